@@ -1,0 +1,468 @@
+//! Settings: one struct a service, declared once with [`settings!`](crate::settings!), filled in this order, later wins:
+//! the field's default, a TOML file, an upper-case variable of an alias, a `WEFT_*` variable, a flag.
+//!
+//! A field `step_tokens_max` of the section `worker` is the key `step_tokens_max` in the table `[worker]` of the file,
+//! the variable `WEFT_WORKER_STEP_TOKENS_MAX` and the flag `--worker-step-tokens-max`. A program with one section
+//! leaves its name away. Unknown keys, variables and flags are refused, and all problems are reported at once.
+
+use clap::{Arg, ArgAction, Command};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One field of a settings struct.
+#[derive(Clone, Copy)]
+pub struct Field {
+    /// Name in the struct and in the file.
+    pub name: &'static str,
+    /// Lines of its documentation.
+    pub doc: &'static [&'static str],
+    /// Reads the text of a variable or a flag.
+    pub parse: fn(&str) -> Result<Value, String>,
+    /// Never printed.
+    pub secret: bool,
+}
+
+/// A struct made by [`settings!`](crate::settings!).
+pub trait Settings: DeserializeOwned + Serialize + Default {
+    /// Its fields, in order.
+    const FIELDS: &'static [Field];
+    /// Other names of fields: `(alias in kebab case, field)`. An alias is also a flag and an upper-case variable without prefix.
+    const ALIASES: &'static [(&'static str, &'static str)];
+}
+
+/// A type that a setting can have.
+pub trait SettingValue {
+    /// Reads the text of a variable or a flag.
+    ///
+    /// # Errors
+    /// What is expected instead, for people.
+    fn parse(text: &str) -> Result<Value, String>;
+}
+
+macro_rules! parsed_value {
+    ($what:literal: $($ty:ty),+) => {$(
+        impl SettingValue for $ty {
+            fn parse(text: &str) -> Result<Value, String> {
+                let value: $ty = text.parse().map_err(|_| format!("{text:?} is not {}", $what))?;
+                serde_json::to_value(value).map_err(|error| error.to_string())
+            }
+        }
+    )+};
+}
+parsed_value!("a whole number in range": u16, u32, u64, usize);
+parsed_value!("a number": f32, f64);
+parsed_value!("true or false": bool);
+parsed_value!("an address like 127.0.0.1:8080": std::net::SocketAddr);
+
+impl SettingValue for String {
+    fn parse(text: &str) -> Result<Value, String> {
+        Ok(Value::String(text.to_owned()))
+    }
+}
+
+impl SettingValue for PathBuf {
+    fn parse(text: &str) -> Result<Value, String> {
+        Ok(Value::String(text.to_owned()))
+    }
+}
+
+impl SettingValue for Vec<String> {
+    fn parse(text: &str) -> Result<Value, String> {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        Ok(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+    }
+}
+
+impl<T: SettingValue> SettingValue for Option<T> {
+    fn parse(text: &str) -> Result<Value, String> {
+        T::parse(text)
+    }
+}
+
+/// Everything that is wrong with the settings, one line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct SettingsError {
+    /// One line each, naming where it stands, the value and what is expected.
+    pub problems: Vec<String>,
+}
+
+/// Why a program does not go on with settings.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// `--help` or `--version`: print and leave with status 0. Wrong flags: print and leave with status 2.
+    #[error("{0}")]
+    Usage(#[from] clap::Error),
+    /// The values are wrong: print and leave with status 2.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+}
+
+impl LoadError {
+    /// Prints the reason and ends the process, as a command line tool does.
+    pub fn exit(self) -> ! {
+        match self {
+            Self::Usage(usage) => usage.exit(),
+            Self::Settings(error) => {
+                for problem in &error.problems {
+                    eprintln!("error: {problem}");
+                }
+                std::process::exit(2);
+            }
+        }
+    }
+}
+
+struct Section {
+    prefix: &'static str,
+    fields: &'static [Field],
+    aliases: &'static [(&'static str, &'static str)],
+    defaults: Map<String, Value>,
+}
+
+impl Section {
+    fn flag(&self, field: &Field) -> String {
+        let name = field.name.replace('_', "-");
+        if self.prefix.is_empty() { name } else { format!("{}-{name}", self.prefix.replace('_', "-")) }
+    }
+
+    fn variable(&self, field: &Field) -> String {
+        format!("WEFT_{}", self.flag(field).replace('-', "_").to_uppercase())
+    }
+
+    fn field(&self, name: &str) -> Option<&'static Field> {
+        self.fields.iter().find(|field| field.name == name)
+    }
+}
+
+/// Variables that begin with `WEFT_` and are no settings.
+const OTHER_VARIABLES: &[&str] = &["WEFT_CONFIG", "WEFT_LOG", "WEFT_LOG_FORMAT", "WEFT_DEMO_MODEL", "WEFT_CODEGEN"];
+/// Alias variables that container runtimes and shells set for their own purposes: accepted as flags only.
+const AMBIENT_VARIABLES: &[&str] = &["HOSTNAME"];
+
+/// Collects the sections of a program and fills them.
+pub struct Loader {
+    command: Command,
+    sections: Vec<Section>,
+}
+
+/// Filled sections.
+#[derive(Debug)]
+pub struct Loaded {
+    sections: BTreeMap<&'static str, Map<String, Value>>,
+}
+
+impl Loader {
+    /// A program with this name and one-line description.
+    #[must_use]
+    pub fn new(name: &'static str, about: &'static str) -> Self {
+        Self { command: Command::new(name).about(about).version(env!("CARGO_PKG_VERSION")), sections: Vec::new() }
+    }
+
+    /// Adds a settings struct. `prefix` is empty for the program's own section.
+    ///
+    /// # Panics
+    /// If the struct does not serialize to an object: then it was not made by `settings!`.
+    #[must_use]
+    pub fn section<T: Settings>(self, prefix: &'static str) -> Self {
+        self.section_with(prefix, &T::default())
+    }
+
+    /// The same with other defaults than the struct's own.
+    ///
+    /// # Panics
+    /// As [`Loader::section`].
+    #[must_use]
+    pub fn section_with<T: Settings>(mut self, prefix: &'static str, defaults: &T) -> Self {
+        let Ok(Value::Object(defaults)) = serde_json::to_value(defaults) else {
+            panic!("settings serialize to an object");
+        };
+        self.sections.push(Section { prefix, fields: T::FIELDS, aliases: T::ALIASES, defaults });
+        self
+    }
+
+    /// Fills the sections. `args` are the arguments without the program's name; `variables` is the environment.
+    ///
+    /// # Errors
+    /// Usage, or every wrong value at once.
+    pub fn load<A, V>(mut self, args: A, variables: V) -> Result<Loaded, LoadError>
+    where
+        A: IntoIterator<Item = String>,
+        V: IntoIterator<Item = (String, String)>,
+    {
+        let variables: BTreeMap<String, String> = variables.into_iter().collect();
+        let command = self.flags();
+        let matches = command.no_binary_name(true).try_get_matches_from(args)?;
+        let mut problems = Vec::new();
+        let mut values: BTreeMap<&'static str, Map<String, Value>> =
+            self.sections.iter().map(|section| (section.prefix, section.defaults.clone())).collect();
+
+        let config = matches.get_one::<String>("config").cloned().or_else(|| variables.get("WEFT_CONFIG").cloned());
+        if let Some(path) = config {
+            self.fill_from_file(&path, &mut values, &mut problems);
+        }
+        self.fill_from_variables(&variables, &mut values, &mut problems);
+        self.fill_from_flags(&matches, &mut values, &mut problems);
+        if problems.is_empty() { Ok(Loaded { sections: values }) } else { Err(SettingsError { problems }.into()) }
+    }
+
+    fn flags(&mut self) -> Command {
+        let mut command = std::mem::replace(&mut self.command, Command::new("")).arg(
+            Arg::new("config").long("config").value_name("FILE").help("TOML file with settings [env: WEFT_CONFIG]"),
+        );
+        let mut aliases_seen = std::collections::BTreeSet::new();
+        for section in &self.sections {
+            for field in section.fields {
+                let default = &section.defaults[field.name];
+                let flag = section.flag(field);
+                let mut help = field.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+                help.push_str(&format!(" [env: {}]", section.variable(field)));
+                if !field.secret && !matches!(default, Value::Null) && default != "" {
+                    help.push_str(&format!(" [default: {}]", plain(default)));
+                }
+                command = command.arg(value_arg(flag, matches!(default, Value::Bool(_))).help(help));
+            }
+            for (alias, name) in section.aliases {
+                let is_bool = section.defaults.get(*name).is_some_and(Value::is_boolean);
+                let taken = self.sections.iter().any(|other| other.fields.iter().any(|field| other.flag(field) == *alias));
+                if !taken && aliases_seen.insert(*alias) {
+                    command = command.arg(value_arg((*alias).to_owned(), is_bool).hide(true));
+                }
+            }
+        }
+        command
+    }
+
+    fn fill_from_file(
+        &self,
+        path: &str,
+        values: &mut BTreeMap<&'static str, Map<String, Value>>,
+        problems: &mut Vec<String>,
+    ) {
+        let table = match std::fs::read_to_string(path).map_err(|error| error.to_string()).and_then(|text| {
+            toml::from_str::<Map<String, Value>>(&text).map_err(|error| error.to_string())
+        }) {
+            Ok(table) => table,
+            Err(error) => return problems.push(format!("settings file {path}: {error}")),
+        };
+        for (key, value) in table {
+            let own_field = self.sections.iter().find(|s| s.prefix.is_empty()).and_then(|s| s.field(&key));
+            let section = self.sections.iter().find(|s| !s.prefix.is_empty() && s.prefix == key);
+            match (own_field, section, value) {
+                (Some(_), _, value) => {
+                    values.entry("").or_default().insert(key, value);
+                }
+                (None, Some(section), Value::Object(entries)) => {
+                    for (name, value) in entries {
+                        if section.field(&name).is_some() {
+                            values.entry(section.prefix).or_default().insert(name, value);
+                        } else {
+                            problems.push(format!("settings file {path}: unknown key {key}.{name}"));
+                        }
+                    }
+                }
+                _ => problems.push(format!("settings file {path}: unknown key {key}")),
+            }
+        }
+    }
+
+    fn fill_from_variables(
+        &self,
+        variables: &BTreeMap<String, String>,
+        values: &mut BTreeMap<&'static str, Map<String, Value>>,
+        problems: &mut Vec<String>,
+    ) {
+        for section in &self.sections {
+            for (alias, name) in section.aliases {
+                let variable = alias.replace('-', "_").to_uppercase();
+                if AMBIENT_VARIABLES.contains(&variable.as_str()) {
+                    continue;
+                }
+                if let Some(text) = variables.get(&variable) {
+                    set(section, name, text, &variable, values, problems);
+                }
+            }
+        }
+        for (variable, text) in variables.iter().filter(|(name, _)| name.starts_with("WEFT_")) {
+            let mut known = OTHER_VARIABLES.contains(&variable.as_str());
+            for section in &self.sections {
+                if let Some(field) = section.fields.iter().find(|field| section.variable(field) == *variable) {
+                    known = true;
+                    set(section, field.name, text, variable, values, problems);
+                }
+            }
+            if !known {
+                problems.push(format!("unknown variable {variable}"));
+            }
+        }
+    }
+
+    fn fill_from_flags(
+        &self,
+        matches: &clap::ArgMatches,
+        values: &mut BTreeMap<&'static str, Map<String, Value>>,
+        problems: &mut Vec<String>,
+    ) {
+        let given = |flag: &str| matches.try_get_one::<String>(flag).ok().flatten();
+        for section in &self.sections {
+            for (alias, name) in section.aliases {
+                if let Some(text) = given(alias) {
+                    set(section, name, text, &format!("--{alias}"), values, problems);
+                }
+            }
+        }
+        for section in &self.sections {
+            for field in section.fields {
+                let flag = section.flag(field);
+                if let Some(text) = given(&flag) {
+                    set(section, field.name, text, &format!("--{flag}"), values, problems);
+                }
+            }
+        }
+    }
+}
+
+fn value_arg(flag: String, is_bool: bool) -> Arg {
+    let arg = Arg::new(flag.clone()).long(flag).action(ArgAction::Set).value_name("VALUE");
+    if is_bool { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn set(
+    section: &Section,
+    name: &str,
+    text: &str,
+    place: &str,
+    values: &mut BTreeMap<&'static str, Map<String, Value>>,
+    problems: &mut Vec<String>,
+) {
+    let field = section.field(name).expect("aliases name fields: tested by `settings_are_sound`");
+    match (field.parse)(text) {
+        Ok(value) => {
+            values.entry(section.prefix).or_default().insert(name.to_owned(), value);
+        }
+        Err(_) if field.secret => problems.push(format!("{place}: the value cannot be read")),
+        Err(problem) => problems.push(format!("{place}: {problem}")),
+    }
+}
+
+impl Loaded {
+    /// The struct of this section.
+    ///
+    /// # Errors
+    /// A value of the file has the wrong type; the message names the key.
+    pub fn get<T: Settings>(&self, prefix: &'static str) -> Result<T, SettingsError> {
+        let values = self.sections.get(prefix).cloned().unwrap_or_default();
+        // Field by field first, so that a wrong type names its key.
+        let mut problems = Vec::new();
+        for field in T::FIELDS {
+            let mut one = match serde_json::to_value(T::default()) {
+                Ok(Value::Object(defaults)) => defaults,
+                _ => Map::new(),
+            };
+            if let Some(value) = values.get(field.name) {
+                one.insert(field.name.to_owned(), value.clone());
+            }
+            if let Err(error) = serde_json::from_value::<T>(Value::Object(one)) {
+                let key = if prefix.is_empty() { field.name.to_owned() } else { format!("{prefix}.{}", field.name) };
+                problems.push(format!("setting {key}: {error}"));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(SettingsError { problems });
+        }
+        serde_json::from_value(Value::Object(values)).map_err(|error| SettingsError { problems: vec![error.to_string()] })
+    }
+}
+
+/// The settings as a line for the log, with secrets hidden.
+pub fn shown<T: Settings>(settings: &T) -> String {
+    let Ok(Value::Object(values)) = serde_json::to_value(settings) else { return String::new() };
+    let shown = T::FIELDS.iter().map(|field| match &values[field.name] {
+        Value::Null => format!("{}=-", field.name),
+        _ if field.secret => format!("{}=(hidden)", field.name),
+        value => format!("{}={}", field.name, plain(value)),
+    });
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+/// Checks a declaration: aliases name fields, names do not repeat. For tests.
+///
+/// # Panics
+/// If the declaration is not sound.
+pub fn assert_sound<T: Settings>() {
+    let mut names = std::collections::BTreeSet::new();
+    for field in T::FIELDS {
+        assert!(names.insert(field.name), "field {} repeats", field.name);
+        assert!(!field.doc.is_empty(), "field {} is not documented", field.name);
+    }
+    for (alias, name) in T::ALIASES {
+        assert!(names.contains(name), "alias {alias} names no field: {name}");
+    }
+}
+
+/// Declares a settings struct: fields with their documentation and default, then aliases.
+///
+/// ```
+/// weft_service_kit::settings! {
+///     /// How the example runs.
+///     pub struct Settings {
+///         /// Most requests at once.
+///         pub max_concurrent_requests: usize = 64,
+///         /// Who may administer.
+///         secret pub admin_key: Option<String> = None,
+///     }
+///     aliases { "concurrency" => max_concurrent_requests }
+/// }
+/// assert_eq!(Settings::default().max_concurrent_requests, 64);
+/// ```
+#[macro_export]
+macro_rules! settings {
+    (
+        $(#[doc = $struct_doc:literal])*
+        pub struct $name:ident { $($body:tt)* }
+        $(aliases { $($alias:literal => $target:ident),* $(,)? })?
+    ) => {
+        $crate::settings!(@fields [$(#[doc = $struct_doc])*] $name [$($(($alias, stringify!($target))),*)?] [] $($body)*);
+    };
+    (@fields $docs:tt $name:ident $aliases:tt [$($done:tt)*]
+        $(#[doc = $doc:literal])* secret pub $field:ident : $ty:ty = $default:expr, $($rest:tt)*) => {
+        $crate::settings!(@fields $docs $name $aliases [$($done)* { [$($doc),*] $field [$ty] [$default] true }] $($rest)*);
+    };
+    (@fields $docs:tt $name:ident $aliases:tt [$($done:tt)*]
+        $(#[doc = $doc:literal])* pub $field:ident : $ty:ty = $default:expr, $($rest:tt)*) => {
+        $crate::settings!(@fields $docs $name $aliases [$($done)* { [$($doc),*] $field [$ty] [$default] false }] $($rest)*);
+    };
+    (@fields [$(#[doc = $struct_doc:literal])*] $name:ident [$($alias:expr),*]
+        [$({ [$($doc:literal),*] $field:ident [$ty:ty] [$default:expr] $secret:literal })*]) => {
+        $(#[doc = $struct_doc])*
+        #[derive(Clone, Debug, $crate::serde::Serialize, $crate::serde::Deserialize)]
+        #[serde(crate = "::weft_service_kit::serde", deny_unknown_fields)]
+        pub struct $name { $($(#[doc = $doc])* pub $field: $ty,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl $crate::settings::Settings for $name {
+            const FIELDS: &'static [$crate::settings::Field] = &[$($crate::settings::Field {
+                name: stringify!($field),
+                doc: &[$($doc),*],
+                parse: <$ty as $crate::settings::SettingValue>::parse,
+                secret: $secret,
+            },)*];
+            const ALIASES: &'static [(&'static str, &'static str)] = &[$($alias),*];
+        }
+    };
+}
