@@ -1,0 +1,1 @@
+//! One suite that every implementation of [`Kernels`](crate::Kernels) must pass.

@@ -1,0 +1,190 @@
+//! Keys and values of one layer, in pages.
+//!
+//! | part | logical | stored | why |
+//! |---|---|---|---|
+//! | keys | `[block][kv_head][slot][head_dim]` | `[block][kv_head][head_dim][slot16]` | the scores of 16 neighbouring positions are the lanes of one vector |
+//! | values | `[block][kv_head][slot][head_dim]` | `[block][kv_head][slot][dim16]` | the output's features are the lanes |
+//!
+//! `slot16` and `dim16` are padded to a multiple of 16. A block of 16 positions and a head of 64 pad nothing.
+
+use crate::aligned::AlignedBuf;
+use crate::packed::{PANEL, round_bf16, widen_bf16};
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// 4 bytes per value.
+    F32,
+    /// 2 bytes per value, rounded to nearest even; all arithmetic stays `f32`.
+    Bf16,
+}
+
+pub(crate) enum KvData {
+    F32 { k: AlignedBuf<f32>, v: AlignedBuf<f32> },
+    Bf16 { k: AlignedBuf<u16>, v: AlignedBuf<u16> },
+}
+
+/// The pages of one layer. Which block belongs to whom is the caller's business.
+pub struct KvLayer {
+    blocks: usize,
+    block_size: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    pub(crate) data: KvData,
+}
+
+impl KvLayer {
+    /// `blocks` pages of `block_size` positions each. Memory is mapped when first written.
+    ///
+    /// # Panics
+    ///
+    /// When `block_size`, `kv_heads` or `head_dim` is zero, or the size overflows.
+    #[must_use]
+    pub fn new(
+        blocks: usize,
+        block_size: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        format: KvFormat,
+    ) -> Self {
+        assert!(
+            block_size > 0 && kv_heads > 0 && head_dim > 0,
+            "kv layer: block_size {block_size}, kv_heads {kv_heads} and head_dim {head_dim} must be above 0"
+        );
+        let padded = |a: usize, b: usize| {
+            blocks
+                .checked_mul(kv_heads)
+                .and_then(|n| n.checked_mul(a))
+                .and_then(|n| n.checked_mul(b.next_multiple_of(PANEL)))
+                .expect("a kv layer fits the address space")
+        };
+        let (k_len, v_len) = (padded(head_dim, block_size), padded(block_size, head_dim));
+        let data = match format {
+            KvFormat::F32 => {
+                KvData::F32 { k: AlignedBuf::zeroed(k_len), v: AlignedBuf::zeroed(v_len) }
+            }
+            KvFormat::Bf16 => {
+                KvData::Bf16 { k: AlignedBuf::zeroed(k_len), v: AlignedBuf::zeroed(v_len) }
+            }
+        };
+        Self { blocks, block_size, kv_heads, head_dim, data }
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Positions per page.
+    #[must_use]
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Key and value heads.
+    #[must_use]
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Width of a head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// How keys and values are stored.
+    #[must_use]
+    pub fn format(&self) -> KvFormat {
+        match self.data {
+            KvData::F32 { .. } => KvFormat::F32,
+            KvData::Bf16 { .. } => KvFormat::Bf16,
+        }
+    }
+
+    /// Memory held by all pages, padding included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            KvData::F32 { k, v } => k.bytes() + v.bytes(),
+            KvData::Bf16 { k, v } => k.bytes() + v.bytes(),
+        }
+    }
+
+    /// Distance of two features of a key, in values.
+    pub(crate) fn slot_stride(&self) -> usize {
+        self.block_size.next_multiple_of(PANEL)
+    }
+
+    /// Distance of two positions of a value, in values.
+    pub(crate) fn dim_stride(&self) -> usize {
+        self.head_dim.next_multiple_of(PANEL)
+    }
+
+    /// Where the keys of a block and head begin.
+    pub(crate) fn k_start(&self, block: usize, kv_head: usize) -> usize {
+        (block * self.kv_heads + kv_head) * self.head_dim * self.slot_stride()
+    }
+
+    /// Where the values of a block and head begin.
+    pub(crate) fn v_start(&self, block: usize, kv_head: usize) -> usize {
+        (block * self.kv_heads + kv_head) * self.block_size * self.dim_stride()
+    }
+
+    /// One feature of a stored key.
+    pub(crate) fn key(&self, block: usize, kv_head: usize, slot: usize, dim: usize) -> f32 {
+        let index = self.k_start(block, kv_head) + dim * self.slot_stride() + slot;
+        match &self.data {
+            KvData::F32 { k, .. } => k[index],
+            KvData::Bf16 { k, .. } => widen_bf16(k[index]),
+        }
+    }
+
+    /// One feature of a stored value.
+    pub(crate) fn value(&self, block: usize, kv_head: usize, slot: usize, dim: usize) -> f32 {
+        let index = self.v_start(block, kv_head) + slot * self.dim_stride() + dim;
+        match &self.data {
+            KvData::F32 { v, .. } => v[index],
+            KvData::Bf16 { v, .. } => widen_bf16(v[index]),
+        }
+    }
+
+    /// Stores the key and the value of one position and head, both `[head_dim]`.
+    pub(crate) fn store(
+        &mut self,
+        block: usize,
+        kv_head: usize,
+        slot: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
+        let slots = self.slot_stride();
+        let k_start = self.k_start(block, kv_head) + slot;
+        let v_start = self.v_start(block, kv_head) + slot * self.dim_stride();
+        match &mut self.data {
+            KvData::F32 { k, v } => {
+                for (dim, &x) in key.iter().enumerate() {
+                    k[k_start + dim * slots] = x;
+                }
+                v[v_start..v_start + value.len()].copy_from_slice(value);
+            }
+            KvData::Bf16 { k, v } => {
+                for (dim, &x) in key.iter().enumerate() {
+                    k[k_start + dim * slots] = round_bf16(x);
+                }
+                for (to, &x) in v[v_start..].iter_mut().zip(value) {
+                    *to = round_bf16(x);
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for KvLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { blocks, block_size, kv_heads, head_dim, .. } = self;
+        let format = self.format();
+        write!(f, "KvLayer({blocks} x [{kv_heads}, {block_size}, {head_dim}], {format:?})")
+    }
+}
