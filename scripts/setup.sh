@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Installs what a fresh Debian 12 with Rust lacks, and says so. Usage: scripts/setup.sh PART...
+#   build   what compiling needs: a C compiler
+#   demo    what fetching the demo model needs: python3 with venv and pip
+#   test    what the tests need: protoc, cargo-nextest, the real clients from PyPI
+#   bench   what the comparison with other engines needs
+# Nothing that is present already is touched.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${WEFT_VENV:-$PWD/.cache/venv}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+missing_packages=()
+need_package() { # command package
+    command -v "$1" >/dev/null 2>&1 || missing_packages+=("$2")
+}
+
+install_packages() {
+    [ ${#missing_packages[@]} -gt 0 ] || return 0
+    say "installing Debian packages: ${missing_packages[*]}"
+    local sudo=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || { say "not root and no sudo: please install ${missing_packages[*]}"; exit 1; }
+        sudo=(sudo)
+    fi
+    "${sudo[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing_packages[@]}" >/dev/null
+}
+
+need_venv_module() {
+    python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing_packages+=(python3-venv)
+}
+
+python_packages() { # requirements file
+    local stamp="$venv/.$(basename "$1").sha256" sum
+    sum=$(sha256sum "$1" | cut -d' ' -f1)
+    [ "$(cat "$stamp" 2>/dev/null || true)" = "$sum" ] && return 0
+    [ -x "$venv/bin/python" ] || { say "creating a private Python environment in $venv"; python3 -m venv "$venv"; }
+    say "installing Python packages of $1 into $venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$1"
+    echo "$sum" >"$stamp"
+}
+
+command -v cargo >/dev/null || { say "Rust is missing: install it with rustup (https://rustup.rs), version 1.95 or newer"; exit 1; }
+
+for part in "$@"; do
+    case $part in
+        build) need_package cc gcc; need_package make make ;;
+        demo) need_package python3 python3; need_venv_module ;;
+        test) need_package protoc protobuf-compiler; need_package python3 python3; need_venv_module ;;
+        bench) need_package python3 python3; need_venv_module ;;
+        *) say "unknown part $part"; exit 2 ;;
+    esac
+done
+install_packages
+
+for part in "$@"; do
+    case $part in
+        test)
+            if ! cargo nextest --version >/dev/null 2>&1; then
+                say "installing cargo-nextest with cargo (some minutes)"
+                cargo install --quiet --locked cargo-nextest
+            fi
+            python_packages tests/clients/requirements.txt
+            ;;
+        bench) python_packages loadtests/peers/requirements.txt ;;
+        *) ;;
+    esac
+done
