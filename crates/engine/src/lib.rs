@@ -1,1 +1,33 @@
-//! placeholder
+//! The forward pass over a heterogeneous batch: one base model, many adapters, one step.
+//!
+//! What this room is for: it holds the packed base weights, the adapter slots and the KV memory, and turns a
+//! [`StepBatch`] (which tokens of which sequences, with which adapter, into which KV blocks) into logits. It must not
+//! know requests, tenants, queues or clocks: who runs when is decided in `crates/batching`, and which adapter stays is
+//! decided in `crates/residency`.
+//!
+//! Stages of a step, in order:
+//! 1. `plan` checks the whole batch before anything is written, and orders its sequences by slot, so that the rows of one
+//!    adapter are one run;
+//! 2. `forward` is the Llama model, written once over candle tensors; each hot operation is a candle custom op from `ops`
+//!    that calls [`weft_kernels::Kernels`];
+//! 3. logits are handed back in the order of the batch, each with the digest read from the slot entry that was used.
+//!
+//! Beside the step loop: [`Preparer`] turns a canonical blob into a [`PreparedAdapter`] on any thread, so that
+//! [`Engine::install`] only moves a pointer; [`sampling`] chooses tokens from logits.
+
+mod adapter;
+mod engine;
+mod error;
+mod forward;
+mod ops;
+mod plan;
+pub mod sampling;
+mod shape;
+mod slots;
+mod weights;
+mod workspace;
+
+pub use adapter::{PreparedAdapter, Preparer};
+pub use engine::{Dtype, Engine, EngineOptions, LogitsWanted, SeqOutput, SeqStep, StepBatch, StepOutput};
+pub use error::{Error, Problem};
+pub use slots::SlotId;

@@ -1,0 +1,298 @@
+//! The engine: base weights, slots and KV memory, and the step that uses them.
+
+use crate::adapter::{PreparedAdapter, Preparer};
+use crate::forward::{Model, Scratch};
+use crate::ops::Read;
+use crate::plan::{BlockOwners, Limits, Plan};
+use crate::shape::Shape;
+use crate::slots::{SlotId, SlotTable};
+use crate::weights::Base;
+use crate::workspace::Workspace;
+use crate::{Error, ops};
+use candle_core::{DType, Device, Tensor};
+use std::cell::RefCell;
+use std::sync::Arc;
+use weft_base_model::BaseModel;
+use weft_kernels::{Kernels, KvFormat, KvLayer, WeightFormat};
+use weft_types::Digest;
+
+/// What base weights, adapters and KV are stored in. Activations are f32 in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// The parity reference.
+    F32,
+    /// Half the memory traffic; products may be taken from rounded activations.
+    Bf16,
+}
+
+impl Dtype {
+    /// As it is written in settings and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    pub(crate) fn weights(self) -> WeightFormat {
+        match self {
+            Self::F32 => WeightFormat::F32,
+            Self::Bf16 => WeightFormat::Bf16,
+        }
+    }
+
+    fn kv(self) -> KvFormat {
+        match self {
+            Self::F32 => KvFormat::F32,
+            Self::Bf16 => KvFormat::Bf16,
+        }
+    }
+}
+
+/// How to build an engine.
+pub struct EngineOptions {
+    /// Storage of weights, adapters and KV.
+    pub dtype: Dtype,
+    /// Physical blocks in the KV pool, 1 or more. Memory is taken by the system only as blocks are first written.
+    pub kv_blocks: usize,
+    /// Positions per block, 1 or more; 16 suits the kernels.
+    pub block_size: usize,
+    /// The compute.
+    pub kernels: Arc<dyn Kernels>,
+}
+
+/// Which rows of a sequence give logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsWanted {
+    /// None: a prompt chunk that is not the last.
+    None,
+    /// The last row: the next token is sampled from it.
+    Last,
+    /// Every row: prompt log-probabilities, verification of drafts.
+    All,
+}
+
+/// A sequence's part in a step.
+#[derive(Clone, Debug)]
+pub struct SeqStep {
+    /// New tokens, at least one: a chunk of the prompt, or the last sampled token.
+    pub tokens: Vec<u32>,
+    /// Position of the first new token; positions before it must have been computed into `blocks`.
+    pub start: usize,
+    /// Physical blocks in order of position, covering at least `start + tokens.len()` positions. Blocks before the one
+    /// that holds `start` may be shared with other sequences of the step.
+    pub blocks: Vec<u32>,
+    /// The adapter; none: the base alone.
+    pub slot: Option<SlotId>,
+    /// Rows that give logits.
+    pub logits: LogitsWanted,
+}
+
+/// What one step computes.
+#[derive(Clone, Debug, Default)]
+pub struct StepBatch {
+    /// In any order.
+    pub seqs: Vec<SeqStep>,
+}
+
+/// What one step computed.
+#[derive(Clone, Debug, Default)]
+pub struct StepOutput {
+    /// In the order of the batch.
+    pub seqs: Vec<SeqOutput>,
+}
+
+/// One sequence's result.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SeqOutput {
+    /// Digest in the slot entry that the step used; none: the base alone.
+    pub adapter: Option<Digest>,
+    /// `[rows wanted, vocabulary]`.
+    pub logits: Vec<f32>,
+}
+
+/// One base model with its adapter slots and KV memory. Owned by one step loop.
+pub struct Engine {
+    shape: Arc<Shape>,
+    base: Base,
+    kernels: Arc<dyn Kernels>,
+    dtype: Dtype,
+    block_size: usize,
+    kv_blocks: usize,
+    kv: Vec<KvLayer>,
+    slots: SlotTable,
+    owners: BlockOwners,
+    scratch: Scratch,
+    /// Flat, for `logits_rows * vocabulary` values.
+    logits: Option<Tensor>,
+    logits_rows: usize,
+}
+
+impl Engine {
+    /// Loads and packs the base.
+    ///
+    /// Cost: reads the whole model, about a second per GB; see [`EngineOptions`] for the KV pool.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a size out of range, [`Error::Model`] and [`Error::TensorSize`] for unusable weights.
+    pub fn new(model: &BaseModel, options: EngineOptions) -> Result<Self, Error> {
+        let positive = |option, value| {
+            if value == 0 { Err(Error::Option { option, value, allowed: "1 or more" }) } else { Ok(()) }
+        };
+        positive("kv_blocks", options.kv_blocks)?;
+        positive("block_size", options.block_size)?;
+        positive("layers", model.config.layers)?;
+        if options.kv_blocks > u32::MAX as usize {
+            return Err(Error::Option { option: "kv_blocks", value: options.kv_blocks, allowed: "below 2^32" });
+        }
+        let shape = Arc::new(Shape::of(&model.config));
+        let base = Base::load(model, &shape, options.kernels.as_ref(), options.dtype)?;
+        let layer =
+            || KvLayer::new(options.kv_blocks, options.block_size, shape.kv_heads, shape.head_dim, options.dtype.kv());
+        Ok(Self {
+            base,
+            kv: std::iter::repeat_with(layer).take(shape.layers).collect(),
+            kernels: options.kernels,
+            dtype: options.dtype,
+            block_size: options.block_size,
+            kv_blocks: options.kv_blocks,
+            slots: SlotTable::default(),
+            owners: BlockOwners::default(),
+            scratch: Scratch {
+                rows: Workspace::new(Device::Cpu),
+                wanted: Workspace::new(Device::Cpu),
+                split: RefCell::new(ops::Split::default()),
+            },
+            logits: None,
+            logits_rows: 0,
+            shape,
+        })
+    }
+
+    /// What makes adapters ready for this engine, on any thread.
+    #[must_use]
+    pub fn preparer(&self) -> Preparer {
+        Preparer::new(Arc::clone(&self.shape), Arc::clone(&self.kernels), self.dtype)
+    }
+
+    /// Puts a prepared adapter into a slot. Moves a pointer; never waits.
+    pub fn install(&mut self, adapter: PreparedAdapter) -> SlotId {
+        self.slots.install(adapter.0)
+    }
+
+    /// Empties a slot and gives back its bytes; none if it holds no such adapter. The id is never valid again.
+    pub fn remove(&mut self, slot: SlotId) -> Option<u64> {
+        self.slots.remove(slot).map(|adapter| adapter.bytes)
+    }
+
+    /// The digest in a slot's entry.
+    #[must_use]
+    pub fn slot_digest(&self, slot: SlotId) -> Option<Digest> {
+        self.slots.digest(slot)
+    }
+
+    /// Ids in the vocabulary: the width of a row of logits.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.shape.vocabulary
+    }
+
+    /// Positions per KV block.
+    #[must_use]
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Blocks in the KV pool.
+    #[must_use]
+    pub fn kv_blocks(&self) -> usize {
+        self.kv_blocks
+    }
+
+    /// Storage of weights, adapters and KV.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Name of the instruction set in use.
+    #[must_use]
+    pub fn isa(&self) -> &'static str {
+        self.kernels.isa()
+    }
+
+    /// One pass of the base over all rows of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Sequence`] names the one sequence that cannot be computed; nothing was written, and the batch without
+    /// it can be run. [`Error::Tensor`] is a bug.
+    pub fn step(&mut self, batch: &StepBatch) -> Result<StepOutput, Error> {
+        let mut output = StepOutput::default();
+        self.step_into(batch, &mut output)?;
+        Ok(output)
+    }
+
+    /// [`Self::step`] into an output whose memory is used again: saves mapping some megabytes of logits per step.
+    /// After an error the output is empty.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn step_into(&mut self, batch: &StepBatch, output: &mut StepOutput) -> Result<(), Error> {
+        let mut recycled = std::mem::take(&mut output.seqs);
+        if batch.seqs.is_empty() {
+            return Ok(());
+        }
+        let limits = Limits {
+            shape: &self.shape,
+            slots: &self.slots,
+            kv_blocks: self.kv_blocks,
+            block_size: self.block_size,
+        };
+        let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
+        let vocabulary = self.shape.vocabulary;
+        let logits = logits_view(&mut self.logits, &mut self.logits_rows, plan.wanted.len(), vocabulary)?;
+        let model = Model { shape: &self.shape, base: &self.base, kernels: self.kernels.as_ref() };
+        model.forward(&plan, &mut self.kv, &mut self.scratch, logits.as_ref())?;
+
+        recycled.resize_with(batch.seqs.len(), SeqOutput::default);
+        for (computed, &at) in plan.order.iter().enumerate() {
+            let out = &mut recycled[at];
+            out.logits.clear();
+            // The entry, not the request: this is the digest whose matrices the rows went through.
+            out.adapter = plan.adapters[computed].map(|adapter| adapter.digest);
+        }
+        if let Some(logits) = logits {
+            let outputs = RefCell::new(&mut recycled);
+            logits.inplace_op1(&Read(|values: &[f32]| {
+                let mut outputs = outputs.borrow_mut();
+                for (rows, &at) in plan.wanted_of.iter().zip(&plan.order) {
+                    outputs[at].logits.extend_from_slice(&values[rows.start * vocabulary..rows.end * vocabulary]);
+                }
+            }))?;
+        }
+        output.seqs = recycled;
+        Ok(())
+    }
+}
+
+/// The first `rows` rows of the logits buffer, grown when needed; none for no rows.
+fn logits_view(
+    buffer: &mut Option<Tensor>,
+    capacity: &mut usize,
+    rows: usize,
+    vocabulary: usize,
+) -> candle_core::Result<Option<Tensor>> {
+    if rows == 0 {
+        return Ok(None);
+    }
+    let tensor = match buffer {
+        Some(tensor) if rows <= *capacity => tensor,
+        stale => {
+            *stale = None;
+            *capacity = rows.next_power_of_two();
+            stale.insert(Tensor::zeros(*capacity * vocabulary, DType::F32, &Device::Cpu)?)
+        }
+    };
+    Ok(Some(tensor.narrow(0, 0, rows * vocabulary)?.reshape((rows, vocabulary))?))
+}

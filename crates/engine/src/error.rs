@@ -1,0 +1,163 @@
+//! What can go wrong in the engine, and whose fault it is.
+
+use weft_fault::{Fault, Kind};
+
+/// A failed load, a failed preparation or a step that was refused.
+///
+/// A step checks its whole batch before it writes anything: after an error that names a sequence
+/// ([`Error::sequence`]) the same batch without that sequence can be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The base model's weights could not be read.
+    #[error("base model cannot be loaded")]
+    Model(#[from] weft_base_model::Error),
+    /// A tensor has another size than the configuration says.
+    #[error("tensor {name} has {found} values, expected {expected}")]
+    TensorSize {
+        /// Hugging Face name.
+        name: String,
+        /// Values in the file.
+        found: usize,
+        /// Values that the configuration asks for.
+        expected: usize,
+    },
+    /// An engine option is out of range.
+    #[error("{option} is {value}, allowed is {allowed}")]
+    Option {
+        /// Name of the option.
+        option: &'static str,
+        /// Its value.
+        value: usize,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// The adapter blob cannot be parsed.
+    #[error("adapter blob cannot be read")]
+    Adapter(#[from] weft_adapter_format::Error),
+    /// The adapter does not fit the base.
+    #[error("adapter module {module} of layer {layer} does not fit the base: {reason}")]
+    AdapterShape {
+        /// Decoder layer.
+        layer: usize,
+        /// Module name, e.g. `q_proj`.
+        module: &'static str,
+        /// Which number differs, and from what.
+        reason: String,
+    },
+    /// A sequence of the batch cannot be computed.
+    #[error("sequence {sequence} of the batch: {problem}")]
+    Sequence {
+        /// Position in the batch.
+        sequence: usize,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+    /// Logits hold NaN or positive infinity, or no finite value at all.
+    #[error("logits are not finite")]
+    Logits,
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Why one sequence of a batch cannot be computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// A sequence brings at least one token.
+    #[error("no tokens")]
+    Empty,
+    /// The embedding table ends before this token.
+    #[error("token {token} is outside the vocabulary of {vocabulary}")]
+    Token {
+        /// Offending id.
+        token: u32,
+        /// Number of ids.
+        vocabulary: usize,
+    },
+    /// The context ends before this position.
+    #[error("position {position} is beyond the context of {context} tokens")]
+    Position {
+        /// Last position of the chunk.
+        position: usize,
+        /// Context length.
+        context: usize,
+    },
+    /// The block list is shorter than the sequence.
+    #[error("{blocks} KV blocks hold fewer than {tokens} tokens")]
+    BlocksShort {
+        /// Blocks given.
+        blocks: usize,
+        /// Tokens to hold, old and new.
+        tokens: usize,
+    },
+    /// The pool ends before this block.
+    #[error("KV block {block} is outside the pool of {pool}")]
+    BlockRange {
+        /// Physical block.
+        block: u32,
+        /// Blocks in the pool.
+        pool: usize,
+    },
+    /// Another sequence of this step uses a block that this one writes.
+    #[error("KV block {block} is written while sequence {other} uses it")]
+    BlockShared {
+        /// Physical block.
+        block: u32,
+        /// The other sequence's position in the batch.
+        other: usize,
+    },
+    /// The slot is empty, or was emptied and filled again since.
+    #[error("slot {slot} holds no such adapter")]
+    Slot {
+        /// The slot asked for.
+        slot: crate::SlotId,
+    },
+    /// The adapter in the slot was prepared for another engine.
+    #[error("slot {slot} holds an adapter that was prepared for another base")]
+    ForeignAdapter {
+        /// The slot asked for.
+        slot: crate::SlotId,
+    },
+}
+
+impl Error {
+    /// The sequence of the batch that is to blame, if a single one is.
+    #[must_use]
+    pub fn sequence(&self) -> Option<usize> {
+        match self {
+            Self::Sequence { sequence, .. } => Some(*sequence),
+            _ => None,
+        }
+    }
+
+    /// What the caller should do.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            // The registry checked the package: a blob that cannot be read or does not fit is not what its name says.
+            Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
+            Self::Sequence { problem: Problem::Token { .. }, .. } => Kind::Invalid,
+            Self::Option { .. } => Kind::Invalid,
+            Self::Model(_) | Self::TensorSize { .. } => Kind::Corrupt,
+            Self::Sequence { .. } | Self::Logits | Self::Tensor(_) => Kind::Internal,
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::new(error.kind(), describe(&error))
+    }
+}
+
+/// The message with its causes: a fault keeps no source.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,178 @@
+//! Passes over one row of logits. Plain arithmetic in a fixed order (eight lanes, then pairwise), so that the same
+//! logits give the same bits on every platform, and the compiler can use whatever vectors the target has.
+
+use crate::Error;
+
+const LANES: usize = 8;
+/// Values summed in f32 before the sum goes on in f64: keeps the error of a whole vocabulary below 1e-6.
+const CHUNK: usize = 1024;
+
+/// `exp(x)` for `x <= 0`, relative error below 2e-7; exactly 0 below -87 (where f32 turns subnormal).
+///
+/// Cephes' polynomial after splitting `x = n ln 2 + r`. The standard library's is a call per value, which would cost
+/// more than the rest of the sampler together.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to the nearest integer, which then sits in the low bits of the float.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * 0.693_359_375 + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_15e-4f32;
+    p = p * r + 1.398_199_95e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5.0e-1;
+    let fraction = p * r * r + r + 1.0;
+    let value = f32::from_bits(fraction.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < -87.0 { 0.0 } else { value }
+}
+
+/// The largest value.
+///
+/// # Errors
+/// [`Error::Logits`] if there is a NaN or +inf, or nothing above -inf. (-inf marks a forbidden token.)
+pub(super) fn max_finite(values: &[f32]) -> Result<f32, Error> {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut unordered = [false; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
+            unordered[lane] |= chunk[lane].is_nan();
+        }
+    }
+    let mut max = f32::NEG_INFINITY;
+    for &value in lanes.iter().chain(tail) {
+        max = max.max(value);
+    }
+    let has_nan = unordered.contains(&true) || tail.iter().any(|value| value.is_nan());
+    if has_nan || !max.is_finite() { Err(Error::Logits) } else { Ok(max) }
+}
+
+/// Sum of `exp((value - max) * inverse_temperature)`.
+pub(super) fn exp_sum(values: &[f32], max: f32, inverse_temperature: f32) -> f64 {
+    values.chunks(CHUNK).map(|chunk| f64::from(exp_sum_chunk(chunk, max, inverse_temperature))).sum()
+}
+
+fn exp_sum_chunk(values: &[f32], max: f32, inverse_temperature: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += exp((chunk[lane] - max) * inverse_temperature);
+        }
+    }
+    let mut sum = (lanes[0] + lanes[4]) + (lanes[1] + lanes[5]) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+    for &value in tail {
+        sum += exp((value - max) * inverse_temperature);
+    }
+    sum
+}
+
+/// The first index that holds `max`.
+pub(super) fn index_of(values: &[f32], max: f32) -> usize {
+    const BLOCK: usize = 256;
+    for (block, chunk) in values.chunks(BLOCK).enumerate() {
+        // Whether, before where: the first question vectorises.
+        if chunk.iter().fold(false, |found, &value| found | (value == max)) {
+            let offset = chunk.iter().position(|&value| value == max).unwrap_or(0);
+            return block * BLOCK + offset;
+        }
+    }
+    0
+}
+
+/// Walks the weights `exp((value - max) * inverse_temperature)` in order of index until their sum exceeds `target`.
+/// Rounding can leave a target just below the whole sum unreached; then the last index of positive weight is returned.
+pub(super) fn index_at_mass(values: &[f32], max: f32, inverse_temperature: f32, target: f64) -> usize {
+    let mut before = 0.0f64;
+    let (mut block, mut inside) = (0, 0.0);
+    for (number, chunk) in values.chunks(CHUNK).enumerate() {
+        let mass = f64::from(exp_sum_chunk(chunk, max, inverse_temperature));
+        if mass == 0.0 {
+            continue;
+        }
+        (block, inside) = (number, before);
+        if before + mass > target {
+            break;
+        }
+        before += mass;
+    }
+    let first = block * CHUNK;
+    let chunk = &values[first..values.len().min(first + CHUNK)];
+    let mut last = first;
+    for (offset, &value) in chunk.iter().enumerate() {
+        let weight = exp((value - max) * inverse_temperature);
+        if weight > 0.0 {
+            last = first + offset;
+            inside += f64::from(weight);
+            if inside > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_as_good_as_the_standard_one() {
+        for i in 0..870_000 {
+            let x = -(i as f32) * 1e-4;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - expected).abs() / expected;
+            assert!(error < 2e-7, "exp({x}) is off by {error:e}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-100.0), 0.0);
+    }
+
+    #[test]
+    fn refuses_logits_without_a_largest_finite_value() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            for at in [0, 3, 8, 9] {
+                let mut values = vec![0.5f32; 10];
+                values[at] = bad;
+                assert!(max_finite(&values).is_err(), "{bad} at {at}");
+            }
+        }
+        assert!(max_finite(&[f32::NEG_INFINITY; 10]).is_err());
+        assert!(max_finite(&[]).is_err());
+        assert_eq!(max_finite(&[f32::NEG_INFINITY, -3.0]).unwrap(), -3.0);
+    }
+
+    #[test]
+    fn finds_the_first_of_equal_maxima() {
+        let mut values = vec![0.0f32; 1000];
+        values[700] = 2.0;
+        values[701] = 2.0;
+        assert_eq!(index_of(&values, 2.0), 700);
+    }
+
+    #[test]
+    fn sums_a_vocabulary_to_six_digits() {
+        let values: Vec<f32> = (0..50_000).map(|i| ((i * 7919) % 1000) as f32 * -0.01).collect();
+        let expected: f64 = values.iter().map(|&value| f64::from(value).exp()).sum();
+        assert!((exp_sum(&values, 0.0, 1.0) / expected - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_walk_covers_all_mass_and_nothing_else() {
+        let mut values = vec![f32::NEG_INFINITY; 3000];
+        values[5] = 0.0;
+        values[1500] = 0.0;
+        values[2999] = 0.0;
+        for (target, expected) in [(0.0, 5), (0.99, 5), (1.0, 1500), (1.99, 1500), (2.0, 2999), (2.99, 2999), (3.0, 2999)] {
+            assert_eq!(index_at_mass(&values, 0.0, 1.0, target), expected, "{target}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The resident base: packed once, at load.
+
+use crate::Error;
+use crate::engine::Dtype;
+use crate::shape::Shape;
+use candle_core::{DType, Device, Tensor};
+use weft_base_model::{BaseModel, Weights};
+use weft_kernels::{Kernels, PackedLinear};
+
+/// One decoder layer. Rows of linears that read the same input are one packed matrix.
+pub(crate) struct Layer {
+    /// `[hidden]`.
+    pub(crate) input_norm: Tensor,
+    pub(crate) qkv: PackedLinear,
+    pub(crate) output: PackedLinear,
+    /// `[hidden]`.
+    pub(crate) post_norm: Tensor,
+    pub(crate) gate_up: PackedLinear,
+    pub(crate) down: PackedLinear,
+}
+
+/// All weights of the base.
+pub(crate) struct Base {
+    /// `[vocabulary, hidden]`, f32 or bf16.
+    pub(crate) embeddings: Tensor,
+    pub(crate) layers: Vec<Layer>,
+    /// `[hidden]`.
+    pub(crate) final_norm: Tensor,
+    pub(crate) lm_head: PackedLinear,
+}
+
+impl Base {
+    /// Reads and packs everything. Peak memory: the packed weights and one f32 tensor (with tied embeddings the
+    /// largest is the table itself).
+    pub(crate) fn load(model: &BaseModel, shape: &Shape, kernels: &dyn Kernels, dtype: Dtype) -> Result<Self, Error> {
+        let loader = Loader { weights: &model.weights, kernels, dtype, device: Device::Cpu };
+        let layers = (0..shape.layers).map(|layer| loader.layer(layer, shape)).collect::<Result<_, Error>>()?;
+        let final_norm = loader.norm("model.norm.weight", shape.hidden)?;
+
+        let table = loader.values("model.embed_tokens.weight", shape.vocabulary * shape.hidden)?;
+        let head = |rows: &[f32]| kernels.pack_linear(rows, shape.vocabulary, shape.hidden, dtype.weights());
+        let lm_head = if model.config.tied_embeddings {
+            head(&table)
+        } else {
+            head(&loader.values("lm_head.weight", shape.vocabulary * shape.hidden)?)
+        };
+        let embeddings = Tensor::from_vec(table, (shape.vocabulary, shape.hidden), &loader.device)?;
+        let embeddings = match dtype {
+            Dtype::F32 => embeddings,
+            Dtype::Bf16 => embeddings.to_dtype(DType::BF16)?,
+        };
+        Ok(Self { embeddings, layers, final_norm, lm_head })
+    }
+}
+
+struct Loader<'a> {
+    weights: &'a Weights,
+    kernels: &'a dyn Kernels,
+    dtype: Dtype,
+    device: Device,
+}
+
+impl Loader<'_> {
+    fn layer(&self, layer: usize, shape: &Shape) -> Result<Layer, Error> {
+        let (hidden, q, kv, inter) = (shape.hidden, shape.q_width(), shape.kv_width(), shape.intermediate);
+        let norm = |name: &str| self.norm(&format!("model.layers.{layer}.{name}.weight"), hidden);
+        let fused = |parts: &[(&str, usize)], in_features: usize| self.fused(layer, parts, in_features);
+        Ok(Layer {
+            input_norm: norm("input_layernorm")?,
+            qkv: fused(&[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)], hidden)?,
+            output: fused(&[("self_attn.o_proj", hidden)], q)?,
+            post_norm: norm("post_attention_layernorm")?,
+            gate_up: fused(&[("mlp.gate_proj", inter), ("mlp.up_proj", inter)], hidden)?,
+            down: fused(&[("mlp.down_proj", hidden)], inter)?,
+        })
+    }
+
+    /// The rows of several linears of one layer, one after the other.
+    fn fused(&self, layer: usize, parts: &[(&str, usize)], in_features: usize) -> Result<PackedLinear, Error> {
+        let mut rows = Vec::new();
+        let mut out_features = 0;
+        for &(name, out) in parts {
+            rows.extend(self.values(&format!("model.layers.{layer}.{name}.weight"), out * in_features)?);
+            out_features += out;
+        }
+        Ok(self.kernels.pack_linear(&rows, out_features, in_features, self.dtype.weights()))
+    }
+
+    fn norm(&self, name: &str, width: usize) -> Result<Tensor, Error> {
+        Ok(Tensor::from_vec(self.values(name, width)?, width, &self.device)?)
+    }
+
+    fn values(&self, name: &str, expected: usize) -> Result<Vec<f32>, Error> {
+        let values = self.weights.load_f32(name)?;
+        if values.len() != expected {
+            return Err(Error::TensorSize { name: name.to_owned(), found: values.len(), expected });
+        }
+        Ok(values)
+    }
+}
