@@ -1,1 +1,53 @@
-//! placeholder
+//! Queues, a token budget and KV blocks, turned into the plan of one step.
+//!
+//! What this room is for: it decides who runs in the next step, with how many tokens and in which KV blocks. It holds
+//! counts and names only. It must not know token ids, text, logits, bytes of adapters, clocks or threads: the worker's
+//! loop asks for a plan, runs it on the engine and reports back.
+//!
+//! Parts, in the order in which a request meets them:
+//! 1. [`turns`]: first come, first served within a tenant; tenants take turns.
+//! 2. [`Scheduler`]: waiting, running and preempted requests, and requests that wait beside the queue for their adapter.
+//! 3. [`BlockPool`]: physical KV blocks, handed out one owner at a time.
+//!
+//! Promises, kept by `tests/properties.rs`:
+//! - a plan never holds more than `step_tokens_max` tokens, nor more requests than `running_max`;
+//! - no two requests ever hold one block, and no block is lost;
+//! - every token of a request is computed once for every time that it has to be (once, and again after a preemption);
+//! - every request that is admitted finishes, and a tenant waits at most one admission of each other tenant for its turn.
+
+mod blocks;
+mod scheduler;
+pub mod turns;
+
+pub use blocks::{BlockPool, BlockTable};
+pub use scheduler::{Chunk, Limits, Load, NewRequest, Phase, RequestId, Scheduler, StepPlan, Submitted, Tenant};
+
+/// Why a request is not taken, or the scheduler cannot be built.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The queue is full, and no other tenant holds more of it than this one.
+    #[error("queue is full: {queued} requests wait, the limit is {limit}")]
+    QueueFull {
+        /// Requests that wait.
+        queued: usize,
+        /// Most requests that may wait.
+        limit: usize,
+    },
+    /// Prompt and output do not fit the KV memory even if the request runs alone.
+    #[error("{tokens} tokens of prompt and output do not fit the KV memory of {limit} tokens")]
+    TooLong {
+        /// Prompt and output.
+        tokens: usize,
+        /// Tokens that the KV memory holds.
+        limit: usize,
+    },
+    /// A request needs at least one prompt token and one output token.
+    #[error("{what} is 0, allowed is 1 or more")]
+    Empty {
+        /// Field name.
+        what: &'static str,
+    },
+    /// The id is in use.
+    #[error("request id {0} is in use")]
+    Duplicate(u64),
+}
