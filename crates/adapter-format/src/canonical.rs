@@ -1,0 +1,175 @@
+//! The canonical blob: the one spelling of an adapter, whose SHA-256 is its identity.
+//!
+//! It is a valid safetensors file, written by this module alone, so that no library's later version can move a digest:
+//!
+//! ```text
+//! u64 little endian   length of the header, so that 8 + length is a multiple of 64
+//! {"__metadata__":{"weft.format":"1","weft.peft_type":"LORA",
+//!   "weft.rank.model.layers.0.self_attn.q_proj":"8", ...,
+//!   "weft.scale.model.layers.0.self_attn.q_proj":"2.0", ...},
+//!  "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight":
+//!    {"data_offsets":[0,2048],"dtype":"F32","shape":[8,64]}, ...}      no white space, keys in byte order
+//! spaces              up to the multiple of 64
+//! data                the tensors in the order of their names, without gaps, dtype as it came
+//! ```
+//!
+//! A rank is a decimal integer, a scale the shortest decimal that reads back as the same double. Nothing else is kept:
+//! not the config's patterns, dropout, paths or dates. A blob once written is never written again in another way; a
+//! change of this layout takes a new format number and leaves the reader of the old one in place.
+
+use crate::base::Module;
+use crate::check::PREFIX;
+use crate::error::{Error, Reasons};
+use crate::header::{self, Entry, Header};
+use crate::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+/// The format number that this build writes and reads.
+pub const FORMAT: &str = "1";
+/// Where the data starts is a multiple of this.
+pub const ALIGNMENT: usize = 64;
+/// A header has about 350 bytes per module; 32 MiB are 90,000 modules.
+const HEADER_BYTES_MAX: usize = 32 << 20;
+
+/// One module's part of an adapter: what is added to the base's output is `scale * B (A x)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModuleDelta<'a> {
+    /// The decoder layer, from 0.
+    pub layer: usize,
+    /// The linear in that layer.
+    pub module: Module,
+    /// Rows of A and columns of B.
+    pub rank: usize,
+    /// Finite; resolved from alpha, rank and rsLoRA at publication.
+    pub scale: f64,
+    /// `[rank, in_features]`
+    pub a: TensorView<'a>,
+    /// `[out_features, rank]`
+    pub b: TensorView<'a>,
+}
+
+/// A canonical blob, opened. Borrows the bytes; copies no tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CanonicalAdapter<'a> {
+    modules: Vec<ModuleDelta<'a>>,
+}
+
+impl<'a> CanonicalAdapter<'a> {
+    /// Opens a blob. Cost: the header is read and written once for comparison; the data is not touched.
+    ///
+    /// The digest is not checked here: the caller hashes the bytes it is given. Values are not checked again either.
+    ///
+    /// # Errors
+    /// If the bytes are not exactly what the writer writes for some adapter.
+    pub fn parse(blob: &'a [u8]) -> Result<Self, Error> {
+        let (text, data) = header::split(blob, HEADER_BYTES_MAX).map_err(Error::NotSafetensors)?;
+        let header = header::parse(text).map_err(Error::NotSafetensors)?;
+        let mut reasons = Reasons::default();
+        header::check_layout(&header.tensors, data.len(), &mut reasons);
+        if let Some(refusal) = reasons.into_refusal() {
+            return Err(Error::NotSafetensors(refusal.reasons.join("; ")));
+        }
+        let modules = read_modules(&header, data)?;
+        if header_text(&modules).as_bytes() != text {
+            return Err(Error::NotCanonical("its header is spelled in another way".to_owned()));
+        }
+        Ok(Self { modules })
+    }
+
+    /// Every changed module, by layer and then `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`,
+    /// `down_proj`.
+    #[must_use]
+    pub fn modules(&self) -> &[ModuleDelta<'a>] {
+        &self.modules
+    }
+
+    /// The largest rank of a module.
+    #[must_use]
+    pub fn rank_max(&self) -> usize {
+        self.modules.iter().map(|delta| delta.rank).max().unwrap_or(0)
+    }
+}
+
+/// Writes the blob of these modules, given in any order.
+pub(crate) fn write(modules: &[ModuleDelta<'_>]) -> Vec<u8> {
+    let text = header_text(modules);
+    let tensors = sorted_tensors(modules);
+    let data_bytes: usize = tensors.iter().map(|(_, view)| view.bytes.len()).sum();
+    let mut blob = Vec::with_capacity(8 + text.len() + data_bytes);
+    blob.extend((text.len() as u64).to_le_bytes());
+    blob.extend(text.as_bytes());
+    for (_, view) in tensors {
+        blob.extend(view.bytes);
+    }
+    blob
+}
+
+fn sorted_tensors<'a>(modules: &[ModuleDelta<'a>]) -> Vec<(String, TensorView<'a>)> {
+    let mut tensors = Vec::with_capacity(modules.len() * 2);
+    for delta in modules {
+        let name = delta.module.full_name(delta.layer);
+        tensors.push((format!("{PREFIX}{name}.lora_A.weight"), delta.a));
+        tensors.push((format!("{PREFIX}{name}.lora_B.weight"), delta.b));
+    }
+    tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
+    tensors
+}
+
+/// The header with its padding. Names are made by us and need no escapes.
+fn header_text(modules: &[ModuleDelta<'_>]) -> String {
+    let mut names: Vec<(String, &ModuleDelta<'_>)> =
+        modules.iter().map(|delta| (delta.module.full_name(delta.layer), delta)).collect();
+    names.sort_by(|(left, _), (right, _)| left.cmp(right));
+
+    let mut text = format!(r#"{{"__metadata__":{{"weft.format":"{FORMAT}","weft.peft_type":"LORA""#);
+    for (name, delta) in &names {
+        text += &format!(r#","weft.rank.{name}":"{}""#, delta.rank);
+    }
+    for (name, delta) in &names {
+        text += &format!(r#","weft.scale.{name}":"{}""#, ryu::Buffer::new().format_finite(delta.scale));
+    }
+    text.push('}');
+    let mut start = 0;
+    for (name, view) in sorted_tensors(modules) {
+        let end = start + view.bytes.len();
+        let [rows, columns] = view.shape;
+        let dtype = view.dtype;
+        text += &format!(r#","{name}":{{"data_offsets":[{start},{end}],"dtype":"{dtype}","shape":[{rows},{columns}]}}"#);
+        start = end;
+    }
+    text.push('}');
+    let padded = (8 + text.len()).next_multiple_of(ALIGNMENT) - 8;
+    let _ = write!(text, "{:1$}", "", padded - text.len());
+    text
+}
+
+fn read_modules<'a>(header: &Header, data: &'a [u8]) -> Result<Vec<ModuleDelta<'a>>, Error> {
+    let metadata: HashMap<&str, &str> =
+        header.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let found = metadata.get("weft.format").copied();
+    if found != Some(FORMAT) {
+        return Err(Error::Format { found: found.map(str::to_owned) });
+    }
+    let tensors: HashMap<&str, &Entry> =
+        header.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut modules = Vec::new();
+    for (key, rank) in &header.metadata {
+        let Some(name) = key.strip_prefix("weft.rank.") else { continue };
+        let wrong = |what: &str| Error::NotCanonical(format!("{what} of {name:?}"));
+        let (layer, module) = Module::from_full_name(name).ok_or_else(|| wrong("the name"))?;
+        let rank: usize = rank.parse().ok().filter(|rank| *rank > 0).ok_or_else(|| wrong("the rank"))?;
+        let scale = metadata.get(format!("weft.scale.{name}").as_str()).and_then(|scale| scale.parse::<f64>().ok());
+        let scale = scale.filter(|scale| scale.is_finite()).ok_or_else(|| wrong("the scale"))?;
+        let tensor = |which: &str| {
+            let entry = tensors.get(format!("{PREFIX}{name}.{which}.weight").as_str())?;
+            let dtype = Dtype::from_name(&entry.dtype)?;
+            Some(TensorView { dtype, shape: entry.matrix()?, bytes: entry.slice(data) })
+        };
+        let a = tensor("lora_A").filter(|a| a.shape[0] == rank).ok_or_else(|| wrong("lora_A"))?;
+        let b = tensor("lora_B").filter(|b| b.shape[1] == rank).ok_or_else(|| wrong("lora_B"))?;
+        modules.push(ModuleDelta { layer, module, rank, scale, a, b });
+    }
+    modules.sort_by_key(|delta| (delta.layer, delta.module));
+    Ok(modules)
+}

@@ -1,0 +1,346 @@
+//! The check of a package: its tensors against what its config selects.
+
+use crate::base::{BaseShape, Module};
+use crate::canonical::{self, ModuleDelta};
+use crate::config;
+use crate::error::{Reasons, Refusal, some_names};
+use crate::header::{self, Entry, Header};
+use crate::select::{Resolved, select};
+use crate::tensor::{Dtype, TensorView, scan};
+use std::collections::{BTreeMap, HashMap};
+use weft_types::Digest;
+
+/// What PEFT puts before every module name.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// How large a package may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest rank of a module.
+    pub rank_max: usize,
+    /// Largest `adapter_config.json`, in bytes.
+    pub config_bytes_max: usize,
+    /// Largest `adapter_model.safetensors`, in bytes.
+    pub weights_bytes_max: u64,
+    /// Largest header of it, in bytes; reading one takes a few times as much memory.
+    pub header_bytes_max: usize,
+}
+
+impl Default for Limits {
+    /// Rank 256, config 1 MiB, weights 4 GiB, header 8 MiB.
+    fn default() -> Self {
+        Self { rank_max: 256, config_bytes_max: 1 << 20, weights_bytes_max: 4 << 30, header_bytes_max: 8 << 20 }
+    }
+}
+
+/// A package that fits the base, with its canonical blob.
+#[derive(Clone, Debug)]
+pub struct CheckedPackage {
+    /// What the publisher should know and what changes no answer.
+    pub warnings: Vec<String>,
+    /// The largest rank of a module.
+    pub rank_max: usize,
+    /// The kinds of modules that the adapter changes, `q_proj` first, each once.
+    pub modules: Vec<String>,
+    /// Every changed module with its resolved rank and scale, in layer order.
+    pub resolved: Vec<Resolved>,
+    /// SHA-256 of `adapter_config.json` as it came.
+    pub config_sha256: Digest,
+    /// SHA-256 of `adapter_model.safetensors` as it came.
+    pub weights_sha256: Digest,
+    blob: Vec<u8>,
+}
+
+impl CheckedPackage {
+    /// The canonical blob; `Digest::of` it is the adapter digest. Copies: see [`CheckedPackage::into_canonical_blob`].
+    #[must_use]
+    pub fn canonical_blob(&self) -> Vec<u8> {
+        self.blob.clone()
+    }
+
+    /// The canonical blob without a copy.
+    #[must_use]
+    pub fn canonical_bytes(&self) -> &[u8] {
+        &self.blob
+    }
+
+    /// The canonical blob, taking the package apart.
+    #[must_use]
+    pub fn into_canonical_blob(self) -> Vec<u8> {
+        self.blob
+    }
+
+    /// The adapter digest. Cost: one pass over the blob.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.blob)
+    }
+}
+
+/// Checks a package against a base and writes its canonical blob.
+///
+/// `config` and `weights` are the two files as they came. `base_name` is what the base is called; another name in the
+/// config is only a warning, for a base is told by its module names and shapes.
+///
+/// Cost: a few passes over `weights` (two hashes, a scan, a copy); memory for the blob. Blocks: run it off the loop.
+///
+/// # Errors
+/// Every reason at once, if the package is not sound, does not fit the base, or holds anything whose effect Weft
+/// would not compute exactly as PEFT does.
+pub fn check_package(
+    config: &[u8],
+    weights: &[u8],
+    base: &BaseShape,
+    base_name: Option<&str>,
+    limits: &Limits,
+) -> Result<CheckedPackage, Refusal> {
+    let mut reasons = Reasons::default();
+    let mut warnings = Vec::new();
+    let lora = config::parse(config, limits.config_bytes_max, base_name, &mut reasons, &mut warnings);
+    let selected = lora.and_then(|lora| select(&lora, base, limits.rank_max, &mut reasons, &mut warnings));
+
+    // Found after the faults of the config, so that what a person wrote comes first in the list.
+    let mut weight_reasons = Reasons::default();
+    let blob = open_weights(weights, limits, &mut weight_reasons).and_then(|(header, data)| {
+        let found = sort_tensors(&header.tensors, base, &mut weight_reasons);
+        check_shapes(&found, selected.as_deref(), base, &mut weight_reasons);
+        let selected = selected.as_deref();
+        if let Some(selected) = selected {
+            compare_names(&found, selected, &mut weight_reasons);
+        }
+        let views = view_all(&found, data?, &mut weight_reasons);
+        if !weight_reasons.is_empty() {
+            return None;
+        }
+        let deltas = join(selected?, &views, &mut warnings)?;
+        Some(canonical::write(&deltas))
+    });
+    reasons.append(weight_reasons);
+
+    if let Some(refusal) = reasons.into_refusal() {
+        return Err(refusal);
+    }
+    let (Some(resolved), Some(blob)) = (selected, blob) else {
+        return Err(Refusal { reasons: vec!["the package could not be checked".to_owned()] });
+    };
+    let used = |module: &Module| resolved.iter().any(|one| one.module == *module);
+    Ok(CheckedPackage {
+        warnings,
+        rank_max: resolved.iter().map(|one| one.rank).max().unwrap_or(0),
+        modules: Module::ALL.into_iter().filter(used).map(|module| module.as_str().to_owned()).collect(),
+        resolved,
+        config_sha256: Digest::of(config),
+        weights_sha256: Digest::of(weights),
+        blob,
+    })
+}
+
+/// The header of the weights, and their data if the file's layout is sound.
+fn open_weights<'a>(weights: &'a [u8], limits: &Limits, reasons: &mut Reasons) -> Option<(Header, Option<&'a [u8]>)> {
+    if weights.len() as u64 > limits.weights_bytes_max {
+        reasons.push(format!("the weights have {} bytes, the limit is {}", weights.len(), limits.weights_bytes_max));
+        return None;
+    }
+    let opened = header::split(weights, limits.header_bytes_max)
+        .and_then(|(text, data)| header::parse(text).map(|header| (header, data)));
+    let (header, data) = match opened {
+        Ok(opened) => opened,
+        Err(reason) => {
+            reasons.push(reason);
+            return None;
+        }
+    };
+    if header.tensors.is_empty() {
+        reasons.push("the weights hold no tensor");
+        return None;
+    }
+    let sound = header::check_layout(&header.tensors, data.len(), reasons);
+    Some((header, sound.then_some(data)))
+}
+
+/// The two tensors of one module.
+#[derive(Default)]
+struct Pair<'h> {
+    a: Option<&'h Entry>,
+    b: Option<&'h Entry>,
+}
+
+/// The tensors of each module that the base has.
+type Found<'h> = BTreeMap<(usize, Module), Pair<'h>>;
+
+/// Finds each module's A and B by name; every other tensor is a reason.
+fn sort_tensors<'h>(
+    tensors: &'h [Entry],
+    base: &BaseShape,
+    reasons: &mut Reasons,
+) -> Found<'h> {
+    let known: HashMap<String, (usize, Module)> =
+        base.targets().map(|(layer, module, linear)| (linear.full_name(layer), (layer, module))).collect();
+    let mut found: Found<'h> = BTreeMap::new();
+    let mut strange: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
+    for tensor in tensors {
+        let name = tensor.name.as_str();
+        let inner = name.strip_prefix(PREFIX).unwrap_or_default();
+        let (module, is_a) = match (inner.strip_suffix(".lora_A.weight"), inner.strip_suffix(".lora_B.weight")) {
+            (Some(module), _) => (module, true),
+            (_, Some(module)) => (module, false),
+            (None, None) => {
+                strange.entry(why_strange(name)).or_default().push(name);
+                continue;
+            }
+        };
+        let Some(key) = known.get(module) else {
+            let is_embedding = matches!(module, "lm_head" | "model.embed_tokens");
+            let why = if is_embedding { TRAINED_EMBEDDING } else { "this base has no such module" };
+            strange.entry(why).or_default().push(name);
+            continue;
+        };
+        let pair = found.entry(*key).or_default();
+        if is_a { pair.a = Some(tensor) } else { pair.b = Some(tensor) }
+    }
+    for (why, names) in strange {
+        let count = if names.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", names.len()) };
+        reasons.push(format!("{count} that Weft cannot use: {}: {why}", some_names(&names)));
+    }
+    found
+}
+
+const TRAINED_EMBEDDING: &str = "trained embeddings and lm_head are not supported";
+
+fn why_strange(name: &str) -> &'static str {
+    if name.contains("lora_magnitude_vector") {
+        "DoRA is not supported"
+    } else if name.contains("lora_embedding_")
+        || name.ends_with("embed_tokens.weight")
+        || name.ends_with("lm_head.weight")
+        || name.contains("token_adapter")
+    {
+        TRAINED_EMBEDDING
+    } else if name.contains("modules_to_save") {
+        "fully trained modules are not supported"
+    } else if name.ends_with(".lora_B.bias") {
+        "biases on lora_B are not supported"
+    } else if name.ends_with(".bias") {
+        "trained biases are not supported"
+    } else {
+        "the name is not base_model.model.<module>.lora_A.weight or .lora_B.weight"
+    }
+}
+
+/// Holds every shape against the base, and against the config's rank where that is known.
+fn check_shapes(found: &Found<'_>, selected: Option<&[Resolved]>, base: &BaseShape, reasons: &mut Reasons) {
+    let ranks: HashMap<(usize, Module), usize> =
+        selected.unwrap_or_default().iter().map(|one| ((one.layer, one.module), one.rank)).collect();
+    let mut wrong: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (key, pair) in found {
+        let Some(linear) = base.linear(key.1) else { continue };
+        let rank = ranks.get(key).copied();
+        let any_rank = |dimension: Option<usize>| dimension.map_or("r".to_owned(), |rank| rank.to_string());
+        let both = [(pair.a, [rank, Some(linear.in_features)]), (pair.b, [Some(linear.out_features), rank])];
+        for (entry, wanted) in both {
+            let Some(entry) = entry else { continue };
+            let fits = entry.matrix().is_some_and(|shape| {
+                shape.iter().zip(wanted).all(|(found, wanted)| wanted.is_none_or(|wanted| wanted == *found))
+            });
+            if !fits {
+                let group = format!(
+                    "shape {:?}, the config and this base need [{}, {}]",
+                    entry.shape,
+                    any_rank(wanted[0]),
+                    any_rank(wanted[1])
+                );
+                wrong.entry(group).or_default().push(&entry.name);
+            }
+        }
+    }
+    for (group, names) in wrong {
+        let tensors = if names.len() == 1 { "tensor" } else { "tensors" };
+        reasons.push(format!("{tensors} {}: {group}", some_names(&names)));
+    }
+}
+
+/// Views of a module's A and B, and whether B is all zero.
+#[derive(Clone, Copy)]
+struct Views<'a> {
+    a: TensorView<'a>,
+    b: TensorView<'a>,
+    b_is_zero: bool,
+}
+
+/// Looks at every value of every tensor found.
+fn view_all<'a>(found: &Found<'_>, data: &'a [u8], reasons: &mut Reasons) -> BTreeMap<(usize, Module), Views<'a>> {
+    let mut views = BTreeMap::new();
+    for (key, pair) in found {
+        let mut see = |entry: Option<&Entry>| entry.and_then(|entry| view(entry, data, reasons));
+        if let (Some((a, _)), Some((b, b_is_zero))) = (see(pair.a), see(pair.b)) {
+            views.insert(*key, Views { a, b, b_is_zero });
+        }
+    }
+    views
+}
+
+/// Rank and scale from the config, tensors from the weights.
+fn join<'a>(
+    selected: &[Resolved],
+    views: &BTreeMap<(usize, Module), Views<'a>>,
+    warnings: &mut Vec<String>,
+) -> Option<Vec<ModuleDelta<'a>>> {
+    let mut deltas = Vec::with_capacity(selected.len());
+    let mut idle = Vec::new();
+    for Resolved { layer, module, rank, scale } in selected.iter().cloned() {
+        let Views { a, b, b_is_zero } = *views.get(&(layer, module))?;
+        if b_is_zero {
+            idle.push(module.full_name(layer));
+        }
+        deltas.push(ModuleDelta { layer, module, rank, scale, a, b });
+    }
+    if !idle.is_empty() {
+        warnings.push(format!("lora_B is all zero, so nothing changes in {}", some_names(&idle)));
+    }
+    Some(deltas)
+}
+
+/// A selected module without both tensors, and tensors of a module that is not selected.
+fn compare_names(found: &Found<'_>, selected: &[Resolved], reasons: &mut Reasons) {
+    let mut missing: [Vec<String>; 3] = Default::default();
+    let mut wanted = BTreeMap::new();
+    for one in selected {
+        wanted.insert((one.layer, one.module), ());
+        let which = match found.get(&(one.layer, one.module)) {
+            Some(Pair { a: Some(_), b: Some(_) }) => continue,
+            Some(Pair { a: None, .. }) => 0,
+            Some(Pair { b: None, .. }) => 1,
+            None => 2,
+        };
+        missing[which].push(one.module.full_name(one.layer));
+    }
+    for (names, what) in missing.iter().zip(["no lora_A tensor", "no lora_B tensor", "no tensors"]) {
+        if !names.is_empty() {
+            reasons.push(format!("the config selects {}, the weights hold {what} for it", some_names(names)));
+        }
+    }
+    let extra: Vec<String> = found
+        .keys()
+        .filter(|key| !wanted.contains_key(key))
+        .map(|(layer, module)| module.full_name(*layer))
+        .collect();
+    if !extra.is_empty() {
+        reasons.push(format!("the weights hold tensors for {}, which the config does not select", some_names(&extra)));
+    }
+}
+
+/// A view of the tensor and whether it is all zero; its dtype and values are checked.
+fn view<'a>(entry: &Entry, data: &'a [u8], reasons: &mut Reasons) -> Option<(TensorView<'a>, bool)> {
+    let Some(dtype) = Dtype::from_name(&entry.dtype) else {
+        reasons.push(format!("tensor {} has dtype {}, only F32, F16 and BF16 are supported", entry.name, entry.dtype));
+        return None;
+    };
+    let bytes = entry.slice(data);
+    let scan = scan(dtype, bytes);
+    if let Some(index) = scan.not_finite_at {
+        let columns = entry.shape.last().copied().unwrap_or(1).max(1);
+        let (row, column) = (index as u64 / columns, index as u64 % columns);
+        reasons.push(format!("tensor {} holds NaN or infinity, first at row {row}, column {column}", entry.name));
+    }
+    Some((TensorView { dtype, shape: entry.matrix()?, bytes }, scan.all_zero))
+}
