@@ -43,9 +43,7 @@ impl<T: Zeroable + Copy> AlignedBuf<T> {
     fn layout(len: usize) -> Option<Layout> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer fits the address space");
         let align = if bytes >= 2 * HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { CACHE_LINE_BYTES };
-        (bytes > 0).then(|| {
-            Layout::from_size_align(bytes, align).expect("a buffer fits the address space")
-        })
+        (bytes > 0).then(|| Layout::from_size_align(bytes, align).expect("a buffer fits the address space"))
     }
 }
 

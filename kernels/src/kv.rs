@@ -26,11 +26,39 @@ pub(crate) enum KvData {
 
 /// The pages of one layer. Which block belongs to whom is the caller's business.
 pub struct KvLayer {
-    blocks: usize,
-    block_size: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    pub(crate) shape: KvShape,
     pub(crate) data: KvData,
+}
+
+/// Where things are in a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvShape {
+    pub(crate) blocks: usize,
+    pub(crate) block_size: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+}
+
+impl KvShape {
+    /// Distance of two features of a key, in values.
+    pub(crate) fn slot_stride(&self) -> usize {
+        self.block_size.next_multiple_of(PANEL)
+    }
+
+    /// Distance of two positions of a value, in values.
+    pub(crate) fn dim_stride(&self) -> usize {
+        self.head_dim.next_multiple_of(PANEL)
+    }
+
+    /// Where the keys of a block and head begin.
+    pub(crate) fn k_start(&self, block: usize, kv_head: usize) -> usize {
+        (block * self.kv_heads + kv_head) * self.head_dim * self.slot_stride()
+    }
+
+    /// Where the values of a block and head begin.
+    pub(crate) fn v_start(&self, block: usize, kv_head: usize) -> usize {
+        (block * self.kv_heads + kv_head) * self.block_size * self.dim_stride()
+    }
 }
 
 impl KvLayer {
@@ -40,13 +68,7 @@ impl KvLayer {
     ///
     /// When `block_size`, `kv_heads` or `head_dim` is zero, or the size overflows.
     #[must_use]
-    pub fn new(
-        blocks: usize,
-        block_size: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        format: KvFormat,
-    ) -> Self {
+    pub fn new(blocks: usize, block_size: usize, kv_heads: usize, head_dim: usize, format: KvFormat) -> Self {
         assert!(
             block_size > 0 && kv_heads > 0 && head_dim > 0,
             "kv layer: block_size {block_size}, kv_heads {kv_heads} and head_dim {head_dim} must be above 0"
@@ -60,38 +82,34 @@ impl KvLayer {
         };
         let (k_len, v_len) = (padded(head_dim, block_size), padded(block_size, head_dim));
         let data = match format {
-            KvFormat::F32 => {
-                KvData::F32 { k: AlignedBuf::zeroed(k_len), v: AlignedBuf::zeroed(v_len) }
-            }
-            KvFormat::Bf16 => {
-                KvData::Bf16 { k: AlignedBuf::zeroed(k_len), v: AlignedBuf::zeroed(v_len) }
-            }
+            KvFormat::F32 => KvData::F32 { k: AlignedBuf::zeroed(k_len), v: AlignedBuf::zeroed(v_len) },
+            KvFormat::Bf16 => KvData::Bf16 { k: AlignedBuf::zeroed(k_len), v: AlignedBuf::zeroed(v_len) },
         };
-        Self { blocks, block_size, kv_heads, head_dim, data }
+        Self { shape: KvShape { blocks, block_size, kv_heads, head_dim }, data }
     }
 
     /// Number of pages.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.blocks
+        self.shape.blocks
     }
 
     /// Positions per page.
     #[must_use]
     pub fn block_size(&self) -> usize {
-        self.block_size
+        self.shape.block_size
     }
 
     /// Key and value heads.
     #[must_use]
     pub fn kv_heads(&self) -> usize {
-        self.kv_heads
+        self.shape.kv_heads
     }
 
     /// Width of a head.
     #[must_use]
     pub fn head_dim(&self) -> usize {
-        self.head_dim
+        self.shape.head_dim
     }
 
     /// How keys and values are stored.
@@ -112,29 +130,9 @@ impl KvLayer {
         }
     }
 
-    /// Distance of two features of a key, in values.
-    pub(crate) fn slot_stride(&self) -> usize {
-        self.block_size.next_multiple_of(PANEL)
-    }
-
-    /// Distance of two positions of a value, in values.
-    pub(crate) fn dim_stride(&self) -> usize {
-        self.head_dim.next_multiple_of(PANEL)
-    }
-
-    /// Where the keys of a block and head begin.
-    pub(crate) fn k_start(&self, block: usize, kv_head: usize) -> usize {
-        (block * self.kv_heads + kv_head) * self.head_dim * self.slot_stride()
-    }
-
-    /// Where the values of a block and head begin.
-    pub(crate) fn v_start(&self, block: usize, kv_head: usize) -> usize {
-        (block * self.kv_heads + kv_head) * self.block_size * self.dim_stride()
-    }
-
     /// One feature of a stored key.
     pub(crate) fn key(&self, block: usize, kv_head: usize, slot: usize, dim: usize) -> f32 {
-        let index = self.k_start(block, kv_head) + dim * self.slot_stride() + slot;
+        let index = self.shape.k_start(block, kv_head) + dim * self.shape.slot_stride() + slot;
         match &self.data {
             KvData::F32 { k, .. } => k[index],
             KvData::Bf16 { k, .. } => widen_bf16(k[index]),
@@ -143,7 +141,7 @@ impl KvLayer {
 
     /// One feature of a stored value.
     pub(crate) fn value(&self, block: usize, kv_head: usize, slot: usize, dim: usize) -> f32 {
-        let index = self.v_start(block, kv_head) + slot * self.dim_stride() + dim;
+        let index = self.shape.v_start(block, kv_head) + slot * self.shape.dim_stride() + dim;
         match &self.data {
             KvData::F32 { v, .. } => v[index],
             KvData::Bf16 { v, .. } => widen_bf16(v[index]),
@@ -151,17 +149,10 @@ impl KvLayer {
     }
 
     /// Stores the key and the value of one position and head, both `[head_dim]`.
-    pub(crate) fn store(
-        &mut self,
-        block: usize,
-        kv_head: usize,
-        slot: usize,
-        key: &[f32],
-        value: &[f32],
-    ) {
-        let slots = self.slot_stride();
-        let k_start = self.k_start(block, kv_head) + slot;
-        let v_start = self.v_start(block, kv_head) + slot * self.dim_stride();
+    pub(crate) fn store(&mut self, block: usize, kv_head: usize, slot: usize, key: &[f32], value: &[f32]) {
+        let slots = self.shape.slot_stride();
+        let k_start = self.shape.k_start(block, kv_head) + slot;
+        let v_start = self.shape.v_start(block, kv_head) + slot * self.shape.dim_stride();
         match &mut self.data {
             KvData::F32 { k, v } => {
                 for (dim, &x) in key.iter().enumerate() {
@@ -183,7 +174,7 @@ impl KvLayer {
 
 impl std::fmt::Debug for KvLayer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { blocks, block_size, kv_heads, head_dim, .. } = self;
+        let KvShape { blocks, block_size, kv_heads, head_dim } = self.shape;
         let format = self.format();
         write!(f, "KvLayer({blocks} x [{kv_heads}, {block_size}, {head_dim}], {format:?})")
     }

@@ -115,14 +115,7 @@ impl Matrix {
 }
 
 /// Writes each row of `source` to its place; places not written stay zero and add nothing.
-fn fill<T: Copy>(
-    source: &[f32],
-    rows: usize,
-    cols: usize,
-    layout: Layout,
-    data: &mut [T],
-    convert: impl Fn(f32) -> T,
-) {
+fn fill<T: Copy>(source: &[f32], rows: usize, cols: usize, layout: Layout, data: &mut [T], convert: impl Fn(f32) -> T) {
     if cols == 0 {
         return;
     }

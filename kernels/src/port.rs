@@ -66,22 +66,10 @@ pub trait Kernels: Send + Sync + 'static {
     ) -> PackedLinear;
 
     /// Packs the shrinking half of an adapter, `[rank, in]`.
-    fn pack_lora_a(
-        &self,
-        a: &[f32],
-        rank: usize,
-        in_features: usize,
-        format: WeightFormat,
-    ) -> LoraMatrix;
+    fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix;
 
     /// Packs the growing half of an adapter, `[out, rank]`.
-    fn pack_lora_b(
-        &self,
-        b: &[f32],
-        out_features: usize,
-        rank: usize,
-        format: WeightFormat,
-    ) -> LoraMatrix;
+    fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix;
 
     /// `out = x wᵀ`; `x [rows, in]`, `out [rows, out]`, overwritten. Each weight is read from memory once per call.
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]);
@@ -90,14 +78,7 @@ pub trait Kernels: Send + Sync + 'static {
     ///
     /// `x [rows, in_features]`, `out [rows, out_stride]`. Rows without a segment stay as they are. Work and memory
     /// traffic follow the sum of actual ranks; each A and B is read from memory once per segment.
-    fn lora(
-        &self,
-        x: &[f32],
-        in_features: usize,
-        segments: &[LoraSegment<'_>],
-        out: &mut [f32],
-        out_stride: usize,
-    );
+    fn lora(&self, x: &[f32], in_features: usize, segments: &[LoraSegment<'_>], out: &mut [f32], out_stride: usize);
 
     /// Stores keys and values, both `[rows, kv_heads, head_dim]`, at the positions of their rows.
     fn write_kv(&self, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer);
@@ -105,28 +86,13 @@ pub trait Kernels: Send + Sync + 'static {
     /// Causal attention with grouped heads; the row at position `p` sees positions `0..=p`, its own included,
     /// so [`Self::write_kv`] comes first. `q` and `out` are `[rows, heads, head_dim]`; query head `h` reads
     /// key head `h / (heads / kv_heads)`. Rows without a sequence stay as they are.
-    fn attention(
-        &self,
-        q: &[f32],
-        heads: usize,
-        scale: f32,
-        seqs: &[AttentionSeq<'_>],
-        kv: &KvLayer,
-        out: &mut [f32],
-    );
+    fn attention(&self, q: &[f32], heads: usize, scale: f32, seqs: &[AttentionSeq<'_>], kv: &KvLayer, out: &mut [f32]);
 
     /// `out = x / sqrt(mean(x²) + eps) * weight` per row; `x` and `out` are `[rows, weight.len()]`.
     fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
 
     /// `residual += x`, then the norm of `residual` into `out`; all three `[rows, weight.len()]`.
-    fn add_rms_norm(
-        &self,
-        residual: &mut [f32],
-        x: &[f32],
-        weight: &[f32],
-        eps: f32,
-        out: &mut [f32],
-    );
+    fn add_rms_norm(&self, residual: &mut [f32], x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
 
     /// Rotary embedding in place; `x [rows, heads, head_dim]`, pairs `(i, i + head_dim / 2)`, angle
     /// `positions[row] * inv_freq[i]`, cosine and sine both times `attention_factor`. `inv_freq [head_dim / 2]`.

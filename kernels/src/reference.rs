@@ -32,23 +32,11 @@ impl Kernels for Reference {
         PackedLinear(Matrix::pack("pack_linear", weight, rows, cols, Layout::RowMajor, format))
     }
 
-    fn pack_lora_a(
-        &self,
-        a: &[f32],
-        rank: usize,
-        in_features: usize,
-        format: WeightFormat,
-    ) -> LoraMatrix {
+    fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
         LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RowMajor, format))
     }
 
-    fn pack_lora_b(
-        &self,
-        b: &[f32],
-        out_features: usize,
-        rank: usize,
-        format: WeightFormat,
-    ) -> LoraMatrix {
+    fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
         LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, Layout::RowMajor, format))
     }
 
@@ -64,14 +52,7 @@ impl Kernels for Reference {
         }
     }
 
-    fn lora(
-        &self,
-        x: &[f32],
-        in_features: usize,
-        segments: &[LoraSegment<'_>],
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
+    fn lora(&self, x: &[f32], in_features: usize, segments: &[LoraSegment<'_>], out: &mut [f32], out_stride: usize) {
         shapes::lora(x, in_features, segments, out, out_stride);
         for segment in segments {
             for row in segment.rows.clone() {
@@ -79,14 +60,10 @@ impl Kernels for Reference {
                 for target in segment.targets {
                     target.a.0.expect_layout("lora", Layout::RowMajor);
                     target.b.0.expect_layout("lora", Layout::RowMajor);
-                    let shrunk: Vec<f64> =
-                        (0..target.rank).map(|r| dot(x, |i| target.a.0.at(r, i))).collect();
+                    let shrunk: Vec<f64> = (0..target.rank).map(|r| dot(x, |i| target.a.0.at(r, i))).collect();
                     for o in 0..target.out_features {
-                        let grown: f64 = shrunk
-                            .iter()
-                            .enumerate()
-                            .map(|(r, value)| value * f64::from(target.b.0.at(o, r)))
-                            .sum();
+                        let grown: f64 =
+                            shrunk.iter().enumerate().map(|(r, value)| value * f64::from(target.b.0.at(o, r))).sum();
                         let to = &mut out[row * out_stride + target.out_offset + o];
                         *to = (f64::from(*to) + f64::from(target.scale) * grown) as f32;
                     }
@@ -110,21 +87,11 @@ impl Kernels for Reference {
         }
     }
 
-    fn attention(
-        &self,
-        q: &[f32],
-        heads: usize,
-        scale: f32,
-        seqs: &[AttentionSeq<'_>],
-        kv: &KvLayer,
-        out: &mut [f32],
-    ) {
+    fn attention(&self, q: &[f32], heads: usize, scale: f32, seqs: &[AttentionSeq<'_>], kv: &KvLayer, out: &mut [f32]) {
         let group = shapes::attention(q, heads, seqs, kv, out);
         let (head_dim, block_size) = (kv.head_dim(), kv.block_size());
         for seq in seqs {
-            let place = |position: usize| {
-                (seq.blocks[position / block_size] as usize, position % block_size)
-            };
+            let place = |position: usize| (seq.blocks[position / block_size] as usize, position % block_size);
             for (position, row) in (seq.start..).zip(seq.rows.clone()) {
                 for head in 0..heads {
                     let at = (row * heads + head) * head_dim;
@@ -163,14 +130,7 @@ impl Kernels for Reference {
         }
     }
 
-    fn add_rms_norm(
-        &self,
-        residual: &mut [f32],
-        x: &[f32],
-        weight: &[f32],
-        eps: f32,
-        out: &mut [f32],
-    ) {
+    fn add_rms_norm(&self, residual: &mut [f32], x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         shapes::norm("add_rms_norm", x, weight.len(), &[residual.len(), out.len()]);
         for (to, x) in residual.iter_mut().zip(x) {
             *to += x;

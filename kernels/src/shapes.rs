@@ -71,11 +71,7 @@ pub(crate) fn sequences(op: &str, rows: usize, seqs: &[AttentionSeq<'_>], kv: &K
         );
         let used = &seq.blocks[..end.div_ceil(kv.block_size())];
         for &block in used {
-            assert!(
-                (block as usize) < kv.blocks(),
-                "{op}: block {block} of a layer with {} blocks",
-                kv.blocks()
-            );
+            assert!((block as usize) < kv.blocks(), "{op}: block {block} of a layer with {} blocks", kv.blocks());
         }
     }
     disjoint(op, rows, seqs.iter().map(|seq| &seq.rows));
@@ -95,13 +91,7 @@ pub(crate) fn write_kv(k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &KvL
 }
 
 /// Checks an attention call; returns the query heads per key head.
-pub(crate) fn attention(
-    q: &[f32],
-    heads: usize,
-    seqs: &[AttentionSeq<'_>],
-    kv: &KvLayer,
-    out: &[f32],
-) -> usize {
+pub(crate) fn attention(q: &[f32], heads: usize, seqs: &[AttentionSeq<'_>], kv: &KvLayer, out: &[f32]) -> usize {
     let (width, group) = (heads * kv.head_dim(), heads / kv.kv_heads());
     let rows = q.len().checked_div(width).unwrap_or(0);
     assert!(
@@ -117,22 +107,14 @@ pub(crate) fn attention(
 /// Checks a norm over rows of `width`; `others` have the length of `x`.
 pub(crate) fn norm(op: &str, x: &[f32], width: usize, others: &[usize]) {
     assert!(
-        (x.is_empty() || width > 0)
-            && x.len().is_multiple_of(width.max(1))
-            && others.iter().all(|&len| len == x.len()),
+        (x.is_empty() || width > 0) && x.len().is_multiple_of(width.max(1)) && others.iter().all(|&len| len == x.len()),
         "{op}: x has {} values, the others {others:?}, for a weight [{width}]",
         x.len(),
     );
 }
 
 /// Checks a rotary call.
-pub(crate) fn rope(
-    x: &[f32],
-    heads: usize,
-    head_dim: usize,
-    positions: &[u32],
-    inv_freq: &[f32],
-) {
+pub(crate) fn rope(x: &[f32], heads: usize, head_dim: usize, positions: &[u32], inv_freq: &[f32]) {
     assert!(
         head_dim == 2 * inv_freq.len() && x.len() == positions.len() * heads * head_dim,
         "rope: x has {} values for [{}, {heads}, {head_dim}], inv_freq has {}",

@@ -1,88 +1,34 @@
 //! The implementation for processors.
+//!
+//! | file | what |
+//! |---|---|
+//! | `lanes.rs`, `x86.rs`, `neon.rs` | 16 lanes of `f32` in each instruction set |
+//! | `micro.rs` | micro-kernels, written once over lanes, one table per set |
+//! | `pool.rs`, `share.rs` | threads, and what they share |
+//! | `linear.rs`, `lora.rs`, `attention.rs`, `rows.rs` | the operations: shapes, cutting into units, calls through the table |
 
-use crate::Kernels;
-use std::str::FromStr;
-use std::sync::Arc;
+mod attention;
+mod isa;
+mod lanes;
+mod linear;
+mod lora;
+mod micro;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod pool;
+mod rows;
+mod share;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
-/// An instruction set the kernels have a path for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// What every processor of the architecture has.
-    Portable,
-    /// AVX2 and FMA (x86-64 since 2013).
-    Avx2,
-    /// AVX-512 F, BW, VL, DQ.
-    Avx512,
-    /// AVX-512 with the BF16 dot product `vdpbf16ps`.
-    Avx512Bf16,
-    /// NEON, on every aarch64.
-    Neon,
-}
+pub use isa::{Isa, ParseIsaError};
 
-/// The text names no instruction set.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("isa {0:?} is none of portable, avx2, avx512, avx512-bf16, neon")]
-pub struct ParseIsaError(String);
-
-impl Isa {
-    /// All of them, slowest first.
-    pub const ALL: [Self; 5] =
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Neon];
-
-    /// Its name in settings and logs.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Portable => "portable",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-            Self::Avx512Bf16 => "avx512-bf16",
-            Self::Neon => "neon",
-        }
-    }
-
-    /// Whether this processor can run it.
-    #[must_use]
-    pub fn is_available(self) -> bool {
-        match self {
-            Self::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                Self::Avx2.is_available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => {
-                Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
-            }
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon => true,
-            #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
-            _ => false,
-        }
-    }
-
-    /// The fastest one this processor can run.
-    #[must_use]
-    pub fn detect() -> Self {
-        let available = Self::ALL.into_iter().filter(|isa| isa.is_available());
-        available.last().expect("invariant: portable is always available")
-    }
-}
-
-impl FromStr for Isa {
-    type Err = ParseIsaError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|isa| isa.as_str() == text);
-        found.ok_or_else(|| ParseIsaError(text.to_owned()))
-    }
-}
+use crate::packed::{Layout, Matrix};
+use crate::{AttentionSeq, Kernels, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat, shapes};
+use micro::Micro;
+use pool::Pool;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 /// How the processor is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,5 +48,109 @@ pub struct CpuOptions {
 pub fn cpu(options: CpuOptions) -> Arc<dyn Kernels> {
     let isa = options.isa.unwrap_or_else(Isa::detect);
     assert!(isa.is_available(), "cpu: this processor has no {}", isa.as_str());
-    crate::reference()
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        threads => threads,
+    };
+    Arc::new(Cpu { isa, micro: isa.micro(), pool: Pool::new(threads), rope: Mutex::default() })
+}
+
+/// Values a row-wise operation must move before a second thread pays.
+const INLINE_BELOW: usize = 16 << 10;
+
+struct Cpu {
+    isa: Isa,
+    micro: &'static Micro,
+    pool: Pool,
+    /// Cosines and sines of the last step: its layers ask for the same ones.
+    rope: Mutex<rows::Angles>,
+}
+
+impl Cpu {
+    /// Runs `body` over ranges of rows, in threads if `rows * width` values are worth it.
+    fn rows(&self, rows: usize, width: usize, body: &(dyn Fn(Range<usize>) + Sync)) {
+        if rows * width < INLINE_BELOW { body(0..rows) } else { self.pool.run(rows, 1, body) }
+    }
+}
+
+/// The widest tile for `left` panels.
+fn tile_panels(micro: &Micro, left: usize) -> usize {
+    let most = left.min(micro.panels_max);
+    1 << most.ilog2()
+}
+
+impl Kernels for Cpu {
+    fn isa(&self) -> &'static str {
+        self.isa.as_str()
+    }
+
+    fn pack_linear(
+        &self,
+        weight: &[f32],
+        out_features: usize,
+        in_features: usize,
+        format: WeightFormat,
+    ) -> PackedLinear {
+        let layout = match (format, self.micro.pairs) {
+            (WeightFormat::Bf16, Some(_)) => Layout::PairPanels,
+            _ => Layout::Panels,
+        };
+        PackedLinear(Matrix::pack("pack_linear", weight, out_features, in_features, layout, format))
+    }
+
+    fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
+        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::PaddedRows, format))
+    }
+
+    fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
+        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, Layout::Panels, format))
+    }
+
+    fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {
+        let rows = shapes::linear(x, w, out);
+        linear::linear(self, x, w, rows, out);
+    }
+
+    fn lora(&self, x: &[f32], in_features: usize, segments: &[LoraSegment<'_>], out: &mut [f32], out_stride: usize) {
+        shapes::lora(x, in_features, segments, out, out_stride);
+        lora::lora(self, x, in_features, segments, out, out_stride);
+    }
+
+    fn write_kv(&self, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer) {
+        shapes::write_kv(k, v, seqs, kv);
+        attention::write_kv(self, k, v, seqs, kv);
+    }
+
+    fn attention(&self, q: &[f32], heads: usize, scale: f32, seqs: &[AttentionSeq<'_>], kv: &KvLayer, out: &mut [f32]) {
+        let group = shapes::attention(q, heads, seqs, kv, out);
+        attention::attention(self, q, group, scale, seqs, kv, out);
+    }
+
+    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        shapes::norm("rms_norm", x, weight.len(), &[out.len()]);
+        rows::rms_norm(self, x, weight, eps, out);
+    }
+
+    fn add_rms_norm(&self, residual: &mut [f32], x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        shapes::norm("add_rms_norm", x, weight.len(), &[residual.len(), out.len()]);
+        rows::add_rms_norm(self, residual, x, weight, eps, out);
+    }
+
+    fn rope(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        positions: &[u32],
+        inv_freq: &[f32],
+        attention_factor: f32,
+    ) {
+        shapes::rope(x, heads, head_dim, positions, inv_freq);
+        rows::rope(self, x, heads, positions, inv_freq, attention_factor);
+    }
+
+    fn silu_mul(&self, gate_up: &[f32], inter: usize, out: &mut [f32]) {
+        let rows = shapes::silu_mul(gate_up, inter, out);
+        rows::silu_mul(self, gate_up, inter, rows, out);
+    }
 }

@@ -1,1 +1,0 @@
-//! One suite that every implementation of [`Kernels`](crate::Kernels) must pass.

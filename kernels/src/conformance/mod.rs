@@ -1,0 +1,93 @@
+//! One suite that every implementation of [`Kernels`] must pass.
+//!
+//! Each function states one promise of the port, checks it over shapes drawn from a seed, and panics with the seed and the
+//! shape where it does not hold. [`all`] runs every one.
+//!
+//! # Tolerances
+//!
+//! An error is measured against the sum of absolute values that went into the element (its *magnitude*), because
+//! that, not the possibly cancelled result, is what rounding scales with.
+//!
+//! | format | bound | reason |
+//! |---|---|---|
+//! | `F32` | `2^-24 (8 + 4 √depth)` of the magnitude | half a unit in the last place per addition, errors of a chain add up like a random walk |
+//! | `Bf16` | `2^-8` of the magnitude, plus the above | weights are rounded alike on both sides, activations may be rounded once per matrix product (`2^-9` each), twice for an adapter |
+//! | element-wise | `1e-6` relative | a few roundings and `exp` within 2.5e-7 |
+
+mod attention;
+mod linear;
+mod lora;
+mod random;
+mod rows;
+
+pub use attention::{
+    attention_does_not_depend_on_the_cut_into_steps, attention_ignores_what_it_must_not_see,
+    attention_matches_the_reference,
+};
+pub use linear::{linear_matches_the_reference, linear_row_alone_and_in_a_batch_is_bit_equal};
+pub use lora::{
+    lora_leaves_everything_else_alone, lora_matches_the_reference, lora_row_alone_and_in_a_batch_is_bit_equal,
+    lora_with_overlapping_targets_adds_both,
+};
+pub use random::Random;
+pub use rows::{
+    norms_match_the_reference, rope_matches_the_reference, silu_matches_the_reference, the_exponential_is_accurate,
+};
+
+use crate::{Kernels, WeightFormat};
+
+/// Runs the whole suite. Cost: seconds.
+///
+/// # Panics
+///
+/// When a promise does not hold.
+pub fn all(kernels: &dyn Kernels, seed: u64) {
+    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        linear_matches_the_reference(kernels, format, seed);
+        linear_row_alone_and_in_a_batch_is_bit_equal(kernels, format, seed);
+        lora_matches_the_reference(kernels, format, seed);
+        lora_row_alone_and_in_a_batch_is_bit_equal(kernels, format, seed);
+        lora_leaves_everything_else_alone(kernels, format, seed);
+        lora_with_overlapping_targets_adds_both(kernels, format, seed);
+    }
+    for format in [crate::KvFormat::F32, crate::KvFormat::Bf16] {
+        attention_matches_the_reference(kernels, format, seed);
+        attention_does_not_depend_on_the_cut_into_steps(kernels, format, seed);
+        attention_ignores_what_it_must_not_see(kernels, format, seed);
+    }
+    norms_match_the_reference(kernels, seed);
+    rope_matches_the_reference(kernels, seed);
+    silu_matches_the_reference(kernels, seed);
+    the_exponential_is_accurate(kernels);
+}
+
+/// The bound for a sum of `depth` products, as a share of its magnitude.
+fn tolerance(format: WeightFormat, depth: usize) -> f32 {
+    let additions = (8.0 + 4.0 * (depth as f32).sqrt()) / 16_777_216.0;
+    match format {
+        WeightFormat::F32 => additions,
+        WeightFormat::Bf16 => additions + 1.0 / 256.0,
+    }
+}
+
+/// Checks `got` against `want`, element by element: `|got - want| <= share * magnitude`.
+fn assert_close(what: &str, got: &[f32], want: &[f32], magnitude: &[f32], share: f32) {
+    assert!(got.len() == want.len() && got.len() == magnitude.len(), "{what}: lengths");
+    for (i, ((got, want), magnitude)) in got.iter().zip(want).zip(magnitude).enumerate() {
+        let (error, bound) = ((got - want).abs(), share * magnitude + f32::MIN_POSITIVE);
+        assert!(error <= bound, "{what}: element {i} is {got}, should be {want}: off by {error}, bound {bound}");
+    }
+}
+
+/// Checks equality of every bit; NaN equals the same NaN.
+fn assert_bits(what: &str, got: &[f32], want: &[f32]) {
+    assert!(got.len() == want.len(), "{what}: lengths {} and {}", got.len(), want.len());
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!(got.to_bits() == want.to_bits(), "{what}: element {i} is {got:e}, should be exactly {want:e}");
+    }
+}
+
+/// Absolute values.
+fn abs(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| x.abs()).collect()
+}

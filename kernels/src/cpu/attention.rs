@@ -1,0 +1,297 @@
+//! Paged causal attention with grouped heads, for prefill chunks and decode rows in one region.
+//!
+//! A unit is a few rows of one sequence and one key head, with all query heads that read it: keys and values
+//! come from memory once per unit. Two passes: the scores of all positions seen, then softmax, then the weighted sum of
+//! values. Each score is one chain over the head, each output one chain over positions from 0 on, and the sum of
+//! exponentials runs in lanes by position; so a row's result depends on its position and not on the cut into steps.
+
+use super::Cpu;
+use super::micro::Tile;
+use super::share::{OutPtr, with_scratch};
+use crate::kv::{KvData, KvShape};
+use crate::packed::{PANEL, round_bf16};
+use crate::{AttentionSeq, KvLayer};
+use std::ops::Range;
+
+/// Query vectors of a unit: two tiles of rows that share the keys in the first-level cache.
+const QUERIES_PER_UNIT: usize = 12;
+/// Multiplications below which a second thread costs more than it brings.
+const INLINE_BELOW: usize = 1 << 16;
+/// Values below which writing stays on one thread.
+const INLINE_WRITE_BELOW: usize = 8 << 10;
+
+pub(super) fn write_kv(cpu: &Cpu, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer) {
+    let shape = kv.shape;
+    match &mut kv.data {
+        KvData::F32 { k: keys, v: values } => {
+            let (keys, values) = (OutPtr::new(keys), OutPtr::new(values));
+            store(cpu, k, v, seqs, shape, &keys, &values, |x| x);
+        }
+        KvData::Bf16 { k: keys, v: values } => {
+            let (keys, values) = (OutPtr::new(keys), OutPtr::new(values));
+            store(cpu, k, v, seqs, shape, &keys, &values, round_bf16);
+        }
+    }
+}
+
+/// One thread per key head at a time: heads never share memory, whatever blocks the sequences name.
+fn store<W: Send>(
+    cpu: &Cpu,
+    k: &[f32],
+    v: &[f32],
+    seqs: &[AttentionSeq<'_>],
+    shape: KvShape,
+    keys: &OutPtr<'_, W>,
+    values: &OutPtr<'_, W>,
+    convert: impl Fn(f32) -> W + Sync,
+) {
+    let KvShape { block_size, kv_heads, head_dim, .. } = shape;
+    let slots = shape.slot_stride();
+    let one = |head: usize, position: usize, row: usize, seq: &AttentionSeq<'_>| {
+        let (block, slot) = (seq.blocks[position / block_size] as usize, position % block_size);
+        let from = (row * kv_heads + head) * head_dim;
+        let (k, v) = (&k[from..from + head_dim], &v[from..from + head_dim]);
+        let value = shape.v_start(block, head) + slot * shape.dim_stride();
+        // SAFETY: memory of this block and head, which only the thread of this head touches.
+        unsafe {
+            let key = keys.slice(shape.k_start(block, head), head_dim * slots);
+            for (lanes, &x) in key.chunks_exact_mut(slots).zip(k) {
+                lanes[slot] = convert(x);
+            }
+            for (to, &x) in values.slice(value, head_dim).iter_mut().zip(v) {
+                *to = convert(x);
+            }
+        }
+    };
+    let body = |range: Range<usize>| {
+        for head in range {
+            for seq in seqs {
+                for (position, row) in (seq.start..).zip(seq.rows.clone()) {
+                    one(head, position, row, seq);
+                }
+            }
+        }
+    };
+    if k.len() < INLINE_WRITE_BELOW { body(0..kv_heads) } else { cpu.pool.run(kv_heads, 1, &body) }
+}
+
+/// Some rows of one sequence and one key head.
+struct Unit {
+    seq: usize,
+    kv_head: usize,
+    rows: Range<usize>,
+}
+
+/// What all units of a call share.
+struct Call<'a, W> {
+    cpu: &'a Cpu,
+    q: &'a [f32],
+    /// Query heads per key head.
+    group: usize,
+    scale: f32,
+    seqs: &'a [AttentionSeq<'a>],
+    shape: KvShape,
+    keys: &'a [W],
+    values: &'a [W],
+    kernel: unsafe fn(usize, usize, &Tile<f32, W>),
+    out: OutPtr<'a, f32>,
+}
+
+pub(super) fn attention(
+    cpu: &Cpu,
+    q: &[f32],
+    group: usize,
+    scale: f32,
+    seqs: &[AttentionSeq<'_>],
+    kv: &KvLayer,
+    out: &mut [f32],
+) {
+    let (shape, out) = (kv.shape, OutPtr::new(out));
+    match &kv.data {
+        KvData::F32 { k: keys, v: values } => {
+            let kernel = cpu.micro.tile_f32;
+            Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, out }.run();
+        }
+        KvData::Bf16 { k: keys, v: values } => {
+            let kernel = cpu.micro.tile_bf16;
+            Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, out }.run();
+        }
+    }
+}
+
+impl<W: Copy + Sync> Call<'_, W> {
+    fn run(&self) {
+        if self.group == 0 {
+            return;
+        }
+        let rows_each = (QUERIES_PER_UNIT / self.group).max(1);
+        let mut units = Vec::new();
+        let mut work = 0;
+        for (index, seq) in self.seqs.iter().enumerate() {
+            work += seq.rows.len() * (seq.start + seq.rows.len());
+            for kv_head in 0..self.shape.kv_heads {
+                for start in seq.rows.clone().step_by(rows_each) {
+                    let rows = start..(start + rows_each).min(seq.rows.end);
+                    units.push(Unit { seq: index, kv_head, rows });
+                }
+            }
+        }
+        let body = |range: Range<usize>| units[range].iter().for_each(|unit| self.unit(unit));
+        if work * self.shape.kv_heads * self.group * self.shape.head_dim < INLINE_BELOW {
+            body(0..units.len());
+        } else {
+            self.cpu.pool.run(units.len(), 1, &body);
+        }
+    }
+
+    fn unit(&self, unit: &Unit) {
+        let seq = &self.seqs[unit.seq];
+        let KvShape { block_size, head_dim, .. } = self.shape;
+        let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
+        let queries = unit.rows.len() * self.group;
+        let seen = seq.start + (unit.rows.end - seq.rows.start);
+        let blocks = &seq.blocks[..seen.div_ceil(block_size)];
+        // Scores of a block take `slots` places; a cache line more keeps rows out of each other's cache sets.
+        let stride = blocks.len() * slots + PANEL;
+        with_scratch::<f32, _>(queries * (head_dim + stride + dims), |scratch| {
+            let (q, rest) = scratch.split_at_mut(queries * head_dim);
+            let (scores, sums) = rest.split_at_mut(queries * stride);
+            self.gather(unit, q);
+            self.score(unit.kv_head, blocks, q, scores, stride);
+            let mut totals = Vec::with_capacity(queries);
+            for (query, scores) in scores.chunks_exact_mut(stride).enumerate() {
+                let position = seq.start + unit.rows.start - seq.rows.start + query / self.group;
+                totals.push(self.softmax(scores, position + 1, seen));
+            }
+            self.weigh(unit.kv_head, blocks, seen, scores, stride, sums);
+            self.scatter(unit, sums, &totals);
+        });
+    }
+
+    /// Where query `query` of a unit is in `q` and `out`.
+    fn place(&self, unit: &Unit, query: usize) -> usize {
+        let heads = self.shape.kv_heads * self.group;
+        let (row, head) = (unit.rows.start + query / self.group, query % self.group);
+        (row * heads + unit.kv_head * self.group + head) * self.shape.head_dim
+    }
+
+    /// Copies the queries together, `[queries, head_dim]`, scaled.
+    fn gather(&self, unit: &Unit, to: &mut [f32]) {
+        let head_dim = self.shape.head_dim;
+        for (query, to) in to.chunks_exact_mut(head_dim).enumerate() {
+            let from = &self.q[self.place(unit, query)..][..head_dim];
+            // SAFETY: the table fits this processor.
+            unsafe { (self.cpu.micro.scale)(from, self.scale, to) };
+        }
+    }
+
+    /// `scores [queries, stride]`: 16 positions are a panel whose depth is the head.
+    fn score(&self, kv_head: usize, blocks: &[u32], q: &[f32], scores: &mut [f32], stride: usize) {
+        let (slots, head_dim) = (self.shape.slot_stride(), self.shape.head_dim);
+        let (panels, per_block) = (blocks.len() * slots / PANEL, slots / PANEL);
+        let mut panel = 0;
+        while panel < panels {
+            let count = super::tile_panels(self.cpu.micro, panels - panel);
+            let w = std::array::from_fn(|i| {
+                let panel = panel + i.min(count - 1);
+                let block = blocks[panel / per_block] as usize;
+                let start = self.shape.k_start(block, kv_head);
+                let keys = &self.keys[start..start + head_dim * slots];
+                keys[panel % per_block * PANEL..].as_ptr()
+            });
+            let tile = Tile {
+                depth: head_dim,
+                x: q.as_ptr(),
+                x_stride: head_dim,
+                w,
+                w_step: slots,
+                out: scores[panel * PANEL..].as_mut_ptr(),
+                out_stride: stride,
+                add: false,
+            };
+            // SAFETY: keys were sliced to the whole block, scores have `panels * 16 < stride` columns per query.
+            unsafe { self.tiles(q.len() / head_dim, count, tile) };
+            panel += count;
+        }
+    }
+
+    /// Turns the scores of the first `visible` positions into weights, those of the rest up to `seen` into zero.
+    /// Returns the sum of the weights.
+    fn softmax(&self, scores: &mut [f32], visible: usize, seen: usize) -> f32 {
+        let (block_size, slots) = (self.shape.block_size, self.shape.slot_stride());
+        // Without padding between blocks the whole row is one span.
+        let span = if block_size == slots { seen } else { block_size };
+        let used = |block: usize| visible.saturating_sub(block * span).min(span);
+        let spans = seen.div_ceil(span);
+        let step = if block_size == slots { scores.len() } else { slots };
+        let mut max = f32::NEG_INFINITY;
+        for (block, scores) in scores.chunks(step).take(spans).enumerate() {
+            // SAFETY: the table fits this processor.
+            max = max.max(unsafe { (self.cpu.micro.max)(&scores[..used(block)]) });
+        }
+        let mut total = 0.0;
+        for (block, scores) in scores.chunks_mut(step).take(spans).enumerate() {
+            let (weights, hidden) = scores.split_at_mut(used(block));
+            // SAFETY: the table fits this processor.
+            total += unsafe { (self.cpu.micro.exp_sum)(weights, max) };
+            hidden.fill(0.0);
+        }
+        total
+    }
+
+    /// `sums [queries, dims]`: 16 features are a panel whose depth is the positions of a block.
+    fn weigh(&self, kv_head: usize, blocks: &[u32], seen: usize, weights: &[f32], stride: usize, sums: &mut [f32]) {
+        let KvShape { block_size, .. } = self.shape;
+        let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
+        for (index, &block) in blocks.iter().enumerate() {
+            let depth = block_size.min(seen - index * block_size);
+            let start = self.shape.v_start(block as usize, kv_head);
+            let values = &self.values[start..start + block_size * dims];
+            let mut panel = 0;
+            while panel < dims / PANEL {
+                let count = super::tile_panels(self.cpu.micro, dims / PANEL - panel);
+                let w = std::array::from_fn(|i| values[(panel + i.min(count - 1)) * PANEL..].as_ptr());
+                let tile = Tile {
+                    depth,
+                    x: weights[index * slots..].as_ptr(),
+                    x_stride: stride,
+                    w,
+                    w_step: dims,
+                    out: sums[panel * PANEL..].as_mut_ptr(),
+                    out_stride: dims,
+                    add: index > 0,
+                };
+                // SAFETY: values were sliced to the whole block, weights have `slots` columns per block and query.
+                unsafe { self.tiles(sums.len() / dims, count, tile) };
+                panel += count;
+            }
+        }
+    }
+
+    /// The tile for all of `rows`, a few at a time.
+    ///
+    /// # Safety
+    ///
+    /// The block of `rows` and `panels` that `tile` describes is valid, its output this thread's own.
+    unsafe fn tiles(&self, rows: usize, panels: usize, mut tile: Tile<f32, W>) {
+        let each = rows.div_ceil(rows.div_ceil(self.cpu.micro.rows_max));
+        for row in (0..rows).step_by(each) {
+            // SAFETY: the caller's duty; the table fits this processor.
+            unsafe { (self.kernel)(each.min(rows - row), panels, &tile) };
+            tile.x = tile.x.wrapping_add(each * tile.x_stride);
+            tile.out = tile.out.wrapping_add(each * tile.out_stride);
+        }
+    }
+
+    /// Divides by the totals, into the output.
+    fn scatter(&self, unit: &Unit, sums: &[f32], totals: &[f32]) {
+        let (head_dim, dims) = (self.shape.head_dim, self.shape.dim_stride());
+        for (query, (sums, total)) in sums.chunks_exact(dims).zip(totals).enumerate() {
+            // SAFETY: rows of sequences are disjoint, heads of a row differ between units; the table fits.
+            unsafe {
+                let to = self.out.slice(self.place(unit, query), head_dim);
+                (self.cpu.micro.scale)(&sums[..head_dim], 1.0 / total, to);
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Which instruction sets there are, and which this processor has.
+
+use super::micro::{self, Micro};
+use std::str::FromStr;
+
+/// An instruction set the kernels have a path for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// What every processor of the architecture has.
+    Portable,
+    /// AVX2 and FMA (x86-64 since 2013).
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ.
+    Avx512,
+    /// AVX-512 with the BF16 dot product `vdpbf16ps`.
+    Avx512Bf16,
+    /// NEON, on every aarch64.
+    Neon,
+}
+
+/// The text names no instruction set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("isa {0:?} is none of portable, avx2, avx512, avx512-bf16, neon")]
+pub struct ParseIsaError(String);
+
+impl Isa {
+    /// All of them, slowest first.
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Neon];
+
+    /// Its name in settings and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Neon => "neon",
+        }
+    }
+
+    /// Whether this processor can run it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => true,
+            #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
+            _ => false,
+        }
+    }
+
+    /// Its micro-kernels. Only for an available set.
+    pub(super) fn micro(self) -> &'static Micro {
+        match self {
+            Self::Portable => &micro::portable::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => &micro::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => &micro::avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => &micro::avx512_bf16::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => &micro::neon::TABLE,
+            #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
+            _ => unreachable!("invariant: {} is available", self.as_str()),
+        }
+    }
+
+    /// The fastest one this processor can run.
+    #[must_use]
+    pub fn detect() -> Self {
+        let fastest = Self::ALL.into_iter().rev().find(|isa| isa.is_available());
+        fastest.expect("invariant: portable is always available")
+    }
+}
+
+impl FromStr for Isa {
+    type Err = ParseIsaError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|isa| isa.as_str() == text);
+        found.ok_or_else(|| ParseIsaError(text.to_owned()))
+    }
+}

@@ -1,0 +1,211 @@
+//! Linear: tiles over panels of 16 outputs.
+//!
+//! A thread takes some panels and runs all rows over them, so each weight comes from memory once, and again only from
+//! the second-level cache. Depth is cut so that the panels of a tile stay in that cache; the sums go on from the
+//! output where they stopped, which changes no bit of them.
+
+use super::Cpu;
+use super::micro::{PANELS_MAX, Tile};
+use super::share::{OutPtr, with_scratch};
+use crate::packed::{Data, Layout, PANEL, PackedLinear};
+use std::ops::Range;
+
+/// Bytes of the weights of one tile that should stay in the second-level cache while rows pass over them.
+const TILE_BYTES_MAX: usize = 512 << 10;
+/// From this many rows on the region is cut along rows as well.
+const ROWS_PER_UNIT: usize = 48;
+/// Multiplications (and weights) below which a second thread costs more than it brings.
+const INLINE_BELOW: usize = 1 << 17;
+const INLINE_WEIGHTS_BELOW: usize = 1 << 15;
+
+/// How the stored weights meet the activations.
+struct Operand<'a, X, W> {
+    x: &'a [X],
+    x_stride: usize,
+    w: &'a [W],
+    /// Steps along k, and values of `w` per step and panel.
+    depth: usize,
+    step: usize,
+    kernel: unsafe fn(usize, usize, &Tile<X, W>),
+}
+
+pub(super) fn linear(cpu: &Cpu, x: &[f32], w: &PackedLinear, rows: usize, out: &mut [f32]) {
+    let (inputs, micro) = (w.in_features(), cpu.micro);
+    if out.is_empty() {
+        return;
+    }
+    match (&w.0.data, micro.pairs) {
+        (Data::F32(data), _) => {
+            w.0.expect_layout("linear", Layout::Panels);
+            let kernel = micro.tile_f32;
+            let operand = Operand { x, x_stride: inputs, w: data, depth: inputs, step: PANEL, kernel };
+            run(cpu, &operand, rows, w.out_features(), out);
+        }
+        (Data::Bf16(data), None) => {
+            w.0.expect_layout("linear", Layout::Panels);
+            let kernel = micro.tile_bf16;
+            let operand = Operand { x, x_stride: inputs, w: data, depth: inputs, step: PANEL, kernel };
+            run(cpu, &operand, rows, w.out_features(), out);
+        }
+        (Data::Bf16(data), Some(pairs)) => {
+            w.0.expect_layout("linear", Layout::PairPanels);
+            // A cache line between rows keeps rows of 2048 inputs out of each other's cache sets.
+            let depth = inputs.div_ceil(2);
+            let x_stride = depth + 16;
+            with_scratch::<u32, _>(rows * x_stride, |scratch| {
+                round_rows(cpu, pairs.round, x, inputs, x_stride, scratch);
+                let (step, kernel) = (2 * PANEL, pairs.tile);
+                let operand = Operand { x: scratch, x_stride, w: data, depth, step, kernel };
+                run(cpu, &operand, rows, w.out_features(), out);
+            });
+        }
+    }
+}
+
+/// Rounds each row to bf16 pairs; an odd last input gets a zero beside it.
+fn round_rows(
+    cpu: &Cpu,
+    round: unsafe fn(&[f32], &mut [u16]),
+    x: &[f32],
+    inputs: usize,
+    stride: usize,
+    pairs: &mut [u32],
+) {
+    if inputs == 0 {
+        return;
+    }
+    let rows = x.len() / inputs;
+    let to = OutPtr::new(pairs);
+    let body = |range: Range<usize>| {
+        for row in range {
+            // SAFETY: rows of one region are distinct.
+            let pairs = unsafe { to.slice(row * stride, inputs.div_ceil(2)) };
+            pairs[(inputs - 1) / 2] = 0;
+            let narrow = &mut bytemuck::cast_slice_mut(pairs)[..inputs];
+            // SAFETY: the table belongs to an instruction set this processor has.
+            unsafe { round(&x[row * inputs..][..inputs], narrow) };
+        }
+    };
+    cpu.rows(rows, inputs, &body);
+}
+
+fn run<X: Copy + Sync, W: Copy + Sync>(
+    cpu: &Cpu,
+    operand: &Operand<'_, X, W>,
+    rows: usize,
+    outputs: usize,
+    out: &mut [f32],
+) {
+    let panels = outputs.div_ceil(PANEL);
+    let weights = outputs * operand.depth;
+    assert!(
+        operand.w.len() == panels * operand.depth * operand.step
+            && operand.x.len() >= (rows - 1) * operand.x_stride + operand.depth
+            && out.len() == rows * outputs,
+        "linear: invariant: operands match the packed shape"
+    );
+    let to = OutPtr::new(out);
+    let panels_max = cpu.micro.panels_max;
+    let small = weights < INLINE_WEIGHTS_BELOW || weights * rows < INLINE_BELOW;
+    if rows < ROWS_PER_UNIT {
+        let body = |range: Range<usize>| block(cpu, operand, 0..rows, range, outputs, &to);
+        return if small { body(0..panels) } else { cpu.pool.run(panels, panels_max, &body) };
+    }
+    // Neighbouring units share their panels, so that they are still in the cache.
+    let (row_units, panel_units) = (rows.div_ceil(ROWS_PER_UNIT), panels.div_ceil(PANELS_MAX));
+    let body = |range: Range<usize>| {
+        for unit in range {
+            let (panel, row) = (unit / row_units * PANELS_MAX, unit % row_units * ROWS_PER_UNIT);
+            let panels = panel..(panel + PANELS_MAX).min(panels);
+            block(cpu, operand, row..(row + ROWS_PER_UNIT).min(rows), panels, outputs, &to);
+        }
+    };
+    if small { body(0..row_units * panel_units) } else { cpu.pool.run(row_units * panel_units, 1, &body) }
+}
+
+/// All of `rows` times all of `panels`.
+fn block<X: Copy, W: Copy>(
+    cpu: &Cpu,
+    operand: &Operand<'_, X, W>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    outputs: usize,
+    out: &OutPtr<f32>,
+) {
+    let whole = panels.end.min(outputs / PANEL);
+    let mut panel = panels.start;
+    while panel < whole {
+        let count = super::tile_panels(cpu.micro, whole - panel);
+        // SAFETY: columns of whole panels in rows of this unit: nobody else's.
+        unsafe {
+            let start = out.at(rows.start * outputs + panel * PANEL, (rows.len() - 1) * outputs + count * PANEL);
+            stripe(cpu, operand, rows.clone(), panel, count, start, outputs);
+        }
+        panel += count;
+    }
+    if panel < panels.end {
+        // The last panel is partly padding: its tile goes to a side buffer.
+        let used = outputs - panel * PANEL;
+        let mut side = vec![0.0f32; rows.len() * PANEL];
+        // SAFETY: the side buffer has 16 columns for every row.
+        unsafe { stripe(cpu, operand, rows.clone(), panel, 1, side.as_mut_ptr(), PANEL) };
+        for (row, side) in rows.zip(side.chunks_exact(PANEL)) {
+            // SAFETY: the last columns of rows of this unit: nobody else's.
+            unsafe { out.slice(row * outputs + panel * PANEL, used) }.copy_from_slice(&side[..used]);
+        }
+    }
+}
+
+/// `count` neighbouring panels for all rows, depth cut to fit the cache.
+///
+/// # Safety
+///
+/// `out` is valid for `rows.len()` rows of `count * 16` values, `out_stride` apart, and nobody else touches them.
+unsafe fn stripe<X: Copy, W: Copy>(
+    cpu: &Cpu,
+    operand: &Operand<'_, X, W>,
+    rows: Range<usize>,
+    panel: usize,
+    count: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    let rows_max = cpu.micro.rows_max;
+    let blocks = rows.len().div_ceil(rows_max);
+    let rows_each = rows.len().div_ceil(blocks);
+    let fitting = TILE_BYTES_MAX / (count * operand.step * size_of::<W>());
+    let depth_each = if blocks == 1 { operand.depth } else { fitting.max(PANEL) }.max(1);
+    let panel_len = operand.depth * operand.step;
+    let mut from = 0;
+    loop {
+        let depth = depth_each.min(operand.depth - from);
+        let mut row = rows.start;
+        while row < rows.end {
+            let height = rows_each.min(rows.end - row);
+            let w = std::array::from_fn(|i| {
+                let panel = panel + i.min(count - 1);
+                operand.w[panel * panel_len..].as_ptr().wrapping_add(from * operand.step)
+            });
+            // SAFETY: `run` checked x, w and the shape of the block; the caller vouches for `out`; the table belongs
+            // to an instruction set this processor has, and `height` and `count` come from its limits.
+            unsafe {
+                let tile = Tile {
+                    depth,
+                    x: operand.x.as_ptr().add(row * operand.x_stride + from),
+                    x_stride: operand.x_stride,
+                    w,
+                    w_step: operand.step,
+                    out: out.add((row - rows.start) * out_stride),
+                    out_stride,
+                    add: from > 0,
+                };
+                (operand.kernel)(height, count, &tile);
+            }
+            row += height;
+        }
+        from += depth;
+        if from >= operand.depth {
+            return;
+        }
+    }
+}
