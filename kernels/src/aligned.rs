@@ -94,7 +94,7 @@ mod tests {
             assert_eq!(buf.len(), len);
             assert_eq!(buf.bytes(), len * 2);
             assert!(buf.iter().all(|&v| v == 0));
-            assert!(len == 0 || buf.as_ptr() as usize % CACHE_LINE_BYTES == 0);
+            assert!(len == 0 || (buf.as_ptr() as usize).is_multiple_of(CACHE_LINE_BYTES));
             buf.fill(7);
             assert!(buf.iter().all(|&v| v == 7));
         }

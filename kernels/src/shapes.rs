@@ -6,13 +6,7 @@ use std::ops::Range;
 /// Rows of a linear call.
 pub(crate) fn linear(x: &[f32], w: &PackedLinear, out: &[f32]) -> usize {
     let (inputs, outputs) = (w.in_features(), w.out_features());
-    let rows = if inputs > 0 {
-        x.len() / inputs
-    } else if outputs > 0 {
-        out.len() / outputs
-    } else {
-        0
-    };
+    let rows = x.len().checked_div(inputs).or(out.len().checked_div(outputs)).unwrap_or(0);
     assert!(
         x.len() == rows * inputs && out.len() == rows * outputs,
         "linear: x has {} values and out {}, for a weight [{outputs}, {inputs}]",
