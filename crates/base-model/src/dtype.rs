@@ -299,3 +299,47 @@ fn q6_k(block: &[u8], y: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        r#type: String,
+        code: u32,
+        stored: String,
+        f32: String,
+    }
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_type_decodes_to_the_bits_that_the_gguf_package_reads() {
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../tests/golden/dequant.json")).unwrap();
+        assert_eq!(cases.len(), 11);
+        for case in cases {
+            let kind = TensorType::from_ggml(case.code).unwrap();
+            assert_eq!(kind.name(), case.r#type);
+            let expected: Vec<u32> =
+                bytes(&case.f32).chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+            let stored = bytes(&case.stored);
+            assert_eq!(kind.bytes_of_shape(&[expected.len()]), Ok(stored.len() as u64), "{}", case.r#type);
+            let mut values = vec![f32::NAN; expected.len()];
+            kind.to_f32(&stored, &mut values);
+            let found: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
+            assert_eq!(found, expected, "{}", case.r#type);
+        }
+    }
+
+    #[test]
+    fn shapes_that_no_file_can_hold_are_refused() {
+        assert!(TensorType::Q4_0.bytes_of_shape(&[2, 33]).unwrap_err().contains("33"));
+        assert!(TensorType::Q4K.bytes_of_shape(&[2, 128]).is_err());
+        assert!(TensorType::F32.bytes_of_shape(&[usize::MAX, 2]).is_err());
+        assert!(TensorType::F32.bytes_of_shape(&[usize::MAX / 2]).is_err());
+        assert!(TensorType::F32.bytes_of_shape(&[0, 4]).is_err());
+    }
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// The demo base: `WEFT_DEMO_MODEL`, else fetched once into `.cache/models` of the workspace. Its absence is a
 /// failure, not a reason to skip.
-pub fn demo_model() -> PathBuf {
+pub(crate) fn demo_model() -> PathBuf {
     if let Some(path) = std::env::var_os("WEFT_DEMO_MODEL") {
         return PathBuf::from(path);
     }
