@@ -135,7 +135,8 @@ fn header_text(modules: &[ModuleDelta<'_>]) -> String {
         let end = start + view.bytes.len();
         let [rows, columns] = view.shape;
         let dtype = view.dtype;
-        text += &format!(r#","{name}":{{"data_offsets":[{start},{end}],"dtype":"{dtype}","shape":[{rows},{columns}]}}"#);
+        text +=
+            &format!(r#","{name}":{{"data_offsets":[{start},{end}],"dtype":"{dtype}","shape":[{rows},{columns}]}}"#);
         start = end;
     }
     text.push('}');
@@ -151,8 +152,7 @@ fn read_modules<'a>(header: &Header, data: &'a [u8]) -> Result<Vec<ModuleDelta<'
     if found != Some(FORMAT) {
         return Err(Error::Format { found: found.map(str::to_owned) });
     }
-    let tensors: HashMap<&str, &Entry> =
-        header.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let tensors: HashMap<&str, &Entry> = header.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let mut modules = Vec::new();
     for (key, rank) in &header.metadata {
         let Some(name) = key.strip_prefix("weft.rank.") else { continue };

@@ -3,7 +3,7 @@
 use crate::base::{BaseShape, Module};
 use crate::canonical::{self, ModuleDelta};
 use crate::config;
-use crate::error::{Reasons, Refusal, some_names};
+use crate::error::{Reasons, Refusal, shown, some_names};
 use crate::header::{self, Entry, Header};
 use crate::select::{Resolved, select};
 use crate::tensor::{Dtype, TensorView, scan};
@@ -95,7 +95,7 @@ pub fn check_package(
     limits: &Limits,
 ) -> Result<CheckedPackage, Refusal> {
     let mut reasons = Reasons::default();
-    let mut warnings = Vec::new();
+    let mut warnings = Reasons::default();
     let lora = config::parse(config, limits.config_bytes_max, base_name, &mut reasons, &mut warnings);
     let selected = lora.and_then(|lora| select(&lora, base, limits.rank_max, &mut reasons, &mut warnings));
 
@@ -125,7 +125,7 @@ pub fn check_package(
     };
     let used = |module: &Module| resolved.iter().any(|one| one.module == *module);
     Ok(CheckedPackage {
-        warnings,
+        warnings: warnings.into_list(),
         rank_max: resolved.iter().map(|one| one.rank).max().unwrap_or(0),
         modules: Module::ALL.into_iter().filter(used).map(|module| module.as_str().to_owned()).collect(),
         resolved,
@@ -169,11 +169,7 @@ struct Pair<'h> {
 type Found<'h> = BTreeMap<(usize, Module), Pair<'h>>;
 
 /// Finds each module's A and B by name; every other tensor is a reason.
-fn sort_tensors<'h>(
-    tensors: &'h [Entry],
-    base: &BaseShape,
-    reasons: &mut Reasons,
-) -> Found<'h> {
+fn sort_tensors<'h>(tensors: &'h [Entry], base: &BaseShape, reasons: &mut Reasons) -> Found<'h> {
     let known: HashMap<String, (usize, Module)> =
         base.targets().map(|(layer, module, linear)| (linear.full_name(layer), (layer, module))).collect();
     let mut found: Found<'h> = BTreeMap::new();
@@ -283,7 +279,7 @@ fn view_all<'a>(found: &Found<'_>, data: &'a [u8], reasons: &mut Reasons) -> BTr
 fn join<'a>(
     selected: &[Resolved],
     views: &BTreeMap<(usize, Module), Views<'a>>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Reasons,
 ) -> Option<Vec<ModuleDelta<'a>>> {
     let mut deltas = Vec::with_capacity(selected.len());
     let mut idle = Vec::new();
@@ -319,11 +315,8 @@ fn compare_names(found: &Found<'_>, selected: &[Resolved], reasons: &mut Reasons
             reasons.push(format!("the config selects {}, the weights hold {what} for it", some_names(names)));
         }
     }
-    let extra: Vec<String> = found
-        .keys()
-        .filter(|key| !wanted.contains_key(key))
-        .map(|(layer, module)| module.full_name(*layer))
-        .collect();
+    let extra: Vec<String> =
+        found.keys().filter(|key| !wanted.contains_key(key)).map(|(layer, module)| module.full_name(*layer)).collect();
     if !extra.is_empty() {
         reasons.push(format!("the weights hold tensors for {}, which the config does not select", some_names(&extra)));
     }
@@ -332,7 +325,8 @@ fn compare_names(found: &Found<'_>, selected: &[Resolved], reasons: &mut Reasons
 /// A view of the tensor and whether it is all zero; its dtype and values are checked.
 fn view<'a>(entry: &Entry, data: &'a [u8], reasons: &mut Reasons) -> Option<(TensorView<'a>, bool)> {
     let Some(dtype) = Dtype::from_name(&entry.dtype) else {
-        reasons.push(format!("tensor {} has dtype {}, only F32, F16 and BF16 are supported", entry.name, entry.dtype));
+        let (name, dtype) = (&entry.name, shown(&entry.dtype));
+        reasons.push(format!("tensor {name} has dtype {dtype}, only F32, F16 and BF16 are supported"));
         return None;
     };
     let bytes = entry.slice(data);

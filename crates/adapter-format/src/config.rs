@@ -6,7 +6,7 @@
 
 mod fields;
 
-use crate::error::Reasons;
+use crate::error::{Reasons, shown};
 use crate::json::Json;
 use crate::pattern::{BACKTRACKING_PATTERNS_MAX, PATTERNS_MAX, Pattern};
 use fields::Fields;
@@ -95,7 +95,7 @@ pub(crate) fn parse(
     bytes_max: usize,
     base_name: Option<&str>,
     reasons: &mut Reasons,
-    warnings: &mut Vec<String>,
+    warnings: &mut Reasons,
 ) -> Option<LoraConfig> {
     if bytes.len() > bytes_max {
         reasons.push(format!("adapter_config.json has {} bytes, the limit is {bytes_max}", bytes.len()));
@@ -104,7 +104,7 @@ pub(crate) fn parse(
     let entries = match Json::parse(bytes) {
         Ok(Json::Object(entries)) => entries,
         Ok(other) => {
-            reasons.push(format!("adapter_config.json holds {other}, not an object"));
+            reasons.push(format!("adapter_config.json holds {}, not an object", other.shown()));
             return None;
         }
         Err(error) => {
@@ -117,28 +117,30 @@ pub(crate) fn parse(
     check_start(&mut fields);
     for (key, why) in REFUSED {
         if let Some(value) = fields.take(key).filter(|value| !value.is_falsy()) {
-            fields.refuse(format!("{key} is {value}: {why}"));
+            fields.refuse(format!("{key} is {}: {why}", value.shown()));
         }
     }
     for key in HARMLESS {
         fields.take(key);
     }
     if fields.flag("fan_in_fan_out") == Some(true) {
-        warnings.push("fan_in_fan_out is true: PEFT ignores it for the linears of a Llama, and so does Weft".to_owned());
+        warnings
+            .push("fan_in_fan_out is true: PEFT ignores it for the linears of a Llama, and so does Weft".to_owned());
     }
     if let (Some(trained_on), Some(base)) = (fields.text("base_model_name_or_path"), base_name)
         && trained_on != base
     {
-        warnings.push(format!("base_model_name_or_path is {trained_on:?}, this base is {base:?}"));
+        warnings.push(format!("base_model_name_or_path is {:?}, this base is {base:?}", shown(&trained_on)));
     }
     let config = read_lora(&mut fields, warnings);
     for (key, value) in fields.rest() {
+        let key = shown(&key);
         if value == Json::Null {
             continue;
         } else if value.is_falsy() {
-            warnings.push(format!("key {key:?} is not known to Weft and is {value}: taken as off"));
+            warnings.push(format!("key {key:?} is not known to Weft and is {}: taken as off", value.shown()));
         } else {
-            reasons.push(format!("key {key:?} is not known to Weft and is {value}"));
+            reasons.push(format!("key {key:?} is not known to Weft and is {}", value.shown()));
         }
     }
     config
@@ -147,18 +149,18 @@ pub(crate) fn parse(
 fn check_kind(fields: &mut Fields<'_>) {
     match fields.take("peft_type") {
         Some(Json::String(kind)) if kind == "LORA" => {}
-        Some(other) => fields.refuse(format!("peft_type is {other}, only \"LORA\" is supported")),
+        Some(other) => fields.refuse(format!("peft_type is {}, only \"LORA\" is supported", other.shown())),
         None => fields.refuse("peft_type is missing: this is not a PEFT config"),
     }
     match fields.take("task_type") {
         None | Some(Json::Null) => {}
         Some(Json::String(task)) if task == "CAUSAL_LM" => {}
-        Some(other) => fields.refuse(format!("task_type is {other}, only \"CAUSAL_LM\" is supported")),
+        Some(other) => fields.refuse(format!("task_type is {}, only \"CAUSAL_LM\" is supported", other.shown())),
     }
     match fields.take("bias") {
         None => {}
         Some(Json::String(bias)) if bias == "none" => {}
-        Some(other) => fields.refuse(format!("bias is {other}, only \"none\" is supported")),
+        Some(other) => fields.refuse(format!("bias is {}, only \"none\" is supported", other.shown())),
     }
 }
 
@@ -169,13 +171,14 @@ fn check_start(fields: &mut Fields<'_>) {
         None | Some(Json::Null | Json::Bool(_)) => {}
         Some(Json::String(start)) if PLAIN_STARTS.contains(&start.to_lowercase().as_str()) => {}
         Some(other) => fields.refuse(format!(
-            "init_lora_weights is {other}: such an adapter needs changed base weights; save it with \
-             path_initial_model_for_weight_conversion"
+            "init_lora_weights is {}: such an adapter needs changed base weights; save it with \
+             path_initial_model_for_weight_conversion",
+            other.shown()
         )),
     }
 }
 
-fn read_lora(fields: &mut Fields<'_>, warnings: &mut Vec<String>) -> Option<LoraConfig> {
+fn read_lora(fields: &mut Fields<'_>, warnings: &mut Reasons) -> Option<LoraConfig> {
     if fields.lacks("lora_alpha") {
         warnings.push("lora_alpha is missing: PEFT's default of 8 is used".to_owned());
     }
@@ -258,4 +261,3 @@ impl PatternBudget {
         Ok(pattern)
     }
 }
-

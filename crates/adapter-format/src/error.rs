@@ -5,7 +5,10 @@ use weft_fault::{Fault, Kind};
 /// A refusal lists at most this many reasons; one more says how many were left out.
 pub const REASONS_MAX: usize = 64;
 /// A reason is cut to this many bytes: it may quote names from the file.
-const REASON_BYTES_MAX: usize = 400;
+const REASON_BYTES_MAX: usize = 600;
+
+/// A name quoted in a reason is cut to this many characters; PEFT's own have about 70.
+const SHOWN_CHARS_MAX: usize = 100;
 
 /// Why a package is not accepted: every reason at once, each naming the key or tensor, the value and the limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +24,7 @@ impl From<Refusal> for Fault {
     }
 }
 
-/// Collects reasons under a bound.
+/// Collects reasons, or warnings, under a bound: they quote what somebody sent.
 #[derive(Debug, Default)]
 pub(crate) struct Reasons {
     kept: Vec<String>,
@@ -58,15 +61,17 @@ impl Reasons {
         self.kept.is_empty()
     }
 
-    /// The refusal these amount to, if there is at least one.
-    pub(crate) fn into_refusal(mut self) -> Option<Refusal> {
-        if self.kept.is_empty() {
-            return None;
-        }
+    /// All of them; a last one says how many were left out.
+    pub(crate) fn into_list(mut self) -> Vec<String> {
         if self.left_out > 0 {
-            self.kept.push(format!("and {} more reasons", self.left_out));
+            self.kept.push(format!("and {} more", self.left_out));
         }
-        Some(Refusal { reasons: self.kept })
+        self.kept
+    }
+
+    /// The refusal these amount to, if there is at least one.
+    pub(crate) fn into_refusal(self) -> Option<Refusal> {
+        if self.kept.is_empty() { None } else { Some(Refusal { reasons: self.into_list() }) }
     }
 
     #[cfg(test)]
@@ -75,9 +80,18 @@ impl Reasons {
     }
 }
 
+/// A name or value from outside for a message: cut, so that what is said about it still fits.
+pub(crate) fn shown(text: &str) -> String {
+    let mut cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
+}
+
 /// A few names for a message: the first three and how many more there are.
 pub(crate) fn some_names<T: AsRef<str>>(names: &[T]) -> String {
-    let shown: Vec<&str> = names.iter().take(3).map(AsRef::as_ref).collect();
+    let shown: Vec<String> = names.iter().take(3).map(|name| shown(name.as_ref())).collect();
     let more = names.len() - shown.len();
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
@@ -122,7 +136,7 @@ mod tests {
         let refusal = reasons.into_refusal().expect("there are reasons");
         assert_eq!(refusal.reasons.len(), REASONS_MAX + 1);
         assert!(refusal.reasons[0].len() < REASON_BYTES_MAX + 8);
-        assert_eq!(refusal.reasons[REASONS_MAX], "and 5 more reasons");
+        assert_eq!(refusal.reasons[REASONS_MAX], "and 5 more");
         assert!(Reasons::default().into_refusal().is_none());
     }
 

@@ -5,7 +5,7 @@
 //! gap or overlap. The `safetensors` crate is not used here because it stops at the first fault and lets duplicate
 //! names pass; the tests check that both readers agree on every blob we write.
 
-use crate::error::Reasons;
+use crate::error::{Reasons, shown};
 use crate::tensor::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -70,7 +70,9 @@ pub(crate) fn split(file: &[u8], header_bytes_max: usize) -> Result<(&[u8], &[u8
         Some(parts) => Ok(parts),
         None => {
             let held = rest.len();
-            Err(format!("the weights are truncated: the header has {length} bytes, the file holds {held} after its length"))
+            Err(format!(
+                "the weights are truncated: the header has {length} bytes, the file holds {held} after its length"
+            ))
         }
     }
 }
@@ -116,7 +118,8 @@ pub(crate) fn check_layout(tensors: &[Entry], data_bytes: usize, reasons: &mut R
     in_order.sort_by_key(|tensor| (tensor.start, tensor.end));
     let mut filled = 0;
     for tensor in in_order {
-        let Entry { name, start, end, dtype, shape } = tensor;
+        let Entry { start, end, dtype, shape, .. } = tensor;
+        let name = shown(&tensor.name);
         if end < start {
             fault(format!("tensor {name}: its data ends at {end}, before it starts at {start}"));
             continue;
@@ -174,8 +177,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 }
 
 fn twice<E: serde::de::Error>(name: &str) -> E {
-    let shown: String = name.chars().take(120).collect();
-    E::custom(format_args!("{shown:?} appears twice"))
+    E::custom(format_args!("{:?} appears twice", shown(name)))
 }
 
 /// Equal or unknown fields are refused by the derive.

@@ -3,6 +3,7 @@
 //! `serde_json::Value` would keep the last of two equal keys without a word, and two readers that disagree on which
 //! one counts would serve two different adapters from one file.
 
+use crate::error::shown;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::collections::HashSet;
 use std::fmt;
@@ -29,6 +30,11 @@ impl Json {
         let value = Seed { depth_left: DEPTH_MAX }.deserialize(&mut reader)?;
         reader.end()?;
         Ok(value)
+    }
+
+    /// The value for a message, cut if it is long.
+    pub(crate) fn shown(&self) -> String {
+        shown(&self.to_string())
     }
 
     /// What Python calls false: PEFT asks `if config.feature:`.
@@ -142,8 +148,7 @@ impl<'de> Visitor<'de> for Seed {
         let mut entries = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             if !keys.insert(key.clone()) {
-                let shown: String = key.chars().take(80).collect();
-                return Err(A::Error::custom(format_args!("key {shown:?} appears twice")));
+                return Err(A::Error::custom(format_args!("key {:?} appears twice", shown(&key))));
             }
             entries.push((key, map.next_value_seed(seed)?));
         }

@@ -10,6 +10,7 @@
 
 mod translate;
 
+use crate::error::shown;
 use translate::translate;
 
 /// One pattern has at most this many bytes; the largest seen from a trainer has about 500.
@@ -58,7 +59,7 @@ impl Pattern {
     }
 
     fn build(source: &str, python: &str, end: &str) -> Result<Self, String> {
-        let refused = |why: String| format!("pattern {source:?} {why}");
+        let refused = |why: String| format!("pattern {:?} {why}", shown(source));
         if source.len() > PATTERN_BYTES_MAX {
             return Err(format!("a pattern has {} bytes, the limit is {PATTERN_BYTES_MAX}", source.len()));
         }
@@ -111,7 +112,7 @@ impl Pattern {
     }
 
     fn too_slow(&self, name: &str) -> String {
-        format!("pattern {:?} takes more than {BACKTRACK_STEPS_MAX} steps on {name}", self.source)
+        format!("pattern {:?} takes more than {BACKTRACK_STEPS_MAX} steps on {name}", shown(&self.source))
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn select(
     base: &BaseShape,
     rank_max: usize,
     reasons: &mut Reasons,
-    warnings: &mut Vec<String>,
+    warnings: &mut Reasons,
 ) -> Option<Vec<Resolved>> {
     match try_select(config, base, warnings) {
         Ok(Selection { resolved, others }) => {
@@ -57,7 +57,7 @@ struct Selection {
     others: Vec<String>,
 }
 
-fn try_select(config: &LoraConfig, base: &BaseShape, warnings: &mut Vec<String>) -> Result<Selection, String> {
+fn try_select(config: &LoraConfig, base: &BaseShape, warnings: &mut Reasons) -> Result<Selection, String> {
     let mut names = Vec::new();
     let mut resolved = Vec::new();
     for (layer, module, linear) in base.targets() {
@@ -171,3 +171,5 @@ fn check_values(resolved: &[Resolved], rank_max: usize, reasons: &mut Reasons) -
     sound
 }
 
+#[cfg(test)]
+mod tests;

@@ -139,7 +139,8 @@ mod tests {
     fn scan_finds_the_first_value_that_is_not_finite() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let values = [1.0, bad, bad];
-            for (dtype, bytes) in [(Dtype::F32, f32s(&values)), (Dtype::F16, f16(&values)), (Dtype::Bf16, bf16(&values))]
+            for (dtype, bytes) in
+                [(Dtype::F32, f32s(&values)), (Dtype::F16, f16(&values)), (Dtype::Bf16, bf16(&values))]
             {
                 assert_eq!(scan(dtype, &bytes).not_finite_at, Some(1), "{dtype} {bad}");
             }

@@ -29,7 +29,8 @@ fn tiny_base(name: &str) -> BaseShape {
 }
 
 fn check_folder(folder: &Path, base: &BaseShape, base_name: Option<&str>) -> CheckedPackage {
-    let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{folder:?} {name}: {error}"));
+    let read =
+        |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{folder:?} {name}: {error}"));
     let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
     check_package(&config, &weights, base, base_name, &Limits::default())
         .unwrap_or_else(|refusal| panic!("{folder:?}: {refusal}"))
@@ -122,7 +123,10 @@ fn an_adapter_of_another_base_is_refused_by_shape_and_not_by_name() {
     let refusal = check_package(&config, &weights, &tiny_base("tiny-untied"), None, &Limits::default());
     let reasons = refusal.expect_err("another base").reasons;
     assert!(reasons.iter().any(|reason| reason.contains("the config and this base need [8, 48]")), "{reasons:?}");
-    assert!(reasons.iter().any(|reason| reason.contains("model.layers.2") && reason.contains("no such module")), "{reasons:?}");
+    assert!(
+        reasons.iter().any(|reason| reason.contains("model.layers.2") && reason.contains("no such module")),
+        "{reasons:?}"
+    );
 }
 
 /// SmolLM2-135M-Instruct, the demo base.

@@ -2,7 +2,7 @@
 //! that names key and value and returns `None`; a missing key has PEFT's default.
 
 use super::{Names, PatternBudget};
-use crate::error::Reasons;
+use crate::error::{Reasons, shown};
 use crate::json::Json;
 use crate::pattern::Pattern;
 
@@ -49,7 +49,7 @@ impl<'r> Fields<'r> {
     }
 
     fn wrong<T>(&mut self, key: &str, value: &Json, wanted: &str) -> Option<T> {
-        self.refuse(format!("{key} is {value}, it must be {wanted}"));
+        self.refuse(format!("{key} is {}, it must be {wanted}", value.shown()));
         None
     }
 
@@ -126,7 +126,7 @@ impl<'r> Fields<'r> {
         let mut pairs = Vec::new();
         for (source, value) in entries {
             let pattern = self.compiled(key, &source, patterns, Pattern::key);
-            let value = read(self, &format!("{key}[{source:?}]"), &value);
+            let value = read(self, &format!("{key}[{:?}]", shown(&source)), &value);
             pairs.extend(pattern.zip(value));
         }
         (pairs.len() == wanted).then_some(pairs)

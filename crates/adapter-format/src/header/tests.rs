@@ -33,7 +33,9 @@ fn a_sound_header_is_read_with_its_metadata() {
 
 #[test]
 fn files_that_are_something_else_are_named() {
-    assert!(refused(b"PK\x03\x04\x14\x00\x08\x08\x08").contains("a zip archive, as torch.save writes adapter_model.bin"));
+    assert!(
+        refused(b"PK\x03\x04\x14\x00\x08\x08\x08").contains("a zip archive, as torch.save writes adapter_model.bin")
+    );
     assert!(refused(b"\x80\x02}q\x00(X\x0c\x00").contains("a Python pickle, as torch.save writes adapter_model.bin"));
     assert!(refused(b"GGUF\x03\x00\x00\x00\x00").contains("a GGUF file"));
     assert!(refused(b"<html><head>").contains("not a safetensors file"));
@@ -89,10 +91,15 @@ fn gaps_overlaps_and_wrong_sizes_are_each_named() {
         )
     };
     assert!(layout(&two("[0,8]", "[8,16]"), 16).is_empty());
-    assert!(layout(&two("[0,8]", "[8,16]"), 15)[0].contains("truncated: the tensors need 16 bytes of data, the file holds 15"));
+    assert!(
+        layout(&two("[0,8]", "[8,16]"), 15)[0]
+            .contains("truncated: the tensors need 16 bytes of data, the file holds 15")
+    );
     assert!(layout(&two("[0,8]", "[8,16]"), 20)[0].contains("4 bytes of data behind the last tensor"));
     assert!(layout(&two("[0,8]", "[12,20]"), 20)[0].contains("tensor b: a gap of 4 bytes"));
-    assert!(layout(&two("[0,8]", "[4,12]"), 12)[0].contains("tensor b: its data from 4 overlaps another tensor's up to 8"));
+    assert!(
+        layout(&two("[0,8]", "[4,12]"), 12)[0].contains("tensor b: its data from 4 overlaps another tensor's up to 8")
+    );
     assert!(layout(&two("[0,8]", "[8,12]"), 12)[0].contains("tensor b: F32 [2] does not fit its 4 bytes"));
     assert!(layout(&two("[8,0]", "[0,8]"), 8)[0].contains("tensor a: its data ends at 0, before it starts at 8"));
     let overflow = r#"{"a":{"dtype":"F32","shape":[18446744073709551615,4],"data_offsets":[0,8]}}"#;

@@ -157,7 +157,15 @@ impl Scanner {
             capture = Some(self.groups);
             self.position(&format!("(?P<{name}>"));
         } else {
-            let opening = [(":", "(?:"), ("i:", "(?i:"), ("=", "(?="), ("!", "(?!"), ("<=", "(?<="), ("<!", "(?<!"), (">", "(?>")];
+            let opening = [
+                (":", "(?:"),
+                ("i:", "(?i:"),
+                ("=", "(?="),
+                ("!", "(?!"),
+                ("<=", "(?<="),
+                ("<!", "(?<!"),
+                (">", "(?>"),
+            ];
             let Some((_, rust)) = opening.into_iter().find(|(python, _)| self.skip(python)) else {
                 let shown: String = self.input[self.at..].iter().take(3).collect();
                 return Err(format!("the group (?{shown}"));

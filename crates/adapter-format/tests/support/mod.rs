@@ -93,7 +93,8 @@ pub(crate) fn weights(tensors: &[Tensor]) -> Vec<u8> {
     for tensor in tensors {
         let start = data.len();
         data.extend(&tensor.bytes);
-        header[&tensor.name] = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, data.len()]});
+        header[&tensor.name] =
+            json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, data.len()]});
     }
     file(&header.to_string(), &data)
 }
