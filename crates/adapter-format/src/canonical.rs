@@ -19,7 +19,7 @@
 
 use crate::base::Module;
 use crate::check::PREFIX;
-use crate::error::{Error, Reasons};
+use crate::error::{Error, Reasons, shown};
 use crate::header::{self, Entry, Header};
 use crate::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
@@ -150,13 +150,13 @@ fn read_modules<'a>(header: &Header, data: &'a [u8]) -> Result<Vec<ModuleDelta<'
         header.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let found = metadata.get("weft.format").copied();
     if found != Some(FORMAT) {
-        return Err(Error::Format { found: found.map(str::to_owned) });
+        return Err(Error::Format { found: found.map(shown) });
     }
     let tensors: HashMap<&str, &Entry> = header.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let mut modules = Vec::new();
     for (key, rank) in &header.metadata {
         let Some(name) = key.strip_prefix("weft.rank.") else { continue };
-        let wrong = |what: &str| Error::NotCanonical(format!("{what} of {name:?}"));
+        let wrong = |what: &str| Error::NotCanonical(format!("{what} of {:?}", shown(name)));
         let (layer, module) = Module::from_full_name(name).ok_or_else(|| wrong("the name"))?;
         let rank: usize = rank.parse().ok().filter(|rank| *rank > 0).ok_or_else(|| wrong("the rank"))?;
         let scale = metadata.get(format!("weft.scale.{name}").as_str()).and_then(|scale| scale.parse::<f64>().ok());

@@ -8,7 +8,7 @@ mod fields;
 
 use crate::error::{Reasons, shown};
 use crate::json::Json;
-use crate::pattern::{BACKTRACKING_PATTERNS_MAX, PATTERNS_MAX, Pattern};
+use crate::pattern::{BACKTRACKING_MAX, PATTERNS_MAX, Pattern, REGEXES_MAX};
 use fields::Fields;
 
 /// Keys that a trained adapter carries along and that cannot change what it computes.
@@ -243,21 +243,34 @@ fn read_layers(fields: &mut Fields<'_>, target_is_text: bool, patterns: &mut Pat
 /// Compiles patterns within the limits of one package.
 #[derive(Default)]
 struct PatternBudget {
-    compiled: usize,
+    read: usize,
+    regexes: usize,
     backtracking: usize,
+    spent: bool,
 }
 
 impl PatternBudget {
-    fn compile(&mut self, source: &str, build: fn(&str) -> Result<Pattern, String>) -> Result<Pattern, String> {
-        self.compiled += 1;
-        if self.compiled > PATTERNS_MAX {
-            return Err(format!("more than {PATTERNS_MAX} patterns"));
+    /// The pattern, or why not; `None` as the reason if the budget was spent before.
+    fn compile(&mut self, source: &str, build: fn(&str) -> Result<Pattern, String>) -> Result<Pattern, Option<String>> {
+        if self.spent {
+            return Err(None);
         }
-        let pattern = build(source)?;
-        self.backtracking += usize::from(pattern.backtracks());
-        if self.backtracking > BACKTRACKING_PATTERNS_MAX {
-            return Err(format!("more than {BACKTRACKING_PATTERNS_MAX} patterns with look-around or references"));
+        let pattern = build(source);
+        self.read += 1;
+        // A pattern that fails to compile costs too.
+        self.regexes += usize::from(pattern.as_ref().map_or(true, Pattern::is_regex));
+        self.backtracking += usize::from(pattern.as_ref().is_ok_and(Pattern::backtracks));
+        let limits = [
+            (self.read, PATTERNS_MAX, "patterns"),
+            (self.regexes, REGEXES_MAX, "patterns that are not plain names"),
+            (self.backtracking, BACKTRACKING_MAX, "patterns with look-around or references"),
+        ];
+        for (count, limit, what) in limits {
+            if count > limit {
+                self.spent = true;
+                return Err(Some(format!("more than {limit} {what}")));
+            }
         }
-        Ok(pattern)
+        pattern.map_err(Some)
     }
 }

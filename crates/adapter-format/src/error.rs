@@ -103,7 +103,7 @@ pub enum Error {
     #[error("the blob is not a safetensors file: {0}")]
     NotSafetensors(String),
     /// A format number that this build does not read.
-    #[error("the blob has format {found:?}, this build reads format {}", crate::canonical::FORMAT)]
+    #[error("the blob has format {}, this build reads {}", .found.as_deref().unwrap_or("none"), crate::canonical::FORMAT)]
     Format {
         /// The number found, if any.
         found: Option<String>,

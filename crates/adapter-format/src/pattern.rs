@@ -15,11 +15,13 @@ use translate::translate;
 
 /// One pattern has at most this many bytes; the largest seen from a trainer has about 500.
 const PATTERN_BYTES_MAX: usize = 4096;
-/// A package has at most this many patterns: EVA writes one per module, and 126 layers of 7 modules have 882.
-pub(crate) const PATTERNS_MAX: usize = 2048;
+/// A package has at most this many patterns: EVA writes two per module, and 126 layers of 7 modules have 882.
+pub(crate) const PATTERNS_MAX: usize = 4096;
+/// Of those, at most this many may need a regex engine; plain names, which is what trainers write, do not.
+pub(crate) const REGEXES_MAX: usize = 256;
 /// Of those, at most this many may need backtracking.
-pub(crate) const BACKTRACKING_PATTERNS_MAX: usize = 64;
-/// Steps of one backtracking match: 64 patterns on 1,000 names then stay below a few seconds.
+pub(crate) const BACKTRACKING_MAX: usize = 16;
+/// Steps of one backtracking match. With the limits above the worst package takes about two seconds.
 const BACKTRACK_STEPS_MAX: usize = 20_000;
 /// Bytes of a compiled pattern.
 const COMPILED_BYTES_MAX: usize = 256 * 1024;
@@ -33,6 +35,8 @@ pub(crate) struct Pattern {
 
 #[derive(Debug)]
 enum Engine {
+    /// The last characters of a name, after a dot or from its start; `None` stands for any character.
+    Ending(Vec<Option<u8>>),
     Linear(regex::Regex),
     Backtracking(fancy_regex::Regex),
 }
@@ -45,6 +49,9 @@ impl Pattern {
 
     /// `re.match(rf"(.*\.)?({source})$", name)`, the rule of `rank_pattern` and `alpha_pattern`.
     pub(crate) fn key(source: &str) -> Result<Self, String> {
+        if let Some(ending) = plain_ending(source) {
+            return Ok(Self { source: source.to_owned(), engine: Engine::Ending(ending) });
+        }
         Self::build(source, &format!(r"(.*\.)?({source})$"), "")
     }
 
@@ -85,6 +92,11 @@ impl Pattern {
         Ok(Self { source: source.to_owned(), engine })
     }
 
+    /// True if this pattern needs a regex engine.
+    pub(crate) fn is_regex(&self) -> bool {
+        !matches!(self.engine, Engine::Ending(_))
+    }
+
     /// True if this pattern runs under a step limit rather than in linear time.
     pub(crate) fn backtracks(&self) -> bool {
         matches!(self.engine, Engine::Backtracking(_))
@@ -93,6 +105,7 @@ impl Pattern {
     /// Whether the pattern accepts this module name.
     pub(crate) fn is_match(&self, name: &str) -> Result<bool, String> {
         match &self.engine {
+            Engine::Ending(ending) => Ok(has_ending(name.as_bytes(), ending)),
             Engine::Linear(regex) => Ok(regex.is_match(name)),
             Engine::Backtracking(regex) => regex.is_match(name).map_err(|_| self.too_slow(name)),
         }
@@ -101,6 +114,7 @@ impl Pattern {
     /// The group `idx` of a match: a layer number as text. `None` if the pattern does not match.
     pub(crate) fn layer_index<'t>(&self, name: &'t str) -> Result<Option<&'t str>, String> {
         match &self.engine {
+            Engine::Ending(_) => Ok(None),
             Engine::Linear(regex) => {
                 Ok(regex.captures(name).and_then(|found| found.name("idx")).map(|group| group.as_str()))
             }
@@ -114,6 +128,33 @@ impl Pattern {
     fn too_slow(&self, name: &str) -> String {
         format!("pattern {:?} takes more than {BACKTRACK_STEPS_MAX} steps on {name}", shown(&self.source))
     }
+}
+
+/// The key of a `rank_pattern` as characters, if it has no other operator than the dot: nearly every key in the wild.
+fn plain_ending(source: &str) -> Option<Vec<Option<u8>>> {
+    if source.len() > PATTERN_BYTES_MAX {
+        return None;
+    }
+    let mut ending = Vec::with_capacity(source.len());
+    let mut bytes = source.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'.' => ending.push(None),
+            b'\\' => ending.push(Some(bytes.next().filter(|escaped| *escaped == b'.')?)),
+            b'_' | b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => ending.push(Some(byte)),
+            _ => return None,
+        }
+    }
+    Some(ending)
+}
+
+/// `re.match(rf"(.*\.)?({ending})$", name)` for a plain ending.
+fn has_ending(name: &[u8], ending: &[Option<u8>]) -> bool {
+    let Some((before, last)) = name.len().checked_sub(ending.len()).and_then(|at| name.split_at_checked(at)) else {
+        return false;
+    };
+    let starts_a_segment = before.is_empty() || before.ends_with(b".");
+    starts_a_segment && last.iter().zip(ending).all(|(byte, wanted)| wanted.is_none_or(|wanted| wanted == *byte))
 }
 
 fn last_line(text: &str) -> String {
@@ -157,6 +198,25 @@ mod tests {
         assert!(key("^model.layers.1.self_attn.q_proj", Q1));
         assert!(key("k_proj|q_proj", Q1));
         assert!(key(r"layers\.[0-3]\..*", Q1));
+    }
+
+    #[test]
+    fn plain_keys_need_no_engine_and_agree_with_it() {
+        let names = [Q1, "lm_head", "q_proj", "model.layers.11.self_attn.q_proj", "", ".q_proj", "xq_proj"];
+        for source in
+            ["q_proj", "self_attn.q_proj", r"1\.self_attn\.q_proj", "1.self_attn.q_proj", ".", "..", "", "h.ad"]
+        {
+            let plain = Pattern::key(source).expect(source);
+            assert!(!plain.is_regex(), "{source}");
+            let regex = Pattern::key(&format!("(?:{source})")).expect(source);
+            assert!(regex.is_regex(), "{source}");
+            for name in names {
+                assert_eq!(plain.is_match(name), regex.is_match(name), "{source} on {name}");
+            }
+        }
+        for source in ["^q_proj", "q_proj$", r"\d", "a|b", r"a\"] {
+            assert!(plain_ending(source).is_none(), "{source}");
+        }
     }
 
     #[test]

@@ -159,8 +159,10 @@ fn check_values(resolved: &[Resolved], rank_max: usize, reasons: &mut Reasons) -
         if *rank > rank_max {
             too_large.entry(*rank).or_default().push(module.full_name(*layer));
         }
-        if !scale.is_finite() {
-            reasons.push(format!("the scale of {} is {scale}", module.full_name(*layer)));
+        // Finite as a double (alpha is finite and rank at least 1), but engines multiply in single precision.
+        if !(*scale as f32).is_finite() {
+            let name = module.full_name(*layer);
+            reasons.push(format!("the scale of {name} is {scale:e}, too large for single precision"));
             sound = false;
         }
     }

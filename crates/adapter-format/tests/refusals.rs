@@ -155,12 +155,26 @@ fn a_config_that_is_no_sound_json_object_is_refused() {
 }
 
 #[test]
-fn too_many_patterns_are_refused() {
-    let many: Value = (0..2100).map(|index| (format!("x{index}"), json!(1))).collect::<serde_json::Map<_, _>>().into();
-    refuses_config(json!({"rank_pattern": many}), "more than 2048 patterns");
-    let hard: Value =
-        (0..70).map(|index| (format!("(?=x)x{index}"), json!(1))).collect::<serde_json::Map<_, _>>().into();
-    refuses_config(json!({"rank_pattern": hard}), "more than 64 patterns with look-around");
+fn too_many_patterns_and_names_are_refused() {
+    let keys = |count: usize, name: &dyn Fn(usize) -> String| -> Value {
+        (0..count).map(|index| (name(index), json!(1))).collect::<serde_json::Map<_, _>>().into()
+    };
+    let unused = check(&config_with(json!({"rank_pattern": keys(4096, &|index| format!("x.{index}"))})), &tensors());
+    assert!(unused.is_ok());
+    refuses_config(json!({"rank_pattern": keys(4097, &|index| format!("x.{index}"))}), "more than 4096 patterns");
+    refuses_config(
+        json!({"rank_pattern": keys(257, &|index| format!("x+{index}"))}),
+        "more than 256 patterns that are not plain names",
+    );
+    // Said once, and nothing more is compiled.
+    let many = config_with(json!({"rank_pattern": keys(4000, &|index| format!("x+{index}"))}));
+    assert_eq!(refused(&many, &tensors()).len(), 1);
+    refuses_config(
+        json!({"alpha_pattern": keys(17, &|index| format!("(?=x)x{index}"))}),
+        "more than 16 patterns with look-around",
+    );
+    let names: Vec<String> = (0..4097).map(|index| format!("x{index}")).collect();
+    refuses_config(json!({"target_modules": names}), "target_modules has 4097 entries, the limit is 4096");
 }
 
 #[test]

@@ -11,6 +11,9 @@ const DEFAULT: u64 = 8;
 /// Ranks beyond this are no ranks; the package's own limit is lower and named in its own reason.
 const RANK_SANE_MAX: i128 = 1 << 20;
 
+/// Entries of a list of modules: 126 layers of 7 modules have 882.
+const NAMES_MAX: usize = 4096;
+
 pub(super) struct Fields<'r> {
     entries: Vec<(String, Json)>,
     reasons: &'r mut Reasons,
@@ -142,13 +145,19 @@ impl<'r> Fields<'r> {
         match patterns.compile(source, build) {
             Ok(pattern) => Some(pattern),
             Err(why) => {
-                self.refuse(format!("{key}: {why}"));
+                if let Some(why) = why {
+                    self.refuse(format!("{key}: {why}"));
+                }
                 None
             }
         }
     }
 
     fn texts(&mut self, key: &str, items: Vec<Json>) -> Option<Vec<String>> {
+        if items.len() > NAMES_MAX {
+            self.refuse(format!("{key} has {} entries, the limit is {NAMES_MAX}", items.len()));
+            return None;
+        }
         let mut texts = Vec::with_capacity(items.len());
         for item in items {
             match item {
