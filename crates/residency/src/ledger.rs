@@ -63,7 +63,7 @@ impl Entry {
 ///
 /// The books never stop the caller from going over the budget (after a restart with a smaller budget there is no
 /// other way); who inserts only what [`make_room`](Self::make_room) allowed stays within it. To reserve room for bytes
-/// that are still on their way, insert the entry first and lease it until they have come.
+/// that are still on their way, insert the entry first and [`hold`](Self::hold) it until they have come.
 #[derive(Debug)]
 pub struct Ledger<K> {
     bytes_max: u64,
@@ -140,6 +140,12 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
             entry.leases += 1;
             entry.uses.add(now_ms, half_life_ms);
         })
+    }
+
+    /// Takes one more lease without counting a use: for work on the entry that says nothing about its worth, such as
+    /// writing or checking it. Released like any other. False if there is no such entry, or it is unlinked.
+    pub fn hold(&mut self, key: &K) -> bool {
+        self.update(key, |entry| entry.leases += 1)
     }
 
     /// Gives one lease back and tells how many are left; none if it was not leased. The last lease of an unlinked
@@ -415,6 +421,16 @@ mod tests {
         assert_eq!(ledger.release(&"a"), Some(0));
         ledger.unpin(&"b");
         assert_eq!(ledger.make_room(300, 5 * SECOND), Room::Evict(vec!["b", "c", "a"]));
+    }
+
+    #[test]
+    fn a_hold_keeps_an_entry_and_is_no_use() {
+        let mut ledger = full();
+        assert!(ledger.hold(&"a"));
+        assert_eq!(ledger.make_room(100, 5 * SECOND), Room::Evict(vec!["b"]));
+        assert_eq!(ledger.release(&"a"), Some(0));
+        assert_eq!(ledger.make_room(100, 5 * SECOND), Room::Evict(vec!["a"]));
+        assert!(!ledger.hold(&"z"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ const BYTES_MAX: u64 = 1000;
 enum Event {
     Bring { key: u8, bytes: u64, cost: f64 },
     Lease(u8),
+    Hold(u8),
     Release(u8),
     Pin(u8),
     Unpin(u8),
@@ -23,7 +24,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (key(), 0u64..1100, prop_oneof![Just(0.0), 0.1f64..100.0])
             .prop_map(|(key, bytes, cost)| Event::Bring { key, bytes, cost }),
-        4 => key().prop_map(Event::Lease),
+        3 => key().prop_map(Event::Lease),
+        1 => key().prop_map(Event::Hold),
         4 => key().prop_map(Event::Release),
         1 => key().prop_map(Event::Pin),
         2 => key().prop_map(Event::Unpin),
@@ -104,9 +106,10 @@ proptest! {
                         model.entry(key).or_insert(Model { bytes, ..Model::default() });
                     }
                 }
-                Event::Lease(key) => {
+                Event::Lease(key) | Event::Hold(key) => {
                     let live = model.get_mut(&key).filter(|e| !e.unlinked);
-                    prop_assert_eq!(ledger.lease(&key, now), live.is_some());
+                    let known = if matches!(event, Event::Lease(_)) { ledger.lease(&key, now) } else { ledger.hold(&key) };
+                    prop_assert_eq!(known, live.is_some());
                     if let Some(entry) = live { entry.leases += 1; }
                 }
                 Event::Release(key) => {

@@ -1,1 +1,33 @@
-//! placeholder
+//! The cache daemon: one per node, brings adapter bytes near exactly once, verified, and keeps them while leased.
+//!
+//! This service knows digests and files. It must not know what an adapter, a tenant or a model is, and it never
+//! looks into the bytes it keeps.
+//!
+//! The way of a lease:
+//!
+//! 1. [`service`](CacheService): the stream of a holder; its leases end with it, however the holder dies.
+//! 2. [`Cache::acquire`]: memory, disk, else one *flight* per digest, however many wait for it.
+//! 3. `flight`: hash what an earlier process left behind, or fetch from the object store with bounded retries.
+//! 4. `folder`: temporary file, SHA-256 while writing, fsync, rename, fsync of the folder; mode 0444, never rewritten.
+//! 5. `books`: which files there are and who holds them, under the byte budgets of [`weft_residency::Ledger`].
+//!
+#![doc = include_str!("../README.md")]
+
+mod app;
+mod books;
+mod cache;
+mod error;
+mod flight;
+mod folder;
+mod metrics;
+mod prefetch;
+mod promote;
+mod service;
+mod settings;
+
+pub use app::App;
+pub use cache::{Cache, Lease};
+pub use error::Error;
+pub use folder::TierKind;
+pub use service::CacheService;
+pub use settings::Settings;

@@ -1,0 +1,83 @@
+//! Wires the daemon together and runs it.
+
+use crate::cache::Cache;
+use crate::metrics::Metrics;
+use crate::prefetch::{self, Queue};
+use crate::service::CacheService;
+use crate::{Error, Settings, promote};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+use weft_object_store::ObjectStore;
+use weft_proto::cache::v1::cache_daemon_server::CacheDaemonServer;
+use weft_service_kit::readiness::Readiness;
+use weft_service_kit::shutdown::{Shutdown, within_grace};
+use weft_service_kit::transport::{self, Listener};
+use weft_types::Digest;
+
+/// A cache daemon that owns its folders and is ready to serve.
+pub struct App {
+    cache: Cache,
+    prefetches: Queue,
+    prefetch_work: mpsc::Receiver<Digest>,
+    promotions: mpsc::Receiver<Digest>,
+    readiness: Readiness,
+}
+
+impl App {
+    /// Takes the folders over and books what an earlier process left in them. Blocks for as long as listing takes.
+    ///
+    /// The object store is not asked: what is near can be leased while it is away.
+    ///
+    /// # Errors
+    /// `invalid` settings, `conflict` if another process owns a folder, `internal` if one cannot be used.
+    pub fn build(
+        settings: Settings,
+        store: Arc<dyn ObjectStore>,
+        metrics: &prometheus::Registry,
+    ) -> Result<Self, Error> {
+        let metrics = Arc::new(Metrics::new(metrics).map_err(Error::Metrics)?);
+        let (cache, promotions) = Cache::open(settings, store, metrics)?;
+        let (prefetches, prefetch_work) = Queue::new(cache.clone());
+        Ok(Self { cache, prefetches, prefetch_work, promotions, readiness: Readiness::new() })
+    }
+
+    /// What the daemon still waits for: nothing, once it is built.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Serves until shutdown. Then every stream is told, and waited for during the grace period.
+    ///
+    /// # Errors
+    /// The transport failed.
+    pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
+        let grace = Duration::from_millis(self.cache.0.settings.shutdown_grace_ms);
+        let running = TaskTracker::new();
+        let stopping = shutdown.child();
+        let mut background = JoinSet::new();
+        background.spawn(promote::run(self.cache.clone(), self.promotions, stopping.clone()));
+        background.spawn(prefetch::run(self.prefetches.clone(), self.prefetch_work, stopping.clone()));
+
+        let service = CacheService::new(self.cache, self.prefetches, running.clone(), stopping.clone());
+        let serving = transport::server()
+            .add_service(CacheDaemonServer::new(service))
+            .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
+        let served = within_grace(serving, &shutdown, grace).await;
+
+        stopping.trigger();
+        running.close();
+        let rest = async {
+            running.wait().await;
+            while background.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(grace, rest).await.is_err() {
+            tracing::warn!(streams = running.len(), "streams did not end in the grace period");
+        }
+        background.shutdown().await;
+        served.unwrap_or(Ok(())).map_err(Error::Transport)
+    }
+}

@@ -1,0 +1,125 @@
+//! How a cache daemon runs.
+
+use crate::Error;
+use std::path::PathBuf;
+use weft_object_store::S3Settings;
+
+weft_service_kit::settings! {
+    /// How a cache daemon runs.
+    pub struct Settings {
+        /// Where it listens: `host:port` or `unix:/path`.
+        pub listen: String = "127.0.0.1:7002".to_owned(),
+        /// Folder of the disk tier. One process owns it.
+        pub dir: PathBuf = PathBuf::from("weft-cache"),
+        /// Budget of the disk tier in bytes.
+        pub disk_bytes_max: u64 = 20 << 30,
+        /// Folder of the memory tier, on a tmpfs. Needed only with a memory budget.
+        pub memory_dir: Option<PathBuf> = None,
+        /// Budget of the memory tier in bytes. 0: no memory tier.
+        pub memory_bytes_max: u64 = 0,
+        /// After a restart nothing is evicted for so long, so that holders can re-assert their leases.
+        pub grace_after_restart_ms: u64 = 5_000,
+        /// How long an acquire waits for leases of others to end, when they fill the disk budget.
+        pub room_wait_ms: u64 = 10_000,
+        /// Most fetches from the object store at once.
+        pub fetches_max: usize = 8,
+        /// Tries to fetch one blob before the acquire is refused.
+        pub fetch_attempts_max: u32 = 4,
+        /// A fetch that brings no byte for so long has failed.
+        pub fetch_stall_timeout_ms: u64 = 30_000,
+        /// Most files hashed at once after a restart.
+        pub verifications_max: usize = 2,
+        /// Most holders connected at once.
+        pub streams_max: usize = 256,
+        /// Most leases of one holder.
+        pub leases_per_stream_max: usize = 4_096,
+        /// Most acquires of one holder that are not answered yet. Re-asserted leases do not count.
+        pub acquires_per_stream_max: usize = 256,
+        /// Most digests waiting to be prefetched.
+        pub prefetch_queue_max: usize = 1_024,
+        /// Most prefetches at once, of `fetches_max`.
+        pub prefetches_max: usize = 2,
+        /// How long running streams may take to end at shutdown.
+        pub shutdown_grace_ms: u64 = 5_000,
+        /// S3 endpoint, `http://host:port` or `https://host`. None: AWS.
+        pub s3_endpoint: Option<String> = None,
+        /// Bucket with the blobs.
+        pub s3_bucket: String = "weft".to_owned(),
+        /// Put before every key.
+        pub s3_prefix: String = String::new(),
+        /// Region that requests are signed for.
+        pub s3_region: String = "us-east-1".to_owned(),
+        /// Access key. Without keys and endpoint, AWS' own chain is asked.
+        pub s3_access_key_id: Option<String> = None,
+        /// Secret of the access key.
+        secret pub s3_secret_access_key: Option<String> = None,
+        /// Bucket in the path instead of the host name; most servers other than AWS need it.
+        pub s3_path_style: bool = true,
+    }
+}
+
+impl Settings {
+    /// Where the blobs are, for [`weft_object_store::S3Store::connect`].
+    #[must_use]
+    pub fn s3(&self) -> S3Settings {
+        S3Settings {
+            endpoint: self.s3_endpoint.clone(),
+            bucket: self.s3_bucket.clone(),
+            prefix: self.s3_prefix.clone(),
+            region: self.s3_region.clone(),
+            access_key_id: self.s3_access_key_id.clone(),
+            secret_access_key: self.s3_secret_access_key.clone(),
+            path_style: self.s3_path_style,
+        }
+    }
+
+    /// Checks what single values cannot tell.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] with every problem at once.
+    pub fn check(&self) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        let at_least_one = [
+            ("fetches_max", self.fetches_max as u64),
+            ("fetch_attempts_max", u64::from(self.fetch_attempts_max)),
+            ("fetch_stall_timeout_ms", self.fetch_stall_timeout_ms),
+            ("verifications_max", self.verifications_max as u64),
+            ("streams_max", self.streams_max as u64),
+            ("leases_per_stream_max", self.leases_per_stream_max as u64),
+            ("acquires_per_stream_max", self.acquires_per_stream_max as u64),
+            ("prefetch_queue_max", self.prefetch_queue_max as u64),
+            ("prefetches_max", self.prefetches_max as u64),
+            ("disk_bytes_max", self.disk_bytes_max),
+        ];
+        for (name, value) in at_least_one {
+            if value == 0 {
+                problems.push(format!("{name} must be at least 1"));
+            }
+        }
+        if self.memory_bytes_max > 0 && self.memory_dir.is_none() {
+            problems.push(format!("memory_bytes_max is {} but memory_dir is not set", self.memory_bytes_max));
+        }
+        if self.memory_dir.as_ref() == Some(&self.dir) {
+            problems.push(format!("memory_dir and dir are both {}", self.dir.display()));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound_and_its_defaults_hold() {
+        weft_service_kit::settings::assert_sound::<Settings>();
+        Settings::default().check().unwrap();
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let wrong = Settings { fetches_max: 0, memory_bytes_max: 5, ..Settings::default() };
+        let text = wrong.check().unwrap_err().to_string();
+        assert!(text.contains("fetches_max") && text.contains("memory_dir is not set"), "{text}");
+    }
+}
