@@ -1,1 +1,36 @@
-//! placeholder
+//! HTTP in: who asks, which bytes are meant, which worker answers, and the answer back, token by token.
+//!
+//! This room knows the wire shapes of OpenAI and LoRAX, tenants and their keys, and the directory of adapters. It knows
+//! nothing of tokenizers, weights or storage: text goes to a worker as it came, and an adapter is a digest.
+//!
+//! A generation passes these stages, each in the file of its name:
+//!
+//! 1. `http` reads one request of a wire dialect and, at the end, writes its answer.
+//! 2. `authenticate` finds the tenant behind the bearer key in the last snapshot of `directory`.
+//! 3. `resolve` turns the model name into one immutable digest. After this, no name is looked at again.
+//! 4. `limits` says whether there is room.
+//! 5. `place` chooses a worker among those that `workers` watches.
+//! 6. `generate` opens the stream, and fails the request rather than deliver a token of another digest.
+//!
+//! Decisions (`authenticate`, `resolve`, `place`) are plain functions over snapshots; they do no IO.
+
+#![recursion_limit = "256"]
+
+mod app;
+mod authenticate;
+mod directory;
+mod error;
+mod generate;
+mod http;
+mod limits;
+mod metrics;
+mod place;
+mod resolve;
+mod serve;
+mod settings;
+mod workers;
+
+pub use app::{App, Components, WorkerEndpoint};
+pub use error::BuildError;
+pub use http::openapi_json;
+pub use settings::Settings;

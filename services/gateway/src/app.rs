@@ -1,0 +1,226 @@
+//! The gateway as a whole: what all requests share, how it is wired, how it runs and how it stops.
+
+use crate::authenticate::AdminKeys;
+use crate::directory::{Directory, Registry, registry_client};
+use crate::error::BuildError;
+use crate::generate::Mesh;
+use crate::http::{self, Waiting};
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::serve::{Bounds, serve};
+use crate::settings::Settings;
+use crate::workers::Pool;
+use axum::Router;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use weft_service_kit::readiness::Readiness;
+use weft_service_kit::shutdown::Shutdown;
+use weft_service_kit::transport::Listener;
+
+/// Smallest header buffer that hyper takes.
+const HEADER_BYTES_MIN: usize = 8192;
+
+/// What the gateway works with and does not make itself.
+pub struct Components {
+    /// To the adapter registry.
+    pub registry: Channel,
+    /// To every worker.
+    pub workers: Vec<WorkerEndpoint>,
+    /// Where metrics go; `/metrics` shows all of it, so that services in one process can share one.
+    pub metrics: prometheus::Registry,
+}
+
+/// How a worker is reached.
+pub struct WorkerEndpoint {
+    /// For people: logs and `/admin/v1/workers`.
+    pub address: String,
+    /// Connects when first used.
+    pub channel: Channel,
+}
+
+/// What all requests share.
+pub(crate) struct Gateway {
+    pub(crate) settings: Settings,
+    pub(crate) directory: Directory,
+    pub(crate) registry: Registry,
+    pub(crate) mesh: Mesh,
+    pub(crate) admin_keys: AdminKeys,
+    pub(crate) prometheus: prometheus::Registry,
+    pub(crate) started_unix: u64,
+    draining: AtomicBool,
+}
+
+/// A gateway that is built and does not run yet.
+pub struct App {
+    gateway: Arc<Gateway>,
+    readiness: Readiness,
+}
+
+impl App {
+    /// Wires the parts. Does no IO but reading `admin_key_file`; whatever is away is waited for while running.
+    ///
+    /// # Errors
+    /// A setting that cannot be used, or metrics that are registered twice.
+    pub fn build(settings: Settings, components: Components) -> Result<Self, BuildError> {
+        if settings.header_bytes_max < HEADER_BYTES_MIN {
+            let problem = format!("{} is less than {HEADER_BYTES_MIN}", settings.header_bytes_max);
+            return Err(BuildError::Setting { name: "header_bytes_max", problem });
+        }
+        let admin_keys = admin_keys(&settings)?;
+        if admin_keys.is_empty() {
+            tracing::warn!("no admin key is set: /admin/v1 refuses everybody (settings admin_key, admin_key_file, admin_keys)");
+        }
+        let metrics = Metrics::register(&components.metrics)?;
+        let workers = components.workers.into_iter().map(|worker| (worker.address, worker.channel));
+        let gateway = Gateway {
+            directory: Directory::new(Duration::from_secs(settings.directory_age_max_s)),
+            registry: registry_client(components.registry),
+            mesh: Mesh {
+                pool: Pool::new(workers),
+                limits: Limits::new(&settings),
+                metrics,
+                retries_max: settings.retries_max,
+            },
+            admin_keys,
+            prometheus: components.metrics,
+            started_unix: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            draining: AtomicBool::new(false),
+            settings,
+        };
+        let readiness = Readiness::new();
+        for waiting in gateway.waiting_for() {
+            readiness.wait_for(waiting.condition, waiting.why);
+        }
+        Ok(Self { gateway: Arc::new(gateway), readiness })
+    }
+
+    /// What it still waits for, for a process that runs several services. Kept up to date while it runs.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Tenants' routes, for tests without a port. The parts that follow the registry and the workers run only in [`App::run`].
+    #[must_use]
+    pub fn data_router(&self) -> Router {
+        http::data_router(&self.gateway)
+    }
+
+    /// Operators' routes, likewise.
+    #[must_use]
+    pub fn admin_router(&self) -> Router {
+        http::admin_router(&self.gateway)
+    }
+
+    /// Serves until the signal, then lets running answers finish within `shutdown_grace_s`.
+    pub async fn run(self, data: Listener, admin: Listener, shutdown: Shutdown) {
+        let gateway = Arc::clone(&self.gateway);
+        let mut background = JoinSet::new();
+        background.spawn({
+            let gateway = Arc::clone(&gateway);
+            async move { gateway.directory.follow(gateway.registry.clone()).await }
+        });
+        for index in 0..gateway.mesh.pool.workers().len() {
+            let gateway = Arc::clone(&gateway);
+            let every = Duration::from_millis(gateway.settings.worker_poll_ms);
+            background.spawn(async move { gateway.mesh.pool.watch(index, every, gateway.mesh.metrics.clone()).await });
+        }
+        background.spawn(Arc::clone(&gateway).tell(self.readiness.clone()));
+
+        // Readiness turns first, the listeners close a little later: see `drain_delay_ms`.
+        let closing = Shutdown::new();
+        background.spawn({
+            let (gateway, closing) = (Arc::clone(&gateway), closing.clone());
+            async move {
+                shutdown.wait().await;
+                gateway.draining.store(true, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(gateway.settings.drain_delay_ms)).await;
+                closing.trigger();
+            }
+        });
+        let settings = &gateway.settings;
+        let bounds = Bounds {
+            connections_max: settings.connections_max,
+            header_bytes_max: settings.header_bytes_max,
+            header_timeout: Duration::from_secs(settings.header_timeout_s),
+            write_stall: Duration::from_secs(settings.write_stall_s),
+            grace: Duration::from_secs(settings.shutdown_grace_s),
+        };
+        let metrics = &gateway.mesh.metrics;
+        tracing::info!(data = data.address(), admin = admin.address(), "listening");
+        tokio::join!(
+            serve("data", data, self.data_router(), bounds, metrics, &closing),
+            serve("admin", admin, self.admin_router(), bounds, metrics, &closing),
+        );
+        // Dropping `background` ends the followers.
+    }
+}
+
+fn admin_keys(settings: &Settings) -> Result<AdminKeys, BuildError> {
+    let mut keys = AdminKeys::default();
+    let wrong = |name, problem: &str| BuildError::Setting { name, problem: problem.to_owned() };
+    if let Some(key) = &settings.admin_key {
+        if key.is_empty() {
+            return Err(wrong("admin_key", "is empty"));
+        }
+        keys.add("admin", key);
+    }
+    if let Some(path) = &settings.admin_key_file {
+        let problem = |error: std::io::Error| wrong("admin_key_file", &format!("{}: {error}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(problem)?;
+        let key = text.lines().next().unwrap_or_default().trim();
+        if key.is_empty() {
+            return Err(wrong("admin_key_file", &format!("{} has no key in its first line", path.display())));
+        }
+        keys.add("admin", key);
+    }
+    for entry in &settings.admin_keys {
+        match entry.split_once('=') {
+            Some((name, key)) if !name.is_empty() && !key.is_empty() => keys.add(name, key),
+            _ => return Err(wrong("admin_keys", "an entry is not name=key")),
+        }
+    }
+    Ok(keys)
+}
+
+impl Gateway {
+    /// The conditions that are not met.
+    pub(crate) fn waiting_for(&self) -> Vec<Waiting> {
+        let mut waiting = Vec::new();
+        if self.draining.load(Ordering::Relaxed) {
+            waiting.push(Waiting { condition: "running", why: "shutting down".into() });
+        }
+        if let Err(error) = self.directory.snapshot() {
+            waiting.push(Waiting { condition: "directory", why: error.to_string() });
+        }
+        if self.mesh.pool.ready() == 0 {
+            let problems = self.mesh.pool.workers().iter().filter_map(|worker| {
+                worker.seen().problem.map(|problem| format!("{}: {problem}", worker.address))
+            });
+            let problems = problems.collect::<Vec<_>>().join("; ");
+            let why = if problems.is_empty() { "no worker has answered yet".to_owned() } else { problems };
+            waiting.push(Waiting { condition: "worker", why });
+        }
+        waiting
+    }
+
+    /// Keeps the process' readiness in step with ours. Never ends.
+    async fn tell(self: Arc<Self>, readiness: Readiness) {
+        self.directory.first().await;
+        loop {
+            let waiting = self.waiting_for();
+            for condition in ["directory", "worker"] {
+                match waiting.iter().find(|waiting| waiting.condition == condition) {
+                    Some(waiting) => readiness.wait_for(condition, waiting.why.clone()),
+                    None => readiness.met(condition),
+                }
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(200), self.mesh.pool.changed()).await;
+        }
+    }
+}

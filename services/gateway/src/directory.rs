@@ -1,0 +1,280 @@
+//! The registry's directory as this gateway last saw it: tenants, key hashes, adapters, versions, aliases.
+//!
+//! One task follows `WatchDirectory` and reconnects with back-off. Readers take the current snapshot without waiting.
+//! While the registry is away the last snapshot stays, for at most `directory_age_max_s`.
+
+use crate::error::Error;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use weft_fault::Fault;
+use weft_proto::registry::v1 as pb;
+use weft_proto::registry::v1::registry_client::RegistryClient;
+use weft_service_kit::transport::{Backoff, MESSAGE_BYTES_MAX};
+use weft_types::Digest;
+
+/// The registry speaks at least every few seconds; a stream silent for this long is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// Tags what the salt is for, so that the same secret can serve other ends later.
+const SALT_TAG: &[u8] = b"weft.tenant-salt.v1";
+
+pub(crate) type Registry = RegistryClient<Channel>;
+
+/// A registry client with our message limits.
+pub(crate) fn registry_client(channel: Channel) -> Registry {
+    RegistryClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// One state of the directory. Never changes.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) generation: u64,
+    pub(crate) incarnation: String,
+    tenants: HashMap<String, Arc<Tenant>>,
+    keys: HashMap<[u8; 32], (String, Arc<Tenant>)>,
+}
+
+/// A tenant and what it owns.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    pub(crate) default_adapter: Option<String>,
+    /// HMAC of the tenant's secret: part of every cache key below (invariant 2).
+    pub(crate) salt: [u8; 32],
+    pub(crate) adapters: BTreeMap<String, Adapter>,
+}
+
+/// An adapter's versions and aliases.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub(crate) created_ms: u64,
+    pub(crate) versions: BTreeMap<u64, Digest>,
+    pub(crate) aliases: BTreeMap<String, u64>,
+}
+
+impl Snapshot {
+    /// Reads the registry's message. Entries with malformed digests are left out: they can never be served.
+    pub(crate) fn read(message: pb::Directory) -> Self {
+        let mut snapshot =
+            Self { generation: message.generation, incarnation: message.incarnation, ..Self::default() };
+        for tenant in message.tenants {
+            let adapters = tenant.adapters.into_iter().map(|adapter| (adapter.name.clone(), Adapter::read(adapter)));
+            let read = Arc::new(Tenant {
+                salt: salt(&tenant.salt),
+                default_adapter: Some(tenant.default_adapter).filter(|name| !name.is_empty()),
+                adapters: adapters.collect(),
+                name: tenant.name.clone(),
+            });
+            for key in tenant.keys {
+                if let Ok(hash) = <[u8; 32]>::try_from(key.secret_sha256.as_ref()) {
+                    snapshot.keys.insert(hash, (key.id, Arc::clone(&read)));
+                }
+            }
+            snapshot.tenants.insert(tenant.name, read);
+        }
+        snapshot
+    }
+
+    /// The tenant whose key has this SHA-256.
+    pub(crate) fn tenant_of_key(&self, hash: &[u8; 32]) -> Option<Arc<Tenant>> {
+        let (stored, (_, tenant)) = self.keys.get_key_value(hash)?;
+        bool::from(stored.ct_eq(hash)).then(|| Arc::clone(tenant))
+    }
+
+    pub(crate) fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
+        self.tenants.get(name)
+    }
+
+    pub(crate) fn has_key(&self, tenant: &str, id: &str) -> bool {
+        self.keys.values().any(|(known, owner)| known == id && owner.name == tenant)
+    }
+}
+
+impl Adapter {
+    fn read(adapter: pb::DirectoryAdapter) -> Self {
+        let versions = adapter.versions.into_iter().filter_map(|version| {
+            let digest = Digest::try_from(version.digest.as_ref()).ok()?;
+            Some((version.number, digest))
+        });
+        Self {
+            created_ms: adapter.created_ms,
+            versions: versions.collect(),
+            aliases: adapter.aliases.into_iter().map(|alias| (alias.name, alias.version)).collect(),
+        }
+    }
+}
+
+fn salt(secret: &[u8]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes a key of any length");
+    mac.update(SALT_TAG);
+    mac.finalize().into_bytes().into()
+}
+
+/// The current snapshot and its age. Cheap to share behind an `Arc`.
+pub(crate) struct Directory {
+    current: watch::Sender<Option<Arc<Snapshot>>>,
+    heard: Mutex<Option<Instant>>,
+    age_max: Duration,
+}
+
+impl Directory {
+    pub(crate) fn new(age_max: Duration) -> Self {
+        Self { current: watch::Sender::new(None), heard: Mutex::new(None), age_max }
+    }
+
+    /// The snapshot to serve from.
+    ///
+    /// # Errors
+    /// None came yet, or the registry has been away for too long.
+    pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
+        let snapshot = self.current.borrow().clone().ok_or(Error::DirectoryMissing)?;
+        let age = self.age().unwrap_or_default();
+        if age > self.age_max {
+            return Err(Error::DirectoryStale { age_s: age.as_secs(), max_s: self.age_max.as_secs() });
+        }
+        Ok(snapshot)
+    }
+
+    /// The last snapshot, however old.
+    pub(crate) fn last(&self) -> Option<Arc<Snapshot>> {
+        self.current.borrow().clone()
+    }
+
+    /// Time since the registry was last heard.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).map(|heard| heard.elapsed())
+    }
+
+    /// Takes in a message, unless it is older than what is here.
+    fn install(&self, message: pb::Directory) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.current.send_if_modified(|current| {
+            let newer = current.as_ref().is_none_or(|current| {
+                current.incarnation != message.incarnation || current.generation < message.generation
+            });
+            if newer {
+                *current = Some(Arc::new(Snapshot::read(message)));
+            }
+            newer
+        });
+    }
+
+    /// Follows the registry for ever. Cancel safe.
+    pub(crate) async fn follow(&self, registry: Registry) {
+        let mut backoff = Backoff::default();
+        loop {
+            let ended = self.follow_once(registry.clone(), &mut backoff).await;
+            tracing::warn!(reason = %ended, age_s = self.age().map(|age| age.as_secs()), "lost the registry's directory");
+            backoff.wait().await;
+        }
+    }
+
+    async fn follow_once(&self, mut registry: Registry, backoff: &mut Backoff) -> String {
+        let mut stream = match registry.watch_directory(pb::WatchDirectoryRequest {}).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return status.message().to_owned(),
+        };
+        loop {
+            match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
+                Ok(Ok(Some(message))) => {
+                    backoff.reset();
+                    self.install(message);
+                }
+                Ok(Ok(None)) => return "the stream ended".to_owned(),
+                Ok(Err(status)) => return status.message().to_owned(),
+                Err(_) => return format!("silent for {} s", SILENCE_MAX.as_secs()),
+            }
+        }
+    }
+
+    /// Makes a write that the registry has answered visible here, at once: reads the directory afresh, then waits for
+    /// `shows` if another registry answered, at most `wait`.
+    ///
+    /// Never fails: the write is done, and followers see it a little later anyhow.
+    pub(crate) async fn show(&self, mut registry: Registry, wait: Duration, shows: impl Fn(&Snapshot) -> bool) {
+        let fresh = async {
+            let mut stream = registry.watch_directory(pb::WatchDirectoryRequest {}).await?.into_inner();
+            if let Some(message) = stream.message().await? {
+                self.install(message);
+            }
+            Ok::<(), tonic::Status>(())
+        };
+        let mut changes = self.current.subscribe();
+        let seen = async {
+            if let Err(status) = fresh.await {
+                tracing::warn!(reason = status.message(), "cannot read the directory after a write");
+            }
+            // The sender lives in `self`, so this ends only by the condition.
+            let _ = changes.wait_for(|current| current.as_ref().is_some_and(|snapshot| shows(snapshot))).await;
+        };
+        if tokio::time::timeout(wait, seen).await.is_err() {
+            tracing::warn!(wait_ms = wait.as_millis(), "an admin write is not in the directory yet");
+        }
+    }
+
+    /// Waits for the first snapshot. Cancel safe.
+    pub(crate) async fn first(&self) {
+        let _ = self.current.subscribe().wait_for(Option::is_some).await;
+    }
+}
+
+/// A registry's status as a fault of this gateway: away means "try again".
+pub(crate) fn registry_fault(status: &tonic::Status) -> Fault {
+    let mut fault = Fault::from(status);
+    if fault.kind == weft_fault::Kind::Unavailable {
+        fault.code = "registry_unavailable".into();
+        fault.retry_after_ms.get_or_insert(1000);
+    }
+    fault
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(incarnation: &str, generation: u64, tenants: &[&str]) -> pb::Directory {
+        let tenants = tenants.iter().map(|name| pb::DirectoryTenant { name: (*name).into(), ..Default::default() });
+        pb::Directory { generation, incarnation: incarnation.into(), tenants: tenants.collect() }
+    }
+
+    fn tenants(directory: &Directory) -> usize {
+        directory.snapshot().unwrap().tenants.len()
+    }
+
+    #[tokio::test]
+    async fn an_older_message_of_the_same_registry_changes_nothing() {
+        let directory = Directory::new(Duration::from_secs(1));
+        directory.install(message("a", 5, &["x", "y"]));
+        directory.install(message("a", 4, &["x"]));
+        assert_eq!(tenants(&directory), 2);
+        directory.install(message("b", 1, &["x"]));
+        assert_eq!(tenants(&directory), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_snapshot_serves_for_its_stated_time_only() {
+        let directory = Directory::new(Duration::from_secs(60));
+        assert!(matches!(directory.snapshot(), Err(Error::DirectoryMissing)));
+        directory.install(message("a", 1, &[]));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(directory.snapshot().is_ok());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(matches!(directory.snapshot(), Err(Error::DirectoryStale { age_s: 62, max_s: 60 })));
+        // Hearing the same state again makes it fresh.
+        directory.install(message("a", 1, &[]));
+        assert!(directory.snapshot().is_ok());
+    }
+
+    #[test]
+    fn the_salt_is_neither_the_secret_nor_shared() {
+        assert_ne!(salt(b"one"), salt(b"two"));
+        assert_ne!(salt(&[7; 32]), [7; 32]);
+        assert_eq!(salt(b"one"), salt(b"one"));
+    }
+}

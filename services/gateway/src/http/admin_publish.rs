@@ -1,0 +1,339 @@
+//! `POST /admin/v1/tenants/{tenant}/adapters/{name}/versions`: an upload on its way to the registry.
+//!
+//! The weights are never whole in memory: pieces of at most 1 MiB go on as they come, and the registry's pace is the
+//! client's pace. The registry wants the config first; weights that come before it wait in a temporary file.
+//! When the upload breaks off, the call to the registry is dropped before its stream could end, so that half a package
+//! never looks like a whole one.
+
+use super::admin::{checked, operator};
+use super::errors::{OpenAiBody, OpenAiError};
+use super::InPath;
+use crate::app::Gateway;
+use crate::directory::{Snapshot, registry_fault};
+use crate::error::Error;
+use axum::Json;
+use axum::extract::multipart::{Field, Multipart};
+use axum::extract::{FromRequest, Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::future::{Either, select};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use std::io::SeekFrom;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use utoipa::ToSchema;
+use weft_fault::{Fault, Kind};
+use weft_proto::registry::v1 as pb;
+use weft_proto::registry::v1::publish_request::Part;
+use weft_types::{AdapterName, AliasName, Digest, TenantName};
+
+/// Largest piece that goes to the registry.
+const PIECE_BYTES_MAX: usize = 1 << 20;
+/// Pieces on their way.
+const PIECES_IN_FLIGHT: usize = 4;
+/// How long the registry may take to judge and store a package after its last byte.
+const JUDGE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Files that are pickles: executable, so never opened.
+const PICKLES: &[&str] = &[".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"];
+
+/// `?alias=`
+#[derive(Deserialize)]
+pub(crate) struct Wish {
+    alias: Option<String>,
+}
+
+/// A published version.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct PublishedBody {
+    adapter: String,
+    version: u64,
+    #[schema(value_type = Option<String>)]
+    digest: Option<Digest>,
+    warnings: Vec<String>,
+}
+
+/// The two files of a package.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "for the schema")]
+pub(crate) struct Package {
+    /// `adapter_config.json`
+    #[schema(value_type = String, format = Binary)]
+    config: Vec<u8>,
+    /// `adapter_model.safetensors`
+    #[schema(value_type = String, format = Binary)]
+    weights: Vec<u8>,
+}
+
+/// Publish a package as a new version, and move the alias `live` to it.
+///
+/// `?alias=none` moves no alias, `?alias=NAME` another one. The same bytes again are the version that they were.
+#[utoipa::path(
+    post, path = "/admin/v1/tenants/{tenant}/adapters/{name}/versions", tag = "admin", security(("admin" = [])),
+    params(("tenant" = String, Path), ("name" = String, Path, description = "One segment: a slash is `%2F`"),
+        ("alias" = Option<String>, Query, description = "`none`, or the alias to move; absent: `live`")),
+    request_body(content = Package, content_type = "multipart/form-data"),
+    responses(
+        (status = 201, description = "A new version", body = PublishedBody),
+        (status = 200, description = "These bytes were a version already", body = PublishedBody),
+        (status = 400, description = "The upload is not what it should be", body = OpenAiBody),
+        (status = 413, description = "A part is over its cap", body = OpenAiBody),
+        (status = 422, description = "Refused; every reason is in `error.reasons`", body = OpenAiBody),
+    )
+)]
+pub(crate) async fn publish(
+    State(gateway): State<Arc<Gateway>>,
+    InPath((tenant, name)): InPath<(String, String)>,
+    request: Request,
+) -> Result<Response, OpenAiError> {
+    let tenant: TenantName = checked("tenant", &tenant)?;
+    let name: AdapterName = checked("name", &name)?;
+    let wish = Query::<Wish>::try_from_uri(request.uri()).map_err(|error| Fault::invalid("alias", error.body_text()))?;
+    let alias = match wish.0.alias.as_deref() {
+        Some("none") => String::new(),
+        Some(alias) => checked::<AliasName>("alias", alias)?.to_string(),
+        None => AliasName::live().to_string(),
+    };
+    let _room = gateway.mesh.limits.upload()?;
+    let (parts, stream) = request.into_parts();
+    let start = pb::PublishStart {
+        tenant: tenant.to_string(),
+        adapter: name.to_string(),
+        alias: alias.clone(),
+        actor: operator(&parts),
+    };
+    let multipart = Multipart::from_request(Request::from_parts(parts, stream), &()).await;
+    let multipart = multipart.map_err(|error| Fault::invalid("content-type", error.body_text()))?;
+    let published = send(&gateway, start, multipart).await?;
+
+    let shown = |snapshot: &Snapshot| {
+        let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
+        adapter.is_some_and(|adapter| {
+            let aliased = alias.is_empty() || !published.created || adapter.aliases.get(&alias) >= Some(&published.version);
+            aliased && adapter.versions.contains_key(&published.version)
+        })
+    };
+    gateway.show(shown).await;
+    let status = if published.created { StatusCode::CREATED } else { StatusCode::OK };
+    let body = PublishedBody {
+        adapter: published.adapter,
+        version: published.version,
+        digest: Digest::try_from(published.digest.as_ref()).ok(),
+        warnings: published.warnings,
+    };
+    Ok((status, Json(body)).into_response())
+}
+
+/// Runs the upload and the call side by side: a refusal half way ends the upload, a broken upload the call.
+async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipart) -> Result<pb::Published, Fault> {
+    let (sender, received) = mpsc::channel(PIECES_IN_FLIGHT);
+    let mut registry = gateway.registry.clone();
+    let answer = {
+        let call = pin!(registry.publish(ReceiverStream::new(received)));
+        let upload = pin!(forward(gateway, start, &mut multipart, Pieces(Some(sender))));
+        match select(call, upload).await {
+            Either::Left((answer, _upload)) => answer,
+            Either::Right((Err(fault), _call)) => return Err(fault),
+            Either::Right((Ok(()), call)) => {
+                tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| {
+                    Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
+                })?
+            }
+        }
+    };
+    // What the client still sends is read and dropped, so that it gets to read the answer.
+    discard(&mut multipart).await;
+    match answer.map_err(|status| registry_fault(&status))?.into_inner().result {
+        Some(pb::publish_response::Result::Published(published)) => Ok(published),
+        Some(pb::publish_response::Result::Refusal(refusal)) => Err(refused(refusal.reasons)),
+        None => Err(Fault::internal("the registry answered with nothing")),
+    }
+}
+
+fn refused(reasons: Vec<String>) -> Fault {
+    Fault::new(Kind::Refused, format!("the package is refused: {}", reasons.join("; "))).with_code("package_refused").with_reasons(reasons)
+}
+
+async fn discard(multipart: &mut Multipart) {
+    let rest = async {
+        while let Ok(Some(mut field)) = multipart.next_field().await {
+            while let Ok(Some(_)) = field.chunk().await {}
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(10), rest).await;
+}
+
+/// The stream to the registry. Only [`Pieces::whole`] ends it; when dropped before, it stays open until the call that
+/// reads it is gone, so that the registry sees a cancelled call and never an early end.
+struct Pieces(Option<mpsc::Sender<pb::PublishRequest>>);
+
+impl Pieces {
+    async fn put(&self, part: Part) -> Result<(), Fault> {
+        let message = pb::PublishRequest { part: Some(part) };
+        // A closed channel means that the call has its answer already; that one counts.
+        let stopped = || Fault::unavailable("the registry stopped listening");
+        self.0.as_ref().ok_or_else(stopped)?.send(message).await.map_err(|_| stopped())
+    }
+
+    fn whole(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        if let (Some(sender), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move { sender.closed().await });
+        }
+    }
+}
+
+/// From the multipart body to the registry, in the registry's order.
+async fn forward(
+    gateway: &Gateway,
+    start: pb::PublishStart,
+    multipart: &mut Multipart,
+    pieces: Pieces,
+) -> Result<(), Fault> {
+    let settings = &gateway.settings;
+    pieces.put(Part::Start(start)).await?;
+    let (mut config_seen, mut weights_seen) = (false, false);
+    let mut waiting: Option<Spool> = None;
+    let timeout = settings.body_timeout();
+    while let Some(field) = within(timeout, multipart.next_field()).await? {
+        let name = field.name().unwrap_or_default().to_owned();
+        match name.as_str() {
+            "config" if !config_seen => {
+                config_seen = true;
+                let config = read_config(field, settings.package_config_bytes_max, timeout).await?;
+                pieces.put(Part::Config(config.into())).await?;
+                if let Some(spool) = waiting.take() {
+                    spool.forward(&pieces).await?;
+                }
+            }
+            "weights" if !weights_seen => {
+                weights_seen = true;
+                refuse_pickle(field.file_name())?;
+                let mut weights = Weights { field, left: settings.package_weights_bytes_max, max: settings.package_weights_bytes_max, timeout };
+                if config_seen {
+                    while let Some(piece) = weights.next().await? {
+                        pieces.put(Part::Weights(piece)).await?;
+                    }
+                } else {
+                    waiting = Some(Spool::fill(weights, settings.upload_dir.as_deref()).await?);
+                }
+            }
+            "config" | "weights" => {
+                return Err(Fault::invalid(name.clone(), format!("part `{name}` comes twice")));
+            }
+            other => {
+                refuse_pickle(field.file_name())?;
+                let other: String = other.chars().take(64).collect();
+                return Err(Fault::invalid(other.clone(), format!("unknown part `{other}`; a package has the parts `config` and `weights`")));
+            }
+        }
+    }
+    for (name, file, seen) in
+        [("config", "adapter_config.json", config_seen), ("weights", "adapter_model.safetensors", weights_seen)]
+    {
+        if !seen {
+            return Err(Fault::invalid(name, format!("part `{name}` ({file}) is missing")));
+        }
+    }
+    pieces.whole();
+    Ok(())
+}
+
+fn refuse_pickle(file_name: Option<&str>) -> Result<(), Fault> {
+    let Some(name) = file_name else { return Ok(()) };
+    let lower = name.to_ascii_lowercase();
+    if PICKLES.iter().any(|ending| lower.ends_with(ending)) {
+        let name: String = name.chars().take(128).collect();
+        return Err(refused(vec![format!("file {name:?} is a pickle, which can run code; only adapter_model.safetensors is accepted")]));
+    }
+    Ok(())
+}
+
+/// The next thing of the upload, in time.
+async fn within<T>(
+    timeout: Duration,
+    next: impl Future<Output = Result<T, axum::extract::multipart::MultipartError>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(timeout, next).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Error::BodyBroken(error.body_text()).into()),
+        Err(_) => Err(Error::BodyTooSlow(timeout.as_secs()).into()),
+    }
+}
+
+async fn read_config(mut field: Field<'_>, max: usize, timeout: Duration) -> Result<Vec<u8>, Fault> {
+    let mut config = Vec::new();
+    while let Some(piece) = within(timeout, field.chunk()).await? {
+        if config.len() + piece.len() > max {
+            return Err(part_too_large("config", max as u64));
+        }
+        config.extend_from_slice(&piece);
+    }
+    Ok(config)
+}
+
+fn part_too_large(part: &str, max: u64) -> Fault {
+    Fault::new(Kind::TooLarge, format!("part `{part}` is larger than the limit of {max} bytes")).with_param(part)
+}
+
+/// The weights' part, in pieces that the registry takes.
+struct Weights<'a> {
+    field: Field<'a>,
+    left: u64,
+    max: u64,
+    timeout: Duration,
+}
+
+impl Weights<'_> {
+    /// The next piece, of at most [`PIECE_BYTES_MAX`]: what the connection gave, which is far less.
+    async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        let Some(piece) = within(self.timeout, self.field.chunk()).await? else { return Ok(None) };
+        let Some(left) = self.left.checked_sub(piece.len() as u64) else {
+            return Err(part_too_large("weights", self.max));
+        };
+        self.left = left;
+        Ok(Some(piece))
+    }
+}
+
+/// Weights that came before their config: on disk, gone when dropped.
+struct Spool(tokio::fs::File);
+
+impl Spool {
+    async fn fill(mut weights: Weights<'_>, dir: Option<&std::path::Path>) -> Result<Self, Fault> {
+        let dir = dir.map_or_else(std::env::temp_dir, ToOwned::to_owned);
+        let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await;
+        let file = file.map_err(|error| Fault::internal(error.to_string()))?.map_err(|error| spool_fault(&error))?;
+        let mut file = tokio::fs::File::from_std(file);
+        while let Some(piece) = weights.next().await? {
+            file.write_all(&piece).await.map_err(|error| spool_fault(&error))?;
+        }
+        file.flush().await.map_err(|error| spool_fault(&error))?;
+        file.seek(SeekFrom::Start(0)).await.map_err(|error| spool_fault(&error))?;
+        Ok(Self(file))
+    }
+
+    async fn forward(mut self, pieces: &Pieces) -> Result<(), Fault> {
+        loop {
+            let mut piece = Vec::with_capacity(PIECE_BYTES_MAX);
+            let read = (&mut self.0).take(PIECE_BYTES_MAX as u64).read_to_end(&mut piece).await;
+            if read.map_err(|error| spool_fault(&error))? == 0 {
+                return Ok(());
+            }
+            pieces.put(Part::Weights(piece.into())).await?;
+        }
+    }
+}
+
+fn spool_fault(error: &std::io::Error) -> Fault {
+    Fault::unavailable(format!("the upload cannot be kept for a moment (setting upload_dir): {error}"))
+}

@@ -1,0 +1,320 @@
+//! The HTTP face: two listeners, two dialects, one order of stages.
+//!
+//! Here is what all routes share: the routers, what happens around each request, and the way from a request to an
+//! [`Admission`]. The dialects are in [`openai_chat`], [`openai_completions`], [`models`] and [`lorax`]; operators'
+//! routes in [`admin`] and [`ops`].
+
+mod admin;
+mod admin_publish;
+mod body;
+mod errors;
+mod lorax;
+mod lorax_request;
+mod lorax_stream;
+mod models;
+mod openai;
+mod openai_chat;
+mod openai_completions;
+mod openapi;
+mod ops;
+mod sse;
+
+pub use openapi::openapi_json;
+pub(crate) use ops::Waiting;
+
+use crate::app::Gateway;
+use crate::authenticate;
+use crate::generate::{Admission, Collected, Facts};
+use crate::resolve::resolve;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, MatchedPath, Path, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use errors::{LoraxError, OpenAiError};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::de::DeserializeOwned;
+use std::any::Any;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use weft_fault::Fault;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// The id of a request: the client's if it is short and plain, else ours.
+#[derive(Clone)]
+pub(crate) struct RequestId(pub(crate) String);
+
+/// What tenants reach.
+pub(crate) fn data_router(gateway: &Arc<Gateway>) -> Router {
+    let openai = Router::new()
+        .route("/v1/chat/completions", post(openai_chat::chat))
+        .route("/v1/completions", post(openai_completions::completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .method_not_allowed_fallback(openai_wrong_method)
+        .layer(CatchPanicLayer::custom(openai_panic));
+    let lorax = Router::new()
+        .route("/", get(lorax::health).post(lorax::compat))
+        .route("/generate", post(lorax::generate))
+        .route("/generate_stream", post(lorax::generate_stream))
+        .route("/invocations", post(lorax::compat))
+        .route("/tokenize", post(lorax::tokenize))
+        .route("/info", get(lorax::info))
+        .route("/health", get(lorax::health))
+        .route("/ping", get(lorax::health))
+        .method_not_allowed_fallback(lorax_wrong_method)
+        .layer(CatchPanicLayer::custom(lorax_panic));
+    let router = around(openai.merge(lorax).merge(ops_router()), gateway);
+    match cors(&gateway.settings.cors_allow_origins) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
+}
+
+/// What operators reach.
+pub(crate) fn admin_router(gateway: &Arc<Gateway>) -> Router {
+    let admin = Router::new()
+        .route("/admin/v1/tenants", get(admin::list_tenants).post(admin::create_tenant))
+        .route("/admin/v1/tenants/{tenant}/keys", get(admin::list_keys).post(admin::create_key))
+        .route("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key))
+        .route("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters))
+        .route(
+            "/admin/v1/tenants/{tenant}/adapters/{name}/versions",
+            get(admin::list_versions).post(admin_publish::publish),
+        )
+        .route("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin::list_aliases))
+        .route(
+            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
+            get(admin::get_alias).put(admin::set_alias),
+        )
+        .route("/admin/v1/workers", get(admin::workers))
+        .route("/admin/v1/residency", get(admin::residency))
+        // Before any route is run, and so also before a body is read.
+        .route_layer(from_fn_with_state(Arc::clone(gateway), admin::require_operator))
+        .route("/metrics", get(ops::metrics));
+    let admin = admin.merge(ops_router());
+    around(
+        admin.method_not_allowed_fallback(openai_wrong_method).layer(CatchPanicLayer::custom(openai_panic)),
+        gateway,
+    )
+}
+
+/// What both listeners have.
+fn ops_router() -> Router<Arc<Gateway>> {
+    Router::new()
+        .route("/livez", get(ops::livez))
+        .route("/readyz", get(ops::readyz))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
+}
+
+/// Around every request, from the outside in: its id, its metrics. The fallback is inside, so that unknown paths are
+/// counted and identified too.
+fn around(router: Router<Arc<Gateway>>, gateway: &Arc<Gateway>) -> Router {
+    router
+        .fallback(unknown_path)
+        .layer(from_fn_with_state(Arc::clone(gateway), observe))
+        .layer(from_fn(identify))
+        .with_state(Arc::clone(gateway))
+}
+
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    let headers = [http::header::AUTHORIZATION, http::header::CONTENT_TYPE, REQUEST_ID];
+    Some(CorsLayer::new().allow_origin(allowed).allow_methods([http::Method::GET, http::Method::POST]).allow_headers(headers))
+}
+
+async fn identify(mut request: Request, next: Next) -> Response {
+    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let usable = |id: &&str| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|b| b.is_ascii_graphic());
+    let id = given.filter(usable).map_or_else(|| format!("req_{}", uuid::Uuid::now_v7().simple()), ToOwned::to_owned);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+async fn observe(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    let arrived = Instant::now();
+    // The pattern, never the path: labels stay bounded.
+    let route = request.extensions().get::<MatchedPath>().map_or("none".to_owned(), |path| path.as_str().to_owned());
+    let response = next.run(request).await;
+    gateway.mesh.metrics.answered(&route, response.status(), arrived.elapsed());
+    if response.extensions().get::<Panicked>().is_some() {
+        gateway.mesh.metrics.panics.inc();
+    }
+    response
+}
+
+async fn unknown_path(request: Request) -> OpenAiError {
+    OpenAiError(errors::unknown_url(request.method(), request.uri().path()))
+}
+
+async fn openai_wrong_method(request: Request) -> OpenAiError {
+    OpenAiError(errors::method_not_allowed(request.method(), request.uri().path()))
+}
+
+async fn lorax_wrong_method(request: Request) -> LoraxError {
+    LoraxError(errors::method_not_allowed(request.method(), request.uri().path()))
+}
+
+/// What a path names; a path that is no UTF-8 after decoding is answered in JSON too.
+pub(crate) struct InPath<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
+    type Rejection = OpenAiError;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &S) -> Result<Self, OpenAiError> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(named)) => Ok(Self(named)),
+            Err(rejection) => Err(Fault::invalid("path", rejection.body_text().to_lowercase()).into()),
+        }
+    }
+}
+
+/// Marks an answer that stands for a panic.
+#[derive(Clone)]
+struct Panicked;
+
+fn panicked(panic: &(dyn Any + Send)) -> Fault {
+    let what = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(what = what.unwrap_or("unknown"), "a request ended in a bug");
+    Fault::internal("internal error")
+}
+
+fn openai_panic(panic: Box<dyn Any + Send>) -> Response<Body> {
+    let mut response = OpenAiError(panicked(&*panic)).into_response();
+    response.extensions_mut().insert(Panicked);
+    response
+}
+
+fn lorax_panic(panic: Box<dyn Any + Send>) -> Response<Body> {
+    let mut response = LoraxError(panicked(&*panic)).into_response();
+    response.extensions_mut().insert(Panicked);
+    response
+}
+
+/// A tenant's request with room to run. The room is held until the answer has ended.
+pub(crate) struct Call {
+    tenant: Arc<crate::directory::Tenant>,
+    request_id: String,
+    arrived: Instant,
+    room: OwnedSemaphorePermit,
+}
+
+impl Gateway {
+    /// Who asks? Is there room? Both before a byte of the body is read.
+    pub(crate) fn enter(&self, parts: &http::request::Parts) -> Result<Call, Fault> {
+        let arrived = Instant::now();
+        let tenant = authenticate::tenant(&*self.directory.snapshot()?, &parts.headers)?;
+        let room = self.mesh.limits.generations(1)?;
+        let request_id = parts.extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
+        Ok(Call { tenant, request_id, arrived, room })
+    }
+
+    /// Reads the body within the limits of the data listener.
+    pub(crate) async fn read_body(&self, parts: &http::request::Parts, body: Body) -> Result<body::ReadBody, Fault> {
+        let bounds = body::Bounds { bytes_max: self.settings.body_bytes_max, timeout: self.settings.body_timeout() };
+        Ok(body::read(&parts.headers, body, bounds, &self.mesh.limits).await?)
+    }
+
+    /// From a name to bytes, and room for every answer that the request asks for.
+    pub(crate) fn admit(
+        &self,
+        call: Call,
+        model: Option<&str>,
+        answers: usize,
+    ) -> Result<(Admission, OwnedSemaphorePermit), Fault> {
+        let base = self.mesh.pool.base()?;
+        let resolved = resolve(&call.tenant, model, base.served_name())?;
+        let mut room = call.room;
+        if answers > 1 {
+            room.merge(self.mesh.limits.generations(answers - 1)?);
+        }
+        let admission = Admission {
+            request_id: call.request_id,
+            tenant: call.tenant,
+            resolved,
+            base,
+            arrived: call.arrived,
+            timeout: self.settings.request_timeout(),
+        };
+        Ok((admission, room))
+    }
+}
+
+/// `x-weft-*`: whose bytes answered, and where.
+fn weft_headers(admission: &Admission, facts: &Facts) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    put(&mut headers, "x-weft-adapter", &admission.resolved.label(&admission.tenant.name));
+    if let Some(digest) = admission.resolved.digest() {
+        put(&mut headers, "x-weft-adapter-digest", &digest.to_string());
+    }
+    put(&mut headers, "x-weft-base-digest", &admission.base.digest.to_string());
+    put(&mut headers, "x-weft-worker", &facts.worker);
+    headers
+}
+
+/// `x-weft-*-step*`: which steps computed a whole answer, and with how much company. Only where an operator allows it.
+fn step_headers(gateway: &Gateway, answers: &[Collected], headers: &mut HeaderMap) {
+    if !gateway.settings.step_headers {
+        return;
+    }
+    let finished = || answers.iter().map(|answer| &answer.finished);
+    let numbers = [
+        ("x-weft-first-step", finished().map(|finished| finished.first_step).min()),
+        ("x-weft-last-step", finished().map(|finished| finished.last_step).max()),
+        ("x-weft-adapters-in-step-max", finished().map(|finished| u64::from(finished.adapters_in_step_max)).max()),
+        ("x-weft-requests-in-step-max", finished().map(|finished| u64::from(finished.requests_in_step_max)).max()),
+    ];
+    for (name, number) in numbers {
+        put(headers, name, &number.unwrap_or(0).to_string());
+    }
+}
+
+/// Sets a header, unless the value has characters that no header can have.
+fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower::ServiceExt;
+
+    async fn bug() {
+        let nothing: Option<()> = None;
+        nothing.expect("a bug of ours");
+    }
+
+    #[tokio::test]
+    async fn a_bug_answers_json_with_status_500() {
+        let openai: Router = Router::new().route("/", get(bug)).layer(CatchPanicLayer::custom(openai_panic));
+        let lorax: Router = Router::new().route("/", get(bug)).layer(CatchPanicLayer::custom(lorax_panic));
+        for (router, key) in [(openai, "code"), (lorax, "error_type")] {
+            let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+            assert_eq!(response.status(), 500);
+            let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let error = body["error"].as_object().map_or(&body, |_| &body["error"]);
+            assert!(error[key].is_string(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The routes as an OpenAPI document, and a page that shows it without any other server's help.
+
+use super::{admin, admin_publish, errors, lorax, lorax_request, lorax_stream, models, openai_chat, openai_completions, ops};
+use axum::response::{Html, IntoResponse, Response};
+use http::{HeaderValue, header};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Weft", description = "One base model, many LoRA adapters. `/admin/v1` and `/metrics` are on the admin listener, all else that generates on the data listener."),
+    paths(
+        openai_chat::chat, openai_completions::completions, models::list, models::one,
+        lorax::compat, lorax::generate, lorax::generate_stream, lorax::tokenize, lorax::info, lorax::health,
+        ops::livez, ops::readyz, ops::metrics,
+        admin::create_tenant, admin::list_tenants, admin::create_key, admin::list_keys, admin::revoke_key,
+        admin::list_adapters, admin::list_versions, admin_publish::publish, admin::list_aliases, admin::get_alias,
+        admin::set_alias, admin::workers, admin::residency,
+    ),
+    components(schemas(
+        openai_chat::ChatRequest, openai_chat::ChatCompletion, openai_chat::ChatChunk<'static>,
+        openai_completions::CompletionRequest, openai_completions::Completion, models::Model, models::ModelList,
+        lorax_request::LoraxRequest, lorax::LoraxAnswer, lorax_stream::LoraxEvent, lorax::Info,
+        errors::OpenAiBody, errors::LoraxBody, ops::Ready,
+    )),
+    modifiers(&Keys),
+)]
+struct Document;
+
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = |text: &str| {
+            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(text)).build())
+        };
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("key", bearer("A tenant's key"));
+        components.add_security_scheme("admin", bearer("An admin key"));
+    }
+}
+
+/// The OpenAPI document of all routes, as JSON.
+#[must_use]
+pub fn openapi_json() -> String {
+    // The document is built from literals, and a test writes it out.
+    Document::openapi().to_pretty_json().unwrap_or_default()
+}
+
+pub(crate) async fn document() -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, json)], openapi_json()).into_response()
+}
+
+pub(crate) async fn page() -> Html<&'static str> {
+    Html(include_str!("docs.html"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_has_every_route_and_no_dangling_reference() {
+        let text = openapi_json();
+        let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        for path in [
+            "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{id}", "/", "/generate",
+            "/generate_stream", "/tokenize", "/info", "/health", "/livez", "/readyz", "/metrics", "/admin/v1/tenants",
+            "/admin/v1/tenants/{tenant}/keys", "/admin/v1/tenants/{tenant}/keys/{id}",
+            "/admin/v1/tenants/{tenant}/adapters", "/admin/v1/tenants/{tenant}/adapters/{name}/versions",
+            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases",
+            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}", "/admin/v1/workers", "/admin/v1/residency",
+        ] {
+            assert!(paths.contains_key(path), "{path} is missing");
+        }
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(schemas.contains_key(name), "{name} is referred to and missing");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Operations: is it alive, is it ready, what does it count.
+
+use crate::app::Gateway;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use prometheus::{Encoder, TextEncoder};
+use serde::Serialize;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// What the gateway still waits for.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Ready {
+    ready: bool,
+    /// Empty when ready.
+    waiting_for: Vec<Waiting>,
+    /// Milliseconds since the registry was last heard; null before the first time.
+    directory_age_ms: Option<u64>,
+    /// Workers that answered the last look, of those configured.
+    workers_ready: usize,
+    workers: usize,
+}
+
+/// One condition.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Waiting {
+    pub(crate) condition: &'static str,
+    pub(crate) why: String,
+}
+
+/// Whether the process runs: always 200.
+#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "It runs")))]
+pub(crate) async fn livez() -> Json<serde_json::Value> {
+    Json(serde_json::json!({"alive": true}))
+}
+
+/// Whether requests can be answered, and if not, what is missing.
+#[utoipa::path(
+    get, path = "/readyz", tag = "operations",
+    responses((status = 200, description = "Ready", body = Ready), (status = 503, description = "Not ready, and why", body = Ready))
+)]
+pub(crate) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
+    let waiting_for = gateway.waiting_for();
+    let ready = Ready {
+        ready: waiting_for.is_empty(),
+        waiting_for,
+        directory_age_ms: gateway.directory.age().map(|age| age.as_millis() as u64),
+        workers_ready: gateway.mesh.pool.ready(),
+        workers: gateway.mesh.pool.workers().len(),
+    };
+    let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(ready)).into_response()
+}
+
+/// Prometheus text. On the admin listener only.
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Prometheus text format")))]
+pub(crate) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
+    let metrics = &gateway.mesh.metrics;
+    if let Some(snapshot) = gateway.directory.last() {
+        metrics.directory_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
+    }
+    let age = gateway.directory.age().map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+    metrics.directory_age_ms.set(age);
+    let encoder = TextEncoder::new();
+    let mut text = Vec::new();
+    if let Err(error) = encoder.encode(&gateway.prometheus.gather(), &mut text) {
+        tracing::error!(%error, "metrics cannot be written");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}

@@ -1,0 +1,51 @@
+//! The gateway as a process of its own: settings, parts, run, drain.
+
+use anyhow::Context;
+use std::process::ExitCode;
+use weft_gateway::{App, Components, Settings, WorkerEndpoint};
+use weft_service_kit::settings::{Loader, shown};
+use weft_service_kit::shutdown::Shutdown;
+use weft_service_kit::telemetry::{self, LogFormat};
+use weft_service_kit::transport::{Address, Listener, connect};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let loader = Loader::new("weft-gateway", "HTTP in front of a Weft mesh: OpenAI's and LoRAX's dialects, and /admin/v1");
+    let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
+    let settings: Settings = match loaded.and_then(|loaded| Ok(loaded.get("")?)) {
+        Ok(settings) => settings,
+        Err(error) => error.exit(),
+    };
+    let format = if std::env::var("WEFT_LOG_FORMAT").as_deref() == Ok("json") { LogFormat::Json } else { LogFormat::Text };
+    telemetry::init(format, &std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned()));
+    tracing::info!(settings = shown(&settings), "starting");
+    let failed = |code: u8| move |error: anyhow::Error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(code)
+    };
+    // What is wrong with the settings ends with 2, what is wrong with the machine with 1.
+    let (app, data, admin) = match build(settings).map_err(failed(2)) {
+        Ok(built) => built,
+        Err(code) => return code,
+    };
+    run(app, &data, &admin).await.map_or_else(failed(1), |()| ExitCode::SUCCESS)
+}
+
+fn build(settings: Settings) -> anyhow::Result<(App, Address, Address)> {
+    let registry: Address = settings.registry.parse().context("setting registry")?;
+    let mut workers = Vec::new();
+    for address in &settings.workers {
+        let parsed: Address = address.parse().context("setting workers")?;
+        workers.push(WorkerEndpoint { address: address.clone(), channel: connect(&parsed) });
+    }
+    let data = settings.data_address().context("setting listen")?;
+    let admin = settings.admin_listen.parse().context("setting admin_listen")?;
+    let components = Components { registry: connect(&registry), workers, metrics: prometheus::Registry::new() };
+    Ok((App::build(settings, components)?, data, admin))
+}
+
+async fn run(app: App, data: &Address, admin: &Address) -> anyhow::Result<()> {
+    let (data, admin) = (Listener::bind(data).await?, Listener::bind(admin).await?);
+    app.run(data, admin, Shutdown::on_signals()?).await;
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! What the gateway counts. Labels are bounded: routes are the patterns of our own router, statuses HTTP's.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+use std::time::Duration;
+
+/// All of them; cloning shares.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    pub(crate) requests: IntCounterVec,
+    pub(crate) request_seconds: HistogramVec,
+    pub(crate) first_token_seconds: Histogram,
+    pub(crate) generation_seconds: Histogram,
+    pub(crate) generations_in_flight: IntGauge,
+    pub(crate) generations: IntCounterVec,
+    pub(crate) prompt_tokens: IntCounter,
+    pub(crate) cached_tokens: IntCounter,
+    pub(crate) completion_tokens: IntCounter,
+    pub(crate) digest_mismatches: IntCounter,
+    pub(crate) retries: IntCounter,
+    pub(crate) connections: IntGaugeVec,
+    pub(crate) connections_refused: IntCounterVec,
+    pub(crate) workers_ready: IntGauge,
+    pub(crate) directory_generation: IntGauge,
+    pub(crate) directory_age_ms: IntGauge,
+    pub(crate) panics: IntCounter,
+}
+
+const SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+impl Metrics {
+    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let histogram = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                Opts::new("gateway_requests_total", "HTTP requests answered, by route pattern and status"),
+                &["route", "status"],
+            )?,
+            request_seconds: HistogramVec::new(
+                histogram("gateway_request_seconds", "From the headers of a request to the headers of its answer"),
+                &["route"],
+            )?,
+            first_token_seconds: Histogram::with_opts(histogram(
+                "gateway_first_token_seconds",
+                "From the arrival of a request to the first token of its answer",
+            ))?,
+            generation_seconds: Histogram::with_opts(histogram(
+                "gateway_generation_seconds",
+                "From the arrival of a request to the last token of its answer",
+            ))?,
+            generations_in_flight: IntGauge::new("gateway_generations_in_flight", "Generations running now")?,
+            generations: IntCounterVec::new(
+                Opts::new("gateway_generations_total", "Generations ended, by end: finished, failed or cancelled"),
+                &["end"],
+            )?,
+            prompt_tokens: IntCounter::new("gateway_prompt_tokens_total", "Prompt tokens of started generations")?,
+            cached_tokens: IntCounter::new("gateway_cached_tokens_total", "Prompt tokens served from a prefix cache")?,
+            completion_tokens: IntCounter::new("gateway_completion_tokens_total", "Tokens of answers")?,
+            digest_mismatches: IntCounter::new(
+                "gateway_digest_mismatches_total",
+                "Generations failed because a worker used other bytes than were resolved",
+            )?,
+            retries: IntCounter::new("gateway_retries_total", "Generations tried on another worker before the first token")?,
+            connections: IntGaugeVec::new(
+                Opts::new("gateway_connections", "Open connections, by listener"),
+                &["listener"],
+            )?,
+            connections_refused: IntCounterVec::new(
+                Opts::new("gateway_connections_refused_total", "Connections over connections_max, by listener"),
+                &["listener"],
+            )?,
+            workers_ready: IntGauge::new("gateway_workers_ready", "Workers that answered the last look")?,
+            directory_generation: IntGauge::new("gateway_directory_generation", "Generation of the directory in use")?,
+            directory_age_ms: IntGauge::new("gateway_directory_age_ms", "Time since the registry was last heard")?,
+            panics: IntCounter::new("gateway_panics_total", "Requests that ended in a bug of ours")?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.request_seconds.clone()))?;
+        registry.register(Box::new(metrics.first_token_seconds.clone()))?;
+        registry.register(Box::new(metrics.generation_seconds.clone()))?;
+        registry.register(Box::new(metrics.generations_in_flight.clone()))?;
+        registry.register(Box::new(metrics.generations.clone()))?;
+        registry.register(Box::new(metrics.prompt_tokens.clone()))?;
+        registry.register(Box::new(metrics.cached_tokens.clone()))?;
+        registry.register(Box::new(metrics.completion_tokens.clone()))?;
+        registry.register(Box::new(metrics.digest_mismatches.clone()))?;
+        registry.register(Box::new(metrics.retries.clone()))?;
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.connections_refused.clone()))?;
+        registry.register(Box::new(metrics.workers_ready.clone()))?;
+        registry.register(Box::new(metrics.directory_generation.clone()))?;
+        registry.register(Box::new(metrics.directory_age_ms.clone()))?;
+        registry.register(Box::new(metrics.panics.clone()))?;
+        Ok(metrics)
+    }
+
+    pub(crate) fn answered(&self, route: &str, status: http::StatusCode, after: Duration) {
+        self.requests.with_label_values(&[route, status.as_str()]).inc();
+        self.request_seconds.with_label_values(&[route]).observe(after.as_secs_f64());
+    }
+}

@@ -1,0 +1,131 @@
+//! What an operator can set.
+
+use std::path::PathBuf;
+use std::time::Duration;
+use weft_service_kit::transport::{Address, AddressError};
+
+weft_service_kit::settings! {
+    /// How the gateway listens, whom it asks and what it allows.
+    pub struct Settings {
+        /// Where tenants' requests come in: `host:port`, port 0 picks a free one, or `unix:/path`.
+        pub listen: String = "127.0.0.1:8080".to_owned(),
+        /// Replaces the host of `listen` (LoRAX's name).
+        pub hostname: Option<String> = None,
+        /// Replaces the port of `listen` (LoRAX's name).
+        pub port: Option<u16> = None,
+        /// Where operators' requests come in. Keep it off public networks.
+        pub admin_listen: String = "127.0.0.1:8081".to_owned(),
+        /// Address of the adapter registry.
+        pub registry: String = "127.0.0.1:7001".to_owned(),
+        /// Addresses of the workers.
+        pub workers: Vec<String> = vec!["127.0.0.1:7003".to_owned()],
+
+        /// The admin key named `admin`.
+        secret pub admin_key: Option<String> = None,
+        /// A file whose first line is the admin key named `admin`.
+        pub admin_key_file: Option<PathBuf> = None,
+        /// More admin keys, each `name=key`, so that history can say who.
+        secret pub admin_keys: Vec<String> = Vec::new(),
+
+        /// Generations at once, all tenants together; more are answered with 429.
+        pub max_concurrent_requests: usize = 1024,
+        /// Answers that one request may ask for: `n` times the prompts of a completion.
+        pub max_choices: usize = 32,
+        /// Largest `best_of` on LoRAX routes.
+        pub max_best_of: usize = 2,
+        /// Stop sequences in one request.
+        pub max_stop_sequences: usize = 4,
+        /// Seconds from the arrival of a request to the end of its answer.
+        pub request_timeout_s: u64 = 600,
+        /// Other workers tried when one fails before its first token.
+        pub retries_max: usize = 2,
+
+        /// Connections at once on each listener; more are answered with 503 and closed.
+        pub connections_max: usize = 4096,
+        /// Bytes of one request's headers (at least 8192); more are answered with 431.
+        pub header_bytes_max: usize = 64 << 10,
+        /// Seconds in which the headers of a request must arrive.
+        pub header_timeout_s: u64 = 15,
+        /// Bytes of one request body; more are answered with 413.
+        pub body_bytes_max: usize = 4 << 20,
+        /// Bytes of all request bodies in memory; more are answered with 429.
+        pub body_bytes_in_flight_max: usize = 256 << 20,
+        /// Seconds in which a request body must arrive; in an upload, seconds between two pieces.
+        pub body_timeout_s: u64 = 30,
+        /// Seconds that a client may leave its answer unread before the connection is closed.
+        pub write_stall_s: u64 = 60,
+
+        /// Bytes of `adapter_config.json` in an upload.
+        pub package_config_bytes_max: usize = 1 << 20,
+        /// Bytes of `adapter_model.safetensors` in an upload.
+        pub package_weights_bytes_max: u64 = 1 << 30,
+        /// Uploads at once; more are answered with 429.
+        pub uploads_max: usize = 8,
+        /// Where weights wait that come before their config. Empty: the system's folder for temporary files.
+        pub upload_dir: Option<PathBuf> = None,
+
+        /// Seconds for which the last directory is good while the registry is away.
+        pub directory_age_max_s: u64 = 3600,
+        /// Milliseconds that an admin write waits until this gateway's directory shows it.
+        pub admin_visible_ms: u64 = 2000,
+        /// Milliseconds between two looks at each worker.
+        pub worker_poll_ms: u64 = 1000,
+
+        /// Origins that browsers may call from; `*` for any. Empty: none.
+        pub cors_allow_origins: Vec<String> = Vec::new(),
+        /// Tell each answer's steps and how many adapters shared them, in `x-weft-*-step*` headers. It shows tenants how busy others are.
+        pub step_headers: bool = false,
+        /// Milliseconds of answering 503 on `/readyz` before the listeners close, so that balancers turn away first.
+        pub drain_delay_ms: u64 = 0,
+        /// Seconds that running answers get to finish at shutdown.
+        pub shutdown_grace_s: u64 = 30,
+    }
+    aliases {
+        "max-concurrent-requests" => max_concurrent_requests,
+        "max-best-of" => max_best_of,
+        "max-stop-sequences" => max_stop_sequences,
+        "cors-allow-origin" => cors_allow_origins,
+        "hostname" => hostname,
+        "port" => port,
+    }
+}
+
+impl Settings {
+    /// Where to listen for tenants, with `hostname` and `port` taken into account.
+    ///
+    /// # Errors
+    /// The result is no address.
+    pub fn data_address(&self) -> Result<Address, AddressError> {
+        let address: Address = self.listen.parse()?;
+        let Address::Tcp(host_port) = &address else { return Ok(address) };
+        let (host, port) = host_port.rsplit_once(':').unwrap_or((host_port, "0"));
+        let host = self.hostname.as_deref().unwrap_or(host);
+        let port = self.port.map_or_else(|| port.to_owned(), |port| port.to_string());
+        format!("{host}:{port}").parse()
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_s)
+    }
+
+    pub(crate) fn body_timeout(&self) -> Duration {
+        Duration::from_secs(self.body_timeout_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_sound() {
+        weft_service_kit::settings::assert_sound::<Settings>();
+    }
+
+    #[test]
+    fn lorax_names_for_host_and_port_replace_ours() {
+        let settings = Settings { hostname: Some("0.0.0.0".into()), port: Some(80), ..Settings::default() };
+        assert_eq!(settings.data_address(), Ok(Address::Tcp("0.0.0.0:80".into())));
+        assert_eq!(Settings::default().data_address(), Ok(Address::Tcp("127.0.0.1:8080".into())));
+    }
+}

@@ -1,0 +1,349 @@
+//! A registry in memory, with the promises of `weft.registry.v1` that a gateway relies on.
+
+use super::{grpc, spawn_server};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_fault::{Fault, Kind};
+use weft_proto::registry::v1 as pb;
+use weft_proto::registry::v1::publish_request::Part;
+use weft_proto::registry::v1::registry_server::{Registry, RegistryServer};
+use weft_service_kit::transport::{Listener, MESSAGE_BYTES_MAX};
+use weft_types::Digest;
+
+#[derive(Clone)]
+pub struct FakeRegistry(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    directory: watch::Sender<pb::Directory>,
+}
+
+#[derive(Default)]
+struct State {
+    tenants: BTreeMap<String, Tenant>,
+    uploads: Vec<Upload>,
+    refusal: Option<Vec<String>>,
+}
+
+#[derive(Default)]
+struct Tenant {
+    keys: BTreeMap<String, (String, bool)>,
+    adapters: BTreeMap<String, Adapter>,
+}
+
+#[derive(Default)]
+struct Adapter {
+    versions: Vec<Digest>,
+    aliases: HashMap<String, (u64, u64)>,
+}
+
+/// What came over `Publish`: whole, or broken off.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Upload {
+    pub start: pb::PublishStart,
+    pub config: Vec<u8>,
+    pub weights: Vec<u8>,
+    pub piece_bytes_max: usize,
+    /// The stream ended as a whole one does.
+    pub whole: bool,
+}
+
+pub fn digest_of(text: &str) -> Digest {
+    Digest::of(text.as_bytes())
+}
+
+impl FakeRegistry {
+    pub fn with_tenants() -> Self {
+        let directory = watch::Sender::new(pb::Directory { incarnation: "one".into(), ..Default::default() });
+        let registry = Self(Arc::new(Shared { state: Mutex::default(), directory }));
+        registry.change(|state| {
+            for (tenant, adapters) in [("harbour", &["pirate", "org/tuned"][..]), ("helpdesk", &["triage"][..])] {
+                let tenant_state = state.tenants.entry(tenant.into()).or_default();
+                tenant_state.keys.insert("k1".into(), (format!("{tenant}-key"), true));
+                for name in adapters {
+                    let versions = vec![digest_of(&format!("{name} 1")), digest_of(&format!("{name} 2"))];
+                    let aliases = HashMap::from([("live".to_owned(), (2, 1)), ("old".to_owned(), (1, 1))]);
+                    tenant_state.adapters.insert((*name).into(), Adapter { versions, aliases });
+                }
+            }
+        });
+        registry
+    }
+
+    pub fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
+        let service = RegistryServer::new(self.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        spawn_server(grpc().add_service(service).serve_with_incoming(listener.incoming()))
+    }
+
+    pub fn refuse_packages(&self, reasons: &[&str]) {
+        self.0.state.lock().unwrap().refusal = Some(reasons.iter().map(|reason| (*reason).to_owned()).collect());
+    }
+
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.0.state.lock().unwrap().uploads.clone()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.0.state.lock().unwrap();
+        let changed = change(&mut state);
+        let tenants = state.tenants.iter().map(|(name, tenant)| pb::DirectoryTenant {
+            name: name.clone(),
+            default_adapter: String::new(),
+            salt: vec![name.len() as u8; 32],
+            keys: tenant
+                .keys
+                .iter()
+                .filter(|(_, (_, valid))| *valid)
+                .map(|(id, (secret, _))| pb::DirectoryKey { id: id.clone(), secret_sha256: digest_of(secret).to_vec() })
+                .collect(),
+            adapters: tenant.adapters.iter().map(|(name, adapter)| directory_adapter(name, adapter)).collect(),
+        });
+        let tenants = tenants.collect();
+        self.0.directory.send_modify(|directory| {
+            directory.generation += 1;
+            directory.tenants = tenants;
+        });
+        changed
+    }
+}
+
+fn directory_adapter(name: &str, adapter: &Adapter) -> pb::DirectoryAdapter {
+    let versions = (1..).zip(&adapter.versions);
+    pb::DirectoryAdapter {
+        name: name.to_owned(),
+        created_ms: 1_700_000_000_000,
+        versions: versions.map(|(number, digest)| pb::DirectoryVersion { number, digest: digest.to_vec(), bytes: 1 }).collect(),
+        aliases: adapter
+            .aliases
+            .iter()
+            .map(|(name, (version, _))| pb::DirectoryAlias { name: name.clone(), version: *version })
+            .collect(),
+    }
+}
+
+fn alias(name: &str, adapter: &Adapter) -> pb::Alias {
+    let (version, etag) = adapter.aliases[name];
+    pb::Alias {
+        name: name.to_owned(),
+        version,
+        digest: adapter.versions[version as usize - 1].to_vec(),
+        etag: format!("e{etag}"),
+        moved_ms: 1,
+        actor: "admin".into(),
+    }
+}
+
+fn unknown(what: &str) -> Status {
+    Fault::not_found(format!("unknown {what}")).into()
+}
+
+#[tonic::async_trait]
+impl Registry for FakeRegistry {
+    type WatchDirectoryStream = BoxStream<'static, Result<pb::Directory, Status>>;
+
+    async fn publish(
+        &self,
+        request: Request<Streaming<pb::PublishRequest>>,
+    ) -> Result<Response<pb::PublishResponse>, Status> {
+        /// Records the upload however this call ends.
+        struct Record(FakeRegistry, Upload);
+        impl Drop for Record {
+            fn drop(&mut self) {
+                self.0.0.state.lock().unwrap().uploads.push(std::mem::take(&mut self.1));
+            }
+        }
+        let mut stream = request.into_inner();
+        let mut record = Record(self.clone(), Upload::default());
+        while let Some(message) = stream.message().await? {
+            let upload = &mut record.1;
+            match message.part {
+                Some(Part::Start(start)) => upload.start = start,
+                Some(Part::Config(piece)) => {
+                    assert!(upload.weights.is_empty(), "config after weights");
+                    upload.config.extend(piece);
+                }
+                Some(Part::Weights(piece)) => {
+                    assert!(!upload.config.is_empty(), "weights before config");
+                    upload.piece_bytes_max = upload.piece_bytes_max.max(piece.len());
+                    upload.weights.extend(piece);
+                }
+                None => return Err(Status::invalid_argument("empty message")),
+            }
+        }
+        record.1.whole = true;
+        let upload = record.1.clone();
+        if let Some(reasons) = self.0.state.lock().unwrap().refusal.clone() {
+            let refusal = pb::publish_response::Result::Refusal(pb::Refusal { reasons });
+            return Ok(Response::new(pb::PublishResponse { result: Some(refusal) }));
+        }
+        let digest = Digest::of(&upload.weights);
+        let published = self.change(|state| {
+            let tenant = state.tenants.get_mut(&upload.start.tenant).ok_or_else(|| unknown("tenant"))?;
+            let adapter = tenant.adapters.entry(upload.start.adapter.clone()).or_default();
+            let known = adapter.versions.iter().position(|version| *version == digest);
+            let version = match known {
+                Some(index) => index as u64 + 1,
+                None => {
+                    adapter.versions.push(digest);
+                    adapter.versions.len() as u64
+                }
+            };
+            if !upload.start.alias.is_empty() {
+                let etag = adapter.aliases.get(&upload.start.alias).map_or(1, |(_, etag)| etag + 1);
+                adapter.aliases.insert(upload.start.alias.clone(), (version, etag));
+            }
+            Ok::<_, Status>(pb::Published {
+                adapter: upload.start.adapter.clone(),
+                version,
+                digest: digest.to_vec(),
+                warnings: vec!["base name differs".into()],
+                created: known.is_none(),
+            })
+        })?;
+        Ok(Response::new(pb::PublishResponse { result: Some(pb::publish_response::Result::Published(published)) }))
+    }
+
+    async fn list_adapters(
+        &self,
+        request: Request<pb::ListAdaptersRequest>,
+    ) -> Result<Response<pb::ListAdaptersResponse>, Status> {
+        let state = self.0.state.lock().unwrap();
+        let tenant = state.tenants.get(&request.get_ref().tenant).ok_or_else(|| unknown("tenant"))?;
+        let adapters = tenant.adapters.iter().map(|(name, adapter)| pb::Adapter {
+            tenant: request.get_ref().tenant.clone(),
+            name: name.clone(),
+            aliases: adapter.aliases.keys().map(|name| alias(name, adapter)).collect(),
+            latest_version: adapter.versions.len() as u64,
+            created_ms: 1,
+        });
+        Ok(Response::new(pb::ListAdaptersResponse { adapters: adapters.collect() }))
+    }
+
+    async fn list_versions(
+        &self,
+        request: Request<pb::ListVersionsRequest>,
+    ) -> Result<Response<pb::ListVersionsResponse>, Status> {
+        let asked = request.into_inner();
+        let state = self.0.state.lock().unwrap();
+        let tenant = state.tenants.get(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
+        let adapter = tenant.adapters.get(&asked.adapter).ok_or_else(|| unknown("adapter"))?;
+        let versions = (1..).zip(&adapter.versions).map(|(number, digest)| pb::Version {
+            tenant: asked.tenant.clone(),
+            adapter: asked.adapter.clone(),
+            number,
+            digest: digest.to_vec(),
+            ..Default::default()
+        });
+        Ok(Response::new(pb::ListVersionsResponse { versions: versions.collect() }))
+    }
+
+    async fn resolve(&self, _: Request<pb::ResolveRequest>) -> Result<Response<pb::ResolveResponse>, Status> {
+        Err(Status::unimplemented("the gateway resolves from the directory"))
+    }
+
+    async fn set_alias(&self, request: Request<pb::SetAliasRequest>) -> Result<Response<pb::SetAliasResponse>, Status> {
+        let asked = request.into_inner();
+        let moved = self.change(|state| {
+            let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
+            let adapter = tenant.adapters.get_mut(&asked.adapter).ok_or_else(|| unknown("adapter"))?;
+            if asked.version == 0 || asked.version as usize > adapter.versions.len() {
+                return Err(unknown("version"));
+            }
+            let now = adapter.aliases.get(&asked.alias).copied();
+            let met = match asked.expected_etag.as_str() {
+                "" => true,
+                "*" => now.is_some(),
+                "none" => now.is_none(),
+                etag => now.is_some_and(|(_, known)| format!("e{known}") == etag),
+            };
+            if !met {
+                return Err(Status::from(Fault::new(Kind::Conflict, "the alias moved meanwhile")));
+            }
+            adapter.aliases.insert(asked.alias.clone(), (asked.version, now.map_or(1, |(_, etag)| etag + 1)));
+            Ok(alias(&asked.alias, adapter))
+        })?;
+        Ok(Response::new(pb::SetAliasResponse { alias: Some(moved) }))
+    }
+
+    async fn create_tenant(
+        &self,
+        request: Request<pb::CreateTenantRequest>,
+    ) -> Result<Response<pb::CreateTenantResponse>, Status> {
+        let name = request.into_inner().name;
+        let created = self.change(|state| {
+            let created = !state.tenants.contains_key(&name);
+            state.tenants.entry(name.clone()).or_default();
+            created
+        });
+        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new() };
+        Ok(Response::new(pb::CreateTenantResponse { tenant: Some(tenant), created }))
+    }
+
+    async fn list_tenants(
+        &self,
+        _: Request<pb::ListTenantsRequest>,
+    ) -> Result<Response<pb::ListTenantsResponse>, Status> {
+        let state = self.0.state.lock().unwrap();
+        let tenants = state.tenants.keys().map(|name| pb::Tenant { name: name.clone(), ..Default::default() });
+        Ok(Response::new(pb::ListTenantsResponse { tenants: tenants.collect() }))
+    }
+
+    async fn create_key(
+        &self,
+        request: Request<pb::CreateKeyRequest>,
+    ) -> Result<Response<pb::CreateKeyResponse>, Status> {
+        let asked = request.into_inner();
+        self.change(|state| {
+            let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
+            let id = format!("k{}", tenant.keys.len() + 1);
+            let secret = format!("{}-secret-{id}", asked.tenant);
+            tenant.keys.insert(id.clone(), (secret.clone(), true));
+            Ok(Response::new(pb::CreateKeyResponse { id, secret }))
+        })
+    }
+
+    async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
+        let asked = request.into_inner();
+        let state = self.0.state.lock().unwrap();
+        let tenant = state.tenants.get(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
+        let keys = tenant.keys.iter().map(|(id, (_, valid))| pb::Key {
+            id: id.clone(),
+            tenant: asked.tenant.clone(),
+            revoked_ms: u64::from(!valid),
+            ..Default::default()
+        });
+        Ok(Response::new(pb::ListKeysResponse { keys: keys.collect() }))
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<pb::RevokeKeyRequest>,
+    ) -> Result<Response<pb::RevokeKeyResponse>, Status> {
+        let asked = request.into_inner();
+        self.change(|state| {
+            let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
+            tenant.keys.get_mut(&asked.id).ok_or_else(|| unknown("key"))?.1 = false;
+            Ok(Response::new(pb::RevokeKeyResponse {}))
+        })
+    }
+
+    async fn watch_directory(
+        &self,
+        _: Request<pb::WatchDirectoryRequest>,
+    ) -> Result<Response<Self::WatchDirectoryStream>, Status> {
+        let directories = WatchStream::new(self.0.directory.subscribe());
+        Ok(Response::new(directories.map(Ok).boxed()))
+    }
+
+    async fn announce_base(
+        &self,
+        _: Request<pb::AnnounceBaseRequest>,
+    ) -> Result<Response<pb::AnnounceBaseResponse>, Status> {
+        Ok(Response::new(pb::AnnounceBaseResponse {}))
+    }
+}

@@ -1,0 +1,252 @@
+//! A worker that plays scripts over the real protocol.
+
+use super::{grpc, spawn_server};
+use futures::stream::BoxStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use weft_proto::worker::v1 as pb;
+use weft_proto::worker::v1::generate_event::Event;
+use weft_proto::worker::v1::worker_server::{Worker, WorkerServer};
+use weft_service_kit::transport::Listener;
+use weft_types::Digest;
+
+pub fn base() -> Digest {
+    Digest::of(b"the base")
+}
+
+/// One move of a script.
+#[derive(Clone)]
+pub enum Step {
+    Say(Event),
+    Fail(Status),
+    /// Goes on when told.
+    Wait(Arc<Notify>),
+    /// Says nothing for ever.
+    Hang,
+    /// Ends the stream without a word.
+    Stop,
+}
+
+type Script = dyn Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync;
+
+#[derive(Clone)]
+pub struct FakeWorker {
+    pub name: String,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    script: Mutex<Arc<Script>>,
+    requests: Mutex<Vec<pb::GenerateRequest>>,
+    description: Mutex<pb::DescribeResponse>,
+    resident: Mutex<Vec<Digest>>,
+    running: AtomicUsize,
+    dropped: AtomicUsize,
+}
+
+/// Digest of the request's adapter as a sound worker echoes it.
+pub fn echoed(request: &pb::GenerateRequest) -> Vec<u8> {
+    request.adapter.as_ref().map_or_else(Vec::new, |adapter| adapter.digest.clone())
+}
+
+pub fn started(adapter_digest: Vec<u8>) -> Step {
+    Step::Say(Event::Started(pb::Started {
+        adapter_digest,
+        base_digest: base().to_vec(),
+        prompt_tokens: 7,
+        cached_tokens: 3,
+        queue_us: 2000,
+        adapter_wait_us: 0,
+        worker: "fake".into(),
+    }))
+}
+
+pub fn token(id: u32, text: &str) -> pb::TokenOut {
+    let top = vec![
+        pb::TopToken { id, text: text.into(), logprob: -0.25 },
+        pb::TopToken { id: id + 1000, text: "other".into(), logprob: -2.0 },
+    ];
+    pb::TokenOut { id, text: text.into(), logprob: -0.25, special: false, step: u64::from(id), top }
+}
+
+pub fn tokens(adapter_digest: Vec<u8>, tokens: Vec<pb::TokenOut>) -> Step {
+    Step::Say(Event::Tokens(pb::Tokens { adapter_digest, tokens }))
+}
+
+pub fn finished(adapter_digest: Vec<u8>, reason: pb::FinishReason, completion_tokens: u32) -> Step {
+    Step::Say(Event::Finished(pb::Finished {
+        reason: reason.into(),
+        completion_tokens,
+        seed: 42,
+        adapter_digest,
+        first_step: 5,
+        last_step: 9,
+        adapters_in_step_max: 4,
+        requests_in_step_max: 6,
+        ..Default::default()
+    }))
+}
+
+/// `Hello, wörld!` in three tokens, the second of which is only half a character.
+pub fn hello(request: &pb::GenerateRequest) -> Vec<Step> {
+    let digest = echoed(request);
+    let mut end = finished(digest.clone(), pb::FinishReason::Eos, 3);
+    if let Step::Say(Event::Finished(end)) = &mut end
+        && request.logprobs.is_some_and(|logprobs| logprobs.prompt)
+    {
+        let mut first = token(1, "Say");
+        first.logprob = f32::NAN;
+        end.prompt = vec![first, token(2, " hello")];
+    }
+    vec![
+        started(digest.clone()),
+        tokens(digest.clone(), vec![token(10, "Hello, w")]),
+        tokens(digest.clone(), vec![token(11, ""), token(12, "örld!")]),
+        end,
+    ]
+}
+
+impl FakeWorker {
+    pub fn new(name: &str) -> Self {
+        Self::playing(name, hello)
+    }
+
+    pub fn playing(name: &str, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        let description = pb::DescribeResponse {
+            worker: name.into(),
+            served_name: "tiny-base".into(),
+            base_digest: base().to_vec(),
+            dtype: "f32".into(),
+            isa: "avx2".into(),
+            context_tokens_max: 100,
+            prompt_tokens_max: 90,
+            model_id: "models/tiny.gguf".into(),
+            kv_tokens_max: 4096,
+            ..Default::default()
+        };
+        let inner = Inner {
+            script: Mutex::new(Arc::new(script)),
+            requests: Mutex::default(),
+            description: Mutex::new(description),
+            resident: Mutex::default(),
+            running: AtomicUsize::new(0),
+            dropped: AtomicUsize::new(0),
+        };
+        Self { name: name.into(), inner: Arc::new(inner) }
+    }
+
+    pub fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
+        spawn_server(grpc().add_service(WorkerServer::new(self.clone())).serve_with_incoming(listener.incoming()))
+    }
+
+    pub fn play(&self, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) {
+        *self.inner.script.lock().unwrap() = Arc::new(script);
+    }
+
+    pub fn describe_as(&self, change: impl FnOnce(&mut pb::DescribeResponse)) {
+        change(&mut self.inner.description.lock().unwrap());
+    }
+
+    pub fn holds(&self, digests: &[Digest]) {
+        *self.inner.resident.lock().unwrap() = digests.to_vec();
+    }
+
+    pub fn requests(&self) -> Vec<pb::GenerateRequest> {
+        self.inner.requests.lock().unwrap().clone()
+    }
+
+    pub fn last(&self) -> pb::GenerateRequest {
+        self.requests().pop().expect("a request came")
+    }
+
+    /// Scripts being played.
+    pub fn running(&self) -> usize {
+        self.inner.running.load(Ordering::SeqCst)
+    }
+
+    /// Scripts whose listener went away before their end.
+    pub fn dropped(&self) -> usize {
+        self.inner.dropped.load(Ordering::SeqCst)
+    }
+}
+
+async fn play(inner: &Inner, steps: Vec<Step>, said: mpsc::Sender<Result<pb::GenerateEvent, Status>>) {
+    inner.running.fetch_add(1, Ordering::SeqCst);
+    for step in steps {
+        let heard = match step {
+            Step::Say(event) => said.send(Ok(pb::GenerateEvent { event: Some(event) })).await.is_ok(),
+            Step::Fail(status) => {
+                let _ = said.send(Err(status)).await;
+                break;
+            }
+            Step::Wait(told) => tokio::select! {
+                () = told.notified() => true,
+                () = said.closed() => false,
+            },
+            Step::Hang => {
+                said.closed().await;
+                false
+            }
+            Step::Stop => break,
+        };
+        if !heard {
+            inner.dropped.fetch_add(1, Ordering::SeqCst);
+            break;
+        }
+    }
+    inner.running.fetch_sub(1, Ordering::SeqCst);
+}
+
+#[tonic::async_trait]
+impl Worker for FakeWorker {
+    type GenerateStream = BoxStream<'static, Result<pb::GenerateEvent, Status>>;
+
+    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+        let request = request.into_inner();
+        let script = Arc::clone(&*self.inner.script.lock().unwrap());
+        let steps = script(&request);
+        self.inner.requests.lock().unwrap().push(request);
+        if let Some(Step::Fail(status)) = steps.first() {
+            return Err(status.clone());
+        }
+        let (said, heard) = mpsc::channel(1);
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move { play(&inner, steps, said).await });
+        let stream: BoxStream<'static, _> = Box::pin(ReceiverStream::new(heard).fuse());
+        Ok(Response::new(stream))
+    }
+
+    async fn describe(&self, _: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeResponse>, Status> {
+        Ok(Response::new(self.inner.description.lock().unwrap().clone()))
+    }
+
+    async fn get_load(&self, _: Request<pb::GetLoadRequest>) -> Result<Response<pb::GetLoadResponse>, Status> {
+        Ok(Response::new(pb::GetLoadResponse { mixed_steps_total: 11, ..Default::default() }))
+    }
+
+    async fn list_residency(
+        &self,
+        _: Request<pb::ListResidencyRequest>,
+    ) -> Result<Response<pb::ListResidencyResponse>, Status> {
+        let resident = self.inner.resident.lock().unwrap();
+        let adapters = resident.iter().map(|digest| pb::ResidentAdapter { digest: digest.to_vec(), ..Default::default() });
+        Ok(Response::new(pb::ListResidencyResponse { adapters: adapters.collect(), ..Default::default() }))
+    }
+
+    /// One token a word.
+    async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
+        let text = request.into_inner().text;
+        let mut tokens = Vec::new();
+        let mut start = 0;
+        for (id, word) in text.split_inclusive(' ').enumerate() {
+            let end = start + word.chars().count() as u32;
+            tokens.push(pb::TextToken { id: id as u32, text: word.into(), start, end });
+            start = end;
+        }
+        Ok(Response::new(pb::TokenizeResponse { tokens }))
+    }
+}
