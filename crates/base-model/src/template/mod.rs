@@ -117,9 +117,12 @@ impl ChatTemplate {
         let [mark, tag] = mark::free_characters(messages, tools).map_err(Error::Template)?;
         let mut messages = inner.marker.mark(messages, mark);
         let tools = tools.map(|tools| inner.marker.mark(tools, mark));
+        let mut to_continue = None;
         if continue_final_message {
+            let text = final_text(&mut messages)
+                .ok_or_else(|| Error::Template("there is no final message to continue".into()))?;
+            to_continue = Some(text.clone());
             // A space after the tag shows whether the template trims what it is given, as transformers does it.
-            let text = final_text(&mut messages).ok_or_else(|| Error::Template("there is no final message to continue".into()))?;
             text.push(tag);
             text.push(' ');
         }
@@ -136,8 +139,8 @@ impl ChatTemplate {
         let mut marked = template
             .render(Value::from_pairs(variables))
             .map_err(|error| Error::Template(describe(&error).replace([mark, tag], "")))?;
-        if continue_final_message {
-            cut_at_tag(&mut marked, tag)?;
+        if let Some(text) = to_continue {
+            cut_after(&mut marked, text.trim(), tag)?;
         }
         Ok(Rendered { marked, mark })
     }
@@ -239,10 +242,11 @@ fn final_text(messages: &mut Json) -> Option<&mut String> {
     }
 }
 
-fn cut_at_tag(marked: &mut String, tag: char) -> Result<(), Error> {
-    let at = marked
-        .rfind(tag)
-        .ok_or_else(|| Error::Template("the final message does not appear in the rendered chat".into()))?;
+/// Ends the rendered chat where the final message ends, which is where its tag is.
+fn cut_after(marked: &mut String, text: &str, tag: char) -> Result<(), Error> {
+    let Some(at) = marked.rfind(tag).filter(|_| marked.contains(text)) else {
+        return Err(Error::Template("the final message does not appear in the rendered chat".into()));
+    };
     let keeps_spacing = marked[at..].chars().nth(1) == Some(' ');
     marked.truncate(at);
     if !keeps_spacing {
