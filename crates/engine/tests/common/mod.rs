@@ -1,5 +1,5 @@
 //! What the engine's tests share: fixtures, packages, and a small loop that generates greedily.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary includes this file and uses a part")]
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
