@@ -3,7 +3,7 @@
 //! | layout | logical | stored |
 //! |---|---|---|
 //! | `RowMajor` | `[out, in]` | as it is; the reference reads it |
-//! | `PaddedRows` | `[rank, in]` | each row padded with zeroes to a multiple of 16 |
+//! | `PaddedRows` | `[rank, in]` | each row padded with zeroes to a multiple of 32 |
 //! | `Panels` | `[out, in]` | `[out/16][in][16]`: for each input, the weights of 16 outputs side by side |
 //! | `PairPanels` | `[out, in]` | `[out/16][in/2][16][2]`: as `Panels`, two inputs side by side per output, for `vdpbf16ps` |
 
@@ -12,6 +12,9 @@ use half::bf16;
 
 /// Outputs side by side in a panel, and lanes of the vectors every implementation works with.
 pub(crate) const PANEL: usize = 16;
+
+/// Padding of a row in `PaddedRows`: a cache line of bf16.
+pub(crate) const ROW: usize = 32;
 
 /// How weights are stored. Activations and sums are `f32` in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +63,7 @@ impl Matrix {
         );
         let len = match layout {
             Layout::RowMajor => rows * cols,
-            Layout::PaddedRows => rows * cols.next_multiple_of(PANEL),
+            Layout::PaddedRows => rows * cols.next_multiple_of(ROW),
             Layout::Panels => rows.next_multiple_of(PANEL) * cols,
             Layout::PairPanels => rows.next_multiple_of(PANEL) * cols.next_multiple_of(2),
         };
@@ -127,7 +130,7 @@ fn fill<T: Copy>(source: &[f32], rows: usize, cols: usize, layout: Layout, data:
                 data[row * cols..].iter_mut().zip(values).for_each(|(to, value)| *to = value);
             }
             Layout::PaddedRows => {
-                let start = row * cols.next_multiple_of(PANEL);
+                let start = row * cols.next_multiple_of(ROW);
                 data[start..].iter_mut().zip(values).for_each(|(to, value)| *to = value);
             }
             Layout::Panels => {

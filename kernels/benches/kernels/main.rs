@@ -124,15 +124,16 @@ fn print(ceiling: &Ceiling, what: &str, rows: usize, time: Duration, values: usi
 fn step(model: &Model<'_>, timer: Timer) {
     let rows = 32;
     let mut work = Work::new(model, rows, rows);
-    let mut parts = [Duration::MAX; 5];
-    let names = ["linears and head", "attention and pages", "norms, rope, silu", "lora 32 x rank 8", "step"];
+    let mut parts = [Duration::MAX; 6];
+    let names = ["linears and head", "pages written", "attention", "norms, rope, silu", "lora 32 x rank 8", "step"];
     // Interleaved, so that a busy neighbour hits all parts alike.
     for _ in 0..timer.repeats {
-        let runs: [&mut dyn FnMut(&mut Work); 4] = [
+        let runs: [&mut dyn FnMut(&mut Work); 5] = [
             &mut |work| {
                 model.layer_linears(work);
                 model.head(work);
             },
+            &mut |work| model.write_kv(work, 100),
             &mut |work| model.attention(work, 100),
             &mut |work| model.row_operations(work),
             &mut |work| model.lora(work),
@@ -141,11 +142,11 @@ fn step(model: &Model<'_>, timer: Timer) {
             *part = (*part).min(timer.once(&mut || run(&mut work)));
         }
     }
-    parts[4] = parts[0] + parts[1] + parts[2];
+    parts[5] = parts[..4].iter().sum();
     println!("  decode step of {rows} rows");
     for (name, part) in names.iter().zip(parts) {
         println!("  {name:<30} {:>13.2} ms", part.as_secs_f64() * 1e3);
     }
-    let share = parts[3].as_secs_f64() / parts[4].as_secs_f64();
+    let share = parts[4].as_secs_f64() / parts[5].as_secs_f64();
     println!("  lora on top of the bare step   {:>13.1} %", 100.0 * share);
 }

@@ -68,19 +68,21 @@ impl<'a> Model<'a> {
         black_box(&work.logits);
     }
 
-    /// Writes the row at `position` of every sequence and attends, in every layer.
-    pub(crate) fn attention(&self, work: &mut Work, position: usize) {
+    /// Writes the row at `position` of every sequence, in every layer.
+    pub(crate) fn write_kv(&self, work: &mut Work, position: usize) {
         let (rows, width) = (work.rows, KV_HEADS * HEAD_DIM);
-        let seqs: Vec<AttentionSeq<'_>> = (0..rows)
-            .map(|row| AttentionSeq {
-                rows: row..row + 1,
-                start: position,
-                blocks: &work.blocks[row * CONTEXT_MAX / BLOCK..][..CONTEXT_MAX / BLOCK],
-            })
-            .collect();
+        let seqs = seqs(&work.blocks, rows, position);
         for kv in &mut work.pages {
             let (k, v) = (&work.x[..rows * width], &work.x[rows * width..2 * rows * width]);
             self.kernels.write_kv(k, v, &seqs, kv);
+        }
+    }
+
+    /// Attends from `position` of every sequence, in every layer.
+    pub(crate) fn attention(&self, work: &mut Work, position: usize) {
+        let rows = work.rows;
+        let seqs = seqs(&work.blocks, rows, position);
+        for kv in &work.pages {
             let q = &work.x[..rows * HIDDEN];
             self.kernels.attention(q, HEADS, 0.125, &seqs, kv, &mut work.out[..rows * HIDDEN]);
         }
@@ -123,6 +125,14 @@ impl<'a> Model<'a> {
         }
         black_box(&work.out);
     }
+}
+
+/// One row at `position` of each sequence.
+fn seqs(blocks: &[u32], rows: usize, position: usize) -> Vec<AttentionSeq<'_>> {
+    let each = CONTEXT_MAX / BLOCK;
+    (0..rows)
+        .map(|row| AttentionSeq { rows: row..row + 1, start: position, blocks: &blocks[row * each..][..each] })
+        .collect()
 }
 
 /// Activations, pages and adapters of a batch.

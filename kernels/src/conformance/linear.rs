@@ -33,7 +33,7 @@ pub fn linear_matches_the_reference(kernels: &dyn Kernels, format: WeightFormat,
         let mut magnitude = vec![0.0; rows * outputs];
         let sizes = reference.pack_linear(&abs(&w), outputs, inputs, format);
         reference.linear(&abs(&x), &sizes, &mut magnitude);
-        assert_close(&what, &got, &want, &magnitude, tolerance(format, inputs));
+        assert_close(&what, &got, &want, &magnitude, tolerance(format, inputs, 1));
     }
 }
 

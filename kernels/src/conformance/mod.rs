@@ -11,7 +11,7 @@
 //! | format | bound | reason |
 //! |---|---|---|
 //! | `F32` | `2^-24 (8 + 4 √depth)` of the magnitude | half a unit in the last place per addition, errors of a chain add up like a random walk |
-//! | `Bf16` | `2^-8` of the magnitude, plus the above | weights are rounded alike on both sides, activations may be rounded once per matrix product (`2^-9` each), twice for an adapter |
+//! | `Bf16` | `2^-8` of the magnitude per rounding, plus the above | weights are rounded alike on both sides; activations may be rounded (half a unit of 8 bits: `2^-8`) once in a linear, twice in an adapter |
 //! | element-wise | `1e-6` relative | a few roundings and `exp` within 2.5e-7 |
 
 mod attention;
@@ -61,12 +61,12 @@ pub fn all(kernels: &dyn Kernels, seed: u64) {
     the_exponential_is_accurate(kernels);
 }
 
-/// The bound for a sum of `depth` products, as a share of its magnitude.
-fn tolerance(format: WeightFormat, depth: usize) -> f32 {
+/// The bound for a sum of `depth` products whose activations went through `roundings`, as a share of its magnitude.
+fn tolerance(format: WeightFormat, depth: usize, roundings: i32) -> f32 {
     let additions = (8.0 + 4.0 * (depth as f32).sqrt()) / 16_777_216.0;
     match format {
         WeightFormat::F32 => additions,
-        WeightFormat::Bf16 => additions + 1.0 / 256.0,
+        WeightFormat::Bf16 => additions + (1.0f32 + 1.0 / 256.0).powi(roundings) - 1.0,
     }
 }
 

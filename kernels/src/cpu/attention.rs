@@ -6,7 +6,7 @@
 //! exponentials runs in lanes by position; so a row's result depends on its position and not on the cut into steps.
 
 use super::Cpu;
-use super::micro::Tile;
+use super::micro::{Ahead, Tile};
 use super::share::{OutPtr, with_scratch};
 use crate::kv::{KvData, KvShape};
 use crate::packed::{PANEL, round_bf16};
@@ -189,9 +189,10 @@ impl<W: Copy + Sync> Call<'_, W> {
     fn score(&self, kv_head: usize, blocks: &[u32], q: &[f32], scores: &mut [f32], stride: usize) {
         let (slots, head_dim) = (self.shape.slot_stride(), self.shape.head_dim);
         let (panels, per_block) = (blocks.len() * slots / PANEL, slots / PANEL);
+        let (queries, shape) = (q.len() / head_dim, self.cpu.micro.shape(q.len() / head_dim));
         let mut panel = 0;
         while panel < panels {
-            let count = super::tile_panels(self.cpu.micro, panels - panel);
+            let count = shape.panels(panels - panel);
             let w = std::array::from_fn(|i| {
                 let panel = panel + i.min(count - 1);
                 let block = blocks[panel / per_block] as usize;
@@ -208,9 +209,10 @@ impl<W: Copy + Sync> Call<'_, W> {
                 out: scores[panel * PANEL..].as_mut_ptr(),
                 out_stride: stride,
                 add: false,
+                ahead: Ahead::NONE,
             };
             // SAFETY: keys were sliced to the whole block, scores have `panels * 16 < stride` columns per query.
-            unsafe { self.tiles(q.len() / head_dim, count, tile) };
+            unsafe { self.tiles(queries, shape.rows, count, tile) };
             panel += count;
         }
     }
@@ -243,13 +245,14 @@ impl<W: Copy + Sync> Call<'_, W> {
     fn weigh(&self, kv_head: usize, blocks: &[u32], seen: usize, weights: &[f32], stride: usize, sums: &mut [f32]) {
         let KvShape { block_size, .. } = self.shape;
         let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
+        let (queries, shape) = (sums.len() / dims, self.cpu.micro.shape(sums.len() / dims));
         for (index, &block) in blocks.iter().enumerate() {
             let depth = block_size.min(seen - index * block_size);
             let start = self.shape.v_start(block as usize, kv_head);
             let values = &self.values[start..start + block_size * dims];
             let mut panel = 0;
             while panel < dims / PANEL {
-                let count = super::tile_panels(self.cpu.micro, dims / PANEL - panel);
+                let count = shape.panels(dims / PANEL - panel);
                 let w = std::array::from_fn(|i| values[(panel + i.min(count - 1)) * PANEL..].as_ptr());
                 let tile = Tile {
                     depth,
@@ -260,21 +263,21 @@ impl<W: Copy + Sync> Call<'_, W> {
                     out: sums[panel * PANEL..].as_mut_ptr(),
                     out_stride: dims,
                     add: index > 0,
+                    ahead: Ahead::NONE,
                 };
                 // SAFETY: values were sliced to the whole block, weights have `slots` columns per block and query.
-                unsafe { self.tiles(sums.len() / dims, count, tile) };
+                unsafe { self.tiles(queries, shape.rows, count, tile) };
                 panel += count;
             }
         }
     }
 
-    /// The tile for all of `rows`, a few at a time.
+    /// The tile for all of `rows`, `each` at a time.
     ///
     /// # Safety
     ///
     /// The block of `rows` and `panels` that `tile` describes is valid, its output this thread's own.
-    unsafe fn tiles(&self, rows: usize, panels: usize, mut tile: Tile<f32, W>) {
-        let each = rows.div_ceil(rows.div_ceil(self.cpu.micro.rows_max));
+    unsafe fn tiles(&self, rows: usize, each: usize, panels: usize, mut tile: Tile<f32, W>) {
         for row in (0..rows).step_by(each) {
             // SAFETY: the caller's duty; the table fits this processor.
             unsafe { (self.kernel)(each.min(rows - row), panels, &tile) };

@@ -72,7 +72,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => &micro::avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => &micro::avx512_bf16::TABLE,
+            Self::Avx512Bf16 => &micro::AVX512_BF16,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => &micro::neon::TABLE,
             #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]

@@ -3,12 +3,15 @@
 //! A decode step has many segments of one row, a prefill few of many; both give enough units. An adapter's A and B
 //! come from memory once per segment: units of the same segment are claimed side by side and find them in the cache.
 //! The intermediate `[rows, rank]` lives in the thread's scratch. Nothing is padded to the largest rank.
+//!
+//! With a bf16 dot product, activations and the intermediate are rounded to bf16, as in [`super::linear`].
 
 use super::Cpu;
-use super::micro::{Shrink, Tile};
+use super::linear::round_rows;
+use super::micro::{Ahead, Pairs, Shrink, Tile};
 use super::share::{OutPtr, with_scratch};
-use crate::packed::{Data, Layout, PANEL};
-use crate::{LoraSegment, LoraTarget};
+use crate::packed::{Data, Layout, PANEL, ROW};
+use crate::{LoraMatrix, LoraSegment, LoraTarget, WeightFormat};
 use std::ops::Range;
 
 const ROWS_PER_UNIT: usize = 32;
@@ -20,6 +23,17 @@ struct Unit<'a> {
     targets: &'a [LoraTarget],
 }
 
+/// What all units of a call share.
+struct Call<'a> {
+    cpu: &'a Cpu,
+    x: &'a [f32],
+    /// The same in bf16, rows padded to `ROW`; empty where nobody needs it.
+    narrow: &'a [u16],
+    in_features: usize,
+    out: OutPtr<'a, f32>,
+    out_stride: usize,
+}
+
 pub(super) fn lora(
     cpu: &Cpu,
     x: &[f32],
@@ -29,21 +43,18 @@ pub(super) fn lora(
     out_stride: usize,
 ) {
     let units = units(cpu.pool.threads(), segments);
-    let work: usize = units
-        .iter()
-        .flat_map(|unit| unit.targets.iter().map(|target| (unit.rows.len(), target)))
-        .map(|(rows, target)| rows * target.rank * (in_features + target.out_features))
-        .sum();
-    let to = OutPtr::new(out);
-    let body = |range: Range<usize>| {
-        for unit in &units[range] {
-            let x = &x[unit.rows.start * in_features..unit.rows.end * in_features];
-            for target in unit.targets {
-                apply(cpu, x, in_features, target, unit.rows.clone(), &to, out_stride);
-            }
+    let targets = || units.iter().flat_map(|unit| unit.targets);
+    let rounds = |matrix: &LoraMatrix| matrix.format() == WeightFormat::Bf16;
+    let pairs = cpu.micro.pairs.filter(|_| targets().any(|target| rounds(&target.a)));
+    let stride = in_features.next_multiple_of(ROW);
+    let narrow_len = if pairs.is_some() { x.len() / in_features.max(1) * stride } else { 0 };
+    with_scratch::<u16, _>(narrow_len, |narrow| {
+        if let Some(pairs) = pairs {
+            round_rows(cpu, pairs.round, x, in_features, stride, narrow);
         }
-    };
-    if work < INLINE_BELOW { body(0..units.len()) } else { cpu.pool.run(units.len(), 1, &body) }
+        let out = OutPtr::new(out);
+        Call { cpu, x, narrow, in_features, out, out_stride }.run(&units);
+    });
 }
 
 /// Cuts segments into units. Units never share an element of the output: they differ in rows, or, where there would
@@ -75,134 +86,142 @@ fn columns_disjoint(targets: &[LoraTarget]) -> bool {
     })
 }
 
-/// One target for some rows; `x` holds just those rows.
-fn apply(
-    cpu: &Cpu,
-    x: &[f32],
-    in_features: usize,
-    target: &LoraTarget,
-    rows: Range<usize>,
-    out: &OutPtr<'_, f32>,
-    out_stride: usize,
-) {
-    let rank = target.rank;
-    if rank == 0 || target.out_features == 0 {
-        return;
+impl Call<'_> {
+    fn run(&self, units: &[Unit<'_>]) {
+        let work = |unit: &Unit<'_>| -> usize {
+            let cost = |t: &LoraTarget| t.rank * (self.in_features + t.out_features);
+            unit.rows.len() * unit.targets.iter().map(cost).sum::<usize>()
+        };
+        let body = |range: Range<usize>| {
+            for unit in &units[range] {
+                for target in unit.targets {
+                    self.apply(target, unit.rows.clone());
+                }
+            }
+        };
+        if units.iter().map(work).sum::<usize>() < INLINE_BELOW {
+            body(0..units.len());
+        } else {
+            self.cpu.pool.run(units.len(), 1, &body);
+        }
     }
-    target.a.0.expect_layout("lora", Layout::PaddedRows);
-    target.b.0.expect_layout("lora", Layout::Panels);
-    with_scratch::<f32, _>(rows.len() * (rank + PANEL), |scratch| {
-        let (t, side) = scratch.split_at_mut(rows.len() * rank);
+
+    /// One target for some rows.
+    fn apply(&self, target: &LoraTarget, rows: Range<usize>) {
+        let rank = target.rank;
+        if rank == 0 || target.out_features == 0 {
+            return;
+        }
+        with_scratch::<f32, _>(rows.len() * (rank + PANEL), |scratch| {
+            let (t, side) = scratch.split_at_mut(rows.len() * rank);
+            self.shrink(&target.a, rows.clone(), rank, t);
+            for value in t.iter_mut() {
+                *value *= target.scale;
+            }
+            self.grow(target, rows, t, side);
+        });
+    }
+
+    /// `t [rows, rank] = x Aᵀ`.
+    fn shrink(&self, a: &LoraMatrix, rows: Range<usize>, rank: usize, t: &mut [f32]) {
+        a.0.expect_layout("lora", Layout::PaddedRows);
+        let (micro, width) = (self.cpu.micro, self.in_features);
+        let x = &self.x[rows.start * width..rows.end * width];
         // SAFETY: the table fits this processor.
         unsafe {
-            match &target.a.0.data {
-                Data::F32(a) => {
-                    (cpu.micro.shrink_f32)(&mut Shrink { x, width: in_features, a, rank, t });
-                }
-                Data::Bf16(a) => {
-                    (cpu.micro.shrink_bf16)(&mut Shrink { x, width: in_features, a, rank, t });
+            match (&a.0.data, micro.pairs) {
+                (Data::F32(a), _) => (micro.shrink_f32)(&mut Shrink { x, width, a, rank, t }),
+                (Data::Bf16(a), None) => (micro.shrink_bf16)(&mut Shrink { x, width, a, rank, t }),
+                (Data::Bf16(a), Some(pairs)) => {
+                    let stride = width.next_multiple_of(ROW);
+                    let x = &self.narrow[rows.start * stride..rows.end * stride];
+                    (pairs.shrink)(&mut Shrink { x, width, a, rank, t });
                 }
             }
         }
-        for value in t.iter_mut() {
-            *value *= target.scale;
+    }
+
+    /// Adds `t Bᵀ` to the output.
+    fn grow(&self, target: &LoraTarget, rows: Range<usize>, t: &[f32], side: &mut [f32]) {
+        let (micro, rank) = (self.cpu.micro, target.rank);
+        let b = &target.b.0;
+        let kernel_layout = self.cpu.column_layout(b.format());
+        b.expect_layout("lora", kernel_layout);
+        let mut place = Place { call: self, target, rows, side };
+        match (&b.data, micro.pairs) {
+            (Data::F32(b), _) => place.add(t, rank, b, PANEL, micro.tile_f32),
+            (Data::Bf16(b), None) => place.add(t, rank, b, PANEL, micro.tile_bf16),
+            (Data::Bf16(b), Some(Pairs { tile, round, .. })) => {
+                let depth = rank.div_ceil(2);
+                with_scratch::<u32, _>(place.rows.len() * depth, |pairs| {
+                    for (t, pairs) in t.chunks_exact(rank).zip(pairs.chunks_exact_mut(depth)) {
+                        pairs[depth - 1] = 0;
+                        // SAFETY: the table fits this processor.
+                        unsafe { round(t, &mut bytemuck::cast_slice_mut(pairs)[..rank]) };
+                    }
+                    place.add(pairs, depth, b, 2 * PANEL, tile);
+                });
+            }
         }
-        let place = Place { rows, column: target.out_offset, out, out_stride };
-        match &target.b.0.data {
-            Data::F32(b) => grow(cpu, t, b, target, &place, side, cpu.micro.tile_f32),
-            Data::Bf16(b) => grow(cpu, t, b, target, &place, side, cpu.micro.tile_bf16),
-        }
-    });
+    }
 }
 
 /// Where in the output a target's columns of some rows are.
 struct Place<'a> {
+    call: &'a Call<'a>,
+    target: &'a LoraTarget,
     rows: Range<usize>,
-    column: usize,
-    out: &'a OutPtr<'a, f32>,
-    out_stride: usize,
+    /// `[rows, 16]`, for the last panel.
+    side: &'a mut [f32],
 }
 
-/// Adds `t bᵀ` to the output.
-fn grow<W>(
-    cpu: &Cpu,
-    t: &[f32],
-    b: &[W],
-    target: &LoraTarget,
-    place: &Place<'_>,
-    side: &mut [f32],
-    kernel: unsafe fn(usize, usize, &Tile<f32, W>),
-) {
-    let (rank, columns, rows) = (target.rank, target.out_features, place.rows.len());
-    assert!(
-        b.len() == columns.next_multiple_of(PANEL) * rank && t.len() == rows * rank,
-        "lora: invariant: packed length"
-    );
-    let (whole, stride) = (columns / PANEL, place.out_stride);
-    let start = place.rows.start * stride + place.column;
-    let mut panel = 0;
-    while panel < whole {
-        let count = super::tile_panels(cpu.micro, whole - panel);
-        let len = (rows - 1) * stride + count * PANEL;
-        let to = place.out.at(start + panel * PANEL, len);
-        // SAFETY: these columns of these rows belong to this unit, see `units`.
-        unsafe { tiles(cpu, t, &b[panel * rank * PANEL..], rank, rows, count, to, stride, kernel) };
-        panel += count;
-    }
-    let used = columns - whole * PANEL;
-    if used > 0 {
-        // The last panel is partly padding: its tile works on a copy.
-        let at = |row: usize| start + row * stride + whole * PANEL;
-        for (row, side) in side.chunks_exact_mut(PANEL).enumerate() {
-            // SAFETY: as above.
-            side[..used].copy_from_slice(unsafe { place.out.slice(at(row), used) });
-            side[used..].fill(0.0);
+impl Place<'_> {
+    /// `out += t b`; `t [rows, depth]`, `b [panels, depth, step]`.
+    fn add<X, W>(&mut self, t: &[X], depth: usize, b: &[W], step: usize, kernel: unsafe fn(usize, usize, &Tile<X, W>)) {
+        let (columns, rows, out) = (self.target.out_features, self.rows.len(), &self.call.out);
+        let panel_len = depth * step;
+        assert!(
+            b.len() == columns.div_ceil(PANEL) * panel_len && t.len() == rows * depth,
+            "lora: invariant: packed length"
+        );
+        let shape = self.call.cpu.micro.shape(rows);
+        let tiles = |panel: usize, count: usize, out: *mut f32, out_stride: usize| {
+            let w = std::array::from_fn(|i| b[(panel + i.min(count - 1)) * panel_len..].as_ptr());
+            for row in (0..rows).step_by(shape.rows) {
+                let height = shape.rows.min(rows - row);
+                let (x, x_stride, w_step) = (t[row * depth..].as_ptr(), depth, step);
+                let out = out.wrapping_add(row * out_stride);
+                let (add, ahead) = (true, Ahead::NONE);
+                let tile = Tile { depth, x, x_stride, w, w_step, out, out_stride, add, ahead };
+                // SAFETY: t and b hold these rows and panels; `out` is ours for all of them (below); the table fits
+                // this processor, and height and count come from its shapes.
+                unsafe { kernel(height, count, &tile) };
+            }
+        };
+        let (whole, stride) = (columns / PANEL, self.call.out_stride);
+        let start = self.rows.start * stride + self.target.out_offset;
+        let mut panel = 0;
+        while panel < whole {
+            let count = shape.panels(whole - panel);
+            // These columns of these rows belong to this unit, see `units`.
+            let to = out.at(start + panel * PANEL, (rows - 1) * stride + count * PANEL);
+            tiles(panel, count, to, stride);
+            panel += count;
         }
-        // SAFETY: `side` has 16 columns for every row.
-        unsafe {
-            let b = &b[whole * rank * PANEL..];
-            tiles(cpu, t, b, rank, rows, 1, side.as_mut_ptr(), PANEL, kernel);
-        }
-        for (row, side) in side.chunks_exact(PANEL).enumerate() {
-            // SAFETY: as above.
-            unsafe { place.out.slice(at(row), used) }.copy_from_slice(&side[..used]);
-        }
-    }
-}
-
-/// `count` panels from the start of `b` for all rows.
-///
-/// # Safety
-///
-/// `out` is valid for `rows` rows of `count * 16` values and nobody else touches them; `t` and `b` hold that many rows
-/// and panels of depth `rank`.
-unsafe fn tiles<W>(
-    cpu: &Cpu,
-    t: &[f32],
-    b: &[W],
-    rank: usize,
-    rows: usize,
-    count: usize,
-    out: *mut f32,
-    out_stride: usize,
-    kernel: unsafe fn(usize, usize, &Tile<f32, W>),
-) {
-    let w = std::array::from_fn(|i| b[i.min(count - 1) * rank * PANEL..].as_ptr());
-    let each = rows.div_ceil(rows.div_ceil(cpu.micro.rows_max));
-    for row in (0..rows).step_by(each) {
-        // SAFETY: rows stay below `rows`; the rest is the caller's duty; the table fits this processor.
-        unsafe {
-            let tile = Tile {
-                depth: rank,
-                x: t[row * rank..].as_ptr(),
-                x_stride: rank,
-                w,
-                w_step: PANEL,
-                out: out.add(row * out_stride),
-                out_stride,
-                add: true,
-            };
-            kernel(each.min(rows - row), count, &tile);
+        let used = columns - whole * PANEL;
+        if used > 0 {
+            // The last panel is partly padding: its tile works on a copy.
+            let at = |row: usize| start + row * stride + whole * PANEL;
+            for (row, side) in self.side.chunks_exact_mut(PANEL).enumerate() {
+                // SAFETY: columns of rows of this unit, see `units`.
+                side[..used].copy_from_slice(unsafe { out.slice(at(row), used) });
+                side[used..].fill(0.0);
+            }
+            tiles(whole, 1, self.side.as_mut_ptr(), PANEL);
+            for (row, side) in self.side.chunks_exact(PANEL).enumerate() {
+                // SAFETY: as above.
+                unsafe { out.slice(at(row), used) }.copy_from_slice(&side[..used]);
+            }
         }
     }
 }

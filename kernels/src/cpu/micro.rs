@@ -11,7 +11,7 @@
 )]
 
 use super::lanes::{Lanes, Portable, exp};
-use crate::packed::PANEL;
+use crate::packed::{PANEL, ROW};
 
 /// Most panels in a tile of any instruction set.
 pub(crate) const PANELS_MAX: usize = 4;
@@ -34,14 +34,41 @@ pub(crate) struct Tile<X, W> {
     pub(crate) out_stride: usize,
     /// Goes on from what `out` holds instead of zero.
     pub(crate) add: bool,
+    /// What to fetch meanwhile.
+    pub(crate) ahead: Ahead<W>,
+}
+
+/// Weights of a later tile to fetch into the second-level cache while this one multiplies.
+pub(crate) struct Ahead<W> {
+    pub(crate) w: [*const W; PANELS_MAX],
+    pub(crate) panels: usize,
+}
+
+impl<W> Ahead<W> {
+    pub(crate) const NONE: Self = Self { w: [std::ptr::null(); PANELS_MAX], panels: 0 };
+}
+
+impl<X, W> Tile<X, W> {
+    /// Hints at the weights that a later tile reads at step `k`.
+    #[inline(always)]
+    fn fetch(&self, k: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for w in self.ahead.w.iter().take(self.ahead.panels) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a hint; it may point anywhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(k * self.w_step).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = k;
+    }
 }
 
 /// `t[row, j] = x[row] · a[j]`: the shrinking half of an adapter.
-pub(crate) struct Shrink<'a, W> {
-    /// `[rows, width]`.
-    pub(crate) x: &'a [f32],
+pub(crate) struct Shrink<'a, X, W> {
+    /// `[rows, width]`; for the pair kernel padded like `a`.
+    pub(crate) x: &'a [X],
     pub(crate) width: usize,
-    /// `[rank, width padded to 16]`, the padding zero.
+    /// `[rank, width padded to 32]`, the padding zero.
     pub(crate) a: &'a [W],
     pub(crate) rank: usize,
     /// `[rows, rank]`.
@@ -53,17 +80,17 @@ pub(crate) struct Shrink<'a, W> {
 /// # Safety
 ///
 /// All functions: the processor has the instruction set ([`super::Isa::is_available`]). Tiles: the pointers are valid for
-/// the block described, `out` is not touched by anybody else meanwhile, `1 <= rows <= rows_max`, and `panels` is a power of two
-/// of at most `panels_max`. The functions on slices check lengths themselves.
+/// the block described, `out` is not touched by anybody else meanwhile, rows and panels are at least 1,
+/// at most those of `shape`, and `panels` is a power of two. The functions on slices check lengths themselves.
 pub(crate) struct Micro {
-    pub(crate) rows_max: usize,
-    pub(crate) panels_max: usize,
+    /// The largest tile.
+    pub(crate) shape: Shape,
     pub(crate) tile_f32: unsafe fn(usize, usize, &Tile<f32, f32>),
     pub(crate) tile_bf16: unsafe fn(usize, usize, &Tile<f32, u16>),
     /// bf16 activations and weights in pairs; with it comes `round_bf16`.
     pub(crate) pairs: Option<Pairs>,
-    pub(crate) shrink_f32: unsafe fn(&mut Shrink<'_, f32>),
-    pub(crate) shrink_bf16: unsafe fn(&mut Shrink<'_, u16>),
+    pub(crate) shrink_f32: unsafe fn(&mut Shrink<'_, f32, f32>),
+    pub(crate) shrink_bf16: unsafe fn(&mut Shrink<'_, f32, u16>),
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
     pub(crate) scale: unsafe fn(&[f32], f32, &mut [f32]),
@@ -73,10 +100,32 @@ pub(crate) struct Micro {
     pub(crate) exp_sum: unsafe fn(&mut [f32], f32) -> f32,
 }
 
+/// A size of tile that fits the registers.
+pub(crate) struct Shape {
+    pub(crate) rows: usize,
+    pub(crate) panels: usize,
+}
+
+impl Micro {
+    /// The tiles for `rows` rows: rows each takes (the last one may be lower), and most panels.
+    pub(crate) fn shape(&self, rows: usize) -> Shape {
+        let tiles = rows.div_ceil(self.shape.rows).max(1);
+        Shape { rows: rows.div_ceil(tiles), panels: self.shape.panels }
+    }
+}
+
+impl Shape {
+    /// The widest tile for `left` panels: a power of two.
+    pub(crate) fn panels(&self, left: usize) -> usize {
+        1 << left.min(self.panels).ilog2()
+    }
+}
+
 /// What processors with a bf16 dot product have on top.
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs {
     pub(crate) tile: unsafe fn(usize, usize, &Tile<u32, u16>),
+    pub(crate) shrink: unsafe fn(&mut Shrink<'_, u16, u16>),
     /// Rounds a slice to bf16.
     pub(crate) round: unsafe fn(&[f32], &mut [u16]),
 }
@@ -121,6 +170,7 @@ unsafe fn tile<L: Lanes, W: Stored, const ROWS: usize, const PANELS: usize>(t: &
             }
         }
         for k in 0..t.depth {
+            t.fetch(k);
             let mut w = [L::splat(0.0); PANELS];
             for p in 0..PANELS {
                 w[p] = W::load::<L>(t.w[p].add(k * t.w_step));
@@ -147,11 +197,11 @@ unsafe fn tile<L: Lanes, W: Stored, const ROWS: usize, const PANELS: usize>(t: &
 /// As [`Micro`]; the block lies inside the matrices.
 #[inline(always)]
 unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const RANKS: usize>(
-    s: &mut Shrink<'_, W>,
+    s: &mut Shrink<'_, f32, W>,
     row: usize,
     rank: usize,
 ) {
-    let (width, stride) = (s.width, s.width.next_multiple_of(PANEL));
+    let (width, stride) = (s.width, s.width.next_multiple_of(ROW));
     // SAFETY: `shrink` checked the lengths of x, a and t against the rows, width and rank it loops over; the last,
     // partial vector of x is loaded through a slice, while rows of `a` are padded to whole vectors.
     unsafe {
@@ -193,12 +243,12 @@ unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const RANKS: usize>(
 ///
 /// As [`Micro`].
 #[inline(always)]
-unsafe fn shrink<L: Lanes, W: Stored, const WIDE: usize, const TALL: usize>(s: &mut Shrink<'_, W>) {
+unsafe fn shrink<L: Lanes, W: Stored, const WIDE: usize, const TALL: usize>(s: &mut Shrink<'_, f32, W>) {
     let rows = s.t.len() / s.rank;
     assert!(
         s.t.len() == rows * s.rank
             && s.x.len() == rows * s.width
-            && s.a.len() == s.rank * s.width.next_multiple_of(PANEL),
+            && s.a.len() == s.rank * s.width.next_multiple_of(ROW),
         "shrink: x {}, a {}, t {} for width {} and rank {}",
         s.x.len(),
         s.a.len(),
@@ -409,18 +459,20 @@ unsafe fn exp_sum<L: Lanes>(x: &mut [f32], max: f32) -> f32 {
 /// Compiles the micro-kernels for one instruction set: a module with a `TABLE`.
 macro_rules! compile {
     (
-        $name:ident, $lanes:ty, enable($($feature:literal)?), rows($($rows:literal)+), panels($($panels:tt)+),
-        shrink($wide:literal, $tall:literal), pairs($pairs:expr)
+        $name:ident, $lanes:ty, enable($($feature:literal)?),
+        tiles($($panels:literal: [$($rows:literal)+])+), shape($most_rows:literal, $most_panels:literal),
+        shrink($wide:literal, $tall:literal)
     ) => {
         pub(crate) mod $name {
             use super::*;
 
-            pub(crate) static TABLE: Micro = Micro {
-                rows_max: [$($rows),+].len(),
-                panels_max: compile!(@last $($panels)+),
+            pub(crate) static TABLE: Micro = MICRO;
+
+            pub(super) const MICRO: Micro = Micro {
+                shape: Shape { rows: $most_rows, panels: $most_panels },
                 tile_f32: tile_any::<f32>,
                 tile_bf16: tile_any::<u16>,
-                pairs: $pairs,
+                pairs: None,
                 shrink_f32: shrink_any::<f32>,
                 shrink_bf16: shrink_any::<u16>,
                 rms_norm, add, scale, silu_mul, rotate, max, exp_sum,
@@ -434,10 +486,10 @@ macro_rules! compile {
                     unsafe { super::tile::<$lanes, W, R, P>(t) }
                 }
                 // SAFETY: the caller's duty.
-                unsafe { compile!(@pick rows, panels, [one W], t, [$($rows)+] $($panels)+) }
+                unsafe { compile!(@pick rows, panels, [one W], t, $($panels: [$($rows)+])+) }
             }
 
-            compile!(@one [$($feature)?] shrink_any<W: Stored>(s: &mut Shrink<'_, W>),
+            compile!(@one [$($feature)?] shrink_any<W: Stored>(s: &mut Shrink<'_, f32, W>),
                 super::shrink::<$lanes, W, $wide, $tall>(s));
             compile!(@one [$($feature)?] rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
                 super::rms_norm::<$lanes>(x, weight, eps, out));
@@ -453,9 +505,7 @@ macro_rules! compile {
                 super::exp_sum::<$lanes>(x, max));
         }
     };
-    (@last $only:literal) => { $only };
-    (@last $first:literal $($rest:literal)+) => { compile!(@last $($rest)+) };
-    (@pick $r:expr, $p:expr, $one:tt, $t:expr, $rows:tt $($panels:literal)+) => {
+    (@pick $r:expr, $p:expr, $one:tt, $t:expr, $($panels:literal: $rows:tt)+) => {
         match $p {
             $($panels => compile!(@rows $r, $panels, $one, $t, $rows),)+
             _ => unreachable!("invariant: panels of a tile within the table"),
@@ -480,42 +530,44 @@ macro_rules! compile {
     };
 }
 
-compile!(portable, Portable, enable(), rows(1 2 3), panels(1), shrink(2, 1), pairs(None));
+compile!(
+    portable, Portable, enable(), tiles(1: [1 2 3]), shape(3, 1), shrink(2, 1)
+);
 #[cfg(target_arch = "x86_64")]
 compile!(
-    avx2, crate::cpu::x86::Avx2, enable("avx2,fma"), rows(1 2 3 4 5 6), panels(1),
-    shrink(4, 2), pairs(None)
+    avx2, crate::cpu::x86::Avx2, enable("avx2,fma"), tiles(1: [1 2 3 4 5 6]), shape(6, 1), shrink(4, 2)
 );
 #[cfg(target_arch = "x86_64")]
 compile!(
     avx512, crate::cpu::x86::Avx512, enable("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"),
-    rows(1 2 3 4 5 6), panels(1 2 4), shrink(8, 4), pairs(None)
-);
-#[cfg(target_arch = "x86_64")]
-compile!(
-    avx512_bf16, crate::cpu::x86::Avx512,
-    enable("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"),
-    rows(1 2 3 4 5 6), panels(1 2 4), shrink(8, 4), pairs(Some(super::pairs::PAIRS))
+    tiles(1: [1 2 3 4 5 6] 2: [1 2 3 4 5 6] 4: [1 2 3 4 5 6]), shape(6, 4), shrink(8, 4)
 );
 #[cfg(target_arch = "aarch64")]
 compile!(
-    neon, crate::cpu::neon::Neon, enable("neon"), rows(1 2 3 4 5 6), panels(1),
-    shrink(4, 2), pairs(None)
+    neon, crate::cpu::neon::Neon, enable("neon"), tiles(1: [1 2 3 4 5 6]), shape(6, 1), shrink(4, 2)
 );
+
+/// AVX-512 with its bf16 dot product.
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512_BF16: Micro = Micro { pairs: Some(pairs::PAIRS), ..avx512::MICRO };
 
 /// The bf16 dot product of AVX512-BF16.
 #[cfg(target_arch = "x86_64")]
 mod pairs {
-    use super::{PANEL, Pairs, Tile};
-    use crate::cpu::x86::{dot_pairs, round16};
+    use super::{PANEL, Pairs, ROW, Shrink, Tile};
+    use crate::cpu::lanes::Lanes;
+    use crate::cpu::x86::{Avx512, dot_pairs, dot32, round16};
     use std::arch::x86_64::*;
 
-    pub(super) const PAIRS: Pairs = Pairs { tile, round };
+    pub(super) const PAIRS: Pairs = Pairs { tile, shrink, round };
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     unsafe fn tile(rows: usize, panels: usize, t: &Tile<u32, u16>) {
         // SAFETY: the caller's duty.
-        unsafe { compile!(@pick rows, panels, [one], t, [1 2 3 4 5 6] 1 2 4) }
+        unsafe {
+            compile!(@pick rows, panels, [one], t,
+                1: [1 2 3 4 5 6] 2: [1 2 3 4 5 6] 4: [1 2 3 4 5 6])
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
@@ -531,6 +583,7 @@ mod pairs {
                 }
             }
             for k in 0..t.depth {
+                t.fetch(k);
                 for r in 0..ROWS {
                     let x = *t.x.add(r * t.x_stride + k);
                     for p in 0..PANELS {
@@ -541,6 +594,67 @@ mod pairs {
             for r in 0..ROWS {
                 for p in 0..PANELS {
                     _mm512_storeu_ps(t.out.add(r * t.out_stride + p * PANEL), acc[r][p]);
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    unsafe fn shrink(s: &mut Shrink<'_, u16, u16>) {
+        let (stride, rows) = (s.width.next_multiple_of(ROW), s.t.len() / s.rank);
+        assert!(
+            s.t.len() == rows * s.rank && s.x.len() == rows * stride && s.a.len() == s.rank * stride,
+            "shrink: x {}, a {}, t {} for width {} and rank {}",
+            s.x.len(),
+            s.a.len(),
+            s.t.len(),
+            s.width,
+            s.rank,
+        );
+        let mut row = 0;
+        // SAFETY: blocks stay inside the shapes just checked.
+        unsafe {
+            while row < rows {
+                let tall = row + 4 <= rows;
+                let mut rank = 0;
+                while rank < s.rank {
+                    let left = s.rank - rank;
+                    match (tall, left) {
+                        (true, 4..) => dots::<4, 4>(s, row, rank),
+                        (true, _) => dots::<4, 1>(s, row, rank),
+                        (false, 8..) => dots::<1, 8>(s, row, rank),
+                        (false, 4..8) => dots::<1, 4>(s, row, rank),
+                        (false, _) => dots::<1, 1>(s, row, rank),
+                    }
+                    rank += match (tall, left) {
+                        (false, 8..) => 8,
+                        (_, 4..) => 4,
+                        _ => 1,
+                    };
+                }
+                row += if tall { 4 } else { 1 };
+            }
+        }
+    }
+
+    /// Dot products of `ROWS` rows with `RANKS` rows of A. Each is one vector chain along k.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    unsafe fn dots<const ROWS: usize, const RANKS: usize>(s: &mut Shrink<'_, u16, u16>, row: usize, rank: usize) {
+        let stride = s.width.next_multiple_of(ROW);
+        // SAFETY: the caller checked that the blocks lie inside x, a and t, whose rows are padded to whole vectors.
+        unsafe {
+            let (x, a) = (s.x.as_ptr().add(row * stride), s.a.as_ptr().add(rank * stride));
+            let mut acc = [[_mm512_setzero_ps(); RANKS]; ROWS];
+            for k in (0..stride).step_by(ROW) {
+                for r in 0..ROWS {
+                    for j in 0..RANKS {
+                        acc[r][j] = dot32(acc[r][j], a.add(j * stride + k), x.add(r * stride + k));
+                    }
+                }
+            }
+            for r in 0..ROWS {
+                for j in 0..RANKS {
+                    s.t[(row + r) * s.rank + rank + j] = Avx512::sum(acc[r][j]);
                 }
             }
         }

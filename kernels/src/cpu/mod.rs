@@ -67,16 +67,18 @@ struct Cpu {
 }
 
 impl Cpu {
+    /// Where outputs are lanes: with a bf16 dot product, two inputs side by side.
+    fn column_layout(&self, format: WeightFormat) -> Layout {
+        match (format, self.micro.pairs) {
+            (WeightFormat::Bf16, Some(_)) => Layout::PairPanels,
+            _ => Layout::Panels,
+        }
+    }
+
     /// Runs `body` over ranges of rows, in threads if `rows * width` values are worth it.
     fn rows(&self, rows: usize, width: usize, body: &(dyn Fn(Range<usize>) + Sync)) {
         if rows * width < INLINE_BELOW { body(0..rows) } else { self.pool.run(rows, 1, body) }
     }
-}
-
-/// The widest tile for `left` panels.
-fn tile_panels(micro: &Micro, left: usize) -> usize {
-    let most = left.min(micro.panels_max);
-    1 << most.ilog2()
 }
 
 impl Kernels for Cpu {
@@ -91,10 +93,7 @@ impl Kernels for Cpu {
         in_features: usize,
         format: WeightFormat,
     ) -> PackedLinear {
-        let layout = match (format, self.micro.pairs) {
-            (WeightFormat::Bf16, Some(_)) => Layout::PairPanels,
-            _ => Layout::Panels,
-        };
+        let layout = self.column_layout(format);
         PackedLinear(Matrix::pack("pack_linear", weight, out_features, in_features, layout, format))
     }
 
@@ -103,7 +102,8 @@ impl Kernels for Cpu {
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
-        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, Layout::Panels, format))
+        let layout = self.column_layout(format);
+        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, layout, format))
     }
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {

@@ -1,7 +1,7 @@
 //! What the threads of a region share: the output, cut into parts that never overlap; and scratch of their own.
 
 use bytemuck::Pod;
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 
 /// An output slice whose disjoint parts several threads write.
@@ -43,18 +43,19 @@ impl<'a, T> OutPtr<'a, T> {
 }
 
 thread_local! {
-    /// Kept between calls, so that a step allocates nothing once it is warm. 64-bit words: aligned for any use here.
-    static SCRATCH: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+    /// Kept between calls, so that a step allocates nothing once it is warm; one buffer per level of nesting.
+    /// 64-bit words: aligned for any use here.
+    static SCRATCH: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends `len` values of scratch, content unspecified. A nested call gets memory of its own.
+/// Lends `len` values of scratch, content unspecified.
 pub(super) fn with_scratch<T: Pod, R>(len: usize, body: impl FnOnce(&mut [T]) -> R) -> R {
     let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
-    let mut buffer = SCRATCH.take();
+    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if buffer.len() < words {
         buffer.resize(words, 0);
     }
     let result = body(&mut bytemuck::cast_slice_mut(&mut buffer[..words])[..len]);
-    SCRATCH.set(buffer);
+    SCRATCH.with_borrow_mut(|buffers| buffers.push(buffer));
     result
 }

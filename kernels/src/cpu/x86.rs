@@ -166,6 +166,21 @@ pub(crate) unsafe fn dot_pairs(acc: __m512, w: *const u16, x: u32) -> __m512 {
     }
 }
 
+/// `acc[i] + a[2i] * b[2i] + a[2i + 1] * b[2i + 1]`; subnormals count as zero.
+///
+/// # Safety
+///
+/// The processor has AVX512-BF16; both pointers are valid for 32 values.
+#[inline(always)]
+pub(crate) unsafe fn dot32(acc: __m512, a: *const u16, b: *const u16) -> __m512 {
+    // SAFETY: __m512i and __m512bh are 64 plain bytes; the rest is the caller's duty.
+    unsafe {
+        let a: __m512bh = std::mem::transmute(_mm512_loadu_si512(a.cast()));
+        let b: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));
+        _mm512_dpbf16_ps(acc, a, b)
+    }
+}
+
 /// Rounds 16 values to the nearest bf16, ties to even; subnormals become zero.
 ///
 /// # Safety
