@@ -1,1 +1,32 @@
-//! placeholder
+//! The worker: one resident base model, many adapter slots, one step loop.
+//!
+//! What this room is for: it takes a prompt and an adapter's digest, and streams tokens computed with exactly that
+//! adapter. It must not know tenants' directories, names of adapters, aliases or HTTP: the gateway resolves those.
+//!
+//! A request's way, file by file:
+//! 1. `grpc.rs`: the call; waits for the first event, cancels when the caller goes.
+//! 2. `admit.rs`: checks, renders the chat template, tokenizes, on a blocking thread.
+//! 3. `step_loop.rs`: one thread that owns engine and requests; plans come from `weft_batching`.
+//! 4. `adapters/`: lease from the cache daemon, pack and hash beside the loop, slot in the loop.
+//! 5. `request.rs`: sampling and what the caller is told; `text.rs`: whole characters and stop strings.
+//!
+//! Beside it: `model.rs` (the base and the sizes that follow), `view.rs` (load and residency for others), `announce.rs` (the base
+//! to the registry), `metrics.rs`, `settings.rs`, and `app.rs`, where all of it meets.
+
+mod adapters;
+mod admit;
+mod announce;
+mod app;
+mod error;
+mod grpc;
+mod metrics;
+mod model;
+mod request;
+mod settings;
+mod step_loop;
+mod text;
+mod view;
+
+pub use app::{App, Components};
+pub use error::Error;
+pub use settings::Settings;

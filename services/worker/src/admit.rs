@@ -1,0 +1,216 @@
+//! From a request on the wire to a job for the step loop: checked, rendered, tokenized. Nothing here touches the loop.
+
+use std::time::Instant;
+
+use weft_base_model::SpecialText;
+use weft_engine::sampling::SamplingParams;
+use weft_proto::worker::v1 as pb;
+use weft_types::Digest;
+
+use crate::Error;
+use crate::model::Model;
+use crate::settings::Settings;
+
+/// Most alternatives per token.
+const TOP_LOGPROBS_MAX: u32 = 20;
+/// Longest tenant and request names that are kept.
+const NAME_BYTES_MAX: usize = 256;
+
+/// A request that can run.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) request_id: String,
+    pub(crate) tenant: String,
+    /// None: the base alone.
+    pub(crate) adapter: Option<Digest>,
+    /// Not empty.
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) sampling: SamplingParams,
+    /// 1 or more; prompt and output fit the context.
+    pub(crate) max_tokens: usize,
+    pub(crate) stops: Vec<String>,
+    pub(crate) include_stop: bool,
+    pub(crate) ignore_eos: bool,
+    pub(crate) top_logprobs: usize,
+    pub(crate) prompt_logprobs: bool,
+    pub(crate) deadline_ms: u64,
+    pub(crate) received: Instant,
+}
+
+/// Checks, renders and tokenizes. Cost: a chat template and about 1 µs per token; run it on a blocking thread.
+///
+/// # Errors
+/// Every variant that a request can be blamed for; see [`Error::kind`].
+pub(crate) fn admit(request: pb::GenerateRequest, received: Instant, model: &Model, settings: &Settings) -> Result<Job, Error> {
+    let adapter = request.adapter.as_ref().map(|adapter| digest("adapter.digest", &adapter.digest)).transpose()?;
+    if !request.expected_base_digest.is_empty() {
+        let expected = digest("expected_base_digest", &request.expected_base_digest)?;
+        if expected != model.digest {
+            return Err(Error::OtherBase { expected, actual: model.digest });
+        }
+    }
+    if !matches!(request.tenant_salt.len(), 0 | 32) {
+        return Err(Error::field("tenant_salt", format!("{} bytes", request.tenant_salt.len()), "32 bytes or none"));
+    }
+    for (field, name) in [("tenant", &request.tenant), ("request_id", &request.request_id)] {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Error::field(field, format!("{} bytes", name.len()), format!("at most {NAME_BYTES_MAX} bytes")));
+        }
+    }
+    let sampling = sampling(request.sampling.unwrap_or_default())?;
+    let stopping = request.stopping.unwrap_or_default();
+    check_stops(&stopping.stop, settings)?;
+    let (top_logprobs, prompt_logprobs) = match request.logprobs {
+        None => (0, false),
+        Some(logprobs) if logprobs.top > TOP_LOGPROBS_MAX => {
+            return Err(Error::field("logprobs.top", logprobs.top, format!("0 to {TOP_LOGPROBS_MAX}")));
+        }
+        Some(logprobs) => (logprobs.top as usize, logprobs.prompt),
+    };
+    let prompt = prompt_ids(request.prompt, model, settings)?;
+    let max_tokens = max_tokens(prompt.len(), stopping.max_tokens as usize, model)?;
+    Ok(Job {
+        request_id: request.request_id,
+        tenant: request.tenant,
+        adapter,
+        prompt,
+        sampling,
+        max_tokens,
+        stops: stopping.stop,
+        include_stop: stopping.include_stop,
+        ignore_eos: stopping.ignore_eos,
+        top_logprobs,
+        prompt_logprobs,
+        deadline_ms: request.deadline_ms,
+        received,
+    })
+}
+
+/// The text of a tokenize request, as ids with their places.
+pub(crate) fn tokenize(request: &pb::TokenizeRequest, model: &Model, settings: &Settings) -> Result<Vec<pb::TextToken>, Error> {
+    check_bytes(request.text.len(), settings)?;
+    let tokens = model.tokenizer.encode_with_offsets(&request.text, request.add_special_tokens)?;
+    let token = |token: weft_base_model::TextToken| pb::TextToken {
+        id: token.id,
+        text: token.text,
+        start: token.start as u32,
+        end: token.end as u32,
+    };
+    Ok(tokens.into_iter().map(token).collect())
+}
+
+fn digest(field: &'static str, raw: &[u8]) -> Result<Digest, Error> {
+    Digest::try_from(raw).map_err(|_| Error::field(field, format!("{} bytes", raw.len()), "32 bytes"))
+}
+
+fn sampling(wire: pb::Sampling) -> Result<SamplingParams, Error> {
+    // A range check by comparison refuses NaN.
+    let within = |field: &'static str, value: f32, ok: bool, allowed: &str| {
+        if ok && value.is_finite() { Ok(()) } else { Err(Error::field(field, value, allowed)) }
+    };
+    let or_one = |value: f32| if value == 0.0 { 1.0 } else { value };
+    let (top_p, repetition) = (or_one(wire.top_p), or_one(wire.repetition_penalty));
+    within("temperature", wire.temperature, wire.temperature >= 0.0, "0 or more")?;
+    within("top_p", wire.top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
+    within("min_p", wire.min_p, (0.0..=1.0).contains(&wire.min_p), "0 to 1")?;
+    within("typical_p", wire.typical_p, (0.0..1.0).contains(&wire.typical_p), "above 0 and below 1, or 0 for off")?;
+    within("repetition_penalty", wire.repetition_penalty, repetition > 0.0, "above 0")?;
+    for (field, value) in [("frequency_penalty", wire.frequency_penalty), ("presence_penalty", wire.presence_penalty)] {
+        within(field, value, (-2.0..=2.0).contains(&value), "-2 to 2")?;
+    }
+    Ok(SamplingParams {
+        temperature: wire.temperature,
+        top_p,
+        top_k: wire.top_k as usize,
+        min_p: wire.min_p,
+        typical_p: wire.typical_p,
+        repetition_penalty: repetition,
+        frequency_penalty: wire.frequency_penalty,
+        presence_penalty: wire.presence_penalty,
+        seed: wire.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0),
+    })
+}
+
+fn check_stops(stops: &[String], settings: &Settings) -> Result<(), Error> {
+    if stops.len() > settings.stop_strings_max {
+        let allowed = format!("at most {} (stop_strings_max)", settings.stop_strings_max);
+        return Err(Error::field("stop", format!("{} strings", stops.len()), allowed));
+    }
+    for stop in stops {
+        if stop.is_empty() {
+            return Err(Error::field("stop", "an empty string", "1 byte or more"));
+        }
+        if stop.len() > settings.stop_bytes_max {
+            let allowed = format!("at most {} bytes (stop_bytes_max)", settings.stop_bytes_max);
+            return Err(Error::field("stop", format!("a string of {} bytes", stop.len()), allowed));
+        }
+    }
+    Ok(())
+}
+
+fn check_bytes(bytes: usize, settings: &Settings) -> Result<(), Error> {
+    let limit = settings.prompt_bytes_max;
+    if bytes > limit { Err(Error::PromptBytes { bytes, limit }) } else { Ok(()) }
+}
+
+fn prompt_ids(
+    prompt: Option<pb::generate_request::Prompt>,
+    model: &Model,
+    settings: &Settings,
+) -> Result<Vec<u32>, Error> {
+    use pb::generate_request::Prompt;
+    let ids = match prompt {
+        None => return Err(Error::field("prompt", "absent", "one of text, chat and tokens")),
+        Some(Prompt::Text(text)) => text_ids(&text, model, settings)?,
+        Some(Prompt::Chat(chat)) => chat_ids(&chat, model, settings)?,
+        Some(Prompt::Tokens(tokens)) => {
+            if let Some(id) = tokens.ids.iter().find(|id| **id as usize >= model.vocabulary) {
+                return Err(Error::field("tokens.ids", id, format!("ids below {}", model.vocabulary)));
+            }
+            tokens.ids
+        }
+    };
+    if ids.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    Ok(ids)
+}
+
+fn text_ids(text: &pb::TextPrompt, model: &Model, settings: &Settings) -> Result<Vec<u32>, Error> {
+    check_bytes(text.text.len(), settings)?;
+    let special = if text.parse_special { SpecialText::Parse } else { SpecialText::Literal };
+    let mut ids = model.tokenizer.encode(&text.text, text.add_special_tokens, special)?;
+    if text.truncate > 0 && ids.len() > text.truncate as usize {
+        ids.drain(..ids.len() - text.truncate as usize);
+    }
+    Ok(ids)
+}
+
+fn chat_ids(chat: &pb::ChatPrompt, model: &Model, settings: &Settings) -> Result<Vec<u32>, Error> {
+    check_bytes(chat.messages_json.len() + chat.tools_json.len(), settings)?;
+    let template = model.chat_template.as_ref().ok_or(Error::NoChatTemplate)?;
+    let array = |field: &'static str, json: &str| match serde_json::from_str::<serde_json::Value>(json) {
+        Ok(value) if value.is_array() => Ok(value),
+        _ => Err(Error::field(field, "no JSON array", "a JSON array")),
+    };
+    let messages = array("messages", &chat.messages_json)?;
+    let tools = if chat.tools_json.is_empty() { None } else { Some(array("tools", &chat.tools_json)?) };
+    let opens_turn = !chat.continue_final_message;
+    let rendered = template.render(&messages, tools.as_ref(), opens_turn, chat.continue_final_message)?;
+    Ok(model.tokenizer.encode_rendered(&rendered)?)
+}
+
+/// What is asked for, or all that the context leaves.
+fn max_tokens(prompt_tokens: usize, wanted: usize, model: &Model) -> Result<usize, Error> {
+    if prompt_tokens > model.prompt_tokens_max {
+        return Err(Error::ContextLength { prompt_tokens, max_tokens: None, limit: model.prompt_tokens_max });
+    }
+    let room = model.context_tokens_max - prompt_tokens;
+    match wanted {
+        0 => Ok(room),
+        _ if wanted > room => {
+            Err(Error::ContextLength { prompt_tokens, max_tokens: Some(wanted), limit: model.context_tokens_max })
+        }
+        _ => Ok(wanted),
+    }
+}

@@ -1,0 +1,182 @@
+//! The one place where the worker's parts meet.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tonic::transport::Channel;
+use weft_proto::worker::v1::worker_server::WorkerServer;
+use weft_service_kit::readiness::Readiness;
+use weft_service_kit::shutdown::{Shutdown, within_grace};
+use weft_service_kit::transport::{self, Listener, MESSAGE_BYTES_MAX};
+
+use crate::adapters::lease::Leases;
+use crate::adapters::load::Loader;
+use crate::announce;
+use crate::grpc::Service;
+use crate::metrics::Metrics;
+use crate::model::{self, Model};
+use crate::settings::Settings;
+use crate::step_loop::{Command, Parts, StepLoop};
+use crate::view::View;
+use crate::Error;
+
+/// What a worker reaches others through.
+pub struct Components {
+    /// The cache daemon of this node.
+    pub cache_daemon: Channel,
+    /// The adapter registry, to announce the base to; none: nobody is told.
+    pub registry: Option<Channel>,
+}
+
+/// A worker with its base loaded and its loop running.
+pub struct App {
+    service: Service,
+    step_loop: RunningLoop,
+    model: Arc<Model>,
+    registry: Option<Channel>,
+    readiness: Readiness,
+    settings: Settings,
+}
+
+impl App {
+    /// Loads the base on a blocking thread and starts the loop. Must run within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] for values that cannot be used, all at once; [`Error::Start`] for an unusable model;
+    /// [`Error::Metrics`] if the registry has a worker already.
+    pub async fn build(settings: Settings, components: Components, metrics: &prometheus::Registry) -> Result<Self, Error> {
+        let checked = settings.check()?;
+        let metrics = Metrics::new(metrics)?;
+        let slot_bytes_max = checked.adapter_memory_bytes;
+        let opened = tokio::task::spawn_blocking(move || model::open(&checked)).await;
+        let (model, engine) = opened.unwrap_or(Err(Error::Panic("loading the base model")))?;
+        let model = Arc::new(model);
+        tracing::info!(
+            base = %model.digest, name = model.served_name, dtype = model.dtype.as_str(), isa = model.isa,
+            context_tokens_max = model.context_tokens_max, kv_tokens_max = model.kv_tokens_max(), slot_bytes_max,
+            "base model loaded"
+        );
+
+        let readiness = Readiness::new();
+        if components.registry.is_some() {
+            readiness.wait_for(announce::CONDITION, "announcing the base");
+        }
+        let leases = Leases::connect(components.cache_daemon, settings.name.clone(), readiness.clone());
+        let loader = Loader {
+            leases,
+            preparer: engine.preparer(),
+            timeout: Duration::from_secs(settings.adapter_load_timeout_s),
+            slot_bytes_max,
+        };
+        let view = Arc::new(View::default());
+        let (commands, inbox) = channel();
+        let parts = Parts {
+            engine,
+            model: Arc::clone(&model),
+            settings: settings.clone(),
+            slot_bytes_max,
+            loader,
+            runtime: tokio::runtime::Handle::current(),
+            view: Arc::clone(&view),
+            metrics,
+            commands: commands.clone(),
+        };
+        let step_loop = RunningLoop::start(StepLoop::new(parts, inbox), commands.clone())?;
+        let service = Service {
+            model: Arc::clone(&model),
+            slot_bytes_max,
+            view,
+            commands,
+            next_id: Arc::new(AtomicU64::new(1)),
+            arrivals: Arc::new(Semaphore::new(settings.queue_requests_max + settings.running_requests_max)),
+            tokenizing: Arc::new(Semaphore::new(settings.tokenize_concurrency)),
+            settings: Arc::new(settings.clone()),
+        };
+        Ok(Self { service, step_loop, model, registry: components.registry, readiness, settings })
+    }
+
+    /// What the worker still waits for before it should get requests.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Serves until shutdown. Then new requests are refused, running ones get `shutdown_grace_s` to finish, and the rest is
+    /// ended with "unavailable".
+    ///
+    /// # Errors
+    /// [`Error::Serve`] if the listener fails.
+    pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
+        let view = Arc::clone(&self.service.view);
+        let drain = shutdown.wait_owned();
+        let draining = tokio::spawn(async move {
+            drain.await;
+            view.drain();
+        });
+        let announcing = self.registry.map(|channel| {
+            let interval = Duration::from_secs(self.settings.announce_interval_s);
+            let (readiness, shutdown) = (self.readiness.clone(), shutdown.clone());
+            tokio::spawn(announce::announce(channel, Arc::clone(&self.model), interval, readiness, shutdown))
+        });
+        let server = WorkerServer::new(self.service)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let serving = transport::server()
+            .add_service(server)
+            .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
+        let mut serving = std::pin::pin!(serving);
+        let grace = Duration::from_secs(self.settings.shutdown_grace_s);
+        let served = match within_grace(&mut serving, &shutdown, grace).await {
+            Some(served) => served,
+            None => {
+                // Ending the loop ends every stream with a status; give those a moment to get out.
+                self.step_loop.stop();
+                tokio::time::timeout(LAST_WORDS, serving).await.unwrap_or(Ok(()))
+            }
+        };
+        draining.abort();
+        if let Some(announcing) = announcing {
+            announcing.abort();
+        }
+        // The loop may be within a step: joining must not hold up the runtime.
+        let step_loop = self.step_loop;
+        let _ = tokio::task::spawn_blocking(move || drop(step_loop)).await;
+        served.map_err(Error::from)
+    }
+}
+
+/// How long the last statuses may take to reach their callers.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The loop's thread. Dropping it stops the loop and waits for the step that runs.
+struct RunningLoop {
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RunningLoop {
+    fn start(step_loop: StepLoop, commands: Sender<Command>) -> Result<Self, Error> {
+        let thread = std::thread::Builder::new().name("weft-step-loop".to_owned());
+        let thread = thread.spawn(move || step_loop.run()).map_err(Error::Thread)?;
+        Ok(Self { commands, thread: Some(thread) })
+    }
+
+    fn stop(&self) {
+        // An error means that it has ended.
+        let _ = self.commands.send(Command::Stop);
+    }
+}
+
+impl Drop for RunningLoop {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported by the panic hook; there is nothing left to save.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What can go wrong in a worker, and what its caller should do.
+
+use std::path::PathBuf;
+
+use weft_fault::{Fault, Kind};
+use weft_types::Digest;
+
+/// A worker that cannot start, or a request that it cannot answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Settings are wrong; one line for each.
+    #[error("{}", .0.join("\n"))]
+    Settings(Vec<String>),
+    /// The base model or its engine cannot be used.
+    #[error("base model {model} cannot be used: {problem}", model = model.display())]
+    Start {
+        /// The setting `model`.
+        model: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The listener failed.
+    #[error("server failed")]
+    Serve(#[from] tonic::transport::Error),
+    /// A metric is registered twice: two workers share one registry.
+    #[error("metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+    /// The thread of the step loop cannot be started.
+    #[error("step loop cannot be started")]
+    Thread(#[source] std::io::Error),
+
+    /// A field has a value outside its range.
+    #[error("{field} is {value}, allowed is {allowed}")]
+    Field {
+        /// Name in the request.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// The prompt, or prompt and output together, exceed the context.
+    #[error("prompt of {prompt_tokens} tokens{} the limit of {limit} tokens", .max_tokens.map_or(" exceeds".to_owned(), |max| format!(" and max_tokens of {max} exceed")))]
+    ContextLength {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// What was asked for, when the sum is the problem.
+        max_tokens: Option<usize>,
+        /// Most tokens.
+        limit: usize,
+    },
+    /// The prompt is too large even to be tokenized.
+    #[error("prompt of {bytes} bytes exceeds prompt_bytes_max of {limit} bytes")]
+    PromptBytes {
+        /// Bytes of the prompt.
+        bytes: usize,
+        /// Most bytes.
+        limit: usize,
+    },
+    /// No token to start from.
+    #[error("prompt is empty")]
+    EmptyPrompt,
+    /// A chat for a base that has no template.
+    #[error("the base model has no chat template: send a text prompt")]
+    NoChatTemplate,
+    /// The template, or the messages given to it, failed.
+    #[error("{0}")]
+    Template(String),
+    /// The tokenizer refused the text.
+    #[error("prompt cannot be tokenized: {0}")]
+    Tokenize(String),
+    /// The request is meant for another base.
+    #[error("this worker serves base {actual}, the request expects {expected}")]
+    OtherBase {
+        /// What the request names.
+        expected: Digest,
+        /// What is here.
+        actual: Digest,
+    },
+    /// The queue is full.
+    #[error("queue is full: {queued} requests wait, the limit is {limit}")]
+    QueueFull {
+        /// Requests that wait.
+        queued: usize,
+        /// Most requests that wait.
+        limit: usize,
+    },
+    /// The worker stops.
+    #[error("worker is shutting down")]
+    Draining,
+    /// The request's own deadline passed.
+    #[error("deadline of {0} ms passed")]
+    Deadline(u64),
+
+    /// The adapter can never fit.
+    #[error("adapter {digest} needs {bytes} bytes, adapter_memory_bytes is {limit}")]
+    AdapterTooLarge {
+        /// Which adapter.
+        digest: Digest,
+        /// Bytes in a slot.
+        bytes: u64,
+        /// The whole budget.
+        limit: u64,
+    },
+    /// The bytes are not those that the digest names.
+    #[error("adapter {wanted} has other bytes: they hash to {found}")]
+    WrongBytes {
+        /// Asked for.
+        wanted: Digest,
+        /// Computed while the bytes were copied.
+        found: Digest,
+    },
+    /// A step used another adapter than the request's. A bug, caught before delivery.
+    #[error("step used adapter {found:?}, the request names {wanted:?}")]
+    WrongAdapter {
+        /// Asked for.
+        wanted: Option<Digest>,
+        /// Read from the slot table entry.
+        found: Option<Digest>,
+    },
+    /// The cache daemon refused the lease.
+    #[error("adapter {digest} cannot be leased: {message}")]
+    Lease {
+        /// Which adapter.
+        digest: Digest,
+        /// The daemon's kind.
+        kind: Kind,
+        /// The daemon's words.
+        message: String,
+    },
+    /// The load took too long.
+    #[error("adapter {digest} was not loaded within {seconds} s (adapter_load_timeout_s)")]
+    LoadTimeout {
+        /// Which adapter.
+        digest: Digest,
+        /// The setting.
+        seconds: u64,
+    },
+    /// The leased file cannot be mapped.
+    #[error("adapter file {path} cannot be read", path = path.display())]
+    AdapterFile {
+        /// What the daemon granted.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] weft_engine::Error),
+    /// Our code panicked over one request; the others went on.
+    #[error("{0} failed by a panic")]
+    Panic(&'static str),
+}
+
+impl Error {
+    /// A setting that cannot be read.
+    pub(crate) fn setting(name: &str, problem: impl std::fmt::Display) -> Self {
+        Self::Settings(vec![format!("{name}: {problem}")])
+    }
+
+    /// A field outside its range.
+    pub(crate) fn field(field: &'static str, value: impl std::fmt::Display, allowed: impl Into<String>) -> Self {
+        // Values come from outside: echo a bounded piece.
+        Self::Field { field, value: value.to_string().chars().take(80).collect(), allowed: allowed.into() }
+    }
+
+    /// What the caller should do.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Settings(_)
+            | Self::Field { .. }
+            | Self::ContextLength { .. }
+            | Self::EmptyPrompt
+            | Self::NoChatTemplate
+            | Self::Template(_)
+            | Self::Tokenize(_) => Kind::Invalid,
+            Self::PromptBytes { .. } => Kind::TooLarge,
+            Self::OtherBase { .. } | Self::AdapterTooLarge { .. } => Kind::Refused,
+            Self::QueueFull { .. } => Kind::Overloaded,
+            Self::Draining | Self::AdapterFile { .. } => Kind::Unavailable,
+            Self::LoadTimeout { .. } => Kind::Unavailable,
+            Self::Deadline(_) => Kind::Timeout,
+            Self::WrongBytes { .. } | Self::WrongAdapter { .. } => Kind::Corrupt,
+            Self::Lease { kind, .. } => *kind,
+            Self::Engine(error) => error.kind(),
+            Self::Start { .. } | Self::Serve(_) | Self::Metrics(_) | Self::Thread(_) | Self::Panic(_) => Kind::Internal,
+        }
+    }
+
+    /// Stable machine word, where it says more than the kind.
+    fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::Template(_) => "template_error",
+            Self::NoChatTemplate => "no_chat_template",
+            Self::EmptyPrompt => "empty_prompt",
+            Self::QueueFull { .. } => "queue_full",
+            Self::AdapterTooLarge { .. } => "adapter_too_large",
+            Self::WrongBytes { .. } | Self::WrongAdapter { .. } => "wrong_adapter_bytes",
+            Self::OtherBase { .. } => "wrong_base",
+            _ => return None,
+        })
+    }
+
+    fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::Field { field, .. } => Some(field),
+            Self::ContextLength { max_tokens: Some(_), .. } => Some("max_tokens"),
+            Self::ContextLength { .. } | Self::PromptBytes { .. } | Self::EmptyPrompt | Self::Tokenize(_) => Some("prompt"),
+            Self::Template(_) | Self::NoChatTemplate => Some("messages"),
+            _ => None,
+        }
+    }
+}
+
+/// The message with its causes: a fault keeps no source.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// How long a caller waits when the queue is full: a few requests have left by then.
+const QUEUE_RETRY_MS: u64 = 1000;
+
+impl From<&Error> for Fault {
+    fn from(error: &Error) -> Self {
+        let (kind, code, param) = (error.kind(), error.code(), error.param());
+        let mut fault = Fault::new(kind, chain(error));
+        if let Some(code) = code {
+            fault = fault.with_code(code);
+        }
+        if let Some(param) = param {
+            fault = fault.with_param(param);
+        }
+        match kind {
+            Kind::Overloaded | Kind::Unavailable => fault.with_retry_after_ms(QUEUE_RETRY_MS),
+            _ => fault,
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        Fault::from(error).into()
+    }
+}
+
+impl From<weft_base_model::Error> for Error {
+    /// Of the calls that admission makes; errors of opening a model are [`Error::Start`].
+    fn from(error: weft_base_model::Error) -> Self {
+        match error {
+            weft_base_model::Error::Template(message) => Self::Template(message),
+            other => Self::Tokenize(other.to_string()),
+        }
+    }
+}

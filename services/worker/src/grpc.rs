@@ -1,0 +1,156 @@
+//! The worker's face: `weft.worker.v1.Worker`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+use weft_batching::RequestId;
+use weft_proto::worker::v1 as pb;
+use weft_proto::worker::v1::worker_server::Worker;
+
+use crate::Error;
+use crate::admit;
+use crate::model::Model;
+use crate::settings::Settings;
+use crate::step_loop::Command;
+use crate::view::View;
+
+/// Answers the calls of the package. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) model: Arc<Model>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) slot_bytes_max: u64,
+    pub(crate) view: Arc<View>,
+    pub(crate) commands: Sender<Command>,
+    pub(crate) next_id: Arc<AtomicU64>,
+    /// Requests between their receipt and the scheduler, which has its own limit.
+    pub(crate) arrivals: Arc<Semaphore>,
+    /// Prompts that are tokenized at once.
+    pub(crate) tokenizing: Arc<Semaphore>,
+}
+
+#[tonic::async_trait]
+impl Worker for Service {
+    type GenerateStream = EventStream;
+
+    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
+        let received = Instant::now();
+        if self.view.is_draining() {
+            return Err(Error::Draining.into());
+        }
+        let Ok(arrival) = Arc::clone(&self.arrivals).try_acquire_owned() else {
+            let limit = self.settings.queue_requests_max;
+            return Err(Error::QueueFull { queued: limit, limit }.into());
+        };
+        let (model, settings) = (Arc::clone(&self.model), Arc::clone(&self.settings));
+        let request = request.into_inner();
+        let job = self.off_the_runtime(move || admit::admit(request, received, &model, &settings)).await?;
+
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let (events, inbox) = mpsc::unbounded_channel();
+        let command = Command::Submit { id, job: Box::new(job), events, arrival };
+        self.commands.send(command).map_err(|_| Error::Draining)?;
+        let mut stream = EventStream { inbox, first: None, _cancel: CancelOnDrop { id, commands: self.commands.clone() } };
+        // A failure before the first step is the status of the call itself.
+        match stream.inbox.recv().await {
+            Some(Ok(event)) => stream.first = Some(event),
+            Some(Err(status)) => return Err(status),
+            None => return Err(Error::Draining.into()),
+        }
+        Ok(Response::new(stream))
+    }
+
+    async fn describe(&self, _: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeResponse>, Status> {
+        let (model, settings) = (&self.model, &self.settings);
+        Ok(Response::new(pb::DescribeResponse {
+            worker: model.worker.clone(),
+            served_name: model.served_name.clone(),
+            base_digest: model.digest.to_vec().into(),
+            dtype: model.dtype.as_str().to_owned(),
+            isa: model.isa.to_owned(),
+            context_tokens_max: model.context_tokens_max as u32,
+            prompt_tokens_max: model.prompt_tokens_max as u32,
+            vocabulary_size: model.vocabulary as u32,
+            has_chat_template: model.chat_template.is_some(),
+            slot_bytes_max: self.slot_bytes_max,
+            kv_tokens_max: model.kv_tokens_max() as u64,
+            concurrent_requests_max: settings.running_requests_max.min(settings.step_tokens_max) as u32,
+            queue_requests_max: settings.queue_requests_max as u32,
+            model_id: model.model_id.clone(),
+            step_tokens_max: settings.step_tokens_max as u32,
+        }))
+    }
+
+    async fn get_load(&self, _: Request<pb::GetLoadRequest>) -> Result<Response<pb::GetLoadResponse>, Status> {
+        Ok(Response::new(self.view.load()))
+    }
+
+    async fn list_residency(
+        &self,
+        _: Request<pb::ListResidencyRequest>,
+    ) -> Result<Response<pb::ListResidencyResponse>, Status> {
+        Ok(Response::new(self.view.residency()))
+    }
+
+    async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
+        let (model, settings) = (Arc::clone(&self.model), Arc::clone(&self.settings));
+        let request = request.into_inner();
+        let Ok(_arrival) = self.arrivals.try_acquire() else {
+            let limit = self.settings.queue_requests_max;
+            return Err(Error::QueueFull { queued: limit, limit }.into());
+        };
+        let tokens = self.off_the_runtime(move || admit::tokenize(&request, &model, &settings)).await?;
+        Ok(Response::new(pb::TokenizeResponse { tokens }))
+    }
+}
+
+impl Service {
+    /// Runs text work on a blocking thread, a few at a time. A panic in it is that request's failure.
+    async fn off_the_runtime<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        // The semaphore is never closed.
+        let _turn = self.tokenizing.acquire().await.map_err(|_| Error::Draining)?;
+        tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panic("reading the prompt")))
+    }
+}
+
+/// Tells the loop when the caller is gone, whether it was waiting for the first event or reading the stream.
+struct CancelOnDrop {
+    id: RequestId,
+    commands: Sender<Command>,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        // An error means that the loop has ended, and the request with it.
+        let _ = self.commands.send(Command::Cancel(self.id));
+    }
+}
+
+/// The events of one request.
+pub(crate) struct EventStream {
+    inbox: mpsc::UnboundedReceiver<Result<pb::GenerateEvent, Status>>,
+    /// Already taken from `inbox`.
+    first: Option<pb::GenerateEvent>,
+    _cancel: CancelOnDrop,
+}
+
+impl Stream for EventStream {
+    type Item = Result<pb::GenerateEvent, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.first.take() {
+            Some(event) => Poll::Ready(Some(Ok(event))),
+            None => self.inbox.poll_recv(context),
+        }
+    }
+}

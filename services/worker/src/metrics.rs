@@ -1,0 +1,80 @@
+//! What a worker counts. Labels are few and bounded; adapters and tenants are fields of spans, never labels.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// All metrics of a worker. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    /// Time of one step of the engine.
+    pub(crate) step_seconds: Histogram,
+    pub(crate) steps: IntCounter,
+    /// Steps with at least two distinct adapters, the base counting as one.
+    pub(crate) mixed_steps: IntCounter,
+    pub(crate) step_adapters: Histogram,
+    pub(crate) step_requests: Histogram,
+    pub(crate) prompt_tokens: IntCounter,
+    pub(crate) output_tokens: IntCounter,
+    pub(crate) preemptions: IntCounter,
+    /// From receipt to the first step.
+    pub(crate) queue_seconds: Histogram,
+    /// From receipt to the first output token.
+    pub(crate) first_token_seconds: Histogram,
+    /// By result: length, eos, stop, cancelled, or the word of a fault kind.
+    pub(crate) requests: IntCounterVec,
+    /// By result: ok, or the word of a fault kind.
+    pub(crate) adapter_loads: IntCounterVec,
+    pub(crate) adapter_load_seconds: Histogram,
+    pub(crate) adapter_evictions: IntCounter,
+    pub(crate) running_requests: IntGauge,
+    pub(crate) queued_requests: IntGauge,
+    pub(crate) kv_blocks_used: IntGauge,
+    pub(crate) kv_blocks_total: IntGauge,
+    pub(crate) slot_bytes_used: IntGauge,
+    pub(crate) slot_bytes_total: IntGauge,
+}
+
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// A name is taken in this registry.
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| register(registry, IntCounter::new(name, help)?);
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
+        let by_result = |name: &str, help: &str| register(registry, IntCounterVec::new(Opts::new(name, help), &["result"])?);
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+        };
+        Ok(Self {
+            step_seconds: histogram("worker_step_seconds", "Time of one step", SECONDS)?,
+            steps: counter("worker_steps_total", "Steps")?,
+            mixed_steps: counter("worker_mixed_steps_total", "Steps with at least two distinct adapters, base included")?,
+            step_adapters: histogram("worker_step_adapters", "Distinct adapters in a step, base included", COUNTS)?,
+            step_requests: histogram("worker_step_requests", "Requests in a step", COUNTS)?,
+            prompt_tokens: counter("worker_prompt_tokens_total", "Prompt tokens computed, repetitions included")?,
+            output_tokens: counter("worker_output_tokens_total", "Tokens sampled")?,
+            preemptions: counter("worker_preemptions_total", "Requests whose KV blocks were taken")?,
+            queue_seconds: histogram("worker_queue_seconds", "From receipt to the first step", SECONDS)?,
+            first_token_seconds: histogram("worker_first_token_seconds", "From receipt to the first token", SECONDS)?,
+            requests: by_result("worker_requests_total", "Requests that ended")?,
+            adapter_loads: by_result("worker_adapter_loads_total", "Adapter loads that ended")?,
+            adapter_load_seconds: histogram("worker_adapter_load_seconds", "From wanted to packed", SECONDS)?,
+            adapter_evictions: counter("worker_adapter_evictions_total", "Adapters that lost their slot")?,
+            running_requests: gauge("worker_running_requests", "Requests that run")?,
+            queued_requests: gauge("worker_queued_requests", "Requests that wait, in the queue and for adapters")?,
+            kv_blocks_used: gauge("worker_kv_blocks_used", "KV blocks with an owner")?,
+            kv_blocks_total: gauge("worker_kv_blocks_limit", "KV blocks in all")?,
+            slot_bytes_used: gauge("worker_slot_bytes_used", "Bytes of resident adapters")?,
+            slot_bytes_total: gauge("worker_slot_bytes_limit", "Bytes that resident adapters may take")?,
+        })
+    }
+}
+
+fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

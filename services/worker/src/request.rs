@@ -1,0 +1,238 @@
+//! One request while the step loop has it: its tokens, its sampler, its text, and what its caller is told.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use weft_engine::sampling::{Sampled, Sampler, logprob_of};
+use weft_engine::{LogitsWanted, SeqOutput};
+use weft_proto::worker::v1 as pb;
+use weft_fault::Fault;
+use weft_types::Digest;
+
+use crate::Error;
+use crate::admit::Job;
+use crate::model::Model;
+use crate::text::{Piece, TextStream};
+
+/// Where a request's events go. Unbounded, but a request sends at most one event per token of its context, and its
+/// end when the caller is gone: a slow reader must not stop the loop.
+pub(crate) type Events = mpsc::UnboundedSender<Result<pb::GenerateEvent, tonic::Status>>;
+
+/// What a step was, as far as each of its requests reports it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepFacts {
+    pub(crate) number: u64,
+    pub(crate) started: Instant,
+    pub(crate) adapters: u32,
+    pub(crate) requests: u32,
+}
+
+/// What the step made of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Only prompt tokens were computed.
+    Prefilled,
+    /// It has one more token and goes on.
+    Sampled,
+    /// It is complete, and its caller was told.
+    Finished(pb::FinishReason),
+    /// Its caller is gone.
+    Gone,
+}
+
+/// A request in the step loop.
+pub(crate) struct Active {
+    pub(crate) job: Job,
+    /// Prompt and output.
+    tokens: Vec<u32>,
+    sampler: Sampler,
+    text: TextStream<pb::TokenOut>,
+    events: Events,
+    /// When its adapter got its slot; none if it was there.
+    pub(crate) adapter_ready: Option<Instant>,
+    /// First step, once it took part in one.
+    first_step: Option<u64>,
+    last_step: u64,
+    adapters_max: u32,
+    requests_max: u32,
+    prompt_logprobs: Vec<pb::TokenOut>,
+}
+
+impl Active {
+    pub(crate) fn new(job: Job, events: Events) -> Self {
+        let sampler = Sampler::new(job.sampling.clone(), &job.prompt);
+        let text = TextStream::new(job.stops.clone(), job.include_stop);
+        Self {
+            tokens: job.prompt.clone(),
+            sampler,
+            text,
+            events,
+            adapter_ready: None,
+            first_step: None,
+            last_step: 0,
+            adapters_max: 0,
+            requests_max: 0,
+            prompt_logprobs: Vec::new(),
+            job,
+        }
+    }
+
+    /// Prompt and output so far.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    pub(crate) fn output_tokens(&self) -> usize {
+        self.tokens.len() - self.job.prompt.len()
+    }
+
+    pub(crate) fn has_started(&self) -> bool {
+        self.first_step.is_some()
+    }
+
+    /// Rows whose logits a chunk needs.
+    pub(crate) fn logits_wanted(&self, samples: bool) -> LogitsWanted {
+        if self.job.prompt_logprobs && self.prompt_logprobs.len() < self.job.prompt.len() {
+            LogitsWanted::All
+        } else if samples {
+            LogitsWanted::Last
+        } else {
+            LogitsWanted::None
+        }
+    }
+
+    /// Takes in what a step computed for `tokens()[start..]`. `samples`: the last row chooses the next token.
+    ///
+    /// # Errors
+    /// The step used another adapter than the request's; logits are not finite. Nothing of this step is delivered then.
+    pub(crate) fn advance(
+        &mut self,
+        start: usize,
+        samples: bool,
+        output: &mut SeqOutput,
+        step: &StepFacts,
+        model: &Model,
+    ) -> Result<Progress, Error> {
+        if output.adapter != self.job.adapter {
+            return Err(Error::WrongAdapter { wanted: self.job.adapter, found: output.adapter });
+        }
+        if self.first_step.is_none() {
+            self.send(pb::generate_event::Event::Started(self.started(output.adapter, step, model)));
+            self.first_step = Some(step.number);
+        }
+        self.last_step = step.number;
+        self.adapters_max = self.adapters_max.max(step.adapters);
+        self.requests_max = self.requests_max.max(step.requests);
+        self.note_prompt_logprobs(start, output, step, model)?;
+        if !samples {
+            return Ok(if self.events.is_closed() { Progress::Gone } else { Progress::Prefilled });
+        }
+        let row = output.logits.len().checked_sub(model.vocabulary).ok_or(weft_engine::Error::Logits)?;
+        let position = self.tokens.len() as u64;
+        let sampled = self.sampler.sample(&mut output.logits[row..], position, self.job.top_logprobs)?;
+        Ok(self.take(sampled, output.adapter, step, model))
+    }
+
+    /// Ends the request with an error, if its caller still listens.
+    pub(crate) fn fail(&self, fault: impl Into<Fault>) {
+        // An error means that the caller is gone: nobody to tell.
+        let _ = self.events.send(Err(fault.into().into()));
+    }
+
+    /// One more token.
+    fn take(&mut self, sampled: Sampled, adapter: Option<Digest>, step: &StepFacts, model: &Model) -> Progress {
+        let token = sampled.token;
+        self.tokens.push(token);
+        let is_special = model.tokenizer.is_special(token);
+        let is_eos = model.is_eos(token) && !self.job.ignore_eos;
+        let last = is_eos || self.output_tokens() >= self.job.max_tokens;
+        // Special tokens and the end have no text, as in transformers' skip_special_tokens.
+        let bytes = if is_special || is_eos { Default::default() } else { model.tokenizer.token_bytes(token) };
+        let out = token_out(&sampled, is_special || is_eos, step.number, model);
+        let pushed = self.text.push(out, &bytes, last);
+        if !pushed.pieces.is_empty() {
+            let tokens = pushed.pieces.into_iter().map(|Piece { token, text }| pb::TokenOut { text, ..token }).collect();
+            self.send(pb::generate_event::Event::Tokens(pb::Tokens { adapter_digest: raw(adapter).into(), tokens }));
+        }
+        let reason = match pushed.stopped {
+            Some(_) => pb::FinishReason::Stop,
+            None if is_eos => pb::FinishReason::Eos,
+            None if last => pb::FinishReason::Length,
+            None => return if self.events.is_closed() { Progress::Gone } else { Progress::Sampled },
+        };
+        let finished = pb::Finished {
+            reason: reason as i32,
+            completion_tokens: self.output_tokens() as u32,
+            seed: self.job.sampling.seed,
+            stop_index: pushed.stopped.map(|index| index as u32),
+            adapter_digest: raw(adapter).into(),
+            first_step: self.first_step.unwrap_or(step.number),
+            last_step: step.number,
+            adapters_in_step_max: self.adapters_max,
+            requests_in_step_max: self.requests_max,
+            prompt: std::mem::take(&mut self.prompt_logprobs),
+        };
+        self.send(pb::generate_event::Event::Finished(finished));
+        Progress::Finished(reason)
+    }
+
+    /// Row `i` of the chunk is the distribution of the token behind `start + i`. After a preemption rows come again;
+    /// what is noted stays.
+    fn note_prompt_logprobs(&mut self, start: usize, output: &SeqOutput, step: &StepFacts, model: &Model) -> Result<(), Error> {
+        if self.logits_wanted(false) != LogitsWanted::All {
+            return Ok(());
+        }
+        if self.prompt_logprobs.is_empty() {
+            let first = Sampled { token: self.job.prompt[0], logprob: f32::NAN, top: Vec::new() };
+            self.prompt_logprobs.push(prompt_token_out(&first, step.number, model));
+        }
+        for (row, logits) in output.logits.chunks_exact(model.vocabulary).enumerate() {
+            let position = start + row + 1;
+            if position == self.prompt_logprobs.len() && position < self.job.prompt.len() {
+                let noted = logprob_of(logits, self.job.prompt[position], self.job.top_logprobs)?;
+                self.prompt_logprobs.push(prompt_token_out(&noted, step.number, model));
+            }
+        }
+        Ok(())
+    }
+
+    fn started(&self, adapter: Option<Digest>, step: &StepFacts, model: &Model) -> pb::Started {
+        let micros = |until: Instant| until.saturating_duration_since(self.job.received).as_micros() as u64;
+        pb::Started {
+            adapter_digest: raw(adapter).into(),
+            base_digest: model.digest.to_vec().into(),
+            prompt_tokens: self.job.prompt.len() as u32,
+            cached_tokens: 0,
+            queue_us: micros(step.started),
+            adapter_wait_us: self.adapter_ready.map_or(0, micros),
+            worker: model.worker.clone(),
+        }
+    }
+
+    fn send(&self, event: pb::generate_event::Event) {
+        // An error means that the caller is gone: seen by `is_closed` at the end of the step.
+        let _ = self.events.send(Ok(pb::GenerateEvent { event: Some(event) }));
+    }
+}
+
+/// The wire form of "which adapter": empty for the base.
+fn raw(adapter: Option<Digest>) -> Vec<u8> {
+    adapter.map_or_else(Vec::new, |digest| digest.to_vec())
+}
+
+fn token_out(sampled: &Sampled, special: bool, step: u64, model: &Model) -> pb::TokenOut {
+    let top = |&(id, logprob): &(u32, f32)| pb::TopToken { id, text: model.tokenizer.token_text(id), logprob };
+    pb::TokenOut {
+        id: sampled.token,
+        text: String::new(),
+        logprob: sampled.logprob,
+        special,
+        step,
+        top: sampled.top.iter().map(top).collect(),
+    }
+}
+
+fn prompt_token_out(noted: &Sampled, step: u64, model: &Model) -> pb::TokenOut {
+    let text = model.tokenizer.token_text(noted.token);
+    pb::TokenOut { text, ..token_out(noted, model.tokenizer.is_special(noted.token), step, model) }
+}

@@ -1,0 +1,223 @@
+//! How a worker runs. Checked once, by [`Settings::check`]; sizes that depend on the model are settled in `model.rs`.
+
+use std::path::PathBuf;
+
+use weft_engine::Dtype;
+use weft_kernels::Isa;
+use weft_service_kit::transport::Address;
+
+use crate::Error;
+
+weft_service_kit::settings! {
+    /// How a worker runs.
+    pub struct Settings {
+        /// Where the worker listens: host:port or unix:/path.
+        pub listen: String = "127.0.0.1:7003".to_owned(),
+        /// Name of this worker, in answers and logs.
+        pub name: String = "worker-1".to_owned(),
+        /// The base model: a GGUF file or a Hugging Face folder.
+        pub model: String = String::new(),
+        /// Name under which the base is served; default: the model's own name.
+        pub served_model_name: Option<String> = None,
+        /// Where the base's digest is cached if its own folder cannot be written.
+        pub digest_cache_dir: Option<PathBuf> = None,
+        /// What weights, adapters and KV are stored in: auto, f32 or bf16. auto: bf16 where the processor has a fast path.
+        pub dtype: String = "auto".to_owned(),
+        /// Threads that compute. 0: one for each core.
+        pub threads: usize = 0,
+        /// Instruction set: auto, portable, avx2, avx512, avx512-bf16 or neon.
+        pub isa: String = "auto".to_owned(),
+        /// Where the cache daemon is reached.
+        pub cache: String = "127.0.0.1:7002".to_owned(),
+        /// Where the adapter registry is reached; empty: the base is announced to nobody.
+        pub registry: String = "127.0.0.1:7001".to_owned(),
+        /// Seconds between two announcements of the base.
+        pub announce_interval_s: u64 = 10,
+        /// Memory for keys and values, in bytes.
+        pub kv_memory_bytes: u64 = 1 << 30,
+        /// Tokens in the KV memory; 0: as many as kv_memory_bytes hold. The smaller of the two counts.
+        pub kv_tokens_max: usize = 0,
+        /// Memory for resident adapters, in bytes.
+        pub adapter_memory_bytes: u64 = 1 << 30,
+        /// Memory for resident adapters as a fraction of the machine's memory, instead of adapter_memory_bytes.
+        pub adapter_memory_fraction: Option<f64> = None,
+        /// Adapters that are loaded at the same time.
+        pub adapter_loads_max: usize = 4,
+        /// Seconds until a load is given up.
+        pub adapter_load_timeout_s: u64 = 30,
+        /// Most tokens of one step, prompts and outputs together.
+        pub step_tokens_max: usize = 256,
+        /// Most requests that run at once.
+        pub running_requests_max: usize = 64,
+        /// Most requests that wait.
+        pub queue_requests_max: usize = 512,
+        /// Most tokens of a prompt. 0: as many as the context allows.
+        pub prompt_tokens_max: usize = 0,
+        /// Most tokens of prompt and output. 0: as many as the model and the KV memory allow.
+        pub context_tokens_max: usize = 0,
+        /// Most bytes of a prompt before it is tokenized.
+        pub prompt_bytes_max: usize = 4 << 20,
+        /// Prompts that are rendered and tokenized at the same time.
+        pub tokenize_concurrency: usize = 2,
+        /// Most stop strings of one request.
+        pub stop_strings_max: usize = 16,
+        /// Most bytes of one stop string.
+        pub stop_bytes_max: usize = 512,
+        /// Seconds that running requests get to finish after SIGTERM.
+        pub shutdown_grace_s: u64 = 30,
+    }
+    aliases {
+        "model-id" => model,
+        "max-input-length" => prompt_tokens_max,
+        "max-total-tokens" => context_tokens_max,
+        "max-batch-total-tokens" => kv_tokens_max,
+        "max-batch-prefill-tokens" => step_tokens_max,
+        "max-stop-sequences" => stop_strings_max,
+        "validation-workers" => tokenize_concurrency,
+        "quantize" => dtype,
+    }
+}
+
+/// Settings as the worker uses them.
+#[derive(Clone, Debug)]
+pub(crate) struct Checked {
+    pub(crate) model: PathBuf,
+    pub(crate) dtype: Dtype,
+    pub(crate) isa: Isa,
+    pub(crate) adapter_memory_bytes: u64,
+    pub(crate) settings: Settings,
+}
+
+impl Settings {
+    /// The address to listen on.
+    ///
+    /// # Errors
+    /// The text is no address.
+    pub fn listen_address(&self) -> Result<Address, Error> {
+        self.listen.parse().map_err(|error| Error::setting("listen", error))
+    }
+
+    /// Where the cache daemon is.
+    ///
+    /// # Errors
+    /// The text is no address.
+    pub fn cache_address(&self) -> Result<Address, Error> {
+        self.cache.parse().map_err(|error| Error::setting("cache", error))
+    }
+
+    /// Where the registry is, if there is one to announce to.
+    ///
+    /// # Errors
+    /// The text is no address.
+    pub fn registry_address(&self) -> Result<Option<Address>, Error> {
+        if self.registry.is_empty() {
+            return Ok(None);
+        }
+        self.registry.parse().map(Some).map_err(|error| Error::setting("registry", error))
+    }
+
+    /// Turns raw into checked; all problems at once.
+    pub(crate) fn check(&self) -> Result<Checked, Error> {
+        let mut problems = Vec::new();
+        if self.model.is_empty() {
+            problems.push("model is not set: give a GGUF file or a Hugging Face folder".to_owned());
+        }
+        let isa = self.isa().map_err(|problem| problems.push(problem)).unwrap_or(Isa::Portable);
+        let dtype = self.dtype(isa).map_err(|problem| problems.push(problem)).unwrap_or(Dtype::F32);
+        for (name, value) in [
+            ("step_tokens_max", self.step_tokens_max),
+            ("running_requests_max", self.running_requests_max),
+            ("queue_requests_max", self.queue_requests_max),
+            ("adapter_loads_max", self.adapter_loads_max),
+            ("tokenize_concurrency", self.tokenize_concurrency),
+            ("prompt_bytes_max", self.prompt_bytes_max),
+        ] {
+            if value == 0 {
+                problems.push(format!("{name} is 0, allowed is 1 or more"));
+            }
+        }
+        for (name, value) in
+            [("announce_interval_s", self.announce_interval_s), ("adapter_load_timeout_s", self.adapter_load_timeout_s)]
+        {
+            if value == 0 {
+                problems.push(format!("{name} is 0, allowed is 1 or more"));
+            }
+        }
+        let adapter_memory = match self.adapter_memory_fraction {
+            None => self.adapter_memory_bytes,
+            Some(fraction) if fraction > 0.0 && fraction < 1.0 => match machine_memory_bytes() {
+                Some(bytes) => (bytes as f64 * fraction) as u64,
+                None => self.adapter_memory_bytes,
+            },
+            Some(fraction) => {
+                problems.push(format!("adapter_memory_fraction is {fraction}, allowed is above 0 and below 1"));
+                0
+            }
+        };
+        if problems.is_empty() {
+            Ok(Checked { model: self.model.clone().into(), dtype, isa, adapter_memory_bytes: adapter_memory, settings: self.clone() })
+        } else {
+            Err(Error::Settings(problems))
+        }
+    }
+
+    fn isa(&self) -> Result<Isa, String> {
+        if self.isa == "auto" {
+            return Ok(Isa::detect());
+        }
+        let isa: Isa = self.isa.parse().map_err(|error: weft_kernels::ParseIsaError| error.to_string())?;
+        if isa.is_available() { Ok(isa) } else { Err(format!("isa is {}, this processor has no such instructions", self.isa)) }
+    }
+
+    fn dtype(&self, isa: Isa) -> Result<Dtype, String> {
+        match self.dtype.as_str() {
+            "auto" => Ok(if isa == Isa::Portable { Dtype::F32 } else { Dtype::Bf16 }),
+            "f32" | "float32" => Ok(Dtype::F32),
+            "bf16" | "bfloat16" => Ok(Dtype::Bf16),
+            later @ ("int8" | "q4") => Err(format!("dtype is {later}, which is not built yet: use auto, f32 or bf16")),
+            other => Err(format!("dtype is {other:?}, allowed is auto, f32 or bf16")),
+        }
+    }
+}
+
+/// All memory of the machine, where the system tells it.
+fn machine_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        weft_service_kit::settings::assert_sound::<Settings>();
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let settings = Settings {
+            dtype: "q4".into(),
+            isa: "mmx".into(),
+            step_tokens_max: 0,
+            adapter_memory_fraction: Some(1.5),
+            ..Settings::default()
+        };
+        let Err(error) = settings.check() else { panic!("accepted") };
+        let text = error.to_string();
+        for part in ["model is not set", "q4, which is not built yet", "mmx", "step_tokens_max is 0", "1.5"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_fraction_of_the_memory_replaces_the_bytes() {
+        let settings =
+            Settings { model: "m".into(), adapter_memory_fraction: Some(0.5), adapter_memory_bytes: 1, ..Settings::default() };
+        let bytes = settings.check().unwrap().adapter_memory_bytes;
+        assert_eq!(Some(bytes), machine_memory_bytes().map(|all| all / 2));
+    }
+}

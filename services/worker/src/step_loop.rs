@@ -1,0 +1,521 @@
+//! The loop: one thread of its own that owns the engine, the slots and every request.
+//!
+//! Each round takes what arrived (requests, cancellations, loaded adapters), finds slots, starts loads, plans a step,
+//! runs it and tells the callers. Nothing in it waits for IO; it sleeps only when nobody can run.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+use weft_batching::{BlockPool, Chunk, Limits, NewRequest, Phase, RequestId, Scheduler, StepPlan, Submitted};
+use weft_engine::{Engine, PreparedAdapter, SeqOutput, SeqStep, StepBatch, StepOutput};
+use weft_fault::Fault;
+use weft_proto::worker::v1 as pb;
+use weft_types::Digest;
+
+use crate::Error;
+use crate::adapters::load::Loader;
+use crate::adapters::slots::{Placed, Slots};
+use crate::admit::Job;
+use crate::metrics::Metrics;
+use crate::model::{BLOCK_SIZE, Model};
+use crate::request::{Active, Events, Progress, StepFacts};
+use crate::settings::Settings;
+use crate::view::View;
+
+/// What is sent to the loop. The channel is unbounded; submissions are bounded by their permits, the rest by them.
+pub(crate) enum Command {
+    /// A new request. The permit is given back once the scheduler has taken or refused it.
+    Submit { id: RequestId, job: Box<Job>, events: Events, arrival: OwnedSemaphorePermit },
+    /// The caller is gone.
+    Cancel(RequestId),
+    /// A load ended.
+    Loaded { digest: Digest, result: Result<PreparedAdapter, Error>, took: Duration },
+    /// End now; whoever is left is told so.
+    Stop,
+}
+
+/// What the loop is made of.
+pub(crate) struct Parts {
+    pub(crate) engine: Engine,
+    pub(crate) model: Arc<Model>,
+    pub(crate) settings: Settings,
+    pub(crate) slot_bytes_max: u64,
+    pub(crate) loader: Loader,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) view: Arc<View>,
+    pub(crate) metrics: Metrics,
+    /// For what the loop starts to report back.
+    pub(crate) commands: Sender<Command>,
+}
+
+pub(crate) struct StepLoop {
+    parts: Parts,
+    inbox: Receiver<Command>,
+    scheduler: Scheduler,
+    slots: Slots,
+    active: HashMap<RequestId, Active>,
+    loading: HashSet<Digest>,
+    /// Used again by every step.
+    output: StepOutput,
+    born: Instant,
+    load: pb::GetLoadResponse,
+    generation_shown: Option<(u64, u64)>,
+    /// Grows whenever a slot gets or loses a user.
+    users_changed: u64,
+}
+
+impl StepLoop {
+    pub(crate) fn new(parts: Parts, inbox: Receiver<Command>) -> Self {
+        let limits = Limits {
+            step_tokens_max: parts.settings.step_tokens_max,
+            running_max: parts.settings.running_requests_max,
+            queue_max: parts.settings.queue_requests_max,
+        };
+        parts.metrics.kv_blocks_total.set(parts.engine.kv_blocks() as i64);
+        parts.metrics.slot_bytes_total.set(i64::try_from(parts.slot_bytes_max).unwrap_or(i64::MAX));
+        let pool = BlockPool::new(parts.engine.kv_blocks(), BLOCK_SIZE);
+        Self {
+            inbox,
+            scheduler: Scheduler::new(limits, pool),
+            slots: Slots::new(parts.slot_bytes_max),
+            active: HashMap::new(),
+            loading: HashSet::new(),
+            output: StepOutput::default(),
+            born: Instant::now(),
+            load: pb::GetLoadResponse::default(),
+            generation_shown: None,
+            users_changed: 0,
+            parts,
+        }
+    }
+
+    /// Runs until [`Command::Stop`], or until nobody can send commands any more.
+    pub(crate) fn run(mut self) {
+        let mut idle = true;
+        loop {
+            self.show();
+            if !self.receive(idle) {
+                break;
+            }
+            self.expire();
+            self.place_adapters();
+            self.start_loads();
+            let plan = self.scheduler.plan();
+            idle = plan.chunks.is_empty() && plan.preempted.is_empty();
+            self.note_plan(&plan);
+            if !plan.chunks.is_empty() {
+                self.show();
+                self.step(&plan);
+            }
+        }
+        for (_, active) in self.active.drain() {
+            active.fail(Error::Draining);
+        }
+    }
+
+    /// Takes all commands; sleeps for the first if nobody can run. False: the loop ends.
+    fn receive(&mut self, idle: bool) -> bool {
+        let mut next = if idle { self.wait() } else { self.inbox.try_recv() };
+        loop {
+            match next {
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return false;
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+            next = self.inbox.try_recv();
+        }
+    }
+
+    /// The next command; empty when a deadline comes first.
+    fn wait(&self) -> Result<Command, TryRecvError> {
+        match self.active.values().filter_map(deadline_of).min() {
+            None => self.inbox.recv().map_err(|_| TryRecvError::Disconnected),
+            Some(deadline) => {
+                let patience = deadline.saturating_duration_since(Instant::now());
+                self.inbox.recv_timeout(patience).map_err(|error| match error {
+                    RecvTimeoutError::Timeout => TryRecvError::Empty,
+                    RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+                })
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Submit { id, job, events, arrival } => {
+                self.submit(id, *job, events);
+                drop(arrival);
+            }
+            Command::Cancel(id) => {
+                if self.active.contains_key(&id) {
+                    self.parts.metrics.requests.with_label_values(&["cancelled"]).inc();
+                    self.forget(id);
+                }
+            }
+            Command::Loaded { digest, result, took } => self.loaded(digest, result, took),
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    fn submit(&mut self, id: RequestId, job: Job, events: Events) {
+        let new = NewRequest {
+            id,
+            tenant: job.tenant.as_str().into(),
+            adapter: job.adapter,
+            prompt_tokens: job.prompt.len(),
+            output_tokens_max: job.max_tokens,
+        };
+        let active = Active::new(job, events);
+        match self.scheduler.submit(new) {
+            Ok(Submitted { pushed_out }) => {
+                self.active.insert(id, active);
+                if let Some(victim) = pushed_out {
+                    let queued = self.parts.settings.queue_requests_max;
+                    self.fail_forgotten(victim, Error::QueueFull { queued, limit: queued });
+                }
+            }
+            Err(weft_batching::Error::QueueFull { queued, limit }) => {
+                self.end_with(&active, Error::QueueFull { queued, limit });
+            }
+            Err(weft_batching::Error::TooLong { tokens, limit }) => {
+                self.end_with(&active, Error::ContextLength { prompt_tokens: tokens, max_tokens: None, limit });
+            }
+            Err(other) => self.end_with(&active, Error::field("request", other, "a prompt and at least one token")),
+        }
+    }
+
+    fn loaded(&mut self, digest: Digest, result: Result<PreparedAdapter, Error>, took: Duration) {
+        self.loading.remove(&digest);
+        self.parts.metrics.adapter_load_seconds.observe(took.as_secs_f64());
+        let word = result.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
+        self.parts.metrics.adapter_loads.with_label_values(&[word]).inc();
+        match result {
+            // Compared where the bytes were hashed; once more here, where it counts.
+            Ok(prepared) if prepared.digest() == digest => self.slots.arrive(prepared),
+            Ok(prepared) => self.fail_beside(digest, &Error::WrongBytes { wanted: digest, found: prepared.digest() }),
+            Err(error) => self.fail_beside(digest, &error),
+        }
+    }
+
+    /// A load failed: so do the requests that waited for it, and nobody else.
+    fn fail_beside(&mut self, digest: Digest, error: &Error) {
+        let fault = Fault::from(error);
+        tracing::warn!(%digest, kind = %fault.kind, message = fault.message, "adapter was not loaded");
+        for id in self.scheduler.of_adapter(&digest, Phase::Beside) {
+            self.parts.metrics.requests.with_label_values(&[fault.kind.as_str()]).inc();
+            if let Some(active) = self.active.get(&id) {
+                active.fail(fault.clone());
+            }
+            self.forget(id);
+        }
+    }
+
+    /// Ends whoever is over its deadline.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let over = |(id, active): (&RequestId, &Active)| (deadline_of(active)? <= now).then_some(*id);
+        let expired: Vec<RequestId> = self.active.iter().filter_map(over).collect();
+        for id in expired {
+            let deadline_ms = self.active[&id].job.deadline_ms;
+            self.fail(id, Error::Deadline(deadline_ms));
+        }
+    }
+
+    fn place_adapters(&mut self) {
+        let now_ms = self.now_ms();
+        for placed in self.slots.place(&mut self.parts.engine, &mut self.scheduler, now_ms) {
+            match placed {
+                Placed::Installed(digest) => {
+                    let now = Instant::now();
+                    for id in self.scheduler.of_adapter(&digest, Phase::Waiting) {
+                        if let Some(active) = self.active.get_mut(&id) {
+                            active.adapter_ready = Some(now);
+                        }
+                    }
+                    tracing::debug!(%digest, "adapter installed");
+                }
+                Placed::Evicted(digest) => {
+                    self.parts.metrics.adapter_evictions.inc();
+                    tracing::debug!(%digest, "adapter evicted");
+                }
+                Placed::Dropped(digest) => tracing::debug!(%digest, "adapter came too late"),
+                Placed::TooLarge { digest, bytes } => {
+                    let limit = self.slots.bytes_max();
+                    self.fail_beside(digest, &Error::AdapterTooLarge { digest, bytes, limit });
+                }
+            }
+        }
+    }
+
+    /// Starts loads for what waits beside the queue, as many as may run at once; each digest once.
+    fn start_loads(&mut self) {
+        while self.loading.len() + self.slots.arrived_len() < self.parts.settings.adapter_loads_max {
+            let (loading, slots) = (&self.loading, &self.slots);
+            let Some(digest) = self.scheduler.next_wanted(|digest| loading.contains(digest) || slots.has(digest)) else {
+                return;
+            };
+            self.loading.insert(digest);
+            let (loader, commands) = (self.parts.loader.clone(), self.parts.commands.clone());
+            self.parts.runtime.spawn(async move {
+                let started = Instant::now();
+                let result = loader.load(digest).await;
+                // An error means that the loop has ended.
+                let _ = commands.send(Command::Loaded { digest, result, took: started.elapsed() });
+            });
+        }
+    }
+
+    fn note_plan(&mut self, plan: &StepPlan) {
+        let now_ms = self.now_ms();
+        for id in &plan.admitted {
+            if let Some(digest) = self.active.get(id).and_then(|active| active.job.adapter) {
+                self.slots.lease(&digest, now_ms);
+                self.users_changed += 1;
+            }
+        }
+        if !plan.preempted.is_empty() {
+            self.load.preemptions_total += plan.preempted.len() as u64;
+            self.parts.metrics.preemptions.inc_by(plan.preempted.len() as u64);
+        }
+    }
+
+    /// Runs the plan on the engine and tells the callers. Whatever fails, fails for one request.
+    fn step(&mut self, plan: &StepPlan) {
+        let (mut chunks, mut batch) = self.batch(plan);
+        let mut adapters: Vec<Option<Digest>> = chunks.iter().filter_map(|chunk| self.adapter_of(chunk.id)).collect();
+        adapters.sort_unstable();
+        adapters.dedup();
+        let facts = StepFacts {
+            number: self.load.steps_total + 1,
+            started: Instant::now(),
+            adapters: adapters.len() as u32,
+            requests: chunks.len() as u32,
+        };
+        let mut output = std::mem::take(&mut self.output);
+        while !chunks.is_empty() {
+            match self.compute(&batch, &mut output) {
+                Ok(()) => {
+                    self.count_step(&chunks, &facts);
+                    for (chunk, computed) in chunks.iter().zip(&mut output.seqs) {
+                        self.deliver(chunk, computed, &facts);
+                    }
+                    break;
+                }
+                // Nothing was written: the batch goes on without the one to blame.
+                Err(Error::Engine(error)) if error.sequence().is_some_and(|at| at < chunks.len()) => {
+                    let at = error.sequence().unwrap_or_default();
+                    batch.seqs.remove(at);
+                    self.fail(chunks.remove(at).id, error.into());
+                }
+                Err(error) if chunks.len() == 1 => {
+                    self.fail(chunks[0].id, error);
+                    break;
+                }
+                // Nobody is named: each alone. Computing a token again writes the same keys and values.
+                Err(error) => {
+                    tracing::error!(%error, requests = chunks.len(), "step failed; trying each request alone");
+                    for (chunk, sequence) in chunks.drain(..).zip(batch.seqs.drain(..)) {
+                        self.step_alone(chunk, sequence, &mut output, &facts);
+                    }
+                }
+            }
+        }
+        self.output = output;
+        self.scheduler.commit(plan);
+    }
+
+    /// The plan in the engine's terms. A request that is unknown or has no slot is a bug; it fails, and nobody else.
+    fn batch<'a>(&mut self, plan: &'a StepPlan) -> (Vec<&'a Chunk>, StepBatch) {
+        let mut chunks = Vec::with_capacity(plan.chunks.len());
+        let mut batch = StepBatch::default();
+        for chunk in &plan.chunks {
+            match self.sequence(chunk) {
+                Some(sequence) => {
+                    chunks.push(chunk);
+                    batch.seqs.push(sequence);
+                }
+                None => self.fail(chunk.id, Error::Panic("planning")),
+            }
+        }
+        (chunks, batch)
+    }
+
+    fn step_alone(&mut self, chunk: &Chunk, sequence: SeqStep, output: &mut StepOutput, facts: &StepFacts) {
+        let facts = StepFacts { number: self.load.steps_total + 1, adapters: 1, requests: 1, ..*facts };
+        match self.compute(&StepBatch { seqs: vec![sequence] }, output) {
+            Ok(()) => {
+                self.count_step(&[chunk], &facts);
+                if let Some(computed) = output.seqs.first_mut() {
+                    self.deliver(chunk, computed, &facts);
+                }
+            }
+            Err(error) => self.fail(chunk.id, error),
+        }
+    }
+
+    fn compute(&mut self, batch: &StepBatch, output: &mut StepOutput) -> Result<(), Error> {
+        let engine = &mut self.parts.engine;
+        // The engine's own state is KV and scratch memory: a step that was cut off left nothing another step relies on.
+        match catch_unwind(AssertUnwindSafe(|| engine.step_into(batch, output))) {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Error::Panic("a step")),
+        }
+    }
+
+    fn sequence(&self, chunk: &Chunk) -> Option<SeqStep> {
+        let active = self.active.get(&chunk.id)?;
+        Some(SeqStep {
+            tokens: active.tokens().get(chunk.tokens.clone())?.to_vec(),
+            start: chunk.tokens.start,
+            blocks: chunk.blocks.clone(),
+            // A slot that is missing makes no sequence, never one of the base.
+            slot: match active.job.adapter {
+                None => None,
+                Some(digest) => Some(self.slots.slot(&digest)?),
+            },
+            logits: active.logits_wanted(chunk.samples),
+        })
+    }
+
+    fn deliver(&mut self, chunk: &Chunk, computed: &mut SeqOutput, facts: &StepFacts) {
+        let model = Arc::clone(&self.parts.model);
+        let Some(active) = self.active.get_mut(&chunk.id) else { return };
+        let starts = !active.has_started();
+        let advanced = catch_unwind(AssertUnwindSafe(|| {
+            active.advance(chunk.tokens.start, chunk.samples, computed, facts, &model)
+        }));
+        let received = active.job.received;
+        if starts {
+            self.parts.metrics.queue_seconds.observe((facts.started - received).as_secs_f64());
+        }
+        if chunk.samples && active.output_tokens() == 1 {
+            self.parts.metrics.first_token_seconds.observe(received.elapsed().as_secs_f64());
+        }
+        match advanced.unwrap_or(Err(Error::Panic("sampling"))) {
+            Ok(Progress::Prefilled) => {}
+            Ok(Progress::Sampled) => self.scheduler.sampled(chunk.id),
+            Ok(Progress::Finished(reason)) => {
+                let word = reason.as_str_name().trim_start_matches("FINISH_REASON_").to_lowercase();
+                self.parts.metrics.requests.with_label_values(&[word.as_str()]).inc();
+                self.forget(chunk.id);
+            }
+            Ok(Progress::Gone) => {
+                self.parts.metrics.requests.with_label_values(&["cancelled"]).inc();
+                self.forget(chunk.id);
+            }
+            Err(error) => self.fail(chunk.id, error),
+        }
+    }
+
+    fn adapter_of(&self, id: RequestId) -> Option<Option<Digest>> {
+        self.active.get(&id).map(|active| active.job.adapter)
+    }
+
+    fn count_step(&mut self, chunks: &[&Chunk], facts: &StepFacts) {
+        let took = facts.started.elapsed();
+        let sampled = chunks.iter().filter(|chunk| chunk.samples).count() as u64;
+        let prompt: usize = chunks.iter().map(|chunk| self.prompt_tokens_in(chunk)).sum();
+        let mixed = facts.adapters >= 2;
+        self.load.steps_total += 1;
+        self.load.mixed_steps_total += u64::from(mixed);
+        self.load.prompt_tokens_total += prompt as u64;
+        self.load.output_tokens_total += sampled;
+        // A mean in which a step counts half after about eleven more.
+        let micros = took.as_micros() as u64;
+        self.load.step_us = if self.load.step_us == 0 { micros } else { (self.load.step_us * 15 + micros) / 16 };
+        let metrics = &self.parts.metrics;
+        metrics.step_seconds.observe(took.as_secs_f64());
+        metrics.steps.inc();
+        metrics.mixed_steps.inc_by(u64::from(mixed));
+        metrics.step_adapters.observe(f64::from(facts.adapters));
+        metrics.step_requests.observe(f64::from(facts.requests));
+        metrics.prompt_tokens.inc_by(prompt as u64);
+        metrics.output_tokens.inc_by(sampled);
+    }
+
+    fn prompt_tokens_in(&self, chunk: &Chunk) -> usize {
+        let prompt = self.active.get(&chunk.id).map_or(0, |active| active.job.prompt.len());
+        chunk.tokens.end.min(prompt).saturating_sub(chunk.tokens.start)
+    }
+
+    /// Ends the request with an error.
+    fn fail(&mut self, id: RequestId, error: Error) {
+        if let Some(active) = self.active.get(&id) {
+            self.end_with(active, error);
+        }
+        self.forget(id);
+    }
+
+    /// The same for a request that the scheduler has forgotten already.
+    fn fail_forgotten(&mut self, id: RequestId, error: Error) {
+        if let Some(active) = self.active.remove(&id) {
+            self.end_with(&active, error);
+        }
+    }
+
+    fn end_with(&self, active: &Active, error: Error) {
+        let kind = error.kind();
+        self.parts.metrics.requests.with_label_values(&[kind.as_str()]).inc();
+        if matches!(kind, weft_fault::Kind::Internal | weft_fault::Kind::Corrupt) {
+            tracing::error!(request_id = active.job.request_id, %error, "request failed");
+        }
+        active.fail(error);
+    }
+
+    /// Frees whatever the request holds, at once.
+    fn forget(&mut self, id: RequestId) {
+        let phase = self.scheduler.remove(id);
+        let Some(active) = self.active.remove(&id) else { return };
+        if let (Some(Phase::Running | Phase::Preempted), Some(digest)) = (phase, active.job.adapter) {
+            self.slots.release(&digest);
+            self.users_changed += 1;
+        }
+    }
+
+    fn show(&mut self) {
+        let load = self.scheduler.load();
+        self.load.running_requests = load.running as u32;
+        self.load.queued_requests = load.waiting as u32;
+        self.load.loading_requests = load.beside as u32;
+        self.load.kv_blocks_used = load.blocks_used as u64;
+        self.load.kv_blocks_max = load.blocks_total as u64;
+        self.load.slot_bytes_used = self.slots.bytes_used();
+        self.load.slot_bytes_max = self.slots.bytes_max();
+        self.parts.view.set_load(self.load);
+        let metrics = &self.parts.metrics;
+        metrics.running_requests.set(load.running as i64);
+        metrics.queued_requests.set((load.waiting + load.beside) as i64);
+        metrics.kv_blocks_used.set(load.blocks_used as i64);
+        metrics.slot_bytes_used.set(self.slots.bytes_used() as i64);
+        let now = (self.slots.generation(), self.users_changed);
+        if self.generation_shown != Some(now) {
+            self.generation_shown = Some(now);
+            self.parts.view.set_residency(pb::ListResidencyResponse {
+                adapters: self.slots.residents(),
+                slot_bytes_used: self.slots.bytes_used(),
+                slot_bytes_max: self.slots.bytes_max(),
+                generation: now.0,
+            });
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+}
+
+fn deadline_of(active: &Active) -> Option<Instant> {
+    match active.job.deadline_ms {
+        0 => None,
+        ms => active.job.received.checked_add(Duration::from_millis(ms)),
+    }
+}
