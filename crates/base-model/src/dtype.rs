@@ -145,7 +145,7 @@ impl TensorType {
     pub(crate) fn to_f32(self, stored: &[u8], out: &mut [f32]) {
         let (elements, bytes) = self.block();
         assert!(
-            out.len() % elements == 0 && stored.len() == out.len() / elements * bytes,
+            out.len().is_multiple_of(elements) && stored.len() == out.len() / elements * bytes,
             "invariant: {} bytes hold {} values of {}",
             stored.len(),
             out.len(),

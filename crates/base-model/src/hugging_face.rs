@@ -184,7 +184,7 @@ fn config(path: &Path, raw: &RawConfig, bos_id: Option<u32>, eos_ids: Vec<u32>) 
     let heads = raw.num_attention_heads;
     let head_dim = match raw.head_dim {
         Some(size) => size,
-        None if heads > 0 && raw.hidden_size % heads == 0 => raw.hidden_size / heads,
+        None if heads > 0 && raw.hidden_size.is_multiple_of(heads) => raw.hidden_size / heads,
         None => {
             let problem = format!("hidden_size {} is no multiple of num_attention_heads {heads}", raw.hidden_size);
             return Err(Error::broken(path, problem));

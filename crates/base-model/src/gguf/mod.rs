@@ -173,6 +173,3 @@ fn place<'a>(entries: Vec<RawEntry<'a>>, data_start: u64, file_bytes: u64) -> Re
     }
     Ok(tensors)
 }
-
-#[cfg(test)]
-mod tests;

@@ -12,11 +12,11 @@ use crate::template::SpecialNames;
 use std::collections::BTreeSet;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{NFC, NormalizerWrapper};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 use weft_types::Digest;
@@ -204,4 +204,54 @@ pub(crate) fn vocabulary_digest(meta: &Meta<'_>) -> Result<Digest, Error> {
     }
     record.optional(meta.bool("tokenizer.ggml.add_bos_token")?.map(u64::from));
     Ok(record.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    /// FNV-1a over the borders of all pieces, as `golden/make_pretokenizers.py` computes it.
+    fn fingerprint(borders: impl Iterator<Item = usize>) -> u32 {
+        let bytes = borders.flat_map(|border| (border as u32).to_le_bytes());
+        bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    }
+
+    #[test]
+    fn every_kind_cuts_a_thousand_lines_where_the_published_pipeline_does() {
+        let golden: BTreeMap<String, Vec<u32>> =
+            serde_json::from_str(include_str!("../../tests/golden/pretokenizers.json")).unwrap();
+        let text = |line: &str| {
+            let row: Vec<serde_json::Value> = serde_json::from_str(line).unwrap();
+            row[0].as_str().unwrap().to_owned()
+        };
+        let texts: Vec<String> = include_str!("../../tests/golden/tokenizer_lines.jsonl").lines().map(text).collect();
+        assert_eq!(golden.len(), 4);
+        for (name, expected) in golden {
+            let kind = kind(&name).unwrap();
+            assert_eq!(expected.len(), texts.len());
+            for (text, expected) in texts.iter().zip(expected) {
+                let mut normalized = NormalizedString::from(text.as_str());
+                if let Some(normalizer) = &kind.normalizer {
+                    normalizer.normalize(&mut normalized).unwrap();
+                }
+                let mut pieces = PreTokenizedString::from(normalized.get());
+                kind.pre_tokenizer.pre_tokenize(&mut pieces).unwrap();
+                let borders = pieces.get_splits(OffsetReferential::Original, OffsetType::Char);
+                let found = fingerprint(borders.iter().map(|(_, (_, end), _)| *end));
+                assert_eq!(found, expected, "{name}: {text:?} cut to {:?}", borders.iter().map(|b| b.0).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_that_are_not_exact_are_refused_and_all_named_ones_exist() {
+        for name in KINDS {
+            assert!(kind(name).is_ok(), "{name}");
+        }
+        for name in ["default", "deepseek-llm", "tekken", "gpt-4o", "", "SMOLLM"] {
+            assert!(kind(name).is_err_and(|problem| problem.contains("supported are")), "{name}");
+        }
+    }
 }

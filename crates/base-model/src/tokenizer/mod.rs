@@ -86,7 +86,7 @@ impl Tokenizer {
     }
 
     /// The ids of `text`. With `add_special` the tokens that the model's post-processor adds (often BOS).
-    /// Cost: about 1 µs per token.
+    /// Cost: 1 to 4 µs per token.
     ///
     /// # Errors
     /// [`Error::Encode`] if the tokenizer's own pattern gives up on the text.
