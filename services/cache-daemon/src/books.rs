@@ -183,10 +183,12 @@ impl Tier {
         matches!(self.ledger.make_room(bytes, now_ms), Room::Full { .. })
     }
 
-    /// Evicts idle files of so many bytes although the budget does not ask for it: the file system is full.
+    /// Evicts idle files of so many bytes, or all there are, although the budget does not ask for it: the file system is
+    /// full.
     pub(crate) fn evict_idle(&mut self, bytes: u64, now_ms: u64) -> Vec<TempPath> {
+        let idle = self.ledger.used() - self.ledger.held();
         let unused = self.ledger.bytes_max().saturating_sub(self.ledger.used());
-        match self.ledger.make_room(unused.saturating_add(bytes), now_ms) {
+        match self.ledger.make_room(unused.saturating_add(bytes.min(idle)), now_ms) {
             Room::Evict(victims) => self.evict(&victims),
             Room::Fits | Room::Full { .. } | Room::TooLarge => Vec::new(),
         }

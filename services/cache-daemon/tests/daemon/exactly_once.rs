@@ -1,9 +1,7 @@
 //! However many ask, bytes come near once, whole and verified.
 
-mod support;
-
+use crate::support::{Daemon, Remote, blob, files, leases, settings};
 use std::os::unix::fs::PermissionsExt;
-use support::{Daemon, Remote, blob, files, leases, settings};
 use weft_proto::cache::v1::Tier;
 use weft_types::Digest;
 

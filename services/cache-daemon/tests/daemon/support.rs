@@ -1,5 +1,4 @@
 //! A daemon in process behind its gRPC face, over a real embedded S3 server.
-#![allow(dead_code, reason = "each test file uses a part")]
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,14 +34,14 @@ use weft_types::Digest;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An S3 server over a folder, and a store that counts what is asked of it.
-pub struct Remote {
-    pub store: Arc<Watched>,
+pub(crate) struct Remote {
+    pub(crate) store: Arc<Watched>,
     server: EmbeddedS3,
     _dir: TempDir,
 }
 
 impl Remote {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = EmbeddedS3::start(dir.path(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let s3 = S3Store::connect(&server.settings("weft")).await.unwrap();
@@ -57,19 +56,19 @@ impl Remote {
     }
 
     /// Stores bytes under their digest.
-    pub async fn put(&self, bytes: &[u8]) -> Digest {
+    pub(crate) async fn put(&self, bytes: &[u8]) -> Digest {
         let digest = Digest::of(bytes);
         self.put_as(&digest, bytes).await;
         digest
     }
 
     /// Stores bytes under any digest.
-    pub async fn put_as(&self, digest: &Digest, bytes: &[u8]) {
+    pub(crate) async fn put_as(&self, digest: &Digest, bytes: &[u8]) {
         self.store.inner.put(&keys::blob(digest), Bytes::copy_from_slice(bytes)).await.unwrap();
     }
 
     /// Flags of a daemon process that uses this server.
-    pub fn flags(&self) -> Vec<String> {
+    pub(crate) fn flags(&self) -> Vec<String> {
         let s3 = self.server.settings("weft");
         [
             ("--s3-endpoint", s3.endpoint.unwrap()),
@@ -84,7 +83,7 @@ impl Remote {
 }
 
 /// Bytes that differ from those of any other seed.
-pub fn blob(seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn blob(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..bytes)
         .map(|_| {
@@ -97,28 +96,28 @@ pub fn blob(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 /// The real store with a counter, a gate and failures in front of reads.
-pub struct Watched {
+pub(crate) struct Watched {
     inner: S3Store,
     gets: Mutex<HashMap<String, usize>>,
     /// So many next reads fail, as if the endpoint were away.
-    pub failures: AtomicUsize,
+    pub(crate) failures: AtomicUsize,
     /// Reads pass while it has permits.
-    pub gate: Semaphore,
+    pub(crate) gate: Semaphore,
 }
 
 impl Watched {
     /// How often the blob of this digest was asked for.
-    pub fn gets(&self, digest: &Digest) -> usize {
+    pub(crate) fn gets(&self, digest: &Digest) -> usize {
         self.gets.lock().unwrap().get(&keys::blob(digest)).copied().unwrap_or(0)
     }
 
     /// From now on reads wait until [`Watched::open`].
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let all = self.gate.available_permits();
         self.gate.forget_permits(all);
     }
 
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.gate.add_permits(1 << 20);
     }
 }
@@ -163,25 +162,25 @@ impl ObjectStore for Watched {
 }
 
 /// Settings for tests: no grace, no patience, small budgets given by the test.
-pub fn settings(dir: &Path, disk_bytes_max: u64) -> Settings {
+pub(crate) fn settings(dir: &Path, disk_bytes_max: u64) -> Settings {
     Settings { dir: dir.to_owned(), disk_bytes_max, grace_after_restart_ms: 0, room_wait_ms: 0, ..Settings::default() }
 }
 
 /// A running daemon.
-pub struct Daemon {
+pub(crate) struct Daemon {
     channel: Channel,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), Error>>,
-    pub metrics: prometheus::Registry,
+    pub(crate) metrics: prometheus::Registry,
 }
 
 impl Daemon {
-    pub async fn start(settings: Settings, remote: &Remote) -> Self {
+    pub(crate) async fn start(settings: Settings, remote: &Remote) -> Self {
         let (listener, channel) = Listener::memory();
         Self::start_on(listener, channel, settings, remote)
     }
 
-    pub fn start_on(listener: Listener, channel: Channel, settings: Settings, remote: &Remote) -> Self {
+    pub(crate) fn start_on(listener: Listener, channel: Channel, settings: Settings, remote: &Remote) -> Self {
         let metrics = prometheus::Registry::new();
         let app = App::build(settings, remote.store.clone(), &metrics).unwrap();
         assert!(app.readiness().is_ready());
@@ -191,37 +190,37 @@ impl Daemon {
     }
 
     /// Ends the daemon as SIGTERM does, and waits until it has given its folders back.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.trigger();
         drop(self.channel);
         self.task.await.unwrap().unwrap();
     }
 
-    pub fn client(&self) -> CacheDaemonClient<Channel> {
+    pub(crate) fn client(&self) -> CacheDaemonClient<Channel> {
         CacheDaemonClient::new(self.channel.clone())
     }
 
     /// A connected holder.
-    pub async fn holder(&self, name: &str) -> Holder {
+    pub(crate) async fn holder(&self, name: &str) -> Holder {
         Holder::connect(self.client(), name).await
     }
 
-    pub async fn list(&self) -> ListResidencyResponse {
+    pub(crate) async fn list(&self) -> ListResidencyResponse {
         self.client().list_residency(ListResidencyRequest {}).await.unwrap().into_inner()
     }
 
-    pub async fn prefetch(&self, digests: &[Digest]) -> PrefetchResponse {
+    pub(crate) async fn prefetch(&self, digests: &[Digest]) -> PrefetchResponse {
         let digests = digests.iter().map(|digest| digest.to_vec().into()).collect();
         self.client().prefetch(PrefetchRequest { digests }).await.unwrap().into_inner()
     }
 
     /// The row of this digest in this tier.
-    pub async fn row(&self, digest: &Digest, tier: Tier) -> Option<CachedAdapter> {
+    pub(crate) async fn row(&self, digest: &Digest, tier: Tier) -> Option<CachedAdapter> {
         self.list().await.adapters.into_iter().find(|row| row.digest == digest.to_vec() && row.tier() == tier)
     }
 
     /// Waits until the listing is as wanted.
-    pub async fn until(&self, what: &str, wanted: impl Fn(&ListResidencyResponse) -> bool) {
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&ListResidencyResponse) -> bool) {
         let seen = async {
             while !wanted(&self.list().await) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -231,21 +230,21 @@ impl Daemon {
     }
 
     /// The value of a counter or gauge with this label, 0 if it was never set.
-    pub fn metric(&self, name: &str, label: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str, label: &str) -> f64 {
         let families = self.metrics.gather();
         let Some(family) = families.iter().find(|family| family.name() == name) else { return 0.0 };
         let labelled = family.get_metric().iter().find(|m| m.get_label().iter().any(|l| l.value() == label));
-        labelled.map_or(0.0, |metric| metric.get_counter().value() + metric.get_gauge().value())
+        labelled.map_or(0.0, |metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
     }
 }
 
 /// Leases of all files together.
-pub fn leases(listing: &ListResidencyResponse) -> u32 {
+pub(crate) fn leases(listing: &ListResidencyResponse) -> u32 {
     listing.adapters.iter().map(|row| row.leases).sum()
 }
 
 /// One lease stream.
-pub struct Holder {
+pub(crate) struct Holder {
     asks: mpsc::Sender<LeaseRequest>,
     answers: Streaming<LeaseResponse>,
     next_id: u64,
@@ -253,51 +252,51 @@ pub struct Holder {
 
 impl Holder {
     /// A stream without its hello.
-    pub async fn open(mut client: CacheDaemonClient<Channel>) -> Result<Self, Status> {
+    pub(crate) async fn open(mut client: CacheDaemonClient<Channel>) -> Result<Self, Status> {
         let (asks, outbound) = mpsc::channel(8192);
         let answers = client.lease(ReceiverStream::new(outbound)).await?.into_inner();
         Ok(Self { asks, answers, next_id: 1 })
     }
 
-    pub async fn connect(client: CacheDaemonClient<Channel>, name: &str) -> Self {
+    pub(crate) async fn connect(client: CacheDaemonClient<Channel>, name: &str) -> Self {
         let holder = Self::open(client).await.unwrap();
         holder.ask(Asks::Hello(Hello { holder: name.to_owned() })).await;
         holder
     }
 
-    pub async fn ask(&self, request: Asks) {
+    pub(crate) async fn ask(&self, request: Asks) {
         self.asks.send(LeaseRequest { request: Some(request) }).await.unwrap();
     }
 
-    pub async fn acquire(&mut self, digest: &Digest) -> u64 {
+    pub(crate) async fn acquire(&mut self, digest: &Digest) -> u64 {
         self.acquire_as(digest, false).await
     }
 
-    pub async fn acquire_as(&mut self, digest: &Digest, reassert: bool) -> u64 {
+    pub(crate) async fn acquire_as(&mut self, digest: &Digest, reassert: bool) -> u64 {
         let lease_id = self.next_id;
         self.next_id += 1;
         self.ask(Asks::Acquire(Acquire { lease_id, digest: digest.to_vec().into(), reassert })).await;
         lease_id
     }
 
-    pub async fn release(&self, lease_id: u64) {
+    pub(crate) async fn release(&self, lease_id: u64) {
         self.ask(Asks::Release(Release { lease_id })).await;
     }
 
     /// The next answer, or how the stream ended.
-    pub async fn next(&mut self) -> Result<Option<Answer>, Status> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Answer>, Status> {
         let answer = tokio::time::timeout(PATIENCE, self.answers.message()).await.expect("an answer in time")?;
         Ok(answer.map(|answer| answer.response.expect("an answer says something")))
     }
 
-    pub async fn granted(&mut self) -> Granted {
+    pub(crate) async fn granted(&mut self) -> Granted {
         match self.next().await {
             Ok(Some(Answer::Granted(granted))) => granted,
             other => panic!("not granted: {other:?}"),
         }
     }
 
-    pub async fn refused(&mut self) -> Refused {
+    pub(crate) async fn refused(&mut self) -> Refused {
         match self.next().await {
             Ok(Some(Answer::Refused(refused))) => refused,
             other => panic!("not refused: {other:?}"),
@@ -305,7 +304,7 @@ impl Holder {
     }
 
     /// Acquires and waits for the grant.
-    pub async fn lease(&mut self, digest: &Digest) -> Granted {
+    pub(crate) async fn lease(&mut self, digest: &Digest) -> Granted {
         let id = self.acquire(digest).await;
         let granted = self.granted().await;
         assert_eq!((granted.lease_id, &granted.digest[..]), (id, &digest.as_bytes()[..]));
@@ -313,7 +312,7 @@ impl Holder {
     }
 
     /// Acquires and waits for the refusal.
-    pub async fn refusal(&mut self, digest: &Digest) -> Refused {
+    pub(crate) async fn refusal(&mut self, digest: &Digest) -> Refused {
         let id = self.acquire(digest).await;
         let refused = self.refused().await;
         assert_eq!((refused.lease_id, &refused.digest[..]), (id, &digest.as_bytes()[..]));
@@ -321,7 +320,7 @@ impl Holder {
     }
 
     /// Acquires, checks the bytes and releases.
-    pub async fn use_once(&mut self, digest: &Digest) -> Granted {
+    pub(crate) async fn use_once(&mut self, digest: &Digest) -> Granted {
         let granted = self.lease(digest).await;
         assert_eq!(Digest::of(&std::fs::read(&granted.path).unwrap()), *digest);
         self.release(granted.lease_id).await;
@@ -329,19 +328,19 @@ impl Holder {
     }
 
     /// Ends the stream from this side, after all that was sent, and waits for the other side's end.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         drop(self.asks);
         while let Ok(Some(_)) = self.answers.message().await {}
     }
 }
 
 /// How the stream ended, as a fault.
-pub fn fault(status: Status) -> Fault {
+pub(crate) fn fault(status: Status) -> Fault {
     Fault::from(status)
 }
 
 /// Every file under a folder.
-pub fn files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -351,6 +350,6 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Where the daemon keeps this digest.
-pub fn path_in(dir: &Path, digest: &Digest) -> PathBuf {
+pub(crate) fn path_in(dir: &Path, digest: &Digest) -> PathBuf {
     dir.join("blobs/sha256").join(digest.hex())
 }

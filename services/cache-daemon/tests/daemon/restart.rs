@@ -1,10 +1,8 @@
 //! What a daemon finds when it starts: whole files, half-written ones, rotten ones, foreign ones, and holders.
 
-mod support;
-
+use crate::support::{Daemon, Remote, blob, files, path_in, settings};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use support::{Daemon, Remote, blob, files, path_in, settings};
 use weft_cache_daemon::{App, Settings};
 use weft_fault::Kind;
 use weft_proto::cache::v1::Tier;

@@ -1,9 +1,7 @@
 //! The disk budget: what goes, what stays, and what is said when nothing may go.
 
-mod support;
-
+use crate::support::{Daemon, Remote, blob, files, leases, path_in, settings};
 use std::collections::HashSet;
-use support::{Daemon, Remote, blob, files, leases, path_in, settings};
 use weft_cache_daemon::Settings;
 use weft_fault::Kind;
 

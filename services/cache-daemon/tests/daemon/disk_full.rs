@@ -1,0 +1,152 @@
+//! A file system that is full below the budget. Nothing is simulated: the errors come from the operating system.
+//!
+//! ENOSPC needs a small file system, and so the right to mount one; where that is missing the tests say so and pass
+//! over, and EFBIG, from a file size limit on a real daemon process, is what remains. The code takes both alike.
+
+use crate::support::{Daemon, Holder, Remote, blob, files, path_in, settings};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+use weft_fault::Kind;
+use weft_proto::cache::v1::ListResidencyRequest;
+use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
+use weft_service_kit::transport;
+
+/// A mounted tmpfs of a few pages.
+struct SmallDisk {
+    dir: TempDir,
+}
+
+impl SmallDisk {
+    fn mount(kib: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={kib}k,mode=0755"), "tmpfs"]).arg(dir.path());
+        match mount.output() {
+            Ok(output) if output.status.success() => Some(Self { dir }),
+            refused => {
+                eprintln!("passed over: cannot mount a tmpfs here: {refused:?}");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+fn nothing_half_written(dir: &Path) {
+    assert_eq!(files(&dir.join("temp")), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_clearly_and_works_again_once_there_is_room() {
+    let Some(disk) = SmallDisk::mount(512) else { return };
+    let remote = Remote::start().await;
+    let digest = remote.put(&blob(1, 300 << 10)).await;
+    let small = remote.put(&blob(2, 8 << 10)).await;
+    let daemon = Daemon::start(settings(&disk.path(), 1 << 30), &remote).await;
+    let filler = disk.dir.path().join("filler");
+    std::fs::write(&filler, vec![1; 400 << 10]).unwrap();
+
+    let mut holder = daemon.holder("worker").await;
+    let refused = holder.refusal(&digest).await;
+    assert_eq!(refused.kind, Kind::Unavailable.as_str());
+    for part in ["no space", &disk.path().display().to_string(), "307200"] {
+        assert!(refused.message.contains(part), "{part} in {}", refused.message);
+    }
+    nothing_half_written(&disk.path());
+    assert!(!path_in(&disk.path(), &digest).exists());
+    assert_eq!(daemon.list().await.disk_bytes_used, 0);
+    holder.use_once(&small).await;
+    std::fs::remove_file(&filler).unwrap();
+    holder.use_once(&digest).await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_costs_idle_files_but_never_leased_ones() {
+    let Some(disk) = SmallDisk::mount(512) else { return };
+    let remote = Remote::start().await;
+    let held = remote.put(&blob(1, 150 << 10)).await;
+    let idle = remote.put(&blob(2, 150 << 10)).await;
+    let wanted = remote.put(&blob(3, 250 << 10)).await;
+    let too_much = remote.put(&blob(4, 400 << 10)).await;
+    let daemon = Daemon::start(settings(&disk.path(), 1 << 30), &remote).await;
+    let mut holder = daemon.holder("worker").await;
+    let lease = holder.lease(&held).await;
+    holder.use_once(&idle).await;
+    // 500 KiB of 512 would do, but the idle file is in the way of 550.
+    holder.use_once(&wanted).await;
+    assert!(!path_in(&disk.path(), &idle).exists());
+    let refused = holder.refusal(&too_much).await;
+    assert_eq!(refused.kind, Kind::Unavailable.as_str());
+    assert_eq!(std::fs::read(&lease.path).unwrap(), blob(1, 150 << 10));
+    nothing_half_written(&disk.path());
+    daemon.stop().await;
+}
+
+/// A daemon process that may write files of 64 KiB at most.
+struct LimitedDaemon {
+    process: Child,
+    address: String,
+}
+
+impl LimitedDaemon {
+    fn start(dir: &Path, remote: &Remote) -> Self {
+        // Ignored, SIGXFSZ leaves EFBIG to the write; both are inherited over exec. The limit is in blocks of 512 bytes.
+        let script = "trap '' XFSZ; ulimit -S -f 128; exec \"$@\"";
+        let mut process = Command::new("sh")
+            .args(["-c", script, "sh", env!("CARGO_BIN_EXE_weft-cache-daemon")])
+            .args(["--listen", "127.0.0.1:0", "--room-wait-ms", "0", "--dir"])
+            .arg(dir)
+            .args(remote.flags())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").expect("the daemon says where it listens").to_owned();
+        Self { process, address }
+    }
+}
+
+impl Drop for LimitedDaemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_size_limit_of_the_process_is_a_full_disk_too() {
+    let remote = Remote::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let large = remote.put(&blob(1, 200 << 10)).await;
+    let small = remote.put(&blob(2, 8 << 10)).await;
+    let daemon = LimitedDaemon::start(dir.path(), &remote);
+    let channel = transport::connect(&daemon.address.parse().unwrap());
+    let mut client = CacheDaemonClient::new(channel);
+    let mut holder = Holder::connect(client.clone(), "worker").await;
+    let refused = holder.refusal(&large).await;
+    assert_eq!(refused.kind, Kind::Unavailable.as_str(), "{}", refused.message);
+    assert!(refused.message.contains("no space"), "{}", refused.message);
+    nothing_half_written(dir.path());
+    let listing = client.list_residency(ListResidencyRequest {}).await.unwrap().into_inner();
+    assert_eq!(listing.disk_bytes_used, 0);
+    holder.use_once(&small).await;
+
+    // The limit is lifted from outside, as an operator makes room.
+    let pid = daemon.process.id().to_string();
+    let lifted = Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status();
+    assert!(lifted.is_ok_and(|status| status.success()), "prlimit of util-linux");
+    holder.use_once(&large).await;
+}
