@@ -299,7 +299,6 @@ pub(crate) fn is_in_memory(dir: &Path) -> Result<bool, Error> {
     }
     // SAFETY: the call succeeded, so it filled the answer.
     let about = unsafe { about.assume_init() };
-    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between targets")]
-    let magic = about.f_type as i64;
-    Ok(magic == libc::TMPFS_MAGIC as i64)
+    // The type of `f_type` differs between targets; the numbers do not.
+    Ok(i128::from(about.f_type) == i128::from(libc::TMPFS_MAGIC))
 }

@@ -23,8 +23,8 @@ use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
 use weft_proto::cache::v1::lease_request::Request as Asks;
 use weft_proto::cache::v1::lease_response::Response as Answer;
 use weft_proto::cache::v1::{
-    Acquire, CachedAdapter, Granted, Hello, LeaseRequest, LeaseResponse, ListResidencyRequest, ListResidencyResponse,
-    PrefetchRequest, PrefetchResponse, Refused, Release, Tier,
+    Acquire, Granted, Hello, LeaseRequest, LeaseResponse, ListResidencyRequest, ListResidencyResponse, PrefetchRequest,
+    PrefetchResponse, Refused, Release,
 };
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::transport::Listener;
@@ -212,11 +212,6 @@ impl Daemon {
     pub(crate) async fn prefetch(&self, digests: &[Digest]) -> PrefetchResponse {
         let digests = digests.iter().map(|digest| digest.to_vec().into()).collect();
         self.client().prefetch(PrefetchRequest { digests }).await.unwrap().into_inner()
-    }
-
-    /// The row of this digest in this tier.
-    pub(crate) async fn row(&self, digest: &Digest, tier: Tier) -> Option<CachedAdapter> {
-        self.list().await.adapters.into_iter().find(|row| row.digest == digest.to_vec() && row.tier() == tier)
     }
 
     /// Waits until the listing is as wanted.
