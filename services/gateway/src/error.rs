@@ -112,7 +112,7 @@ pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
             fault.code = "adapter_unavailable".into();
         }
         Kind::Unauthenticated | Kind::Conflict => fault.kind = Kind::Internal,
-        Kind::Refused if fault.code == "base_mismatch" => fault.kind = Kind::Unavailable,
+        Kind::Refused if fault.code == "wrong_base" => fault.kind = Kind::Unavailable,
         _ => {}
     }
     if matches!(fault.kind, Kind::Unavailable | Kind::Overloaded) && fault.retry_after_ms.is_none() {

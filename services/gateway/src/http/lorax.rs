@@ -94,10 +94,11 @@ impl Token {
             logprob: finite(other.logprob),
         });
         Self {
+            // Clients drop the text of special tokens. One that carries text brings what was held back before it.
+            special: token.special && token.text.is_empty(),
             id: token.id,
             text: token.text,
             logprob: finite(token.logprob),
-            special: token.special,
             alternative_tokens: alternatives.then(|| top.collect()),
             skipped: false,
         }

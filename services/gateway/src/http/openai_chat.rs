@@ -233,7 +233,8 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     }
 
     let (admission, room) = gateway.admit(call, common.model.as_deref(), choices)?;
-    let generations = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted))).await?;
+    let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
+    let generations = starting.await.map_err(in_chat_words)?;
     let head = Head {
         id: format!("chatcmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),
@@ -256,6 +257,14 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     let answers = try_join_all(generations.into_iter().map(crate::generate::Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);
     Ok((headers, Json(ChatCompletion::new(head, answers, logprobs.is_some()))).into_response())
+}
+
+/// Below, a chat is a prompt like any other; here its field is `messages`.
+fn in_chat_words(mut fault: Fault) -> Fault {
+    if fault.param.as_deref() == Some("prompt") {
+        fault.param = Some("messages".into());
+    }
+    fault
 }
 
 /// What all chunks and the whole answer begin with.

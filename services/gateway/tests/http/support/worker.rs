@@ -1,6 +1,7 @@
 //! A worker that plays scripts over the real protocol.
 
 use super::{grpc, spawn_server};
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,10 @@ use weft_types::Digest;
 
 pub fn base() -> Digest {
     Digest::of(b"the base")
+}
+
+pub fn raw(digest: Digest) -> Bytes {
+    Bytes::copy_from_slice(digest.as_bytes())
 }
 
 /// One move of a script.
@@ -49,14 +54,14 @@ struct Inner {
 }
 
 /// Digest of the request's adapter as a sound worker echoes it.
-pub fn echoed(request: &pb::GenerateRequest) -> Vec<u8> {
-    request.adapter.as_ref().map_or_else(Vec::new, |adapter| adapter.digest.clone())
+pub fn echoed(request: &pb::GenerateRequest) -> Bytes {
+    request.adapter.as_ref().map_or_else(Bytes::new, |adapter| adapter.digest.clone())
 }
 
-pub fn started(adapter_digest: Vec<u8>) -> Step {
+pub fn started(adapter_digest: Bytes) -> Step {
     Step::Say(Event::Started(pb::Started {
         adapter_digest,
-        base_digest: base().to_vec(),
+        base_digest: raw(base()),
         prompt_tokens: 7,
         cached_tokens: 3,
         queue_us: 2000,
@@ -73,11 +78,11 @@ pub fn token(id: u32, text: &str) -> pb::TokenOut {
     pb::TokenOut { id, text: text.into(), logprob: -0.25, special: false, step: u64::from(id), top }
 }
 
-pub fn tokens(adapter_digest: Vec<u8>, tokens: Vec<pb::TokenOut>) -> Step {
+pub fn tokens(adapter_digest: Bytes, tokens: Vec<pb::TokenOut>) -> Step {
     Step::Say(Event::Tokens(pb::Tokens { adapter_digest, tokens }))
 }
 
-pub fn finished(adapter_digest: Vec<u8>, reason: pb::FinishReason, completion_tokens: u32) -> Step {
+pub fn finished(adapter_digest: Bytes, reason: pb::FinishReason, completion_tokens: u32) -> Step {
     Step::Say(Event::Finished(pb::Finished {
         reason: reason.into(),
         completion_tokens,
@@ -119,7 +124,7 @@ impl FakeWorker {
         let description = pb::DescribeResponse {
             worker: name.into(),
             served_name: "tiny-base".into(),
-            base_digest: base().to_vec(),
+            base_digest: raw(base()),
             dtype: "f32".into(),
             isa: "avx2".into(),
             context_tokens_max: 100,
@@ -233,7 +238,7 @@ impl Worker for FakeWorker {
         _: Request<pb::ListResidencyRequest>,
     ) -> Result<Response<pb::ListResidencyResponse>, Status> {
         let resident = self.inner.resident.lock().unwrap();
-        let adapters = resident.iter().map(|digest| pb::ResidentAdapter { digest: digest.to_vec(), ..Default::default() });
+        let adapters = resident.iter().map(|digest| pb::ResidentAdapter { digest: raw(*digest), ..Default::default() });
         Ok(Response::new(pb::ListResidencyResponse { adapters: adapters.collect(), ..Default::default() }))
     }
 

@@ -94,12 +94,12 @@ impl FakeRegistry {
         let tenants = state.tenants.iter().map(|(name, tenant)| pb::DirectoryTenant {
             name: name.clone(),
             default_adapter: String::new(),
-            salt: vec![name.len() as u8; 32],
+            salt: vec![name.len() as u8; 32].into(),
             keys: tenant
                 .keys
                 .iter()
                 .filter(|(_, (_, valid))| *valid)
-                .map(|(id, (secret, _))| pb::DirectoryKey { id: id.clone(), secret_sha256: digest_of(secret).to_vec() })
+                .map(|(id, (secret, _))| pb::DirectoryKey { id: id.clone(), secret_sha256: digest_of(secret).to_vec().into() })
                 .collect(),
             adapters: tenant.adapters.iter().map(|(name, adapter)| directory_adapter(name, adapter)).collect(),
         });
@@ -117,7 +117,7 @@ fn directory_adapter(name: &str, adapter: &Adapter) -> pb::DirectoryAdapter {
     pb::DirectoryAdapter {
         name: name.to_owned(),
         created_ms: 1_700_000_000_000,
-        versions: versions.map(|(number, digest)| pb::DirectoryVersion { number, digest: digest.to_vec(), bytes: 1 }).collect(),
+        versions: versions.map(|(number, digest)| pb::DirectoryVersion { number, digest: digest.to_vec().into(), bytes: 1 }).collect(),
         aliases: adapter
             .aliases
             .iter()
@@ -131,7 +131,7 @@ fn alias(name: &str, adapter: &Adapter) -> pb::Alias {
     pb::Alias {
         name: name.to_owned(),
         version,
-        digest: adapter.versions[version as usize - 1].to_vec(),
+        digest: adapter.versions[version as usize - 1].to_vec().into(),
         etag: format!("e{etag}"),
         moved_ms: 1,
         actor: "admin".into(),
@@ -200,7 +200,7 @@ impl Registry for FakeRegistry {
             Ok::<_, Status>(pb::Published {
                 adapter: upload.start.adapter.clone(),
                 version,
-                digest: digest.to_vec(),
+                digest: digest.to_vec().into(),
                 warnings: vec!["base name differs".into()],
                 created: known.is_none(),
             })
@@ -236,7 +236,7 @@ impl Registry for FakeRegistry {
             tenant: asked.tenant.clone(),
             adapter: asked.adapter.clone(),
             number,
-            digest: digest.to_vec(),
+            digest: digest.to_vec().into(),
             ..Default::default()
         });
         Ok(Response::new(pb::ListVersionsResponse { versions: versions.collect() }))

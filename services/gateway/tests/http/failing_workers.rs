@@ -1,0 +1,158 @@
+//! Workers that die, hang or are full.
+
+
+use serde_json::{Value, json};
+use crate::support::worker::{FakeWorker, Step, echoed, hello, started, token, tokens};
+use crate::support::{chat_body, mesh_with, settings};
+use tonic::Status;
+use weft_fault::{Fault, Kind};
+use weft_gateway::Settings;
+
+fn streaming() -> Value {
+    json!({"model": "pirate", "messages": [{"role": "user", "content": "hi"}], "stream": true})
+}
+
+/// Two workers; the one that is asked first fails with these steps, the other answers.
+async fn one_fails(first: impl Fn(&weft_proto::worker::v1::GenerateRequest) -> Vec<Step> + Send + Sync + Clone + 'static) -> crate::support::Mesh {
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let workers = ["a", "b"].map(|name| {
+        let (asked, first) = (asked.clone(), first.clone());
+        FakeWorker::playing(name, move |request| {
+            if asked.swap(true, std::sync::atomic::Ordering::SeqCst) { hello(request) } else { first(request) }
+        })
+    });
+    let mesh = mesh_with(settings(), workers.into()).await;
+    mesh.until("two workers ready", async || mesh.metric("gateway_workers_ready").await == 2.0).await;
+    mesh
+}
+
+#[tokio::test]
+async fn before_the_first_token_another_worker_is_tried() {
+    let away = |_: &_| vec![Step::Fail(Status::unavailable("gone"))];
+    let full = |_: &_| vec![Step::Fail(Fault::new(Kind::Overloaded, "queue is full").into())];
+    let died = |request: &weft_proto::worker::v1::GenerateRequest| {
+        vec![started(echoed(request)), Step::Fail(Status::unavailable("connection reset"))]
+    };
+    let silent = |request: &weft_proto::worker::v1::GenerateRequest| vec![started(echoed(request)), Step::Stop];
+    for mesh in [one_fails(away).await, one_fails(full).await, one_fails(died).await, one_fails(silent).await] {
+        let (status, body) = mesh.chat("pirate").await;
+        assert_eq!((status, &body["choices"][0]["message"]["content"]), (200, &json!("Hello, wörld!")));
+        assert_eq!(mesh.metric("gateway_retries_total").await, 1.0);
+        let ids: Vec<_> = mesh.workers.iter().flat_map(FakeWorker::requests).map(|request| request.request_id).collect();
+        assert_eq!(ids.len(), 2);
+        assert_ne!(ids[0], ids[1], "each attempt has its own id");
+    }
+}
+
+#[tokio::test]
+async fn what_the_tenant_asked_wrongly_is_not_tried_elsewhere() {
+    let mesh = one_fails(|_| {
+        let message = "prompt of 120 tokens exceeds the context of 100";
+        vec![Step::Fail(Fault::invalid("prompt", message).with_code("context_length_exceeded").into())]
+    })
+    .await;
+    let (status, body) = mesh.chat("pirate").await;
+    assert_eq!((status, &body["error"]["code"]), (400, &json!("context_length_exceeded")));
+    assert_eq!(body["error"]["param"], "messages");
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("120") && message.contains("100"));
+    assert_eq!(mesh.metric("gateway_retries_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn after_the_first_token_the_stream_ends_with_an_error_and_no_done() {
+    let mesh = one_fails(|request| {
+        let digest = echoed(request);
+        vec![started(digest.clone()), tokens(digest, vec![token(1, "one")]), Step::Fail(Status::unavailable("died"))]
+    })
+    .await;
+    let events = mesh.events("/v1/chat/completions", streaming()).await;
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!((&last["error"]["type"], &last["error"]["message"]), (&json!("server_error"), &json!("died")));
+    assert!(events.iter().any(|event| event.contains("one")));
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_without_its_end_is_an_error() {
+    let worker = FakeWorker::playing("cut", |request| {
+        let digest = echoed(request);
+        vec![started(digest.clone()), tokens(digest, vec![token(1, "one")]), Step::Stop]
+    });
+    let mesh = mesh_with(settings(), vec![worker]).await;
+    let (status, body) = mesh.chat("pirate").await;
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("worker_lost")));
+    let events = mesh.events("/v1/chat/completions", streaming()).await;
+    assert!(events.last().unwrap().contains("worker_lost"));
+}
+
+#[tokio::test]
+async fn a_full_mesh_is_429_with_a_hint() {
+    let worker = FakeWorker::playing("full", |_| {
+        vec![Step::Fail(Fault::new(Kind::Overloaded, "queue is full").with_retry_after_ms(1234).into())]
+    });
+    let mesh = mesh_with(settings(), vec![worker]).await;
+    let response = mesh.post("/v1/chat/completions", &chat_body("pirate")).send().await.unwrap();
+    assert_eq!(response.status(), 429);
+    assert_eq!((&response.headers()["retry-after"], &response.headers()["retry-after-ms"]), (&"2".parse().unwrap(), &"1234".parse().unwrap()));
+    let (status, body) = mesh.send("/", json!({"inputs": "x"})).await;
+    assert_eq!((status, body), (429, json!({"error": "Model is overloaded", "error_type": "overloaded"})));
+}
+
+#[tokio::test]
+async fn a_worker_that_says_nothing_is_left_at_the_time_limit() {
+    let worker = FakeWorker::playing("mute", |request| vec![started(echoed(request)), Step::Hang]);
+    let mesh = mesh_with(Settings { request_timeout_s: 1, ..settings() }, vec![worker]).await;
+    let (status, body) = mesh.chat("pirate").await;
+    assert_eq!((status, &body["error"]["code"]), (504, &json!("timeout")));
+    mesh.until("cancelled", async || mesh.workers[0].dropped() == 1 && mesh.workers[0].running() == 0).await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_missing_below_do_not_look_like_an_unknown_model() {
+    let worker = FakeWorker::playing("lost", |_| vec![Step::Fail(Fault::not_found("blob is gone").into())]);
+    let mesh = mesh_with(settings(), vec![worker]).await;
+    let (status, body) = mesh.chat("pirate").await;
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("adapter_unavailable")));
+}
+
+#[tokio::test]
+async fn a_worker_with_another_base_gets_no_requests() {
+    let other = FakeWorker::new("other");
+    other.describe_as(|description| description.base_digest = crate::support::worker::raw(weft_types::Digest::of(b"another base")));
+    let mesh = mesh_with(settings(), vec![FakeWorker::new("first"), other]).await;
+    mesh.until("both seen", async || {
+        let text = mesh.operate("GET", "/workers").send().await.unwrap().text().await.unwrap();
+        text.matches("\"up\":true").count() == 2
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(mesh.chat("pirate").await.0, 200);
+    }
+    let asked: Vec<_> = mesh.workers.iter().map(|worker| worker.requests().len()).collect();
+    assert_eq!(asked, [5, 0]);
+}
+
+#[tokio::test]
+async fn a_worker_that_holds_the_adapter_is_preferred() {
+    let workers = vec![FakeWorker::new("a"), FakeWorker::new("b"), FakeWorker::new("c")];
+    workers[1].holds(&[crate::support::registry::digest_of("pirate 2")]);
+    let mesh = mesh_with(settings(), workers).await;
+    mesh.until("three workers ready", async || mesh.metric("gateway_workers_ready").await == 3.0).await;
+    for _ in 0..4 {
+        assert_eq!(mesh.chat("pirate").await.0, 200);
+    }
+    assert_eq!(mesh.workers[1].requests().len(), 4);
+}
+
+#[tokio::test]
+async fn without_any_worker_requests_are_503_and_readiness_says_why() {
+    let mesh = crate::support::unready(settings(), vec![], crate::support::registry::FakeRegistry::with_tenants()).await;
+    mesh.until("authenticating", async || mesh.chat("base").await.1["error"]["code"] != json!("directory_unavailable")).await;
+    let response = mesh.post("/v1/chat/completions", &chat_body("base")).send().await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert!(response.headers().contains_key("retry-after"));
+    let (status, ready) = crate::support::read(mesh.client.get(format!("{}/readyz", mesh.data)).send().await.unwrap()).await;
+    assert_eq!((status, &ready["waiting_for"][0]["condition"]), (503, &json!("worker")));
+    let (status, body) = crate::support::read(mesh.client.get(format!("{}/health", mesh.data)).send().await.unwrap()).await;
+    assert_eq!((status, body), (503, json!({"error": "unhealthy", "error_type": "healthcheck"})));
+}

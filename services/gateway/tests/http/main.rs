@@ -1,0 +1,17 @@
+//! The gateway through its HTTP face, one file a behaviour. One binary, because each links the whole service.
+
+mod authentication;
+mod bad_input;
+mod chat;
+mod completions;
+mod disconnect;
+mod failing_workers;
+mod limits;
+mod lorax;
+mod models;
+mod operations;
+mod publish;
+mod random_bytes;
+mod registry_away;
+mod right_adapter;
+mod support;

@@ -1,0 +1,108 @@
+//! Probes, metrics, documents, draining.
+
+use crate::support::worker::{FakeWorker, Step, echoed, finished, started, token, tokens};
+use crate::support::{chat_body, mesh, mesh_with, read, settings};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::Notify;
+use weft_proto::worker::v1::FinishReason;
+
+#[tokio::test]
+async fn metrics_count_what_was_answered() {
+    let mesh = mesh().await;
+    assert_eq!(mesh.chat("pirate").await.0, 200);
+    assert_eq!(mesh.chat("nobody").await.0, 404);
+    let get = async |name: &str| mesh.metric(name).await;
+    assert_eq!(get("gateway_requests_total{route=\"/v1/chat/completions\",status=\"200\"}").await, 1.0);
+    assert_eq!(get("gateway_requests_total{route=\"/v1/chat/completions\",status=\"404\"}").await, 1.0);
+    assert_eq!(get("gateway_prompt_tokens_total").await, 7.0);
+    assert_eq!(get("gateway_cached_tokens_total").await, 3.0);
+    assert_eq!(get("gateway_completion_tokens_total").await, 3.0);
+    assert_eq!(get("gateway_generations_total{end=\"finished\"}").await, 1.0);
+    assert_eq!(get("gateway_first_token_seconds_count").await, 1.0);
+    mesh.get("/v1/models/whatever/x").send().await.unwrap();
+    mesh.get("/some/unknown/path").send().await.unwrap();
+    let text = mesh.client.get(format!("{}/metrics", mesh.admin)).send().await.unwrap().text().await.unwrap();
+    assert!(text.contains("route=\"/v1/models/{*id}\"") && text.contains("route=\"none\""));
+    assert!(!text.contains("whatever") && !text.contains("unknown/path"), "labels must be bounded");
+}
+
+#[tokio::test]
+async fn documents_are_served_without_other_servers() {
+    let mesh = mesh().await;
+    let (status, document) = read(mesh.client.get(format!("{}/openapi.json", mesh.data)).send().await.unwrap()).await;
+    assert_eq!(status, 200);
+    assert!(document["paths"]["/v1/chat/completions"]["post"]["requestBody"].is_object());
+    let page = mesh.client.get(format!("{}/docs", mesh.data)).send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("/openapi.json") && !page.contains("https://") && !page.contains("//cdn"));
+}
+
+#[tokio::test]
+async fn operators_see_workers_and_slots() {
+    let worker = FakeWorker::new("w");
+    let held = crate::support::registry::digest_of("pirate 2");
+    worker.holds(&[held]);
+    let mesh = mesh_with(settings(), vec![worker]).await;
+    let (status, workers) = read(mesh.operate("GET", "/workers").send().await.unwrap()).await;
+    assert_eq!(status, 200);
+    let worker = &workers["workers"][0];
+    assert_eq!((&worker["up"], &worker["describes"]["served_name"], &worker["load"]["mixed_steps_total"]), (&json!(true), &json!("tiny-base"), &json!(11)));
+    let (_, residency) = read(mesh.operate("GET", "/residency").send().await.unwrap()).await;
+    assert_eq!(residency["workers"][0]["slots"]["adapters"][0]["digest"], held.to_string());
+}
+
+#[tokio::test]
+async fn a_drain_turns_readiness_and_lets_answers_finish() {
+    let told = Arc::new(Notify::new());
+    let waiting = told.clone();
+    let worker = FakeWorker::playing("waits", move |request| {
+        let digest = echoed(request);
+        vec![
+            started(digest.clone()),
+            tokens(digest.clone(), vec![token(1, "before")]),
+            Step::Wait(waiting.clone()),
+            tokens(digest.clone(), vec![token(2, "after")]),
+            finished(digest, FinishReason::Eos, 2),
+        ]
+    });
+    let settings = weft_gateway::Settings { drain_delay_ms: 60_000, ..settings() };
+    let mesh = mesh_with(settings, vec![worker]).await;
+    let mut body = chat_body("pirate");
+    body["stream"] = json!(true);
+    let mut running = mesh.post("/v1/chat/completions", &body).send().await.unwrap();
+    running.chunk().await.unwrap();
+    mesh.shutdown.trigger();
+    mesh.until("not ready", async || mesh.get("/readyz").send().await.unwrap().status() == 503).await;
+    let ready: Value = mesh.get("/readyz").send().await.unwrap().json().await.unwrap();
+    assert_eq!(ready["waiting_for"][0]["condition"], "running");
+    assert_eq!(mesh.get("/livez").send().await.unwrap().status(), 200);
+    told.notify_one();
+    let rest = running.text().await.unwrap();
+    assert!(rest.contains("after") && rest.contains("[DONE]"), "{rest}");
+}
+
+#[tokio::test]
+async fn after_the_signal_the_process_ends_when_its_answers_have() {
+    let told = Arc::new(Notify::new());
+    let waiting = told.clone();
+    let worker = FakeWorker::playing("waits", move |request| {
+        let digest = echoed(request);
+        vec![
+            started(digest.clone()),
+            tokens(digest.clone(), vec![token(1, "before")]),
+            Step::Wait(waiting.clone()),
+            finished(digest, FinishReason::Eos, 1),
+        ]
+    });
+    let mut mesh = mesh_with(settings(), vec![worker]).await;
+    let mut body = chat_body("pirate");
+    body["stream"] = json!(true);
+    let mut running = mesh.post("/v1/chat/completions", &body).send().await.unwrap();
+    running.chunk().await.unwrap();
+    mesh.shutdown.trigger();
+    mesh.until("closed to new ones", async || mesh.get("/livez").send().await.is_err()).await;
+    assert!(!mesh.running.is_finished());
+    told.notify_one();
+    assert!(running.text().await.unwrap().contains("[DONE]"));
+    (&mut mesh.running).await.unwrap();
+}
