@@ -42,7 +42,7 @@ impl<T: Zeroable + Copy> AlignedBuf<T> {
     /// None for an empty buffer, which holds no memory.
     fn layout(len: usize) -> Option<Layout> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer fits the address space");
-        let align = if bytes >= 2 * HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { CACHE_LINE_BYTES };
+        let align = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { CACHE_LINE_BYTES };
         (bytes > 0).then(|| Layout::from_size_align(bytes, align).expect("a buffer fits the address space"))
     }
 }
@@ -50,7 +50,7 @@ impl<T: Zeroable + Copy> AlignedBuf<T> {
 /// Streams of weights miss the translation cache less with 2 MiB pages; only a hint, errors do not matter.
 fn advise_huge_pages(start: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
-    if bytes >= 2 * HUGE_PAGE_BYTES {
+    if bytes >= HUGE_PAGE_BYTES {
         // SAFETY: the range was just allocated, is aligned to a page, and the advice changes no content.
         unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
     }

@@ -3,7 +3,7 @@
 //! | layout | logical | stored |
 //! |---|---|---|
 //! | `RowMajor` | `[out, in]` | as it is; the reference reads it |
-//! | `PaddedRows` | `[rank, in]` | each row padded with zeroes to a multiple of 32 |
+//! | `RankBlocks` | `[rank, in]` | `[rank/8][in/32][8][32]`, zeroes beyond `in`; the last block holds only the ranks left. One stream for all ranks: eight short ones start too slowly to be fetched ahead |
 //! | `Panels` | `[out, in]` | `[out/16][in][16]`: for each input, the weights of 16 outputs side by side |
 //! | `PairPanels` | `[out, in]` | `[out/16][in/2][16][2]`: as `Panels`, two inputs side by side per output, for `vdpbf16ps` |
 
@@ -13,8 +13,11 @@ use half::bf16;
 /// Outputs side by side in a panel, and lanes of the vectors every implementation works with.
 pub(crate) const PANEL: usize = 16;
 
-/// Padding of a row in `PaddedRows`: a cache line of bf16.
+/// Inputs side by side in `RankBlocks`: a cache line of bf16.
 pub(crate) const ROW: usize = 32;
+
+/// Ranks in a block of `RankBlocks`.
+pub(crate) const RANKS: usize = 8;
 
 /// How weights are stored. Activations and sums are `f32` in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,7 +31,7 @@ pub enum WeightFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     RowMajor,
-    PaddedRows,
+    RankBlocks,
     Panels,
     PairPanels,
 }
@@ -63,7 +66,7 @@ impl Matrix {
         );
         let len = match layout {
             Layout::RowMajor => rows * cols,
-            Layout::PaddedRows => rows * cols.next_multiple_of(ROW),
+            Layout::RankBlocks => rows * cols.next_multiple_of(ROW),
             Layout::Panels => rows.next_multiple_of(PANEL) * cols,
             Layout::PairPanels => rows.next_multiple_of(PANEL) * cols.next_multiple_of(2),
         };
@@ -129,9 +132,13 @@ fn fill<T: Copy>(source: &[f32], rows: usize, cols: usize, layout: Layout, data:
             Layout::RowMajor => {
                 data[row * cols..].iter_mut().zip(values).for_each(|(to, value)| *to = value);
             }
-            Layout::PaddedRows => {
-                let start = row * cols.next_multiple_of(ROW);
-                data[start..].iter_mut().zip(values).for_each(|(to, value)| *to = value);
+            Layout::RankBlocks => {
+                let (first, place) = (row - row % RANKS, row % RANKS);
+                let ranks = RANKS.min(rows - first);
+                let block = &mut data[first * cols.next_multiple_of(ROW)..];
+                for (col, value) in values.enumerate() {
+                    block[(col / ROW * ranks + place) * ROW + col % ROW] = value;
+                }
             }
             Layout::Panels => {
                 let panel = &mut data[panel * cols * PANEL..][..cols * PANEL];

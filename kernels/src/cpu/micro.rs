@@ -11,7 +11,7 @@
 )]
 
 use super::lanes::{Lanes, Portable, exp};
-use crate::packed::{PANEL, ROW};
+use crate::packed::{PANEL, RANKS, ROW};
 
 /// Most panels in a tile of any instruction set.
 pub(crate) const PANELS_MAX: usize = 4;
@@ -52,27 +52,62 @@ impl<X, W> Tile<X, W> {
     /// Hints at the weights that a later tile reads at step `k`.
     #[inline(always)]
     fn fetch(&self, k: usize) {
-        #[cfg(target_arch = "x86_64")]
         for w in self.ahead.w.iter().take(self.ahead.panels) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: a hint; it may point anywhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(k * self.w_step).cast()) };
+            fetch_line(w.wrapping_add(k * self.w_step));
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = k;
     }
+}
+
+/// Asks for a cache line in the second-level cache. Only a hint: the address may be anything.
+#[inline(always)]
+pub(crate) fn fetch_line<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 has it, and a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// `t[row, j] = x[row] · a[j]`: the shrinking half of an adapter.
 pub(crate) struct Shrink<'a, X, W> {
-    /// `[rows, width]`; for the pair kernel padded like `a`.
+    /// `[rows, width]`; for the pair kernel rows are padded to 32 with zeroes.
     pub(crate) x: &'a [X],
     pub(crate) width: usize,
-    /// `[rank, width padded to 32]`, the padding zero.
+    /// `[rank, width]` in rank blocks.
     pub(crate) a: &'a [W],
     pub(crate) rank: usize,
     /// `[rows, rank]`.
     pub(crate) t: &'a mut [f32],
+}
+
+impl<X, W> Shrink<'_, X, W> {
+    /// Rows of `x` and `t`, after checking all lengths; `x_width` is the distance of two rows of `x`.
+    fn rows(&self, x_width: usize) -> usize {
+        let rows = self.t.len() / self.rank;
+        assert!(
+            self.t.len() == rows * self.rank
+                && self.x.len() == rows * x_width
+                && self.a.len() == self.rank * self.width.next_multiple_of(ROW),
+            "shrink: x {}, a {}, t {} for width {} and rank {}",
+            self.x.len(),
+            self.a.len(),
+            self.t.len(),
+            self.width,
+            self.rank,
+        );
+        rows
+    }
+
+    /// Where rank `rank` begins in `a`, and the distance of two of its chunks of 32.
+    fn chunks(&self, rank: usize) -> (*const W, usize) {
+        let first = rank - rank % RANKS;
+        let ranks = RANKS.min(self.rank - first);
+        let start = first * self.width.next_multiple_of(ROW) + rank % RANKS * ROW;
+        (self.a[start..].as_ptr(), ranks * ROW)
+    }
 }
 
 /// The micro-kernels of one instruction set.
@@ -190,32 +225,34 @@ unsafe fn tile<L: Lanes, W: Stored, const ROWS: usize, const PANELS: usize>(t: &
     }
 }
 
-/// Dot products of `ROWS` rows with `RANKS` rows of A from `(row, rank)` on. Each is one vector chain along k.
+/// Dot products of `ROWS` rows with `COUNT` ranks of one block, from `(row, rank)` on. Each is one vector chain along k.
 ///
 /// # Safety
 ///
-/// As [`Micro`]; the block lies inside the matrices.
+/// As [`Micro`]; the rows and ranks exist, the ranks within one block.
 #[inline(always)]
-unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const RANKS: usize>(
+unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const COUNT: usize>(
     s: &mut Shrink<'_, f32, W>,
     row: usize,
     rank: usize,
 ) {
-    let (width, stride) = (s.width, s.width.next_multiple_of(ROW));
+    let width = s.width;
+    let (a, chunk) = s.chunks(rank);
     // SAFETY: `shrink` checked the lengths of x, a and t against the rows, width and rank it loops over; the last,
-    // partial vector of x is loaded through a slice, while rows of `a` are padded to whole vectors.
+    // partial vector of x is loaded through a slice, while `a` is padded to whole chunks.
     unsafe {
-        let mut acc = [[L::splat(0.0); RANKS]; ROWS];
-        let (x, a) = (s.x.as_ptr().add(row * width), s.a.as_ptr().add(rank * stride));
+        let x = s.x.as_ptr().add(row * width);
+        let at = |k: usize, j: usize| a.add(k / ROW * chunk + j * ROW + k % ROW);
+        let mut acc = [[L::splat(0.0); COUNT]; ROWS];
         let whole = width - width % PANEL;
         for k in (0..whole).step_by(PANEL) {
-            let mut w = [L::splat(0.0); RANKS];
-            for j in 0..RANKS {
-                w[j] = W::load::<L>(a.add(j * stride + k));
+            let mut w = [L::splat(0.0); COUNT];
+            for j in 0..COUNT {
+                w[j] = W::load::<L>(at(k, j));
             }
             for r in 0..ROWS {
                 let x = L::load(x.add(r * width + k));
-                for j in 0..RANKS {
+                for j in 0..COUNT {
                     acc[r][j] = L::fma(x, w[j], acc[r][j]);
                 }
             }
@@ -223,14 +260,13 @@ unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const RANKS: usize>(
         if whole < width {
             for r in 0..ROWS {
                 let x = L::load_part(&s.x[(row + r) * width..][whole..width], 0.0);
-                for j in 0..RANKS {
-                    let w = W::load::<L>(a.add(j * stride + whole));
-                    acc[r][j] = L::fma(x, w, acc[r][j]);
+                for j in 0..COUNT {
+                    acc[r][j] = L::fma(x, W::load::<L>(at(whole, j)), acc[r][j]);
                 }
             }
         }
         for r in 0..ROWS {
-            for j in 0..RANKS {
+            for j in 0..COUNT {
                 s.t[(row + r) * s.rank + rank + j] = L::sum(acc[r][j]);
             }
         }
@@ -244,18 +280,7 @@ unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const RANKS: usize>(
 /// As [`Micro`].
 #[inline(always)]
 unsafe fn shrink<L: Lanes, W: Stored, const WIDE: usize, const TALL: usize>(s: &mut Shrink<'_, f32, W>) {
-    let rows = s.t.len() / s.rank;
-    assert!(
-        s.t.len() == rows * s.rank
-            && s.x.len() == rows * s.width
-            && s.a.len() == s.rank * s.width.next_multiple_of(ROW),
-        "shrink: x {}, a {}, t {} for width {} and rank {}",
-        s.x.len(),
-        s.a.len(),
-        s.t.len(),
-        s.width,
-        s.rank,
-    );
+    let rows = s.rows(s.width);
     let mut row = 0;
     // SAFETY: every block stays inside the shapes just checked.
     unsafe {
@@ -601,16 +626,7 @@ mod pairs {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     unsafe fn shrink(s: &mut Shrink<'_, u16, u16>) {
-        let (stride, rows) = (s.width.next_multiple_of(ROW), s.t.len() / s.rank);
-        assert!(
-            s.t.len() == rows * s.rank && s.x.len() == rows * stride && s.a.len() == s.rank * stride,
-            "shrink: x {}, a {}, t {} for width {} and rank {}",
-            s.x.len(),
-            s.a.len(),
-            s.t.len(),
-            s.width,
-            s.rank,
-        );
+        let rows = s.rows(s.width.next_multiple_of(ROW));
         let mut row = 0;
         // SAFETY: blocks stay inside the shapes just checked.
         unsafe {
@@ -637,23 +653,25 @@ mod pairs {
         }
     }
 
-    /// Dot products of `ROWS` rows with `RANKS` rows of A. Each is one vector chain along k.
+    /// Dot products of `ROWS` rows with `COUNT` ranks of one block. Each is one vector chain along k.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn dots<const ROWS: usize, const RANKS: usize>(s: &mut Shrink<'_, u16, u16>, row: usize, rank: usize) {
+    unsafe fn dots<const ROWS: usize, const COUNT: usize>(s: &mut Shrink<'_, u16, u16>, row: usize, rank: usize) {
         let stride = s.width.next_multiple_of(ROW);
-        // SAFETY: the caller checked that the blocks lie inside x, a and t, whose rows are padded to whole vectors.
+        let (a, chunk) = s.chunks(rank);
+        // SAFETY: the caller checked that the rows and ranks lie inside x, a and t, padded to whole chunks.
         unsafe {
-            let (x, a) = (s.x.as_ptr().add(row * stride), s.a.as_ptr().add(rank * stride));
-            let mut acc = [[_mm512_setzero_ps(); RANKS]; ROWS];
-            for k in (0..stride).step_by(ROW) {
+            let x = s.x.as_ptr().add(row * stride);
+            let mut acc = [[_mm512_setzero_ps(); COUNT]; ROWS];
+            for k in 0..stride / ROW {
                 for r in 0..ROWS {
-                    for j in 0..RANKS {
-                        acc[r][j] = dot32(acc[r][j], a.add(j * stride + k), x.add(r * stride + k));
+                    for j in 0..COUNT {
+                        let a = a.add(k * chunk + j * ROW);
+                        acc[r][j] = dot32(acc[r][j], a, x.add(r * stride + k * ROW));
                     }
                 }
             }
             for r in 0..ROWS {
-                for j in 0..RANKS {
+                for j in 0..COUNT {
                     s.t[(row + r) * s.rank + rank + j] = Avx512::sum(acc[r][j]);
                 }
             }

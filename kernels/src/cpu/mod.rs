@@ -98,7 +98,7 @@ impl Kernels for Cpu {
     }
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
-        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::PaddedRows, format))
+        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RankBlocks, format))
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
