@@ -6,7 +6,7 @@
 //! exponentials runs in lanes by position; so a row's result depends on its position and not on the cut into steps.
 
 use super::Cpu;
-use super::micro::{Ahead, Tile};
+use super::micro::{Ahead, Tile, fetch_line};
 use super::share::{OutPtr, with_scratch};
 use crate::kv::{KvData, KvShape};
 use crate::packed::{PANEL, round_bf16};
@@ -17,6 +17,8 @@ use std::ops::Range;
 const QUERIES_PER_UNIT: usize = 12;
 /// Multiplications below which a second thread costs more than it brings.
 const INLINE_BELOW: usize = 1 << 16;
+/// Blocks whose keys or values are asked for before they are needed: a tile of panels.
+const BLOCKS_AHEAD: usize = 4;
 /// Values below which writing stays on one thread.
 const INLINE_WRITE_BELOW: usize = 8 << 10;
 
@@ -136,7 +138,12 @@ impl<W: Copy + Sync> Call<'_, W> {
                 }
             }
         }
-        let body = |range: Range<usize>| units[range].iter().for_each(|unit| self.unit(unit));
+        let body = |range: Range<usize>| {
+            let units = &units[range];
+            for (i, unit) in units.iter().enumerate() {
+                self.unit(unit, units.get(i + 1));
+            }
+        };
         if work * self.shape.kv_heads * self.group * self.shape.head_dim < INLINE_BELOW {
             body(0..units.len());
         } else {
@@ -144,7 +151,7 @@ impl<W: Copy + Sync> Call<'_, W> {
         }
     }
 
-    fn unit(&self, unit: &Unit) {
+    fn unit(&self, unit: &Unit, next: Option<&Unit>) {
         let seq = &self.seqs[unit.seq];
         let KvShape { block_size, head_dim, .. } = self.shape;
         let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
@@ -162,6 +169,11 @@ impl<W: Copy + Sync> Call<'_, W> {
             for (query, scores) in scores.chunks_exact_mut(stride).enumerate() {
                 let position = seq.start + unit.rows.start - seq.rows.start + query / self.group;
                 totals.push(self.softmax(scores, position + 1, seen));
+            }
+            if let Some(next) = next {
+                let seq = &self.seqs[next.seq];
+                let used = (seq.start + seq.rows.len()).div_ceil(block_size);
+                self.fetch_keys(next.kv_head, &seq.blocks[..used.min(BLOCKS_AHEAD)]);
             }
             self.weigh(unit.kv_head, blocks, seen, scores, stride, sums);
             self.scatter(unit, sums, &totals);
@@ -211,9 +223,30 @@ impl<W: Copy + Sync> Call<'_, W> {
                 add: false,
                 ahead: Ahead::NONE,
             };
+            let read = (panel + count).div_ceil(per_block);
+            match blocks.get(read..) {
+                Some([]) | None => self.fetch_values(kv_head, &blocks[..blocks.len().min(BLOCKS_AHEAD)]),
+                Some(left) => self.fetch_keys(kv_head, &left[..left.len().min(BLOCKS_AHEAD)]),
+            }
             // SAFETY: keys were sliced to the whole block, scores have `panels * 16 < stride` columns per query.
             unsafe { self.tiles(queries, shape.rows, count, tile) };
             panel += count;
+        }
+    }
+
+    /// Asks for keys before they are needed: blocks lie anywhere, which the hardware cannot guess.
+    fn fetch_keys(&self, kv_head: usize, blocks: &[u32]) {
+        let len = self.shape.head_dim * self.shape.slot_stride();
+        for &block in blocks {
+            fetch(&self.keys[self.shape.k_start(block as usize, kv_head)..][..len]);
+        }
+    }
+
+    /// Asks for values before they are needed.
+    fn fetch_values(&self, kv_head: usize, blocks: &[u32]) {
+        let len = self.shape.block_size * self.shape.dim_stride();
+        for &block in blocks {
+            fetch(&self.values[self.shape.v_start(block as usize, kv_head)..][..len]);
         }
     }
 
@@ -248,6 +281,7 @@ impl<W: Copy + Sync> Call<'_, W> {
         let (queries, shape) = (sums.len() / dims, self.cpu.micro.shape(sums.len() / dims));
         for (index, &block) in blocks.iter().enumerate() {
             let depth = block_size.min(seen - index * block_size);
+            self.fetch_values(kv_head, blocks.get(index + BLOCKS_AHEAD..=index + BLOCKS_AHEAD).unwrap_or(&[]));
             let start = self.shape.v_start(block as usize, kv_head);
             let values = &self.values[start..start + block_size * dims];
             let mut panel = 0;
@@ -296,5 +330,11 @@ impl<W: Copy + Sync> Call<'_, W> {
                 (self.cpu.micro.scale)(&sums[..head_dim], 1.0 / total, to);
             }
         }
+    }
+}
+
+fn fetch<W>(values: &[W]) {
+    for line in values.chunks(64 / size_of::<W>()) {
+        fetch_line(line.as_ptr());
     }
 }
