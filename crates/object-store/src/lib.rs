@@ -21,10 +21,12 @@
 pub mod embedded;
 mod error;
 pub mod keys;
+mod probe;
 mod s3;
 mod store;
 
 pub use embedded::EmbeddedS3;
 pub use error::Error;
+pub use probe::probe;
 pub use s3::{S3Settings, S3Store};
 pub use store::{ETag, Object, ObjectMeta, ObjectStore, ObjectStream, PutOutcome};

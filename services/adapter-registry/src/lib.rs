@@ -1,1 +1,30 @@
-//! placeholder
+//! The registry: takes packages, checks them against the base, stores them as immutable numbered versions, and keeps
+//! aliases, tenants and keys.
+//!
+//! S3 is the system of record. Every object below `registry/` is written under a condition and only grows newer, so
+//! that several registries may run side by side and the memory of each is a join of what it saw ([`catalog`]).
+//! This room must not know requests, workers' load or where adapter bytes are cached.
+//!
+//! 1. [`grpc`]: the face; one method a call, limits and metrics around it.
+//! 2. [`publish`]: upload, check, blob, version, alias.
+//! 3. [`core`]: reading and writing records under conditions; the directory after every change.
+//! 4. [`catalog`]: what is known, and the [`weft_proto::registry::v1::Directory`] made of it.
+//! 5. [`layout`] and [`records`]: keys and content of the objects.
+
+mod admin;
+mod app;
+mod catalog;
+mod core;
+mod error;
+mod grpc;
+mod layout;
+mod metrics;
+mod publish;
+mod records;
+mod settings;
+mod wire;
+
+pub use app::App;
+pub use error::Error;
+pub use grpc::{DIRECTORY_GENERATION_HEADER, DIRECTORY_INCARNATION_HEADER};
+pub use settings::Settings;

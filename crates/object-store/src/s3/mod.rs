@@ -4,7 +4,6 @@
 //! first try happened, the retry gets 412. The id tells this from a lost race: on 412 the object is asked for its id.
 
 mod failure;
-mod probe;
 mod settings;
 
 pub use settings::S3Settings;
@@ -138,13 +137,12 @@ impl S3Store {
         }
     }
 
-    /// Refuses an endpoint that does not keep the promises of [`ObjectStore`], racing conditional writes included.
-    /// Writes under `.weft-probe/` and cleans up. Cost: about 50 requests.
+    /// [`crate::probe`] with the endpoint named in the error.
     ///
     /// # Errors
-    /// [`Error::NotConforming`] naming the broken promise, or what made a request fail.
+    /// As there.
     pub async fn probe(&self) -> Result<(), Error> {
-        probe::probe(self).await.map_err(|error| match error {
+        crate::probe(self).await.map_err(|error| match error {
             Error::NotConforming(promise) => Error::NotConforming(format!("{}: {promise}", self.endpoint)),
             other => other,
         })

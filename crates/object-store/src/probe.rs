@@ -10,8 +10,12 @@ const RACERS: usize = 8;
 /// Races of each kind: a server without a lock is caught by the first in nearly every case.
 const RACES: usize = 2;
 
-/// Runs the checks under a random prefix, and removes what they wrote.
-pub(super) async fn probe(store: &dyn ObjectStore) -> Result<(), Error> {
+/// Refuses a store that does not keep the promises of [`ObjectStore`], racing conditional writes included.
+/// Writes under a random key below `.weft-probe/` and removes it again. Cost: about 50 requests.
+///
+/// # Errors
+/// [`Error::NotConforming`] naming the broken promise, or what made a request fail.
+pub async fn probe(store: &dyn ObjectStore) -> Result<(), Error> {
     let prefix = format!(".weft-probe/{}/", uuid::Uuid::new_v4());
     let result = check(store, &prefix).await;
     let cleaned = clean(store, &prefix).await;

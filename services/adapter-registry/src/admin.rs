@@ -1,0 +1,299 @@
+//! Tenants, keys, aliases and the announced base.
+
+use crate::Error;
+use crate::core::{Change, Core, now_ms};
+use crate::layout::{Place, adapter_prefix, tenant_prefix};
+use crate::records::{
+    AliasRecord, BaseRecord, KeyRecord, LinearRecord, Revocation, SALT_BYTES, TenantRecord, VersionRecord,
+};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use weft_object_store::ETag;
+use weft_proto::registry::v1 as pb;
+use weft_types::{AdapterName, AliasName, Digest, Selector, TenantName, VersionNumber};
+
+/// So that a directory with everything at its limit still fits one message.
+pub(crate) const TENANTS_MAX: usize = 10_000;
+const KEYS_MAX: usize = 100_000;
+const KEYS_PER_TENANT_MAX: usize = 1_000;
+const ALIASES_PER_ADAPTER_MAX: usize = 100;
+/// Labels, actors and other free text of people.
+const TEXT_BYTES_MAX: usize = 128;
+const SERVED_NAME_BYTES_MAX: usize = 256;
+const LINEARS_MAX: usize = 64;
+/// Generous: the largest Llama has 126 layers.
+const LAYERS_MAX: u32 = 4096;
+const FEATURES_MAX: u32 = 1 << 20;
+
+/// What an alias must be for a move to happen.
+pub(crate) enum Expected {
+    /// Whatever it is.
+    Any,
+    /// It must exist.
+    Present,
+    /// It must not exist.
+    Absent,
+    /// It must be in this state.
+    State(ETag),
+    /// It must not name a newer version: then it stays there. What a publish wants.
+    Older,
+}
+
+impl Expected {
+    /// From `SetAliasRequest.expected_etag`.
+    pub(crate) fn from_wire(text: &str) -> Self {
+        match text {
+            "" => Self::Any,
+            "*" => Self::Present,
+            "none" => Self::Absent,
+            etag => Self::State(ETag::new(etag)),
+        }
+    }
+}
+
+/// Free text of people: bounded, one line.
+pub(crate) fn check_text(param: &'static str, text: &str, bytes_max: usize) -> Result<(), Error> {
+    if text.len() > bytes_max {
+        return Err(Error::invalid(param, format!("{param} has {} bytes, the limit is {bytes_max}", text.len())));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Error::invalid(param, format!("{param} has a control character")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_actor(actor: &str) -> Result<(), Error> {
+    check_text("actor", actor, TEXT_BYTES_MAX)
+}
+
+impl Core {
+    /// The tenant must exist; asks the store if it is not known here.
+    pub(crate) async fn require_tenant(&self, tenant: &TenantName) -> Result<(), Error> {
+        if self.catalog().tenant(tenant).is_some() {
+            return Ok(());
+        }
+        self.refresh(&tenant_prefix(tenant)).await?;
+        if self.catalog().tenant(tenant).is_some() {
+            return Ok(());
+        }
+        Err(Error::NotFound(format!("there is no tenant {tenant}")))
+    }
+
+    /// Makes the tenant, with its salt, unless it is there. Returns whether it was made.
+    pub(crate) async fn create_tenant(&self, name: TenantName, actor: &str) -> Result<(TenantRecord, bool), Error> {
+        check_actor(actor)?;
+        if self.counts().tenants >= TENANTS_MAX && self.require_tenant(&name).await.is_err() {
+            return Err(Error::Full { what: "tenants".to_owned(), max: TENANTS_MAX });
+        }
+        let salt: [u8; SALT_BYTES] = rand::random();
+        let mut created = false;
+        let place = Place::Tenant(name.clone());
+        let updated = self.update(&place, |found: Option<(&TenantRecord, &ETag)>| {
+            created = found.is_none();
+            Ok(match found {
+                Some((record, _)) => Change::Keep(record.clone()),
+                None => Change::Write(TenantRecord {
+                    revision: 1,
+                    name: name.clone(),
+                    created_ms: now_ms(),
+                    actor: actor.to_owned(),
+                    salt,
+                    default_adapter: String::new(),
+                }),
+            })
+        });
+        let (record, _) = updated.await?;
+        if created {
+            tracing::info!(tenant = %name, actor, "created a tenant");
+        }
+        Ok((record, created))
+    }
+
+    /// Makes a key. The secret is in the answer and nowhere else.
+    pub(crate) async fn create_key(&self, tenant: TenantName, label: &str, actor: &str) -> Result<(String, String), Error> {
+        check_actor(actor)?;
+        check_text("label", label, TEXT_BYTES_MAX)?;
+        self.require_tenant(&tenant).await?;
+        let here = self.catalog().tenant(&tenant).map_or(0, |tenant| tenant.keys.len());
+        for (what, count, max) in [
+            (format!("keys of tenant {tenant}"), here, KEYS_PER_TENANT_MAX),
+            ("keys".to_owned(), self.counts().keys, KEYS_MAX),
+        ] {
+            if count >= max {
+                return Err(Error::Full { what, max });
+            }
+        }
+        loop {
+            // Hex, so that no `_` blurs where the id ends in the secret.
+            let id = hex::encode(rand::random::<[u8; 8]>());
+            let secret = format!("weft_{id}_{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
+            let record = KeyRecord {
+                revision: 1,
+                id: id.clone(),
+                label: label.to_owned(),
+                created_ms: now_ms(),
+                actor: actor.to_owned(),
+                secret_sha256: Digest::of(secret.as_bytes()),
+                revoked: None,
+            };
+            if self.create(&Place::Key(tenant.clone(), id.clone()), &record).await?.is_some() {
+                tracing::info!(%tenant, key = id, actor, "created a key");
+                return Ok((id, secret));
+            }
+        }
+    }
+
+    /// Revokes a key; again is the same as once.
+    pub(crate) async fn revoke_key(&self, tenant: TenantName, id: &str, actor: &str) -> Result<(), Error> {
+        check_actor(actor)?;
+        let unknown = || Error::NotFound(format!("tenant {tenant} has no such key"));
+        // Only ids that we make: anything else could name another object.
+        if id.len() != 16 || !id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(unknown());
+        }
+        let place = Place::Key(tenant.clone(), id.to_owned());
+        let revoked = self.update(&place, |found: Option<(&KeyRecord, &ETag)>| {
+            let (record, _) = found.ok_or_else(unknown)?;
+            if record.revoked.is_some() {
+                return Ok(Change::Keep(record.clone()));
+            }
+            let revoked = Some(Revocation { at_ms: now_ms(), actor: actor.to_owned() });
+            Ok(Change::Write(KeyRecord { revision: record.revision + 1, revoked, ..record.clone() }))
+        });
+        revoked.await?;
+        tracing::info!(%tenant, key = id, actor, "revoked a key");
+        Ok(())
+    }
+
+    /// The version that the selector means; asks the store if it is not known here.
+    pub(crate) async fn resolve(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        selector: &Selector,
+    ) -> Result<VersionRecord, Error> {
+        if let Some(found) = self.catalog().resolve(tenant, adapter, selector) {
+            return Ok(found.clone());
+        }
+        self.require_tenant(tenant).await?;
+        self.refresh(&adapter_prefix(tenant, adapter)).await?;
+        let found = self.catalog().resolve(tenant, adapter, selector).cloned();
+        found.ok_or_else(|| Error::NotFound(format!("tenant {tenant} has no adapter {adapter}@{selector}")))
+    }
+
+    /// Moves an alias to a version that exists.
+    pub(crate) async fn set_alias(
+        &self,
+        tenant: TenantName,
+        adapter: AdapterName,
+        alias: AliasName,
+        version: VersionNumber,
+        expected: Expected,
+        actor: &str,
+    ) -> Result<(AliasRecord, ETag), Error> {
+        check_actor(actor)?;
+        let target = self.resolve(&tenant, &adapter, &Selector::Version(version)).await?;
+        let aliases = self.catalog().adapter(&tenant, &adapter).map_or(0, |adapter| {
+            if adapter.aliases.contains_key(&alias) { 0 } else { adapter.aliases.len() }
+        });
+        if aliases >= ALIASES_PER_ADAPTER_MAX {
+            return Err(Error::Full { what: format!("aliases of {adapter}"), max: ALIASES_PER_ADAPTER_MAX });
+        }
+        let conflict = |is: String| Err(Error::Conflict(format!("alias {alias} of {adapter} {is}")));
+        let place = Place::Alias(tenant.clone(), adapter.clone(), alias.clone());
+        let moved = self.update(&place, |found: Option<(&AliasRecord, &ETag)>| {
+            match (&expected, found) {
+                (Expected::Present | Expected::State(_), None) => return conflict("does not exist".to_owned()),
+                (Expected::Absent, Some((record, _))) => return conflict(format!("is version {} already", record.version)),
+                (Expected::State(etag), Some((record, now))) if etag != now => {
+                    return conflict(format!("was moved to version {} meanwhile", record.version));
+                }
+                (Expected::Older, Some((record, _))) if record.version > version => return Ok(Change::Keep(record.clone())),
+                (_, Some((record, _))) if record.version == version => return Ok(Change::Keep(record.clone())),
+                _ => {}
+            }
+            let earlier = found.map(|(record, _)| record);
+            Ok(Change::Write(AliasRecord::moved(earlier, version, target.digest, now_ms(), actor)))
+        });
+        let (record, etag) = moved.await?;
+        tracing::info!(%tenant, %adapter, %alias, version = record.version, actor, "alias is set");
+        Ok((record, etag))
+    }
+
+    /// Keeps what a worker serves, so that packages can be checked while no worker runs.
+    pub(crate) async fn announce_base(&self, request: pb::AnnounceBaseRequest) -> Result<(), Error> {
+        let announced = read_base(request)?;
+        // Workers announce again and again: nearly always there is nothing to do.
+        if self.catalog().base.as_ref().is_some_and(|known| known.is_same_base(&announced)) {
+            return Ok(());
+        }
+        let updated = self.update(&Place::Base, |found: Option<(&BaseRecord, &ETag)>| {
+            Ok(match found {
+                Some((known, _)) if known.is_same_base(&announced) => Change::Keep(known.clone()),
+                Some((known, _)) => {
+                    if known.digest != announced.digest {
+                        tracing::warn!(was = %known.digest, is = %announced.digest, worker = announced.worker, "the base changed");
+                    }
+                    Change::Write(BaseRecord { revision: known.revision + 1, ..announced.clone() })
+                }
+                None => Change::Write(announced.clone()),
+            })
+        });
+        updated.await?;
+        tracing::info!(base = %announced.digest, served_name = announced.served_name, "the base is known");
+        Ok(())
+    }
+
+    /// The base that packages are checked against.
+    pub(crate) async fn require_base(&self) -> Result<BaseRecord, Error> {
+        if let Some(base) = self.catalog().base.clone() {
+            return Ok(base);
+        }
+        self.refresh(&Place::Base.key()).await?;
+        self.catalog().base.clone().ok_or(Error::NoBase)
+    }
+}
+
+fn read_base(request: pb::AnnounceBaseRequest) -> Result<BaseRecord, Error> {
+    let digest = Digest::try_from(&request.base_digest[..]);
+    let digest = digest.map_err(|error| Error::invalid("base_digest", format!("base_digest: {error}")))?;
+    check_text("served_name", &request.served_name, SERVED_NAME_BYTES_MAX)?;
+    check_text("worker", &request.worker, SERVED_NAME_BYTES_MAX)?;
+    if request.served_name.is_empty() {
+        return Err(Error::invalid("served_name", "served_name must not be empty"));
+    }
+    if !(1..=LAYERS_MAX).contains(&request.layers) {
+        return Err(Error::invalid("layers", format!("layers is {}, allowed are 1 to {LAYERS_MAX}", request.layers)));
+    }
+    if request.linears.is_empty() || request.linears.len() > LINEARS_MAX {
+        let count = request.linears.len();
+        return Err(Error::invalid("linears", format!("linears has {count} entries, allowed are 1 to {LINEARS_MAX}")));
+    }
+    let mut linears = Vec::new();
+    for linear in request.linears {
+        check_text("linears", &linear.module, TEXT_BYTES_MAX)?;
+        check_text("linears", &linear.parent, TEXT_BYTES_MAX)?;
+        let sizes = [linear.in_features, linear.out_features];
+        if !sizes.iter().all(|size| (1..=FEATURES_MAX).contains(size)) {
+            let message = format!("linears: {} is {sizes:?}, allowed are 1 to {FEATURES_MAX}", linear.module);
+            return Err(Error::invalid("linears", message));
+        }
+        linears.push(LinearRecord {
+            module: linear.module,
+            parent: linear.parent,
+            in_features: linear.in_features as usize,
+            out_features: linear.out_features as usize,
+        });
+    }
+    Ok(BaseRecord {
+        revision: 1,
+        digest,
+        served_name: request.served_name,
+        layers: request.layers as usize,
+        vocabulary_size: request.vocabulary_size,
+        hidden_size: request.hidden_size,
+        linears,
+        announced_ms: now_ms(),
+        worker: request.worker,
+    })
+}

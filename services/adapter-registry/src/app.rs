@@ -1,0 +1,116 @@
+//! Wires the registry together and runs it.
+
+use crate::core::Core;
+use crate::grpc::Service;
+use crate::layout::ROOT;
+use crate::metrics::Metrics;
+use crate::{Error, Settings};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use weft_object_store::ObjectStore;
+use weft_proto::registry::v1::registry_server::RegistryServer;
+use weft_service_kit::readiness::Readiness;
+use weft_service_kit::shutdown::{Shutdown, within_grace};
+use weft_service_kit::transport::{self, Backoff, Listener, MESSAGE_BYTES_MAX};
+
+/// A chunk of 1 MiB and its frame.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
+const BASE_CONDITION: &str = "base";
+
+/// A registry that has read its records and is ready to serve.
+pub struct App {
+    core: Arc<Core>,
+    readiness: Readiness,
+}
+
+impl App {
+    /// Refuses a store that does not honour conditions, then reads every record. Waits for a store that is away, at
+    /// most `store_wait_ms`.
+    ///
+    /// # Errors
+    /// `invalid` settings, `unavailable` if the store stays away, `internal` if it cannot be used.
+    pub async fn build(
+        settings: Settings,
+        store: Arc<dyn ObjectStore>,
+        metrics: &prometheus::Registry,
+    ) -> Result<Self, Error> {
+        settings.check()?;
+        let metrics = Metrics::new(metrics).map_err(Error::Metrics)?;
+        let wait = Duration::from_millis(settings.store_wait_ms);
+        let core = Arc::new(Core::new(store, settings, metrics));
+        when_store_answers(wait, async || Ok(weft_object_store::probe(&*core.store).await?)).await?;
+        when_store_answers(wait, async || core.refresh(ROOT).await).await?;
+        let counts = core.counts();
+        tracing::info!(tenants = counts.tenants, adapters = counts.adapters, versions = counts.versions, "read the records");
+        let readiness = Readiness::new();
+        if core.catalog().base.is_none() {
+            readiness.wait_for(BASE_CONDITION, "no worker has announced its base model yet");
+        }
+        Ok(Self { core, readiness })
+    }
+
+    /// What the registry still waits for before it can take packages.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Serves until shutdown. Then directory streams end, and running calls are waited for during the grace period.
+    ///
+    /// # Errors
+    /// The transport failed.
+    pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
+        let grace = Duration::from_millis(self.core.settings.shutdown_grace_ms);
+        let stopping = shutdown.child();
+        let service = RegistryServer::new(Service::new(Arc::clone(&self.core), stopping.clone()))
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let serving = transport::server()
+            .add_service(service)
+            .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
+        let background = async {
+            tokio::join!(self.core.keep_fresh(stopping.clone()), watch_for_base(&self.core, &self.readiness, &stopping))
+        };
+        let served = within_grace(
+            async {
+                let (served, _) = tokio::join!(serving, background);
+                served
+            },
+            &shutdown,
+            grace,
+        );
+        let Some(served) = served.await else {
+            tracing::warn!("calls did not end in the grace period");
+            return Ok(());
+        };
+        Ok(served?)
+    }
+}
+
+/// The base arrives with a record, by a worker's call here or at another registry.
+async fn watch_for_base(core: &Core, readiness: &Readiness, stopping: &Shutdown) {
+    let mut changes = core.watch();
+    while core.catalog().base.is_none() {
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = stopping.wait() => return,
+        }
+    }
+    readiness.met(BASE_CONDITION);
+}
+
+/// Tries until the store answers; what waiting cannot help is an error at once.
+async fn when_store_answers<T>(wait: Duration, work: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    let deadline = Instant::now() + wait;
+    let mut backoff = Backoff::default();
+    loop {
+        match work().await {
+            Err(error) if error.is_passing() && Instant::now() < deadline => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the object store");
+                backoff.wait().await;
+            }
+            result => return result,
+        }
+    }
+}

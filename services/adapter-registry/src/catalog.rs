@@ -1,0 +1,194 @@
+//! What this process knows of the records, and the directory made of it. No IO.
+//!
+//! Records are never deleted and only grow newer, so merging is a join: in whatever order and however often records
+//! arrive, from a listing or from our own write, the catalog ends up with the newest of each. A listing that began
+//! before a write therefore cannot undo it.
+
+use crate::layout::Place;
+use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
+use std::collections::{BTreeMap, HashMap};
+use weft_object_store::ETag;
+use weft_proto::registry::v1 as pb;
+use weft_types::{AdapterName, AliasName, Digest, Selector, TenantName, VersionNumber};
+
+/// Everything known.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    pub(crate) base: Option<BaseRecord>,
+    pub(crate) tenants: BTreeMap<TenantName, Tenant>,
+    /// The state of each object that was merged, so that it is not read again.
+    etags: HashMap<String, ETag>,
+}
+
+/// A tenant, or what was seen of it before its own record.
+#[derive(Debug, Default)]
+pub(crate) struct Tenant {
+    pub(crate) record: Option<TenantRecord>,
+    pub(crate) keys: BTreeMap<String, KeyRecord>,
+    pub(crate) adapters: BTreeMap<AdapterName, Adapter>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Adapter {
+    pub(crate) versions: BTreeMap<VersionNumber, VersionRecord>,
+    pub(crate) aliases: BTreeMap<AliasName, (AliasRecord, ETag)>,
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) tenants: usize,
+    pub(crate) keys: usize,
+    pub(crate) adapters: usize,
+    pub(crate) versions: usize,
+}
+
+impl Catalog {
+    /// Whether this state of the object was merged before.
+    pub(crate) fn has_seen(&self, key: &str, etag: &ETag) -> bool {
+        self.etags.get(key) == Some(etag)
+    }
+
+    /// Takes in a record, if it is newer than what is known. Returns whether it was.
+    pub(crate) fn merge(&mut self, place: &Place, record: Record, etag: ETag) -> bool {
+        let seen = etag.clone();
+        let is_newer = match (place, record) {
+            (Place::Base, Record::Base(new)) => {
+                let is_newer = self.base.as_ref().is_none_or(|old| new.revision > old.revision);
+                if is_newer {
+                    self.base = Some(new);
+                }
+                is_newer
+            }
+            (Place::Tenant(name), Record::Tenant(new)) => {
+                let known = &mut self.tenant_mut(name).record;
+                let is_newer = known.as_ref().is_none_or(|old| new.revision > old.revision);
+                if is_newer {
+                    *known = Some(new);
+                }
+                is_newer
+            }
+            (Place::Key(tenant, id), Record::Key(new)) => {
+                let keys = &mut self.tenant_mut(tenant).keys;
+                let is_newer = keys.get(id).is_none_or(|old| new.revision > old.revision);
+                if is_newer {
+                    keys.insert(id.clone(), new);
+                }
+                is_newer
+            }
+            (Place::Version(tenant, adapter, number), Record::Version(new)) => {
+                let versions = &mut self.tenant_mut(tenant).adapters.entry(adapter.clone()).or_default().versions;
+                let is_newer = !versions.contains_key(number);
+                if is_newer {
+                    versions.insert(*number, new);
+                }
+                is_newer
+            }
+            (Place::Alias(tenant, adapter, alias), Record::Alias(new)) => {
+                let aliases = &mut self.tenant_mut(tenant).adapters.entry(adapter.clone()).or_default().aliases;
+                let is_newer = aliases.get(alias).is_none_or(|(old, _)| new.revision > old.revision);
+                if is_newer {
+                    aliases.insert(alias.clone(), (new, etag));
+                }
+                is_newer
+            }
+            // A record of another kind is no JSON of this place: reading it fails before.
+            _ => false,
+        };
+        if is_newer {
+            self.etags.insert(place.key(), seen);
+        }
+        is_newer
+    }
+
+    fn tenant_mut(&mut self, name: &TenantName) -> &mut Tenant {
+        self.tenants.entry(name.clone()).or_default()
+    }
+
+    /// The tenant, if it was created.
+    pub(crate) fn tenant(&self, name: &TenantName) -> Option<&Tenant> {
+        self.tenants.get(name).filter(|tenant| tenant.record.is_some())
+    }
+
+    /// The adapter, if it has a version.
+    pub(crate) fn adapter(&self, tenant: &TenantName, adapter: &AdapterName) -> Option<&Adapter> {
+        self.tenant(tenant)?.adapters.get(adapter).filter(|adapter| !adapter.versions.is_empty())
+    }
+
+    /// The version that the selector means.
+    pub(crate) fn resolve(&self, tenant: &TenantName, name: &AdapterName, selector: &Selector) -> Option<&VersionRecord> {
+        let adapter = self.adapter(tenant, name)?;
+        match selector {
+            Selector::Alias(alias) => adapter.versions.get(&adapter.aliases.get(alias)?.0.version),
+            Selector::Version(number) => adapter.versions.get(number),
+            Selector::Digest(digest) => adapter.version_with(digest),
+        }
+    }
+
+    /// How much there is. Cost: one step an adapter.
+    pub(crate) fn counts(&self) -> Counts {
+        let mut counts = Counts { tenants: self.tenants.len(), ..Counts::default() };
+        for tenant in self.tenants.values() {
+            counts.keys += tenant.keys.len();
+            counts.adapters += tenant.adapters.len();
+            counts.versions += tenant.adapters.values().map(|adapter| adapter.versions.len()).sum::<usize>();
+        }
+        counts
+    }
+
+    /// What a gateway needs. Cost: one step a version.
+    pub(crate) fn directory(&self, generation: u64, incarnation: &str) -> pb::Directory {
+        let tenants = self.tenants.values().filter_map(|tenant| {
+            let record = tenant.record.as_ref()?;
+            Some(pb::DirectoryTenant {
+                name: record.name.to_string(),
+                default_adapter: record.default_adapter.clone(),
+                keys: tenant.keys.values().filter(|key| key.revoked.is_none()).map(directory_key).collect(),
+                adapters: tenant.adapters.iter().filter_map(directory_adapter).collect(),
+                salt: record.salt.to_vec().into(),
+            })
+        });
+        pb::Directory { generation, incarnation: incarnation.to_owned(), tenants: tenants.collect() }
+    }
+}
+
+impl Adapter {
+    /// The version with this digest; there is at most one.
+    pub(crate) fn version_with(&self, digest: &Digest) -> Option<&VersionRecord> {
+        self.versions.values().find(|version| version.digest == *digest)
+    }
+
+    /// When its first version was published.
+    pub(crate) fn created_ms(&self) -> u64 {
+        self.versions.values().next().map_or(0, |first| first.created_ms)
+    }
+}
+
+fn directory_key(key: &KeyRecord) -> pb::DirectoryKey {
+    pb::DirectoryKey { id: key.id.clone(), secret_sha256: key.secret_sha256.to_vec().into() }
+}
+
+fn directory_adapter((name, adapter): (&AdapterName, &Adapter)) -> Option<pb::DirectoryAdapter> {
+    if adapter.versions.is_empty() {
+        return None;
+    }
+    let versions = adapter.versions.values().map(|version| pb::DirectoryVersion {
+        number: version.number,
+        digest: version.digest.to_vec().into(),
+        bytes: version.bytes,
+    });
+    // An alias may be seen before the version it names: it is shown once both are known.
+    let aliases = adapter.aliases.iter().filter(|(_, (alias, _))| adapter.versions.contains_key(&alias.version));
+    let aliases =
+        aliases.map(|(name, (alias, _))| pb::DirectoryAlias { name: name.to_string(), version: alias.version });
+    Some(pb::DirectoryAdapter {
+        name: name.to_string(),
+        created_ms: adapter.created_ms(),
+        versions: versions.collect(),
+        aliases: aliases.collect(),
+    })
+}
+
+#[cfg(test)]
+#[path = "catalog_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! Reading and writing records, and the directory after every change.
+
+use crate::catalog::{Catalog, Counts};
+use crate::layout::{Place, ROOT};
+use crate::metrics::Metrics;
+use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
+use crate::{Error, Settings};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+use weft_object_store::{ETag, Object, ObjectStore, PutOutcome};
+use weft_proto::registry::v1 as pb;
+use weft_service_kit::shutdown::Shutdown;
+
+/// Objects read at once.
+const READS_MAX: usize = 32;
+/// Tries of a conditional write that others keep winning; each try that loses means that another one won.
+const WRITE_ATTEMPTS_MAX: u32 = 64;
+const WRITE_DELAY_MS: u64 = 10;
+
+/// What every part of the registry shares.
+pub(crate) struct Core {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) settings: Settings,
+    pub(crate) metrics: Metrics,
+    catalog: Mutex<Catalog>,
+    directory: watch::Sender<Arc<pb::Directory>>,
+    incarnation: String,
+    /// Keys whose objects could not be read as records, so that each is reported once.
+    damaged: Mutex<BTreeSet<String>>,
+}
+
+/// What to do with a record.
+pub(crate) enum Change<R> {
+    /// Nothing: it is as wanted.
+    Keep(R),
+    /// Make it this.
+    Write(R),
+}
+
+impl Core {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, settings: Settings, metrics: Metrics) -> Self {
+        let incarnation = uuid::Uuid::new_v4().to_string();
+        let empty = pb::Directory { incarnation: incarnation.clone(), ..pb::Directory::default() };
+        let (directory, _) = watch::channel(Arc::new(empty));
+        Self {
+            store,
+            settings,
+            metrics,
+            catalog: Mutex::default(),
+            directory,
+            incarnation,
+            damaged: Mutex::default(),
+        }
+    }
+
+    /// The catalog. Held for short, plain work only.
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        // Every merge leaves the catalog whole, so that a poisoned lock carries no torn state.
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directory now, and every later one.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<pb::Directory>> {
+        self.directory.subscribe()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.catalog().counts()
+    }
+
+    /// Takes records in. If any is news, the directory is renewed before this returns.
+    fn merge(&self, records: impl IntoIterator<Item = (Place, Record, ETag)>) {
+        let mut catalog = self.catalog();
+        let mut changed = false;
+        for (place, record, etag) in records {
+            changed |= catalog.merge(&place, record, etag);
+        }
+        if changed {
+            // Under the catalog's lock, so that a larger generation never shows less.
+            let generation = self.directory.borrow().generation + 1;
+            self.directory.send_replace(Arc::new(catalog.directory(generation, &self.incarnation)));
+            self.metrics.directory_changed(generation, catalog.counts());
+        }
+    }
+
+    /// Lists the objects below a prefix and reads those that are new or changed. Objects that are no records are
+    /// reported and left out, so that one damaged object does not hide the others.
+    pub(crate) async fn refresh(&self, prefix: &str) -> Result<(), Error> {
+        let started = std::time::Instant::now();
+        let result = self.refresh_objects(prefix).await;
+        self.metrics.refreshed(started.elapsed(), result.is_ok());
+        result
+    }
+
+    async fn refresh_objects(&self, prefix: &str) -> Result<(), Error> {
+        let listed = self.store.list(prefix).await?;
+        let unseen: Vec<Place> = {
+            let catalog = self.catalog();
+            let unseen = listed.iter().filter(|object| !catalog.has_seen(&object.key, &object.etag));
+            unseen.filter_map(|object| self.place_of(&object.key)).collect()
+        };
+        let mut reads = futures::stream::iter(unseen).map(|place| self.read(place)).buffer_unordered(READS_MAX);
+        let mut found = Vec::new();
+        let mut failure = None;
+        while let Some(read) = reads.next().await {
+            match read {
+                Ok(Some(record)) => found.push(record),
+                // Deleted by hand meanwhile.
+                Ok(None) => {}
+                Err(error @ Error::Damaged { .. }) => self.report_damage(&error),
+                Err(error) => failure = Some(error),
+            }
+        }
+        self.merge(found);
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn place_of(&self, key: &str) -> Option<Place> {
+        let place = Place::parse(key);
+        if place.is_none() {
+            let problem = "nothing of ours lies there".to_owned();
+            self.report_damage(&Error::Damaged { key: key.to_owned(), problem });
+        }
+        place
+    }
+
+    fn report_damage(&self, error: &Error) {
+        let Error::Damaged { key, problem } = error else { return };
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if damaged.insert(key.clone()) {
+            tracing::error!(key, problem, "an object is left out of the directory");
+            self.metrics.damaged_objects.set(damaged.len() as i64);
+        }
+    }
+
+    async fn read(&self, place: Place) -> Result<Option<(Place, Record, ETag)>, Error> {
+        let key = place.key();
+        let Some(object) = self.store.get(&key).await? else { return Ok(None) };
+        let record = match &place {
+            Place::Base => parse::<BaseRecord>(&key, &object)?.into(),
+            Place::Tenant(_) => parse::<TenantRecord>(&key, &object)?.into(),
+            Place::Key(..) => parse::<KeyRecord>(&key, &object)?.into(),
+            Place::Version(..) => parse::<VersionRecord>(&key, &object)?.into(),
+            Place::Alias(..) => parse::<AliasRecord>(&key, &object)?.into(),
+        };
+        Ok(Some((place, record, object.etag)))
+    }
+
+    /// Writes a record that must not exist yet. `None`: somebody else was first.
+    pub(crate) async fn create<R>(&self, place: &Place, record: &R) -> Result<Option<ETag>, Error>
+    where
+        R: Serialize + Clone + Into<Record>,
+    {
+        let outcome = self.store.put_if_absent(&place.key(), encode(record)).await?;
+        let PutOutcome::Written(etag) = outcome else { return Ok(None) };
+        self.merge([(place.clone(), record.clone().into(), etag.clone())]);
+        Ok(Some(etag))
+    }
+
+    /// Reads a record and changes it by compare-and-swap until one try wins. The change is visible in the directory
+    /// when this returns. `decide` gets what is there now, with its state.
+    pub(crate) async fn update<R>(
+        &self,
+        place: &Place,
+        mut decide: impl FnMut(Option<(&R, &ETag)>) -> Result<Change<R>, Error> + Send,
+    ) -> Result<(R, ETag), Error>
+    where
+        R: Serialize + DeserializeOwned + Clone + Into<Record> + Send + Sync,
+    {
+        let key = place.key();
+        for attempt in 0..WRITE_ATTEMPTS_MAX {
+            let current = match self.store.get(&key).await? {
+                Some(object) => Some((parse::<R>(&key, &object)?, object.etag)),
+                None => None,
+            };
+            let change = decide(current.as_ref().map(|(record, etag)| (record, etag)))?;
+            let (record, etag) = match (change, current) {
+                (Change::Keep(record), Some((_, etag))) => (record, etag),
+                (Change::Write(record) | Change::Keep(record), None) => {
+                    match self.store.put_if_absent(&key, encode(&record)).await? {
+                        PutOutcome::Written(etag) => (record, etag),
+                        PutOutcome::Lost => {
+                            lost(attempt).await;
+                            continue;
+                        }
+                    }
+                }
+                (Change::Write(record), Some((_, etag))) => {
+                    match self.store.put_if_match(&key, encode(&record), &etag).await? {
+                        PutOutcome::Written(etag) => (record, etag),
+                        PutOutcome::Lost => {
+                            lost(attempt).await;
+                            continue;
+                        }
+                    }
+                }
+            };
+            self.merge([(place.clone(), record.clone().into(), etag.clone())]);
+            return Ok((record, etag));
+        }
+        Err(Error::Conflict(format!("{key} was changed by others in each of {WRITE_ATTEMPTS_MAX} tries")))
+    }
+
+    /// Lists everything again and again, so that what other registries write is seen.
+    pub(crate) async fn keep_fresh(&self, shutdown: Shutdown) {
+        let interval = Duration::from_millis(self.settings.directory_refresh_ms);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                () = shutdown.wait() => return,
+            }
+            if let Err(error) = self.refresh(ROOT).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot list the records; the last directory stays");
+            }
+        }
+    }
+}
+
+/// Gives the winner time, at random, so that those who met do not meet again.
+async fn lost(attempt: u32) {
+    let ceiling = WRITE_DELAY_MS << attempt.min(5);
+    tokio::time::sleep(Duration::from_millis(rand::random_range(1..=ceiling))).await;
+}
+
+fn parse<R: DeserializeOwned>(key: &str, object: &Object) -> Result<R, Error> {
+    serde_json::from_slice(&object.bytes)
+        .map_err(|error| Error::Damaged { key: key.to_owned(), problem: error.to_string() })
+}
+
+fn encode<R: Serialize>(record: &R) -> Bytes {
+    // People read these objects when something is wrong.
+    serde_json::to_vec_pretty(record).expect("records are plain data with text keys").into()
+}
+
+/// Unix milliseconds.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

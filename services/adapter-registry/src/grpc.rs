@@ -1,0 +1,274 @@
+//! The gRPC face.
+//!
+//! Every answer to a call that may have changed something names the directory that shows the change, in
+//! [`DIRECTORY_INCARNATION_HEADER`] and [`DIRECTORY_GENERATION_HEADER`]: a gateway that waits for it shows its own
+//! admin writes at once.
+
+use crate::Error;
+use crate::admin::Expected;
+use crate::core::Core;
+use crate::layout::{ROOT, adapter_prefix, tenant_prefix};
+use crate::metrics::Running;
+use crate::publish::{Outcome, Publisher};
+use crate::wire;
+use futures::stream::BoxStream;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Response, Status};
+use weft_fault::Fault;
+use weft_proto::registry::v1 as pb;
+use weft_proto::registry::v1::publish_response::Result::{Published, Refusal};
+use weft_proto::registry::v1::registry_server::Registry;
+use weft_service_kit::shutdown::Shutdown;
+use weft_types::{NameError, Selector, TenantName};
+
+/// Response metadata: the process that the generation belongs to.
+pub const DIRECTORY_INCARNATION_HEADER: &str = "weft-directory-incarnation";
+/// Response metadata: the first generation of the directory that shows what the call did.
+pub const DIRECTORY_GENERATION_HEADER: &str = "weft-directory-generation";
+
+/// The service.
+pub(crate) struct Service {
+    core: Arc<Core>,
+    publisher: Publisher,
+    watchers: Arc<Semaphore>,
+    stopping: Shutdown,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn name<T: FromStr<Err = NameError>>(param: &'static str, text: &str) -> Result<T, Error> {
+    text.parse().map_err(|source| Error::Name { param, source })
+}
+
+impl Service {
+    pub(crate) fn new(core: Arc<Core>, stopping: Shutdown) -> Self {
+        let watchers = Arc::new(Semaphore::new(core.settings.watchers_max));
+        Self { publisher: Publisher::new(Arc::clone(&core)), core, watchers, stopping }
+    }
+
+    /// Counts a call and puts its result on the wire.
+    async fn call<T>(&self, method: &'static str, work: impl Future<Output = Result<T, Error>>) -> Answer<T> {
+        let started = Instant::now();
+        let result = work.await.map_err(Fault::from);
+        let kind = result.as_ref().map_or_else(|fault| fault.kind.as_str(), |_| "ok");
+        self.core.metrics.called(method, kind, started.elapsed());
+        match result {
+            Ok(message) => Ok(self.with_directory(message)),
+            Err(fault) => {
+                if fault.kind.http_status().is_server_error() {
+                    tracing::warn!(method, kind, fault = %fault, "call failed");
+                }
+                Err(fault.into())
+            }
+        }
+    }
+
+    fn with_directory<T>(&self, message: T) -> Response<T> {
+        let mut response = Response::new(message);
+        let watching = self.core.watch();
+        let directory = watching.borrow();
+        let metadata = response.metadata_mut();
+        metadata.insert(DIRECTORY_GENERATION_HEADER, MetadataValue::from(directory.generation));
+        if let Ok(incarnation) = directory.incarnation.parse() {
+            metadata.insert(DIRECTORY_INCARNATION_HEADER, incarnation);
+        }
+        response
+    }
+
+    /// So that a list shows what others wrote a moment ago; while the store is away it shows what is known.
+    async fn freshen(&self, prefix: &str) -> Result<(), Error> {
+        match self.core.refresh(prefix).await {
+            Err(error) if error.is_passing() => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "answering a list from memory");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Registry for Service {
+    async fn publish(&self, request: Request<tonic::Streaming<pb::PublishRequest>>) -> Answer<pb::PublishResponse> {
+        let work = async {
+            let outcome = self.publisher.publish(request.into_inner()).await;
+            self.core.metrics.published(match &outcome {
+                Ok((_, Outcome::Created(_))) => "created",
+                Ok((_, Outcome::Existing(_))) => "existing",
+                Ok((_, Outcome::Refused(_))) => "refused",
+                Err(_) => "failed",
+            });
+            let (adapter, outcome) = outcome?;
+            let result = match outcome {
+                Outcome::Created(version) => Published(wire::published(&adapter, version, true)),
+                Outcome::Existing(version) => Published(wire::published(&adapter, version, false)),
+                Outcome::Refused(refusal) => Refusal(wire::refusal(refusal.reasons)),
+            };
+            Ok(pb::PublishResponse { result: Some(result) })
+        };
+        self.call("publish", work).await
+    }
+
+    async fn list_adapters(&self, request: Request<pb::ListAdaptersRequest>) -> Answer<pb::ListAdaptersResponse> {
+        let work = async {
+            let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
+            self.freshen(&tenant_prefix(&tenant)).await?;
+            let catalog = self.core.catalog();
+            let found = catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
+            let adapters = found.adapters.iter().filter(|(_, adapter)| !adapter.versions.is_empty());
+            let adapters = adapters.map(|(name, adapter)| wire::adapter(&tenant, name, adapter));
+            Ok(pb::ListAdaptersResponse { adapters: adapters.collect() })
+        };
+        self.call("list_adapters", work).await
+    }
+
+    async fn list_versions(&self, request: Request<pb::ListVersionsRequest>) -> Answer<pb::ListVersionsResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
+            self.core.require_tenant(&tenant).await?;
+            self.freshen(&adapter_prefix(&tenant, &adapter)).await?;
+            let catalog = self.core.catalog();
+            let found = catalog.adapter(&tenant, &adapter);
+            let found = found.ok_or_else(|| Error::NotFound(format!("tenant {tenant} has no adapter {adapter}")))?;
+            let versions = found.versions.values().map(|version| wire::version(&tenant, &adapter, version));
+            Ok(pb::ListVersionsResponse { versions: versions.collect() })
+        };
+        self.call("list_versions", work).await
+    }
+
+    async fn resolve(&self, request: Request<pb::ResolveRequest>) -> Answer<pb::ResolveResponse> {
+        let work = async {
+            let request = request.into_inner();
+            // A name that nobody can have is one that nobody has.
+            let unknown = |error: NameError| Error::NotFound(error.to_string());
+            let tenant = request.tenant.parse().map_err(unknown)?;
+            let adapter = request.adapter.parse().map_err(unknown)?;
+            let selector: Selector = request.selector.parse().map_err(unknown)?;
+            let found = self.core.resolve(&tenant, &adapter, &selector).await?;
+            Ok(pb::ResolveResponse { version: Some(wire::version(&tenant, &adapter, &found)) })
+        };
+        self.call("resolve", work).await
+    }
+
+    async fn set_alias(&self, request: Request<pb::SetAliasRequest>) -> Answer<pb::SetAliasResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
+            let alias = name("alias", &request.alias)?;
+            let expected = Expected::from_wire(&request.expected_etag);
+            let moved =
+                self.core.set_alias(tenant, adapter, Clone::clone(&alias), request.version, expected, &request.actor);
+            let (record, etag) = moved.await?;
+            Ok(pb::SetAliasResponse { alias: Some(wire::alias(&alias, &record, &etag)) })
+        };
+        self.call("set_alias", work).await
+    }
+
+    async fn create_tenant(&self, request: Request<pb::CreateTenantRequest>) -> Answer<pb::CreateTenantResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let (record, created) = self.core.create_tenant(name("name", &request.name)?, &request.actor).await?;
+            Ok(pb::CreateTenantResponse { tenant: Some(wire::tenant(&record)), created })
+        };
+        self.call("create_tenant", work).await
+    }
+
+    async fn list_tenants(&self, _: Request<pb::ListTenantsRequest>) -> Answer<pb::ListTenantsResponse> {
+        let work = async {
+            self.freshen(ROOT).await?;
+            let catalog = self.core.catalog();
+            let tenants = catalog.tenants.values().filter_map(|tenant| tenant.record.as_ref().map(wire::tenant));
+            Ok(pb::ListTenantsResponse { tenants: tenants.collect() })
+        };
+        self.call("list_tenants", work).await
+    }
+
+    async fn create_key(&self, request: Request<pb::CreateKeyRequest>) -> Answer<pb::CreateKeyResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let tenant = name("tenant", &request.tenant)?;
+            let (id, secret) = self.core.create_key(tenant, &request.label, &request.actor).await?;
+            Ok(pb::CreateKeyResponse { id, secret })
+        };
+        self.call("create_key", work).await
+    }
+
+    async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Answer<pb::ListKeysResponse> {
+        let work = async {
+            let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
+            self.freshen(&tenant_prefix(&tenant)).await?;
+            let catalog = self.core.catalog();
+            let found = catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
+            let keys = found.keys.values().map(|key| wire::key(&tenant, key));
+            Ok(pb::ListKeysResponse { keys: keys.collect() })
+        };
+        self.call("list_keys", work).await
+    }
+
+    async fn revoke_key(&self, request: Request<pb::RevokeKeyRequest>) -> Answer<pb::RevokeKeyResponse> {
+        let work = async {
+            let request = request.into_inner();
+            self.core.revoke_key(name("tenant", &request.tenant)?, &request.id, &request.actor).await?;
+            Ok(pb::RevokeKeyResponse {})
+        };
+        self.call("revoke_key", work).await
+    }
+
+    type WatchDirectoryStream = BoxStream<'static, Result<pb::Directory, Status>>;
+
+    async fn watch_directory(&self, _: Request<pb::WatchDirectoryRequest>) -> Answer<Self::WatchDirectoryStream> {
+        let max = self.core.settings.watchers_max;
+        let busy = |_| Error::Busy { what: "directory streams", max, setting: "watchers_max" };
+        let watching = async {
+            let permit = Arc::clone(&self.watchers).try_acquire_owned().map_err(busy)?;
+            let mut changes = self.core.watch();
+            // The first turn sends what there is now.
+            changes.mark_changed();
+            let watcher = Watcher {
+                changes,
+                repeat: Duration::from_millis(self.core.settings.directory_refresh_ms),
+                stopping: self.stopping.clone(),
+                _permit: permit,
+                _running: Running::new(&self.core.metrics.watchers),
+            };
+            let stream: Self::WatchDirectoryStream = Box::pin(futures::stream::unfold(watcher, Watcher::next));
+            Ok(stream)
+        };
+        self.call("watch_directory", watching).await
+    }
+
+    async fn announce_base(&self, request: Request<pb::AnnounceBaseRequest>) -> Answer<pb::AnnounceBaseResponse> {
+        let work = async {
+            self.core.announce_base(request.into_inner()).await?;
+            Ok(pb::AnnounceBaseResponse {})
+        };
+        self.call("announce_base", work).await
+    }
+}
+
+/// One directory stream.
+struct Watcher {
+    changes: watch::Receiver<Arc<pb::Directory>>,
+    /// A watcher that hears nothing for longer knows that the registry is away.
+    repeat: Duration,
+    stopping: Shutdown,
+    _permit: OwnedSemaphorePermit,
+    _running: Running,
+}
+
+impl Watcher {
+    async fn next(mut self) -> Option<(Result<pb::Directory, Status>, Self)> {
+        tokio::select! {
+            changed = self.changes.changed() => changed.ok()?,
+            () = tokio::time::sleep(self.repeat) => {}
+            () = self.stopping.wait() => return None,
+        }
+        let directory = pb::Directory::clone(&self.changes.borrow_and_update());
+        Some((Ok(directory), self))
+    }
+}

@@ -1,0 +1,111 @@
+//! Where each record lies. The `/` of a two-segment adapter name is written `!`, which no name contains.
+//!
+//! ```text
+//! registry/base.json
+//! registry/tenants/<tenant>/tenant.json
+//! registry/tenants/<tenant>/keys/<id>.json
+//! registry/tenants/<tenant>/adapters/<adapter>/versions/000000000001.json
+//! registry/tenants/<tenant>/adapters/<adapter>/aliases/<alias>.json
+//! blobs/sha256/<hex>                                    (weft_object_store::keys::blob)
+//! ```
+
+use weft_types::{AdapterName, AliasName, TenantName, VersionNumber};
+
+/// What every key of a record begins with.
+pub(crate) const ROOT: &str = "registry/";
+/// A number has always so many digits, so that keys sort like numbers.
+const VERSION_DIGITS: usize = 12;
+
+/// The place of a record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Place {
+    Base,
+    Tenant(TenantName),
+    Key(TenantName, String),
+    Version(TenantName, AdapterName, VersionNumber),
+    Alias(TenantName, AdapterName, AliasName),
+}
+
+/// What every key of a tenant begins with.
+pub(crate) fn tenant_prefix(tenant: &TenantName) -> String {
+    format!("{ROOT}tenants/{tenant}/")
+}
+
+/// What every key of an adapter begins with.
+pub(crate) fn adapter_prefix(tenant: &TenantName, adapter: &AdapterName) -> String {
+    format!("{}adapters/{}/", tenant_prefix(tenant), adapter.as_str().replace('/', "!"))
+}
+
+impl Place {
+    /// Its key.
+    pub(crate) fn key(&self) -> String {
+        match self {
+            Self::Base => format!("{ROOT}base.json"),
+            Self::Tenant(tenant) => format!("{}tenant.json", tenant_prefix(tenant)),
+            Self::Key(tenant, id) => format!("{}keys/{id}.json", tenant_prefix(tenant)),
+            Self::Version(tenant, adapter, number) => {
+                format!("{}versions/{number:0VERSION_DIGITS$}.json", adapter_prefix(tenant, adapter))
+            }
+            Self::Alias(tenant, adapter, alias) => format!("{}aliases/{alias}.json", adapter_prefix(tenant, adapter)),
+        }
+    }
+
+    /// The place with this key; `None` if it is no record's.
+    pub(crate) fn parse(key: &str) -> Option<Self> {
+        let path = key.strip_prefix(ROOT)?.strip_suffix(".json")?;
+        let segments: Vec<&str> = path.split('/').collect();
+        let place = match segments[..] {
+            ["base"] => Self::Base,
+            ["tenants", tenant, "tenant"] => Self::Tenant(tenant.parse().ok()?),
+            ["tenants", tenant, "keys", id] => Self::Key(tenant.parse().ok()?, id.to_owned()),
+            ["tenants", tenant, "adapters", adapter, kind, name] => {
+                let (tenant, adapter) = (tenant.parse().ok()?, adapter.replace('!', "/").parse().ok()?);
+                match kind {
+                    "versions" => Self::Version(tenant, adapter, name.parse().ok()?),
+                    "aliases" => Self::Alias(tenant, adapter, name.parse().ok()?),
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        };
+        (place.key() == key).then_some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_is_found_again_by_its_key() {
+        let tenant: TenantName = "harbour".parse().unwrap();
+        for adapter in ["pirate", "org/pirate.v2"] {
+            let adapter: AdapterName = adapter.parse().unwrap();
+            for place in [
+                Place::Base,
+                Place::Tenant(tenant.clone()),
+                Place::Key(tenant.clone(), "0a".to_owned()),
+                Place::Version(tenant.clone(), adapter.clone(), 7),
+                Place::Alias(tenant.clone(), adapter.clone(), AliasName::live()),
+            ] {
+                assert_eq!(Place::parse(&place.key()), Some(place.clone()), "{}", place.key());
+            }
+        }
+        let version = Place::Version(tenant, "org/pirate".parse().unwrap(), 7).key();
+        assert_eq!(version, "registry/tenants/harbour/adapters/org!pirate/versions/000000000007.json");
+    }
+
+    #[test]
+    fn foreign_keys_are_nobodys_place() {
+        for key in [
+            "registry/base",
+            "registry/tenants/Harbour/tenant.json",
+            "registry/tenants/t/adapters/a/versions/7.json",
+            "registry/tenants/t/adapters/a/other/7.json",
+            "blobs/sha256/00",
+            "",
+        ] {
+            assert_eq!(Place::parse(key), None, "{key}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! `weft-adapter-registry`: settings, logs, the object store, then [`App`] until SIGTERM.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use weft_adapter_registry::{App, Error, Settings};
+use weft_fault::{Fault, Kind};
+use weft_object_store::S3Store;
+use weft_service_kit::settings::{Loader, shown};
+use weft_service_kit::shutdown::Shutdown;
+use weft_service_kit::telemetry::{self, LogFormat};
+use weft_service_kit::transport::{Address, Backoff, Listener};
+
+/// The exit code of wrong settings.
+const USAGE: u8 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let loader = Loader::new("weft-adapter-registry", "Publishes, validates, versions and stores adapters; tenants and keys");
+    let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
+    let settings = loaded.and_then(|loaded| Ok(loaded.get::<Settings>("")?));
+    let settings = settings.unwrap_or_else(|error| error.exit());
+    let json = std::env::var("WEFT_LOG_FORMAT").is_ok_and(|format| format == "json");
+    let filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned());
+    telemetry::init(if json { LogFormat::Json } else { LogFormat::Text }, &filter);
+    tracing::info!(settings = shown(&settings), "starting");
+    match run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("error: {fault}");
+            if fault.kind == Kind::Invalid { USAGE.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn run(settings: Settings) -> Result<(), Fault> {
+    settings.check()?;
+    let address: Address = settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("{error}")))?;
+    let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
+    // The port first: a taken one is known at once, not after the store has been read.
+    let listener = Listener::bind(&address).await.map_err(|error| Fault::unavailable(error.to_string()))?;
+    let store = S3Store::connect(&settings.s3()).await?;
+    let ready = async {
+        ensure_bucket(&store, settings.store_wait_ms).await?;
+        Ok::<_, Fault>(App::build(settings, Arc::new(store), &prometheus::Registry::new()).await?)
+    };
+    let app = tokio::select! {
+        app = ready => app?,
+        () = shutdown.wait() => return Ok(()),
+    };
+    // One line for whoever started us: with port 0 it is the only way to know the port.
+    println!("listening on {}", listener.address());
+    app.run(listener, shutdown).await.map_err(|error: Error| error.into())
+}
+
+async fn ensure_bucket(store: &S3Store, wait_ms: u64) -> Result<(), Fault> {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(wait_ms);
+    let mut backoff = Backoff::default();
+    loop {
+        match store.ensure_bucket().await.map_err(Fault::from) {
+            Err(fault)
+                if matches!(fault.kind, Kind::Unavailable | Kind::Timeout) && tokio::time::Instant::now() < deadline =>
+            {
+                tracing::warn!(%fault, "waiting for the object store");
+                backoff.wait().await;
+            }
+            result => return result,
+        }
+    }
+}

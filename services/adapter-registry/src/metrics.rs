@@ -1,0 +1,115 @@
+//! What the registry counts. Names follow `registry_<noun>_<unit>[_total]`; labels are bounded: methods, outcomes and
+//! kinds of faults.
+
+use crate::catalog::Counts;
+use prometheus::core::Collector;
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use std::time::Duration;
+
+/// All metrics of one registry.
+pub(crate) struct Metrics {
+    calls: IntCounterVec,
+    call_seconds: HistogramVec,
+    publishes: IntCounterVec,
+    upload_bytes: IntCounter,
+    uploads: IntGauge,
+    refreshes: IntCounterVec,
+    refresh_seconds: Histogram,
+    generation: IntGauge,
+    tenants: IntGauge,
+    keys: IntGauge,
+    adapters: IntGauge,
+    versions: IntGauge,
+    pub(crate) watchers: IntGauge,
+    pub(crate) damaged_objects: IntGauge,
+}
+
+/// Counts something that runs for as long as it lives.
+pub(crate) struct Running(IntGauge);
+
+impl Running {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// 1 ms to 54 s, three steps a decade.
+fn buckets() -> Vec<f64> {
+    (0..15).map(|step| 0.001 * 10f64.powf(f64::from(step) / 3.0)).collect()
+}
+
+impl Metrics {
+    /// Registers all metrics.
+    ///
+    /// # Errors
+    /// A name is registered already: two registries share one `prometheus::Registry`.
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        }
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let seconds = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(buckets());
+        let call_seconds = HistogramVec::new(seconds("registry_call_seconds", "from call to answer"), &["method"])?;
+        let refresh_seconds = Histogram::with_opts(seconds("registry_refresh_seconds", "one listing of records"))?;
+        Ok(Self {
+            calls: counters("registry_calls_total", "calls by method and kind of fault or ok", &["method", "kind"])?,
+            call_seconds: registered(registry, call_seconds)?,
+            publishes: counters("registry_publishes_total", "complete uploads by outcome", &["outcome"])?,
+            upload_bytes: registered(
+                registry,
+                IntCounter::new("registry_upload_bytes_total", "bytes of complete uploads")?,
+            )?,
+            uploads: gauge("registry_uploads", "uploads under way")?,
+            refreshes: counters("registry_refreshes_total", "listings of records by outcome", &["outcome"])?,
+            refresh_seconds: registered(registry, refresh_seconds)?,
+            generation: gauge("registry_directory_generation", "changes of the directory since the start")?,
+            tenants: gauge("registry_tenants", "tenants known")?,
+            keys: gauge("registry_keys", "keys known, revoked ones included")?,
+            adapters: gauge("registry_adapters", "adapters known")?,
+            versions: gauge("registry_versions", "versions known")?,
+            watchers: gauge("registry_directory_watchers", "directory streams open")?,
+            damaged_objects: gauge("registry_damaged_objects", "objects that are no records, left out")?,
+        })
+    }
+
+    pub(crate) fn called(&self, method: &str, kind: &str, took: Duration) {
+        self.calls.with_label_values(&[method, kind]).inc();
+        self.call_seconds.with_label_values(&[method]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn published(&self, outcome: &str) {
+        self.publishes.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn upload_started(&self) -> Running {
+        Running::new(&self.uploads)
+    }
+
+    pub(crate) fn uploaded(&self, bytes: u64) {
+        self.upload_bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn refreshed(&self, took: Duration, succeeded: bool) {
+        self.refreshes.with_label_values(&[if succeeded { "ok" } else { "failed" }]).inc();
+        self.refresh_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn directory_changed(&self, generation: u64, counts: Counts) {
+        self.generation.set(generation as i64);
+        self.tenants.set(counts.tenants as i64);
+        self.keys.set(counts.keys as i64);
+        self.adapters.set(counts.adapters as i64);
+        self.versions.set(counts.versions as i64);
+    }
+}

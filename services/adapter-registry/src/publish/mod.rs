@@ -1,0 +1,243 @@
+//! From an upload to a version: receive, check against the base, blob, version, alias.
+//!
+//! What is refused leaves nothing in the store: everything that can refuse comes before the first write. A publish
+//! that is broken off later leaves at most a blob or a version without its alias; the same publish again goes on there.
+//!
+//! **One version for the same bytes.** Numbers have no gaps: a publisher writes number n + 1 only after it has seen
+//! that none of 1 to n has its digest, and only if n + 1 is not there. A loser looks again.
+
+mod upload;
+
+use crate::Error;
+use crate::admin::Expected;
+use crate::core::{Core, now_ms};
+use crate::layout::{Place, adapter_prefix};
+use crate::records::{BaseRecord, VersionRecord};
+use bytes::Bytes;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use upload::Upload;
+use weft_adapter_format::{CheckedPackage, Limits, Refusal, check_package};
+use weft_object_store::{PutOutcome, keys};
+use weft_proto::registry::v1 as pb;
+use weft_types::{AdapterName, AliasName, Digest, TenantName};
+
+/// So that a directory with everything at its limit still fits one message.
+const ADAPTERS_MAX: usize = 50_000;
+const VERSIONS_MAX: usize = 200_000;
+/// So that a list of versions fits one message.
+const VERSIONS_PER_ADAPTER_MAX: usize = 4_096;
+const WARNINGS_MAX: usize = 16;
+const WARNING_BYTES_MAX: usize = 256;
+
+/// What a publish came to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// A version was made.
+    Created(VersionRecord),
+    /// These bytes were a version already.
+    Existing(VersionRecord),
+    /// The content was refused.
+    Refused(Refusal),
+}
+
+/// The limits on publishes of one process.
+#[derive(Clone)]
+pub(crate) struct Publisher {
+    core: Arc<Core>,
+    uploads: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
+}
+
+/// What is published, checked as names.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) tenant: TenantName,
+    pub(crate) adapter: AdapterName,
+    pub(crate) alias: Option<AliasName>,
+    pub(crate) actor: String,
+}
+
+impl Publisher {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        let uploads = Arc::new(Semaphore::new(core.settings.publishes_max));
+        let checks = Arc::new(Semaphore::new(core.settings.checks_max));
+        Self { core, uploads, checks }
+    }
+
+    /// Runs one publish. Once the upload is complete it goes on even if the caller goes away.
+    pub(crate) async fn publish(
+        &self,
+        parts: tonic::Streaming<pb::PublishRequest>,
+    ) -> Result<(AdapterName, Outcome), Error> {
+        let max = self.core.settings.publishes_max;
+        let busy = |_| Error::Busy { what: "uploads", max, setting: "publishes_max" };
+        let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(busy)?;
+        let _running = self.core.metrics.upload_started();
+        let (start, parts) = upload::start(parts, &self.core.settings).await?;
+        let target = self.admit(start).await?;
+        let upload = parts.receive().await?;
+        self.core.metrics.uploaded(upload.bytes());
+        let (this, adapter) = (self.clone(), target.adapter.clone());
+        let outcome = tokio::spawn(async move { this.commit(target, upload, permit).await }).await??;
+        Ok((adapter, outcome))
+    }
+
+    /// Everything that can be refused before the bytes are here.
+    async fn admit(&self, start: pb::PublishStart) -> Result<Target, Error> {
+        let name = |param, source| Error::Name { param, source };
+        let tenant: TenantName = start.tenant.parse().map_err(|error| name("tenant", error))?;
+        let adapter: AdapterName = start.adapter.parse().map_err(|error| name("adapter", error))?;
+        let alias = match start.alias.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|error| name("alias", error))?),
+        };
+        crate::admin::check_actor(&start.actor)?;
+        self.core.require_tenant(&tenant).await?;
+        let base = self.core.require_base().await?;
+        if adapter.as_str() == base.served_name {
+            return Err(Error::invalid("adapter", format!("adapter {adapter} is the name of the base model")));
+        }
+        self.core.refresh(&adapter_prefix(&tenant, &adapter)).await?;
+        Ok(Target { tenant, adapter, alias, actor: start.actor })
+    }
+
+    async fn commit(&self, target: Target, upload: Upload, _permit: OwnedSemaphorePermit) -> Result<Outcome, Error> {
+        let base = self.core.require_base().await?;
+        let known = self.known_source(&target, &upload, &base);
+        if let Some(version) = known {
+            self.move_alias(&target, &version).await?;
+            return Ok(Outcome::Existing(version));
+        }
+        let _check = Arc::clone(&self.checks).acquire_owned().await.expect("the semaphore is never closed");
+        let limits = Limits {
+            rank_max: self.core.settings.rank_max,
+            weights_bytes_max: self.core.settings.package_bytes_max,
+            ..Limits::default()
+        };
+        let base_of_check = base.clone();
+        let check = move || -> Result<(CheckedPackage, Digest), Refusal> {
+            let (shape, name) = (base_of_check.shape(), Some(base_of_check.served_name.as_str()));
+            let checked = check_package(&upload.config, upload.weights(), &shape, name, &limits)?;
+            let digest = checked.digest();
+            Ok((checked, digest))
+        };
+        let (checked, digest) = match tokio::task::spawn_blocking(check).await? {
+            Ok(checked) => checked,
+            Err(refusal) => return Ok(Outcome::Refused(refusal)),
+        };
+        self.check_room(&target)?;
+
+        let record = describe(&checked, digest, &base, &target);
+        self.put_blob(digest, checked.into_canonical_blob().into()).await?;
+        let outcome = self.put_version(&target, record).await?;
+        if let Outcome::Created(version) | Outcome::Existing(version) = &outcome {
+            self.move_alias(&target, version).await?;
+            let Target { tenant, adapter, actor, .. } = &target;
+            tracing::info!(%tenant, %adapter, version = version.number, %digest, bytes = version.bytes, actor, "published");
+        }
+        Ok(outcome)
+    }
+
+    /// The version made of the very same two files against the same base: there is nothing to check again.
+    fn known_source(&self, target: &Target, upload: &Upload, base: &BaseRecord) -> Option<VersionRecord> {
+        let catalog = self.core.catalog();
+        let mut versions = catalog.adapter(&target.tenant, &target.adapter)?.versions.values();
+        let same = |version: &&VersionRecord| {
+            version.config_sha256 == upload.config_sha256
+                && version.weights_sha256 == upload.weights_sha256
+                && version.base_digest == base.digest
+        };
+        versions.find(same).cloned()
+    }
+
+    fn check_room(&self, target: &Target) -> Result<(), Error> {
+        let versions = self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions.len());
+        let counts = self.core.counts();
+        let adapters = if versions.is_some() { 0 } else { counts.adapters };
+        for (what, count, max) in [
+            (format!("versions of {}", target.adapter), versions.unwrap_or(0), VERSIONS_PER_ADAPTER_MAX),
+            ("versions".to_owned(), counts.versions, VERSIONS_MAX),
+            ("adapters".to_owned(), adapters, ADAPTERS_MAX),
+        ] {
+            if count >= max {
+                return Err(Error::Full { what, max });
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_blob(&self, digest: Digest, blob: Bytes) -> Result<(), Error> {
+        let (key, bytes) = (keys::blob(&digest), blob.len() as u64);
+        if self.core.store.put_if_absent(&key, blob).await? == PutOutcome::Lost {
+            // Somebody published the same adapter under another name. Content is checked when it is leased.
+            let found = self.core.store.head(&key).await?.map(|found| found.bytes);
+            if found.is_some_and(|found| found != bytes) {
+                let problem = format!("it has {} bytes instead of {bytes}", found.unwrap_or(0));
+                return Err(Error::Damaged { key, problem });
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_version(&self, target: &Target, mut record: VersionRecord) -> Result<Outcome, Error> {
+        let prefix = adapter_prefix(&target.tenant, &target.adapter);
+        // Ends: every turn but the last means that somebody else made a version, and their number is limited.
+        loop {
+            let last = {
+                let catalog = self.core.catalog();
+                let adapter = catalog.adapter(&target.tenant, &target.adapter);
+                if let Some(existing) = adapter.and_then(|adapter| adapter.version_with(&record.digest)) {
+                    return Ok(Outcome::Existing(existing.clone()));
+                }
+                adapter.and_then(|adapter| adapter.versions.keys().next_back().copied()).unwrap_or(0)
+            };
+            self.check_room(target)?;
+            record.number = last + 1;
+            let place = Place::Version(target.tenant.clone(), target.adapter.clone(), record.number);
+            if self.core.create(&place, &record).await?.is_some() {
+                return Ok(Outcome::Created(record));
+            }
+            self.core.refresh(&prefix).await?;
+            let is_known = |number| {
+                let catalog = self.core.catalog();
+                catalog.adapter(&target.tenant, &target.adapter).is_some_and(|adapter| adapter.versions.contains_key(number))
+            };
+            if !is_known(&record.number) {
+                // The object is there and is no record: without its digest nobody can tell what number comes next.
+                let problem = "it stands where the next version belongs".to_owned();
+                return Err(Error::Damaged { key: place.key(), problem });
+            }
+        }
+    }
+
+    async fn move_alias(&self, target: &Target, version: &VersionRecord) -> Result<(), Error> {
+        let Some(alias) = target.alias.clone() else { return Ok(()) };
+        let (tenant, adapter) = (target.tenant.clone(), target.adapter.clone());
+        // Only forward: a publisher that is late must not take back a newer version.
+        self.core.set_alias(tenant, adapter, alias, version.number, Expected::Older, &target.actor).await?;
+        Ok(())
+    }
+}
+
+fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target: &Target) -> VersionRecord {
+    let warnings = checked.warnings.iter().take(WARNINGS_MAX).map(|warning| cut(warning, WARNING_BYTES_MAX));
+    VersionRecord {
+        number: 0,
+        digest,
+        bytes: checked.canonical_bytes().len() as u64,
+        rank_max: u32::try_from(checked.rank_max).unwrap_or(u32::MAX),
+        target_modules: checked.modules.clone(),
+        config_sha256: checked.config_sha256,
+        weights_sha256: checked.weights_sha256,
+        base_digest: base.digest,
+        created_ms: now_ms(),
+        actor: target.actor.clone(),
+        warnings: warnings.collect(),
+    }
+}
+
+/// At most so many bytes of the text, cut between characters.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
+    text[..text.floor_char_boundary(bytes_max)].to_owned()
+}

@@ -1,0 +1,164 @@
+//! Receiving a package: a start, then the config, then the weights, each part in order and under its cap.
+//!
+//! The weights go to an unnamed temporary file that is then mapped, so that an upload takes disk and not memory, and
+//! vanishes with the process.
+
+use crate::{Error, Settings};
+use memmap2::Mmap;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+use weft_proto::registry::v1 as pb;
+use weft_proto::registry::v1::publish_request::Part;
+use weft_types::{Digest, DigestHasher};
+
+/// Largest `adapter_config.json`.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Largest chunk of a part.
+const CHUNK_BYTES_MAX: usize = 1 << 20;
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// A complete upload.
+pub(crate) struct Upload {
+    pub(crate) config: Vec<u8>,
+    pub(crate) config_sha256: Digest,
+    pub(crate) weights_sha256: Digest,
+    weights: Mmap,
+}
+
+impl Upload {
+    pub(crate) fn weights(&self) -> &[u8] {
+        &self.weights
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.config.len() + self.weights.len()) as u64
+    }
+}
+
+/// The parts of an upload that are still to come.
+pub(crate) struct Parts<'a> {
+    stream: tonic::Streaming<pb::PublishRequest>,
+    settings: &'a Settings,
+    deadline: Instant,
+}
+
+/// Takes the first message, which says what is published.
+pub(crate) async fn start(
+    stream: tonic::Streaming<pb::PublishRequest>,
+    settings: &Settings,
+) -> Result<(pb::PublishStart, Parts<'_>), Error> {
+    let deadline = Instant::now() + Duration::from_millis(settings.upload_timeout_ms);
+    let mut parts = Parts { stream, settings, deadline };
+    match parts.next().await? {
+        Some(Part::Start(start)) => Ok((start, parts)),
+        Some(_) => Err(Error::invalid("part", "the first part must be the start")),
+        None => Err(Error::invalid("part", "the upload is empty")),
+    }
+}
+
+impl Parts<'_> {
+    /// The next part, in time.
+    async fn next(&mut self) -> Result<Option<Part>, Error> {
+        let idle_ms = self.settings.upload_idle_timeout_ms;
+        let idle = Instant::now() + Duration::from_millis(idle_ms);
+        let message = match tokio::time::timeout_at(idle.min(self.deadline), self.stream.message()).await {
+            Ok(Ok(message)) => message,
+            Ok(Err(status)) => return Err(Error::UploadBroke(status.message().to_owned())),
+            Err(_) if idle < self.deadline => return Err(Error::UploadIdle(idle_ms)),
+            Err(_) => return Err(Error::UploadSlow(self.settings.upload_timeout_ms)),
+        };
+        match message {
+            Some(pb::PublishRequest { part: Some(part) }) => Ok(Some(part)),
+            Some(pb::PublishRequest { part: None }) => Err(Error::invalid("part", "a message has no part that is known")),
+            None => Ok(None),
+        }
+    }
+
+    /// The rest of the upload.
+    pub(crate) async fn receive(mut self) -> Result<Upload, Error> {
+        let (mut config, mut config_hasher) = (Vec::new(), DigestHasher::new());
+        let mut spool: Option<Spool> = None;
+        while let Some(part) = self.next().await? {
+            match part {
+                Part::Config(_) if spool.is_some() => {
+                    return Err(Error::invalid("part", "a part of the config came after the weights"));
+                }
+                Part::Config(chunk) => {
+                    check_chunk(CONFIG, &chunk)?;
+                    check_cap(CONFIG, (config.len() + chunk.len()) as u64, CONFIG_BYTES_MAX, "the registry")?;
+                    config_hasher.update(&chunk);
+                    config.extend_from_slice(&chunk);
+                }
+                Part::Weights(_) if config.is_empty() => {
+                    return Err(Error::invalid("part", "the weights came before the config"));
+                }
+                Part::Weights(chunk) => {
+                    check_chunk(WEIGHTS, &chunk)?;
+                    let spool = match &mut spool {
+                        Some(spool) => spool,
+                        None => spool.insert(Spool::new(self.settings)?),
+                    };
+                    let (bytes, max) = (spool.bytes + chunk.len() as u64, self.settings.package_bytes_max);
+                    check_cap(WEIGHTS, bytes, max, "package_bytes_max")?;
+                    spool.write(&chunk).await?;
+                }
+                Part::Start(_) => return Err(Error::invalid("part", "a second start came")),
+            }
+        }
+        if config.is_empty() {
+            return Err(Error::invalid("config", format!("{CONFIG} is missing or empty")));
+        }
+        let Some(spool) = spool.filter(|spool| spool.bytes > 0) else {
+            return Err(Error::invalid("weights", format!("{WEIGHTS} is missing or empty")));
+        };
+        let (weights, weights_sha256) = spool.finish().await?;
+        Ok(Upload { config, config_sha256: config_hasher.finish(), weights_sha256, weights })
+    }
+}
+
+fn check_chunk(part: &str, chunk: &[u8]) -> Result<(), Error> {
+    if chunk.len() > CHUNK_BYTES_MAX {
+        let message = format!("a chunk of {part} has {} bytes, the limit is {CHUNK_BYTES_MAX}", chunk.len());
+        return Err(Error::invalid("part", message));
+    }
+    Ok(())
+}
+
+fn check_cap(part: &'static str, bytes: u64, bytes_max: u64, setting: &'static str) -> Result<(), Error> {
+    if bytes > bytes_max { Err(Error::TooLarge { part, bytes_max, setting }) } else { Ok(()) }
+}
+
+/// Weights on their way to a file that has no name.
+struct Spool {
+    file: tokio::fs::File,
+    hasher: DigestHasher,
+    bytes: u64,
+}
+
+impl Spool {
+    fn new(settings: &Settings) -> Result<Self, Error> {
+        let file = match &settings.spool_dir {
+            Some(dir) => tempfile::tempfile_in(dir),
+            None => tempfile::tempfile(),
+        };
+        let file = tokio::fs::File::from_std(file.map_err(Error::Spool)?);
+        Ok(Self { file, hasher: DigestHasher::new(), bytes: 0 })
+    }
+
+    async fn write(&mut self, chunk: &[u8]) -> Result<(), Error> {
+        self.hasher.update(chunk);
+        self.bytes += chunk.len() as u64;
+        self.file.write_all(chunk).await.map_err(Error::Spool)
+    }
+
+    async fn finish(mut self) -> Result<(Mmap, Digest), Error> {
+        self.file.flush().await.map_err(Error::Spool)?;
+        let file = self.file.into_std().await;
+        // SAFETY: the file has no name and its only handle is ours, so that nobody can change or cut it while it is
+        // mapped; everything written to it was flushed before.
+        let weights = unsafe { Mmap::map(&file) }.map_err(Error::Spool)?;
+        Ok((weights, self.hasher.finish()))
+    }
+}

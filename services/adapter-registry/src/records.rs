@@ -1,0 +1,211 @@
+//! The content of the objects: JSON, one record each. Fields are only ever added, with a default.
+//!
+//! A record that can change carries a `revision` that grows by one with every conditional write; of two states the
+//! one with the larger revision is newer.
+
+use serde::{Deserialize, Serialize};
+use weft_adapter_format::{BaseShape, LinearShape};
+use weft_types::{Digest, TenantName};
+
+/// Moves of an alias that are kept.
+pub(crate) const HISTORY_MAX: usize = 100;
+/// Random bytes behind a tenant's cache salt.
+pub(crate) const SALT_BYTES: usize = 32;
+
+/// The base that packages are checked against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BaseRecord {
+    pub(crate) revision: u64,
+    pub(crate) digest: Digest,
+    pub(crate) served_name: String,
+    pub(crate) layers: usize,
+    pub(crate) vocabulary_size: u32,
+    pub(crate) hidden_size: u32,
+    pub(crate) linears: Vec<LinearRecord>,
+    pub(crate) announced_ms: u64,
+    /// The worker that announced it first.
+    pub(crate) worker: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LinearRecord {
+    pub(crate) module: String,
+    pub(crate) parent: String,
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+}
+
+impl BaseRecord {
+    pub(crate) fn shape(&self) -> BaseShape {
+        let linear = |linear: &LinearRecord| LinearShape {
+            module: linear.module.clone(),
+            parent: linear.parent.clone(),
+            in_features: linear.in_features,
+            out_features: linear.out_features,
+        };
+        BaseShape { layers: self.layers, linears: self.linears.iter().map(linear).collect() }
+    }
+
+    /// Whether both describe the same base, whoever announced it and when.
+    pub(crate) fn is_same_base(&self, other: &Self) -> bool {
+        let content = |base: &Self| Self { revision: 0, announced_ms: 0, worker: String::new(), ..base.clone() };
+        content(self) == content(other)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TenantRecord {
+    pub(crate) revision: u64,
+    pub(crate) name: TenantName,
+    pub(crate) created_ms: u64,
+    pub(crate) actor: String,
+    /// Never changes: it is part of cache keys.
+    #[serde(with = "hex_salt")]
+    pub(crate) salt: [u8; SALT_BYTES],
+    /// Empty: the base.
+    #[serde(default)]
+    pub(crate) default_adapter: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyRecord {
+    pub(crate) revision: u64,
+    pub(crate) id: String,
+    pub(crate) label: String,
+    pub(crate) created_ms: u64,
+    pub(crate) actor: String,
+    /// Of the whole secret, which is stored nowhere.
+    pub(crate) secret_sha256: Digest,
+    #[serde(default)]
+    pub(crate) revoked: Option<Revocation>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Revocation {
+    pub(crate) at_ms: u64,
+    pub(crate) actor: String,
+}
+
+/// A version; written once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VersionRecord {
+    pub(crate) number: u64,
+    pub(crate) digest: Digest,
+    /// Length of the canonical blob.
+    pub(crate) bytes: u64,
+    pub(crate) rank_max: u32,
+    pub(crate) target_modules: Vec<String>,
+    pub(crate) config_sha256: Digest,
+    pub(crate) weights_sha256: Digest,
+    pub(crate) base_digest: Digest,
+    pub(crate) created_ms: u64,
+    pub(crate) actor: String,
+    #[serde(default)]
+    pub(crate) warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AliasRecord {
+    pub(crate) revision: u64,
+    pub(crate) version: u64,
+    pub(crate) digest: Digest,
+    pub(crate) moved_ms: u64,
+    pub(crate) actor: String,
+    /// Earlier targets, newest first, at most [`HISTORY_MAX`].
+    #[serde(default)]
+    pub(crate) history: Vec<AliasMove>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AliasMove {
+    pub(crate) version: u64,
+    pub(crate) digest: Digest,
+    pub(crate) moved_ms: u64,
+    pub(crate) actor: String,
+}
+
+impl AliasRecord {
+    /// The alias on another version, after `earlier`.
+    pub(crate) fn moved(earlier: Option<&Self>, version: u64, digest: Digest, now_ms: u64, actor: &str) -> Self {
+        let mut history = Vec::new();
+        if let Some(earlier) = earlier {
+            history.push(AliasMove {
+                version: earlier.version,
+                digest: earlier.digest,
+                moved_ms: earlier.moved_ms,
+                actor: earlier.actor.clone(),
+            });
+            history.extend(earlier.history.iter().take(HISTORY_MAX - 1).cloned());
+        }
+        let revision = earlier.map_or(1, |earlier| earlier.revision + 1);
+        Self { revision, version, digest, moved_ms: now_ms, actor: actor.to_owned(), history }
+    }
+}
+
+/// Any record, as it is merged into the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    Base(BaseRecord),
+    Tenant(TenantRecord),
+    Key(KeyRecord),
+    Version(VersionRecord),
+    Alias(AliasRecord),
+}
+
+macro_rules! is_record {
+    ($($record:ident => $variant:ident),+) => {$(
+        impl From<$record> for Record {
+            fn from(record: $record) -> Self {
+                Self::$variant(record)
+            }
+        }
+    )+};
+}
+is_record!(BaseRecord => Base, TenantRecord => Tenant, KeyRecord => Key, VersionRecord => Version, AliasRecord => Alias);
+
+mod hex_salt {
+    use super::SALT_BYTES;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(salt: &[u8; SALT_BYTES], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(salt))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; SALT_BYTES], D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut salt = [0; SALT_BYTES];
+        hex::decode_to_slice(text, &mut salt).map_err(serde::de::Error::custom)?;
+        Ok(salt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_newest_first_and_bounded() {
+        let digest = Digest::of(b"");
+        let mut alias = AliasRecord::moved(None, 1, digest, 1, "ada");
+        for version in 2..=150 {
+            alias = AliasRecord::moved(Some(&alias), version, digest, version, "ada");
+        }
+        assert_eq!((alias.revision, alias.version, alias.history.len()), (150, 150, HISTORY_MAX));
+        let versions: Vec<u64> = alias.history.iter().map(|earlier| earlier.version).collect();
+        assert_eq!(versions, (50..150).rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let tenant = TenantRecord {
+            revision: 1,
+            name: "harbour".parse().unwrap(),
+            created_ms: 5,
+            actor: "ada".to_owned(),
+            salt: [7; SALT_BYTES],
+            default_adapter: String::new(),
+        };
+        let json = serde_json::to_string(&tenant).unwrap();
+        assert_eq!(serde_json::from_str::<TenantRecord>(&json).unwrap(), tenant);
+    }
+}

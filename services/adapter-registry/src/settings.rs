@@ -1,0 +1,106 @@
+//! How a registry runs.
+
+use crate::Error;
+use std::path::PathBuf;
+use weft_object_store::S3Settings;
+
+weft_service_kit::settings! {
+    /// How a registry runs.
+    pub struct Settings {
+        /// Where it listens: `host:port` or `unix:/path`.
+        pub listen: String = "127.0.0.1:7001".to_owned(),
+        /// Largest `adapter_model.safetensors` in bytes.
+        pub package_bytes_max: u64 = 1 << 30,
+        /// Largest rank of an adapter.
+        pub rank_max: usize = 256,
+        /// Most uploads at once; one more is told to come back later.
+        pub publishes_max: usize = 8,
+        /// Most packages checked and stored at once. Each takes about its size in memory.
+        pub checks_max: usize = 2,
+        /// An upload that brings nothing for so long is given up.
+        pub upload_idle_timeout_ms: u64 = 30_000,
+        /// An upload that takes longer than this is given up.
+        pub upload_timeout_ms: u64 = 1_800_000,
+        /// Folder for uploads under way. None: the system's temporary folder.
+        pub spool_dir: Option<PathBuf> = None,
+        /// How often the objects are listed to see what other registries wrote, and the directory is sent again.
+        pub directory_refresh_ms: u64 = 5_000,
+        /// Most directory streams at once.
+        pub watchers_max: usize = 256,
+        /// How long a start waits for the object store.
+        pub store_wait_ms: u64 = 60_000,
+        /// How long running calls may take to end at shutdown.
+        pub shutdown_grace_ms: u64 = 10_000,
+        /// S3 endpoint, `http://host:port` or `https://host`. None: AWS.
+        pub s3_endpoint: Option<String> = None,
+        /// Bucket of the mesh; made if it is not there.
+        pub s3_bucket: String = "weft".to_owned(),
+        /// Put before every key.
+        pub s3_prefix: String = String::new(),
+        /// Region that requests are signed for.
+        pub s3_region: String = "us-east-1".to_owned(),
+        /// Access key. Without keys and endpoint, AWS' own chain is asked.
+        pub s3_access_key_id: Option<String> = None,
+        /// Secret of the access key.
+        secret pub s3_secret_access_key: Option<String> = None,
+        /// Bucket in the path instead of the host name; most servers other than AWS need it.
+        pub s3_path_style: bool = true,
+    }
+}
+
+impl Settings {
+    /// Where the objects are, for [`weft_object_store::S3Store::connect`].
+    #[must_use]
+    pub fn s3(&self) -> S3Settings {
+        S3Settings {
+            endpoint: self.s3_endpoint.clone(),
+            bucket: self.s3_bucket.clone(),
+            prefix: self.s3_prefix.clone(),
+            region: self.s3_region.clone(),
+            access_key_id: self.s3_access_key_id.clone(),
+            secret_access_key: self.s3_secret_access_key.clone(),
+            path_style: self.s3_path_style,
+        }
+    }
+
+    /// Checks what single values cannot tell.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] with every problem at once.
+    pub fn check(&self) -> Result<(), Error> {
+        let at_least_one = [
+            ("package_bytes_max", self.package_bytes_max),
+            ("rank_max", self.rank_max as u64),
+            ("publishes_max", self.publishes_max as u64),
+            ("checks_max", self.checks_max as u64),
+            ("upload_idle_timeout_ms", self.upload_idle_timeout_ms),
+            ("upload_timeout_ms", self.upload_timeout_ms),
+            ("directory_refresh_ms", self.directory_refresh_ms),
+            ("watchers_max", self.watchers_max as u64),
+        ];
+        let zero = at_least_one.iter().filter(|(_, value)| *value == 0);
+        let mut problems: Vec<String> = zero.map(|(name, _)| format!("{name} must be at least 1")).collect();
+        if let Some(dir) = self.spool_dir.as_ref().filter(|dir| !dir.is_dir()) {
+            problems.push(format!("spool_dir {} is no folder", dir.display()));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound_and_its_defaults_hold() {
+        weft_service_kit::settings::assert_sound::<Settings>();
+        Settings::default().check().unwrap();
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let wrong = Settings { publishes_max: 0, spool_dir: Some("/nonexistent".into()), ..Settings::default() };
+        let text = wrong.check().unwrap_err().to_string();
+        assert!(text.contains("publishes_max") && text.contains("spool_dir /nonexistent"), "{text}");
+    }
+}

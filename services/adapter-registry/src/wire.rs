@@ -1,0 +1,88 @@
+//! From records to messages.
+
+use crate::catalog::Adapter;
+use crate::publish::cut;
+use crate::records::{AliasRecord, KeyRecord, TenantRecord, VersionRecord};
+use weft_object_store::ETag;
+use weft_proto::registry::v1 as pb;
+use weft_types::{AdapterName, AliasName, TenantName};
+
+/// Reasons of a refusal on the wire: what a person can read, and less than a message holds.
+const REASONS_MAX: usize = 1_000;
+const REASON_BYTES_MAX: usize = 1_024;
+
+pub(crate) fn adapter(tenant: &TenantName, name: &AdapterName, adapter: &Adapter) -> pb::Adapter {
+    pb::Adapter {
+        tenant: tenant.to_string(),
+        name: name.to_string(),
+        aliases: adapter.aliases.iter().map(|(name, (record, etag))| alias(name, record, etag)).collect(),
+        latest_version: adapter.versions.keys().next_back().copied().unwrap_or(0),
+        created_ms: adapter.created_ms(),
+    }
+}
+
+pub(crate) fn alias(name: &AliasName, record: &AliasRecord, etag: &ETag) -> pb::Alias {
+    pb::Alias {
+        name: name.to_string(),
+        version: record.version,
+        digest: record.digest.to_vec().into(),
+        etag: etag.as_str().to_owned(),
+        moved_ms: record.moved_ms,
+        actor: record.actor.clone(),
+    }
+}
+
+pub(crate) fn version(tenant: &TenantName, adapter: &AdapterName, record: &VersionRecord) -> pb::Version {
+    pb::Version {
+        tenant: tenant.to_string(),
+        adapter: adapter.to_string(),
+        number: record.number,
+        digest: record.digest.to_vec().into(),
+        bytes: record.bytes,
+        rank_max: record.rank_max,
+        target_modules: record.target_modules.clone(),
+        config_sha256: record.config_sha256.to_vec().into(),
+        weights_sha256: record.weights_sha256.to_vec().into(),
+        base_digest: record.base_digest.to_vec().into(),
+        created_ms: record.created_ms,
+        actor: record.actor.clone(),
+        warnings: record.warnings.clone(),
+    }
+}
+
+pub(crate) fn published(adapter: &AdapterName, record: VersionRecord, created: bool) -> pb::Published {
+    pb::Published {
+        adapter: adapter.to_string(),
+        version: record.number,
+        digest: record.digest.to_vec().into(),
+        warnings: record.warnings,
+        created,
+    }
+}
+
+pub(crate) fn tenant(record: &TenantRecord) -> pb::Tenant {
+    pb::Tenant {
+        name: record.name.to_string(),
+        created_ms: record.created_ms,
+        default_adapter: record.default_adapter.clone(),
+    }
+}
+
+pub(crate) fn key(tenant: &TenantName, record: &KeyRecord) -> pb::Key {
+    pb::Key {
+        id: record.id.clone(),
+        tenant: tenant.to_string(),
+        label: record.label.clone(),
+        created_ms: record.created_ms,
+        revoked_ms: record.revoked.as_ref().map_or(0, |revocation| revocation.at_ms),
+    }
+}
+
+pub(crate) fn refusal(reasons: Vec<String>) -> pb::Refusal {
+    let count = reasons.len();
+    let mut reasons: Vec<String> = reasons.iter().take(REASONS_MAX).map(|reason| cut(reason, REASON_BYTES_MAX)).collect();
+    if count > REASONS_MAX {
+        reasons.push(format!("{} more reasons", count - REASONS_MAX));
+    }
+    pb::Refusal { reasons }
+}
