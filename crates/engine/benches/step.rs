@@ -1,12 +1,14 @@
 //! Speed of the engine on the demo model: decode and prefill of the base, and what 32 different adapters cost.
 //!
 //! ```text
-//! WEFT_DEMO_MODEL=... cargo bench -p weft-engine --bench step [-- --seconds 2 --threads 2 --dtype bf16 --isa avx2]
+//! WEFT_DEMO_MODEL=... cargo bench -p weft-engine --bench step [-- --seconds 2 --threads 2 --dtype bf16 --isa avx2 --only decode]
 //! ```
 //!
 //! Each row is the best of several steps (the machine's other work only ever adds time), beside a floor: the time to
 //! read the weights once at the bandwidth measured here, or to do the multiplications at the peak that one large
-//! [`weft_kernels::Kernels::linear`] reaches here, whichever is longer.
+//! [`weft_kernels::Kernels::linear`] reaches here, whichever is longer. "cpu ms" is how long the calling thread was on
+//! a processor: where it is far below "ms" the machine was busy with other work, and `--threads 1` with this column
+//! says more.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -30,16 +32,19 @@ struct Args {
     threads: usize,
     dtype: Option<Dtype>,
     isa: Option<weft_kernels::Isa>,
+    /// Run only rows whose name holds this.
+    only: String,
 }
 
 fn args() -> Args {
-    let mut args = Args { seconds: 2.0, threads: 2, dtype: None, isa: None };
+    let mut args = Args { seconds: 2.0, threads: 2, dtype: None, isa: None, only: String::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
         match word.as_str() {
             "--seconds" => args.seconds = value().parse().expect("a number of seconds"),
             "--threads" => args.threads = value().parse().expect("a number of threads"),
+            "--only" => args.only = value(),
             "--isa" => args.isa = Some(value().parse().expect("an instruction set")),
             "--dtype" => {
                 args.dtype = Some(match value().as_str() {
@@ -76,9 +81,7 @@ fn bench(model: &BaseModel, dtype: Dtype, args: &Args) {
     let start = Instant::now();
     let mut engine = common::engine_with(model, dtype, KV_BLOCKS, Arc::clone(&kernels));
     let load = start.elapsed();
-    let start = Instant::now();
-    let slots = random_adapters(&mut engine, &model.config);
-    let prepare = start.elapsed() / slots.len() as u32;
+    let (slots, prepare) = random_adapters(&mut engine, &model.config);
     println!(
         "\n{} {}, {} threads; load {:.2} s; prepare {:.1} ms per adapter; {:.1} GB/s, {:.0} GFLOP/s",
         dtype.as_str(),
@@ -89,33 +92,39 @@ fn bench(model: &BaseModel, dtype: Dtype, args: &Args) {
         floor.bytes_per_second / 1e9,
         floor.flops_per_second / 1e9
     );
-    println!("{:<34} {:>9} {:>9} {:>9} {:>7}", "step", "ms", "tok/s", "floor ms", "x floor");
-    let row = |name: &str, rows: usize, wanted: usize, took: Duration| {
-        let floor = floor.seconds(rows, wanted);
-        let seconds = took.as_secs_f64();
-        println!(
-            "{name:<34} {:>9.2} {:>9.1} {:>9.2} {:>7.2}",
-            seconds * 1e3,
-            rows as f64 / seconds,
-            floor * 1e3,
-            seconds / floor
-        );
-        seconds
+    println!("{:<34} {:>9} {:>9} {:>9} {:>9} {:>7}", "step", "ms", "cpu ms", "tok/s", "floor ms", "x floor");
+    let row = |engine: &mut Engine, name: &str, batch: &StepBatch| {
+        if !name.contains(&args.only) {
+            return None;
+        }
+        let rows = batch.seqs.iter().map(|seq| seq.tokens.len()).sum();
+        let floor = floor.seconds(rows, batch.seqs.len());
+        let (seconds, cpu) = best(engine, batch, args.seconds);
+        let (rate, times, floor, cpu) = (rows as f64 / seconds, seconds / floor, floor * 1e3, cpu * 1e3);
+        println!("{name:<34} {:>9.2} {cpu:>9.2} {rate:>9.1} {floor:>9.2} {times:>7.2}", seconds * 1e3);
+        Some(seconds)
     };
     let base = vec![None; REQUESTS];
-    row("decode, 1 request", 1, 1, best(&mut engine, &decode(&base[..1]), args.seconds));
-    let base_step = row("decode, 32 requests", 32, 32, best(&mut engine, &decode(&base), args.seconds));
-    let lora_step = row("decode, 32 requests, 32 adapters", 32, 32, best(&mut engine, &decode(&slots), args.seconds));
-    row("prefill, 1 x 70", 70, 1, best(&mut engine, &prefill(&base[..1], PROMPT), args.seconds));
-    row("prefill, 1 x 512", 512, 1, best(&mut engine, &prefill(&base[..1], 512), args.seconds));
-    let base_prefill = row("prefill, 8 x 70", 560, 8, best(&mut engine, &prefill(&base[..8], PROMPT), args.seconds));
-    let lora_prefill =
-        row("prefill, 8 x 70, 8 adapters", 560, 8, best(&mut engine, &prefill(&slots[..8], PROMPT), args.seconds));
-    println!("lora keeps {:.3} of decode, {:.3} of prefill", base_step / lora_step, base_prefill / lora_prefill);
-    for (name, slots) in [("base alone", &base), ("32 adapters of rank 8", &slots)] {
-        let took = workload(&mut engine, slots).min(workload(&mut engine, slots));
-        let rate = (REQUESTS * OUTPUT) as f64 / took.as_secs_f64();
-        println!("32 x ({PROMPT} + {OUTPUT}), {name}: {rate:.1} generated tok/s, sampling included");
+    let engine = &mut engine;
+    row(engine, "decode, 1 request", &decode(&base[..1]));
+    let base_decode = row(engine, "decode, 32 requests", &decode(&base));
+    let lora_decode = row(engine, "decode, 32 requests, 32 adapters", &decode(&slots));
+    row(engine, "prefill, 1 x 70", &prefill(&base[..1], PROMPT));
+    row(engine, "prefill, 1 x 512", &prefill(&base[..1], 512));
+    let base_prefill = row(engine, "prefill, 8 x 70", &prefill(&base[..8], PROMPT));
+    let lora_prefill = row(engine, "prefill, 8 x 70, 8 adapters", &prefill(&slots[..8], PROMPT));
+    for (name, base, lora) in [("decode", base_decode, lora_decode), ("prefill", base_prefill, lora_prefill)] {
+        if let (Some(base), Some(lora)) = (base, lora) {
+            println!("32 adapters keep {:.3} of the base's {name}", base / lora);
+        }
+    }
+    sampling(engine, &args.only);
+    for (name, slots) in [("workload, base alone", &base), ("workload, 32 adapters of rank 8", &slots)] {
+        if name.contains(&args.only) {
+            let took = workload(engine, slots).min(workload(engine, slots));
+            let rate = (REQUESTS * OUTPUT) as f64 / took.as_secs_f64();
+            println!("{name}, 32 x ({PROMPT} + {OUTPUT}): {rate:.1} generated tok/s, sampling included");
+        }
     }
 }
 
@@ -163,15 +172,20 @@ impl Floor {
     }
 }
 
-/// Adapters on q, k, v and o of every layer, with small random weights, through package, blob and slot.
-fn random_adapters(engine: &mut Engine, config: &ModelConfig) -> Vec<Option<SlotId>> {
+/// Adapters on q, k, v and o of every layer, with small random weights, through package, blob and slot; and the least
+/// time that preparing one took.
+fn random_adapters(engine: &mut Engine, config: &ModelConfig) -> (Vec<Option<SlotId>>, Duration) {
     let preparer = engine.preparer();
-    (0..REQUESTS as u64)
-        .map(|seed| {
-            let blob = random_blob(config, seed);
-            Some(engine.install(preparer.prepare(&blob).expect("it fits")))
-        })
-        .collect()
+    let mut best = Duration::MAX;
+    let mut slots = Vec::new();
+    for seed in 0..REQUESTS as u64 {
+        let blob = random_blob(config, seed);
+        let start = Instant::now();
+        let prepared = preparer.prepare(&blob).expect("it fits");
+        best = best.min(start.elapsed());
+        slots.push(Some(engine.install(prepared)));
+    }
+    (slots, best)
 }
 
 fn random_blob(config: &ModelConfig, seed: u64) -> Vec<u8> {
@@ -234,18 +248,56 @@ fn prefill(slots: &[Option<SlotId>], length: usize) -> StepBatch {
     StepBatch { seqs: slots.iter().enumerate().map(seq).collect() }
 }
 
-fn best(engine: &mut Engine, batch: &StepBatch, seconds: f64) -> Duration {
+/// Least wall time and least processor time of a step, seconds.
+fn best(engine: &mut Engine, batch: &StepBatch, seconds: f64) -> (f64, f64) {
     let mut output = StepOutput::default();
-    let mut best = Duration::MAX;
+    let mut best = (f64::INFINITY, f64::INFINITY);
     let begin = Instant::now();
     let mut steps = 0;
     while steps < 3 || begin.elapsed().as_secs_f64() < seconds {
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_seconds());
         engine.step_into(batch, &mut output).expect("the batch is sound");
-        best = best.min(start.elapsed());
+        best = (best.0.min(start.elapsed().as_secs_f64()), best.1.min(cpu_seconds() - cpu));
         steps += 1;
     }
     best
+}
+
+/// How long the calling thread has been on a processor; NaN where the system does not say.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()).map_or(f64::NAN, |nanos| nanos / 1e9)
+}
+
+/// What the sampler costs per token, on the logits of a real step.
+fn sampling(engine: &mut Engine, only: &str) {
+    let step = prefill(&[None], PROMPT);
+    let logits = engine.step(&step).expect("the batch is sound").seqs.remove(0).logits;
+    let greedy = SamplingParams::default();
+    let drawn = SamplingParams { temperature: 0.8, ..greedy };
+    for (name, params) in [
+        ("sample, greedy", greedy),
+        ("sample, temperature", drawn),
+        ("sample, top_k 50", SamplingParams { top_k: 50, ..drawn }),
+        ("sample, top_p 0.95", SamplingParams { top_p: 0.95, ..drawn }),
+        ("sample, top_p 0.95 at temperature 3", SamplingParams { top_p: 0.95, temperature: 3.0, ..drawn }),
+        ("sample, typical_p 0.9", SamplingParams { typical_p: 0.9, ..drawn }),
+        ("sample, repetition_penalty 1.1", SamplingParams { repetition_penalty: 1.1, ..greedy }),
+    ] {
+        if !name.contains(only) {
+            continue;
+        }
+        let prompt: Vec<u32> = (0..PROMPT as u32).collect();
+        let mut sampler = Sampler::new(params, &prompt);
+        let mut best = Duration::MAX;
+        for position in 0..50 {
+            let mut row = logits.clone();
+            let start = Instant::now();
+            sampler.sample(&mut row, position, 0).expect("finite");
+            best = best.min(start.elapsed());
+        }
+        println!("{name:<34} {:>9.3}", best.as_secs_f64() * 1e3);
+    }
 }
 
 /// 32 requests at once: prompts in two steps of 16, then decode, with sampling.

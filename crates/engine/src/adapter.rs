@@ -58,7 +58,7 @@ impl Preparer {
     /// Packs a canonical blob. `blob` may be a mapped file that somebody overwrites meanwhile: it is read once, into
     /// private memory, and both the digest and the matrices come from that copy.
     ///
-    /// Cost: copies, hashes and packs the blob, about 3 ms per MB on one core; the copy is freed before it returns.
+    /// Cost: copies, hashes and packs the blob, about 2 ms per MB on one core; the copy is freed before it returns.
     ///
     /// # Errors
     /// [`Error::Adapter`] if the blob cannot be parsed, [`Error::AdapterShape`] if it does not fit the base.

@@ -4,7 +4,7 @@
 //! probable tokens, so only the values above a bound are gathered and sorted, and the bound is lowered until enough are
 //! in. The result is exact.
 
-use super::math;
+use super::math::{self, BLOCK};
 
 /// A token that may still be drawn. `weight` is `exp((logit - max) / temperature)`: 1 for the most probable token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,17 +33,20 @@ impl Filters {
 }
 
 /// Penalised logits of one row, with what turns a logit into a weight.
-#[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
-    pub(super) logits: &'a [f32],
-    pub(super) max: f32,
-    pub(super) inverse_temperature: f32,
+    logits: &'a [f32],
+    max: f32,
+    inverse_temperature: f32,
+    /// Of blocks of [`BLOCK`] logits: a block whose largest is below a bound is skipped whole.
+    maxima: Vec<f32>,
 }
 
-/// Values between two bounds. A block whose largest value is below the bound is skipped whole.
-const BLOCK: usize = 64;
+impl<'a> Row<'a> {
+    /// `max` is the largest of `logits`.
+    pub(super) fn new(logits: &'a [f32], max: f32, inverse_temperature: f32) -> Self {
+        Self { logits, max, inverse_temperature, maxima: math::block_maxima(logits) }
+    }
 
-impl Row<'_> {
     fn weight(&self, logit: f32) -> f32 {
         math::exp((logit - self.max) * self.inverse_temperature)
     }
@@ -51,8 +54,8 @@ impl Row<'_> {
     /// Every token whose logit is at least `bound` and whose weight is positive.
     fn gather(&self, bound: f32) -> Vec<Candidate> {
         let mut kept = Vec::new();
-        for (block, values) in self.logits.chunks(BLOCK).enumerate() {
-            if block_max(values) < bound {
+        for (block, (values, &max)) in self.logits.chunks(BLOCK).zip(&self.maxima).enumerate() {
+            if max < bound {
                 continue;
             }
             for (offset, &logit) in values.iter().enumerate() {
@@ -69,21 +72,17 @@ impl Row<'_> {
 
     /// A logit that at least `count` tokens reach: the `count`-th largest of the blocks' maxima.
     fn bound_for(&self, count: usize) -> f32 {
-        let mut maxima: Vec<f32> = self.logits.chunks(BLOCK).map(block_max).collect();
-        if count == 0 || count > maxima.len() {
+        if count == 0 || count > self.maxima.len() {
             return f32::NEG_INFINITY;
         }
+        let mut maxima = self.maxima.clone();
         *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
     }
 }
 
-fn block_max(values: &[f32]) -> f32 {
-    values.iter().fold(f32::NEG_INFINITY, |max, &value| if value > max { value } else { max })
-}
-
 /// The tokens that pass all filters, the most probable first (equal weights by id), except after `typical_p`, where
 /// the most typical is first. Never empty.
-pub(super) fn apply(row: Row<'_>, filters: &Filters) -> Vec<Candidate> {
+pub(super) fn apply(row: &Row<'_>, filters: &Filters) -> Vec<Candidate> {
     let mut kept = if filters.top_k > 0 {
         most_probable(row, filters.top_k)
     } else if filters.top_p < 1.0 {
@@ -109,14 +108,14 @@ pub(super) fn apply(row: Row<'_>, filters: &Filters) -> Vec<Candidate> {
     kept
 }
 
-fn most_probable(row: Row<'_>, count: usize) -> Vec<Candidate> {
+fn most_probable(row: &Row<'_>, count: usize) -> Vec<Candidate> {
     let mut kept = sorted(row.gather(row.bound_for(count)));
     kept.truncate(count);
     kept
 }
 
 /// A prefix of the sorted vocabulary that holds at least the share `top_p` of its mass. The caller cuts it exactly.
-fn covering(row: Row<'_>, top_p: f32) -> Vec<Candidate> {
+fn covering(row: &Row<'_>, top_p: f32) -> Vec<Candidate> {
     let total = math::exp_sum(row.logits, row.max, row.inverse_temperature);
     // Nats below the largest; e^-9 still cuts most vocabularies of 50,000 to some hundreds.
     for depth in [3.0f32, 9.0] {
@@ -182,7 +181,7 @@ mod tests {
     const OFF: Filters = Filters { top_k: 0, top_p: 1.0, min_p: 0.0, typical_p: 1.0 };
 
     fn row(logits: &[f32]) -> Row<'_> {
-        Row { logits, max: math::max_finite(logits).unwrap(), inverse_temperature: 1.0 }
+        Row::new(logits, math::max_finite(logits).unwrap(), 1.0)
     }
 
     /// The same filters by the book: sort everything, renormalise after each.
@@ -212,7 +211,7 @@ mod tests {
     #[test]
     fn top_p_keeps_the_token_that_reaches_the_share() {
         let logits = [0.5f32.ln(), 0.3f32.ln(), 0.15f32.ln(), 0.05f32.ln()];
-        let kept = |top_p| ids(&apply(row(&logits), &Filters { top_p, ..OFF }));
+        let kept = |top_p| ids(&apply(&row(&logits), &Filters { top_p, ..OFF }));
         assert_eq!(kept(0.4), [0]);
         assert_eq!(kept(0.6), [0, 1]);
         assert_eq!(kept(0.81), [0, 1, 2]);
@@ -222,8 +221,8 @@ mod tests {
     #[test]
     fn min_p_is_relative_to_the_most_probable() {
         let logits = [0.5f32.ln(), 0.3f32.ln(), 0.15f32.ln(), 0.05f32.ln()];
-        assert_eq!(ids(&apply(row(&logits), &Filters { min_p: 0.5, ..OFF })), [0, 1]);
-        assert_eq!(ids(&apply(row(&logits), &Filters { min_p: 1.0, ..OFF })), [0]);
+        assert_eq!(ids(&apply(&row(&logits), &Filters { min_p: 0.5, ..OFF })), [0, 1]);
+        assert_eq!(ids(&apply(&row(&logits), &Filters { min_p: 1.0, ..OFF })), [0]);
     }
 
     #[test]
@@ -231,7 +230,7 @@ mod tests {
         // Entropy 1.6: the many tokens of 0.06 (surprise 2.8) are nearer to it than the one of 0.7 (0.36) is not.
         let mut logits = vec![0.4f32.ln()];
         logits.extend(vec![0.06f32.ln(); 10]);
-        let kept = ids(&apply(row(&logits), &Filters { typical_p: 0.3, ..OFF }));
+        let kept = ids(&apply(&row(&logits), &Filters { typical_p: 0.3, ..OFF }));
         assert!(!kept.contains(&0), "{kept:?}");
     }
 
@@ -240,7 +239,7 @@ mod tests {
         let mut logits = vec![f32::NEG_INFINITY; 500];
         logits[77] = 1.0;
         for filters in [Filters { top_k: 50, ..OFF }, Filters { top_p: 0.9, ..OFF }, Filters { min_p: 0.1, ..OFF }, Filters { typical_p: 0.9, ..OFF }] {
-            assert_eq!(ids(&apply(row(&logits), &filters)), [77]);
+            assert_eq!(ids(&apply(&row(&logits), &filters)), [77]);
         }
     }
 
@@ -254,7 +253,7 @@ mod tests {
                 (0..size).map(|i| super::super::rng::uniform(seed, i as u64) as f32 * spread).collect();
             let filters = Filters { top_k, top_p: top_p.min(1.0), min_p: min_p.max(0.0), typical_p: typical_p.min(1.0) };
             prop_assume!(!filters.are_off());
-            prop_assert_eq!(ids(&apply(row(&logits), &filters)), by_the_book(&logits, &filters));
+            prop_assert_eq!(ids(&apply(&row(&logits), &filters)), by_the_book(&logits, &filters));
         }
     }
 }

@@ -1,11 +1,45 @@
-//! Passes over one row of logits. Plain arithmetic in a fixed order (eight lanes, then pairwise), so that the same
-//! logits give the same bits on every platform, and the compiler can use whatever vectors the target has.
+//! Passes over one row of logits. Plain arithmetic in a fixed order (sixteen lanes, then pairwise), compiled for
+//! several vector widths and chosen at run time: multiplications and additions are never fused, so that the same logits
+//! give the same bits on every platform.
 
 use crate::Error;
 
-const LANES: usize = 8;
+const LANES: usize = 16;
+/// Values whose maximum [`block_maxima`] takes.
+pub(super) const BLOCK: usize = 64;
 /// Values summed in f32 before the sum goes on in f64: keeps the error of a whole vocabulary below 1e-6.
 const CHUNK: usize = 1024;
+
+/// Defines a function whose body, an `#[inline(always)]` function of the same arguments, is compiled for each vector
+/// width of the target, and which picks the widest that the processor has.
+macro_rules! widest {
+    ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty = $body:ident) => {
+        $(#[$doc])*
+        #[inline]
+        $visibility fn $name($($argument: $type),*) -> $result {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($argument: $type),*) -> $result {
+                    $body($($argument),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($argument: $type),*) -> $result {
+                    $body($($argument),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the processor has AVX-512F, as the line above asked.
+                    return unsafe { avx512($($argument),*) };
+                }
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has AVX2, as the line above asked.
+                    return unsafe { avx2($($argument),*) };
+                }
+            }
+            $body($($argument),*)
+        }
+    };
+}
 
 /// `exp(x)` for `x <= 0`, relative error below 2e-7; exactly 0 below -87 (where f32 turns subnormal).
 ///
@@ -35,51 +69,99 @@ pub(super) fn exp(x: f32) -> f32 {
 /// # Errors
 /// [`Error::Logits`] if there is a NaN or +inf, or nothing above -inf. (-inf marks a forbidden token.)
 pub(super) fn max_finite(values: &[f32]) -> Result<f32, Error> {
+    let (max, has_nan) = max_and_nan(values);
+    if has_nan || !max.is_finite() { Err(Error::Logits) } else { Ok(max) }
+}
+
+widest! {
+    /// The largest value that is a number (-inf if none is), and whether there is one that is not.
+    fn max_and_nan(values: &[f32]) -> (f32, bool) = max_and_nan_body
+}
+
+#[inline(always)]
+fn max_and_nan_body(values: &[f32]) -> (f32, bool) {
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut unordered = [false; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let tail = chunks.remainder();
+    let mut unordered = [0u32; LANES];
+    let (chunks, tail) = values.as_chunks::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
             lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
-            unordered[lane] |= chunk[lane].is_nan();
+            unordered[lane] |= u32::from(chunk[lane].is_nan());
         }
     }
     let mut max = f32::NEG_INFINITY;
     for &value in lanes.iter().chain(tail) {
         max = max.max(value);
     }
-    let has_nan = unordered.contains(&true) || tail.iter().any(|value| value.is_nan());
-    if has_nan || !max.is_finite() { Err(Error::Logits) } else { Ok(max) }
+    (max, unordered.iter().any(|&lane| lane != 0) || tail.iter().any(|value| value.is_nan()))
 }
 
-/// Sum of `exp((value - max) * inverse_temperature)`.
-pub(super) fn exp_sum(values: &[f32], max: f32, inverse_temperature: f32) -> f64 {
-    values.chunks(CHUNK).map(|chunk| f64::from(exp_sum_chunk(chunk, max, inverse_temperature))).sum()
+widest! {
+    /// Sum of `exp((value - max) * inverse_temperature)`.
+    pub(super) fn exp_sum(values: &[f32], max: f32, inverse_temperature: f32) -> f64 = exp_sum_body
 }
 
+#[inline(always)]
+fn exp_sum_body(values: &[f32], max: f32, inverse_temperature: f32) -> f64 {
+    let mut sum = 0.0;
+    for chunk in values.chunks(CHUNK) {
+        sum += f64::from(exp_sum_chunk(chunk, max, inverse_temperature));
+    }
+    sum
+}
+
+#[inline(always)]
 fn exp_sum_chunk(values: &[f32], max: f32, inverse_temperature: f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let tail = chunks.remainder();
+    let (chunks, tail) = values.as_chunks::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
             lanes[lane] += exp((chunk[lane] - max) * inverse_temperature);
         }
     }
-    let mut sum = (lanes[0] + lanes[4]) + (lanes[1] + lanes[5]) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    let mut sum = lanes[0];
     for &value in tail {
         sum += exp((value - max) * inverse_temperature);
     }
     sum
 }
 
-/// The first index that holds `max`.
-pub(super) fn index_of(values: &[f32], max: f32) -> usize {
+widest! {
+    /// The largest value of each block of [`BLOCK`].
+    pub(super) fn block_maxima(values: &[f32]) -> Vec<f32> = block_maxima_body
+}
+
+#[inline(always)]
+fn block_maxima_body(values: &[f32]) -> Vec<f32> {
+    let mut maxima = Vec::with_capacity(values.len().div_ceil(BLOCK));
+    for block in values.chunks(BLOCK) {
+        maxima.push(max_and_nan_body(block).0);
+    }
+    maxima
+}
+
+widest! {
+    /// The first index that holds `max`.
+    pub(super) fn index_of(values: &[f32], max: f32) -> usize = index_of_body
+}
+
+#[inline(always)]
+fn index_of_body(values: &[f32], max: f32) -> usize {
     const BLOCK: usize = 256;
     for (block, chunk) in values.chunks(BLOCK).enumerate() {
         // Whether, before where: the first question vectorises.
-        if chunk.iter().fold(false, |found, &value| found | (value == max)) {
+        let mut found = false;
+        for &value in chunk {
+            found |= value == max;
+        }
+        if found {
             let offset = chunk.iter().position(|&value| value == max).unwrap_or(0);
             return block * BLOCK + offset;
         }
@@ -87,9 +169,15 @@ pub(super) fn index_of(values: &[f32], max: f32) -> usize {
     0
 }
 
-/// Walks the weights `exp((value - max) * inverse_temperature)` in order of index until their sum exceeds `target`.
-/// Rounding can leave a target just below the whole sum unreached; then the last index of positive weight is returned.
-pub(super) fn index_at_mass(values: &[f32], max: f32, inverse_temperature: f32, target: f64) -> usize {
+widest! {
+    /// Walks the weights `exp((value - max) * inverse_temperature)` in order of index until their sum exceeds
+    /// `target`. Rounding can leave a target just below the whole sum unreached; then the last index of positive weight
+    /// is returned.
+    pub(super) fn index_at_mass(values: &[f32], max: f32, inverse_temperature: f32, target: f64) -> usize = index_at_mass_body
+}
+
+#[inline(always)]
+fn index_at_mass_body(values: &[f32], max: f32, inverse_temperature: f32, target: f64) -> usize {
     let mut before = 0.0f64;
     let (mut block, mut inside) = (0, 0.0);
     for (number, chunk) in values.chunks(CHUNK).enumerate() {
@@ -163,6 +251,22 @@ mod tests {
         let values: Vec<f32> = (0..50_000).map(|i| ((i * 7919) % 1000) as f32 * -0.01).collect();
         let expected: f64 = values.iter().map(|&value| f64::from(value).exp()).sum();
         assert!((exp_sum(&values, 0.0, 1.0) / expected - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn every_vector_width_gives_the_same_bits() {
+        let values: Vec<f32> = (0..49_157u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 12) as f32 * -1e-5).collect();
+        let max = max_finite(&values).unwrap();
+        assert_eq!(max_and_nan(&values), max_and_nan_body(&values));
+        assert_eq!(index_of(&values, max), index_of_body(&values, max));
+        for inverse_temperature in [0.3, 1.0, 7.0] {
+            let sum = exp_sum(&values, max, inverse_temperature);
+            assert_eq!(sum.to_bits(), exp_sum_body(&values, max, inverse_temperature).to_bits());
+            for share in [0.0, 0.3, 0.999] {
+                let at = index_at_mass(&values, max, inverse_temperature, share * sum);
+                assert_eq!(at, index_at_mass_body(&values, max, inverse_temperature, share * sum));
+            }
+        }
     }
 
     #[test]
