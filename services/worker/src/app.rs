@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tonic::transport::Channel;
 use weft_proto::worker::v1::worker_server::WorkerServer;
 use weft_service_kit::readiness::Readiness;
@@ -94,6 +94,7 @@ impl App {
             next_id: Arc::new(AtomicU64::new(1)),
             arrivals: Arc::new(Semaphore::new(settings.queue_requests_max + settings.running_requests_max)),
             tokenizing: Arc::new(Semaphore::new(settings.tokenize_concurrency)),
+            open_calls: Arc::new(watch::Sender::new(0)),
             settings: Arc::new(settings.clone()),
         };
         Ok(Self { service, step_loop, model, registry: components.registry, readiness, settings })
@@ -111,34 +112,30 @@ impl App {
     /// # Errors
     /// [`Error::Serve`] if the listener fails.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
-        let view = Arc::clone(&self.service.view);
-        let drain = shutdown.wait_owned();
-        let draining = tokio::spawn(async move {
-            drain.await;
-            view.drain();
-        });
         let announcing = self.registry.map(|channel| {
             let interval = Duration::from_secs(self.settings.announce_interval_s);
             let (readiness, shutdown) = (self.readiness.clone(), shutdown.clone());
             tokio::spawn(announce::announce(channel, Arc::clone(&self.model), interval, readiness, shutdown))
         });
+        let (view, open_calls) = (Arc::clone(&self.service.view), self.service.open_calls.subscribe());
         let server = WorkerServer::new(self.service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        // The listener outlives the drain, so that new callers are told "unavailable" and go elsewhere.
+        let hang_up = Shutdown::new();
         let serving = transport::server()
             .add_service(server)
-            .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
+            .serve_with_incoming_shutdown(listener.incoming(), hang_up.wait_owned());
         let mut serving = std::pin::pin!(serving);
-        let grace = Duration::from_secs(self.settings.shutdown_grace_s);
-        let served = match within_grace(&mut serving, &shutdown, grace).await {
-            Some(served) => served,
-            None => {
-                // Ending the loop ends every stream with a status; give those a moment to get out.
+        let served = tokio::select! {
+            served = &mut serving => served,
+            () = drain(&view, open_calls, &shutdown, Duration::from_secs(self.settings.shutdown_grace_s)) => {
+                // Ending the loop ends every stream that is left with a status; those get a moment to go out.
                 self.step_loop.stop();
+                hang_up.trigger();
                 tokio::time::timeout(LAST_WORDS, serving).await.unwrap_or(Ok(()))
             }
         };
-        draining.abort();
         if let Some(announcing) = announcing {
             announcing.abort();
         }
@@ -146,6 +143,19 @@ impl App {
         let step_loop = self.step_loop;
         let _ = tokio::task::spawn_blocking(move || drop(step_loop)).await;
         served.map_err(Error::from)
+    }
+}
+
+/// Waits for the shutdown, refuses new requests from then on, and waits until none is open, at most `grace`.
+async fn drain(view: &View, mut open_calls: watch::Receiver<usize>, shutdown: &Shutdown, grace: Duration) {
+    shutdown.wait().await;
+    view.drain();
+    let open = *open_calls.borrow();
+    tracing::info!(open, "draining");
+    // An error means that the service is gone, and every call with it.
+    let done = async { open_calls.wait_for(|count| *count == 0).await.is_ok() };
+    if within_grace(done, shutdown, grace).await.is_none() {
+        tracing::warn!("requests outlast the grace period; ending them");
     }
 }
 

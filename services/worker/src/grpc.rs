@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use weft_batching::RequestId;
@@ -34,6 +34,8 @@ pub(crate) struct Service {
     pub(crate) arrivals: Arc<Semaphore>,
     /// Prompts that are tokenized at once.
     pub(crate) tokenizing: Arc<Semaphore>,
+    /// `Generate` calls that are not over, their streams included.
+    pub(crate) open_calls: Arc<watch::Sender<usize>>,
 }
 
 #[tonic::async_trait]
@@ -42,6 +44,8 @@ impl Worker for Service {
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
         let received = Instant::now();
+        // Counted before the look at `draining`, so that a drain that sees no call open has seen the last.
+        let open = OpenCall::new(&self.open_calls);
         if self.view.is_draining() {
             return Err(Error::Draining.into());
         }
@@ -57,7 +61,7 @@ impl Worker for Service {
         let (events, inbox) = mpsc::unbounded_channel();
         let command = Command::Submit { id, job: Box::new(job), events, arrival };
         self.commands.send(command).map_err(|_| Error::Draining)?;
-        let mut stream = EventStream { inbox, first: None, _cancel: CancelOnDrop { id, commands: self.commands.clone() } };
+        let mut stream = EventStream { inbox, first: None, _cancel: CancelOnDrop { id, commands: self.commands.clone() }, _open: open };
         // A failure before the first step is the status of the call itself.
         match stream.inbox.recv().await {
             Some(Ok(event)) => stream.first = Some(event),
@@ -123,6 +127,22 @@ impl Service {
     }
 }
 
+/// Counts a call while it lives.
+struct OpenCall(Arc<watch::Sender<usize>>);
+
+impl OpenCall {
+    fn new(open: &Arc<watch::Sender<usize>>) -> Self {
+        open.send_modify(|count| *count += 1);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
 /// Tells the loop when the caller is gone, whether it was waiting for the first event or reading the stream.
 struct CancelOnDrop {
     id: RequestId,
@@ -142,6 +162,7 @@ pub(crate) struct EventStream {
     /// Already taken from `inbox`.
     first: Option<pb::GenerateEvent>,
     _cancel: CancelOnDrop,
+    _open: OpenCall,
 }
 
 impl Stream for EventStream {

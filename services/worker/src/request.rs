@@ -28,14 +28,14 @@ pub(crate) struct StepFacts {
 }
 
 /// What the step made of a request.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Progress {
     /// Only prompt tokens were computed.
     Prefilled,
     /// It has one more token and goes on.
     Sampled,
-    /// It is complete, and its caller was told.
-    Finished(pb::FinishReason),
+    /// It is complete. The caller is told last, by [`Active::end`].
+    Finished(Box<pb::Finished>),
     /// Its caller is gone.
     Gone,
 }
@@ -133,10 +133,9 @@ impl Active {
         Ok(self.take(sampled, output.adapter, step, model))
     }
 
-    /// Ends the request with an error, if its caller still listens.
-    pub(crate) fn fail(&self, fault: impl Into<Fault>) {
-        // An error means that the caller is gone: nobody to tell.
-        let _ = self.events.send(Err(fault.into().into()));
+    /// Turns the request into its last word.
+    pub(crate) fn end(self, end: Result<Box<pb::Finished>, Fault>) -> Ending {
+        Ending { events: self.events, end }
     }
 
     /// One more token.
@@ -172,8 +171,7 @@ impl Active {
             requests_in_step_max: self.requests_max,
             prompt: std::mem::take(&mut self.prompt_logprobs),
         };
-        self.send(pb::generate_event::Event::Finished(finished));
-        Progress::Finished(reason)
+        Progress::Finished(Box::new(finished))
     }
 
     /// Row `i` of the chunk is the distribution of the token behind `start + i`. After a preemption rows come again;
@@ -212,6 +210,21 @@ impl Active {
     fn send(&self, event: pb::generate_event::Event) {
         // An error means that the caller is gone: seen by `is_closed` at the end of the step.
         let _ = self.events.send(Ok(pb::GenerateEvent { event: Some(event) }));
+    }
+}
+
+/// The last word of a request. It is told after the request's blocks and slot are seen to be free, so that a caller who has
+/// the end finds no trace of the request in the worker's load.
+pub(crate) struct Ending {
+    events: Events,
+    end: Result<Box<pb::Finished>, Fault>,
+}
+
+impl Ending {
+    pub(crate) fn tell(self) {
+        let event = self.end.map(|finished| pb::GenerateEvent { event: Some(pb::generate_event::Event::Finished(*finished)) });
+        // An error means that the caller is gone: nobody to tell.
+        let _ = self.events.send(event.map_err(tonic::Status::from));
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use weft_batching::{BlockPool, Chunk, Limits, NewRequest, Phase, RequestId, Scheduler, StepPlan, Submitted};
 use weft_engine::{Engine, PreparedAdapter, SeqOutput, SeqStep, StepBatch, StepOutput};
-use weft_fault::Fault;
+use weft_fault::Kind;
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
@@ -20,9 +20,10 @@ use crate::Error;
 use crate::adapters::load::Loader;
 use crate::adapters::slots::{Placed, Slots};
 use crate::admit::Job;
+use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::model::{BLOCK_SIZE, Model};
-use crate::request::{Active, Events, Progress, StepFacts};
+use crate::request::{Active, Ending, Events, Progress, StepFacts};
 use crate::settings::Settings;
 use crate::view::View;
 
@@ -59,6 +60,8 @@ pub(crate) struct StepLoop {
     slots: Slots,
     active: HashMap<RequestId, Active>,
     loading: HashSet<Digest>,
+    /// Last words, told after the next [`StepLoop::show`].
+    endings: Vec<Ending>,
     /// Used again by every step.
     output: StepOutput,
     born: Instant,
@@ -84,6 +87,7 @@ impl StepLoop {
             slots: Slots::new(parts.slot_bytes_max),
             active: HashMap::new(),
             loading: HashSet::new(),
+            endings: Vec::new(),
             output: StepOutput::default(),
             born: Instant::now(),
             load: pb::GetLoadResponse::default(),
@@ -112,9 +116,11 @@ impl StepLoop {
                 self.step(&plan);
             }
         }
-        for (_, active) in self.active.drain() {
-            active.fail(Error::Draining);
+        let left: Vec<RequestId> = self.active.keys().copied().collect();
+        for id in left {
+            self.fail(id, &Error::Draining);
         }
+        self.show();
     }
 
     /// Takes all commands; sleeps for the first if nobody can run. False: the loop ends.
@@ -156,7 +162,7 @@ impl StepLoop {
             }
             Command::Cancel(id) => {
                 if self.active.contains_key(&id) {
-                    self.parts.metrics.requests.with_label_values(&["cancelled"]).inc();
+                    self.count_end("cancelled");
                     self.forget(id);
                 }
             }
@@ -174,23 +180,20 @@ impl StepLoop {
             prompt_tokens: job.prompt.len(),
             output_tokens_max: job.max_tokens,
         };
-        let active = Active::new(job, events);
-        match self.scheduler.submit(new) {
-            Ok(Submitted { pushed_out }) => {
-                self.active.insert(id, active);
-                if let Some(victim) = pushed_out {
-                    let queued = self.parts.settings.queue_requests_max;
-                    self.fail_forgotten(victim, Error::QueueFull { queued, limit: queued });
-                }
+        self.active.insert(id, Active::new(job, events));
+        let error = match self.scheduler.submit(new) {
+            Ok(Submitted { pushed_out: None }) => return,
+            Ok(Submitted { pushed_out: Some(victim) }) => {
+                let queued = self.parts.settings.queue_requests_max;
+                return self.fail(victim, &Error::QueueFull { queued, limit: queued });
             }
-            Err(weft_batching::Error::QueueFull { queued, limit }) => {
-                self.end_with(&active, Error::QueueFull { queued, limit });
-            }
+            Err(weft_batching::Error::QueueFull { queued, limit }) => Error::QueueFull { queued, limit },
             Err(weft_batching::Error::TooLong { tokens, limit }) => {
-                self.end_with(&active, Error::ContextLength { prompt_tokens: tokens, max_tokens: None, limit });
+                Error::ContextLength { prompt_tokens: tokens, max_tokens: None, limit }
             }
-            Err(other) => self.end_with(&active, Error::field("request", other, "a prompt and at least one token")),
-        }
+            Err(other) => Error::field("request", other, "a prompt and at least one token"),
+        };
+        self.fail(id, &error);
     }
 
     fn loaded(&mut self, digest: Digest, result: Result<PreparedAdapter, Error>, took: Duration) {
@@ -208,14 +211,9 @@ impl StepLoop {
 
     /// A load failed: so do the requests that waited for it, and nobody else.
     fn fail_beside(&mut self, digest: Digest, error: &Error) {
-        let fault = Fault::from(error);
-        tracing::warn!(%digest, kind = %fault.kind, message = fault.message, "adapter was not loaded");
+        tracing::warn!(%digest, kind = %error.kind(), message = chain(error), "adapter was not loaded");
         for id in self.scheduler.of_adapter(&digest, Phase::Beside) {
-            self.parts.metrics.requests.with_label_values(&[fault.kind.as_str()]).inc();
-            if let Some(active) = self.active.get(&id) {
-                active.fail(fault.clone());
-            }
-            self.forget(id);
+            self.fail(id, error);
         }
     }
 
@@ -226,7 +224,7 @@ impl StepLoop {
         let expired: Vec<RequestId> = self.active.iter().filter_map(over).collect();
         for id in expired {
             let deadline_ms = self.active[&id].job.deadline_ms;
-            self.fail(id, Error::Deadline(deadline_ms));
+            self.fail(id, &Error::Deadline(deadline_ms));
         }
     }
 
@@ -314,10 +312,10 @@ impl StepLoop {
                 Err(Error::Engine(error)) if error.sequence().is_some_and(|at| at < chunks.len()) => {
                     let at = error.sequence().unwrap_or_default();
                     batch.seqs.remove(at);
-                    self.fail(chunks.remove(at).id, error.into());
+                    self.fail(chunks.remove(at).id, &error.into());
                 }
                 Err(error) if chunks.len() == 1 => {
-                    self.fail(chunks[0].id, error);
+                    self.fail(chunks[0].id, &error);
                     break;
                 }
                 // Nobody is named: each alone. Computing a token again writes the same keys and values.
@@ -343,7 +341,7 @@ impl StepLoop {
                     chunks.push(chunk);
                     batch.seqs.push(sequence);
                 }
-                None => self.fail(chunk.id, Error::Panic("planning")),
+                None => self.fail(chunk.id, &Error::Panic("planning")),
             }
         }
         (chunks, batch)
@@ -358,7 +356,7 @@ impl StepLoop {
                     self.deliver(chunk, computed, &facts);
                 }
             }
-            Err(error) => self.fail(chunk.id, error),
+            Err(error) => self.fail(chunk.id, &error),
         }
     }
 
@@ -403,16 +401,20 @@ impl StepLoop {
         match advanced.unwrap_or(Err(Error::Panic("sampling"))) {
             Ok(Progress::Prefilled) => {}
             Ok(Progress::Sampled) => self.scheduler.sampled(chunk.id),
-            Ok(Progress::Finished(reason)) => {
-                let word = reason.as_str_name().trim_start_matches("FINISH_REASON_").to_lowercase();
-                self.parts.metrics.requests.with_label_values(&[word.as_str()]).inc();
-                self.forget(chunk.id);
+            Ok(Progress::Finished(finished)) => {
+                self.count_end(match finished.reason() {
+                    pb::FinishReason::Stop => "stop",
+                    pb::FinishReason::Eos => "eos",
+                    pb::FinishReason::Length | pb::FinishReason::Unspecified => "length",
+                });
+                let ended = self.forget(chunk.id).map(|active| active.end(Ok(finished)));
+                self.endings.extend(ended);
             }
             Ok(Progress::Gone) => {
-                self.parts.metrics.requests.with_label_values(&["cancelled"]).inc();
+                self.count_end("cancelled");
                 self.forget(chunk.id);
             }
-            Err(error) => self.fail(chunk.id, error),
+            Err(error) => self.fail(chunk.id, &error),
         }
     }
 
@@ -448,39 +450,32 @@ impl StepLoop {
     }
 
     /// Ends the request with an error.
-    fn fail(&mut self, id: RequestId, error: Error) {
-        if let Some(active) = self.active.get(&id) {
-            self.end_with(active, error);
-        }
-        self.forget(id);
-    }
-
-    /// The same for a request that the scheduler has forgotten already.
-    fn fail_forgotten(&mut self, id: RequestId, error: Error) {
-        if let Some(active) = self.active.remove(&id) {
-            self.end_with(&active, error);
-        }
-    }
-
-    fn end_with(&self, active: &Active, error: Error) {
+    fn fail(&mut self, id: RequestId, error: &Error) {
+        let Some(active) = self.forget(id) else { return };
         let kind = error.kind();
-        self.parts.metrics.requests.with_label_values(&[kind.as_str()]).inc();
-        if matches!(kind, weft_fault::Kind::Internal | weft_fault::Kind::Corrupt) {
-            tracing::error!(request_id = active.job.request_id, %error, "request failed");
+        self.count_end(kind.as_str());
+        if matches!(kind, Kind::Internal | Kind::Corrupt) {
+            tracing::error!(request_id = active.job.request_id, message = chain(error), "request failed");
         }
-        active.fail(error);
+        self.endings.push(active.end(Err(error.into())));
     }
 
     /// Frees whatever the request holds, at once.
-    fn forget(&mut self, id: RequestId) {
+    fn forget(&mut self, id: RequestId) -> Option<Active> {
         let phase = self.scheduler.remove(id);
-        let Some(active) = self.active.remove(&id) else { return };
+        let active = self.active.remove(&id)?;
         if let (Some(Phase::Running | Phase::Preempted), Some(digest)) = (phase, active.job.adapter) {
             self.slots.release(&digest);
             self.users_changed += 1;
         }
+        Some(active)
     }
 
+    fn count_end(&self, result: &str) {
+        self.parts.metrics.requests.with_label_values(&[result]).inc();
+    }
+
+    /// Lets others see how things stand, then tells the ends of requests.
     fn show(&mut self) {
         let load = self.scheduler.load();
         self.load.running_requests = load.running as u32;
@@ -505,6 +500,9 @@ impl StepLoop {
                 slot_bytes_max: self.slots.bytes_max(),
                 generation: now.0,
             });
+        }
+        for ending in self.endings.drain(..) {
+            ending.tell();
         }
     }
 
