@@ -65,6 +65,7 @@ pub(crate) mod code {
     pub(crate) const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
     pub(crate) const PRECONDITION_FAILED: &str = "precondition_failed";
     pub(crate) const CONTEXT_LENGTH_EXCEEDED: &str = "context_length_exceeded";
+    pub(crate) const WORKER_LOST: &str = "worker_lost";
     pub(crate) const UNKNOWN_URL: &str = "unknown_url";
 }
 
@@ -89,7 +90,7 @@ impl From<Error> for Fault {
             }
             Error::WrongAdapter { .. } => fault(Kind::Corrupt).with_code("adapter_mismatch"),
             Error::WrongBase { .. } => fault(Kind::Unavailable).with_code("base_mismatch"),
-            Error::CutShort => fault(Kind::Unavailable).with_code("worker_lost").with_retry_after_ms(RETRY_AWAY_MS),
+            Error::CutShort => fault(Kind::Unavailable).with_code(code::WORKER_LOST).with_retry_after_ms(RETRY_AWAY_MS),
             Error::TooSlow(_) => fault(Kind::Timeout),
             Error::BodyTooLarge { .. } => fault(Kind::TooLarge).with_code("body_too_large"),
             Error::BodyTooSlow(_) => fault(Kind::Timeout).with_code(code::BODY_TIMEOUT),
@@ -111,7 +112,13 @@ pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
             fault.kind = Kind::Unavailable;
             fault.code = "adapter_unavailable".into();
         }
-        Kind::Unauthenticated | Kind::Conflict => fault.kind = Kind::Internal,
+        Kind::Unauthenticated | Kind::Conflict | Kind::Internal => {
+            // Paths and the like are for the log, not for tenants.
+            tracing::error!(code = fault.code, message = fault.message, "a worker failed");
+            fault = Fault::internal("the worker failed; its log says why");
+        }
+        // Without our details it was the transport that spoke: the connection or the process is gone.
+        Kind::Unavailable if status.details().is_empty() => fault.code = code::WORKER_LOST.into(),
         Kind::Refused if fault.code == "wrong_base" => fault.kind = Kind::Unavailable,
         _ => {}
     }

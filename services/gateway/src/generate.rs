@@ -4,7 +4,7 @@
 //! digest that was resolved at admission, and a difference fails the request; not one token of it gets out.
 
 use crate::directory::Tenant;
-use crate::error::{Error, from_worker};
+use crate::error::{Error, code, from_worker};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::resolve::Resolved;
@@ -103,7 +103,7 @@ impl Mesh {
                 Ok(generation) => return Ok(generation),
                 Err(fault) => fault,
             };
-            if fault.kind == Kind::Unavailable {
+            if fault.code == code::WORKER_LOST {
                 worker.suspect(&fault.message);
             }
             tried.push(index);

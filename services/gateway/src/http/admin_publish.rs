@@ -132,22 +132,23 @@ pub(crate) async fn publish(
 async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipart) -> Result<pb::Published, Fault> {
     let (sender, received) = mpsc::channel(PIECES_IN_FLIGHT);
     let mut registry = gateway.registry.clone();
-    let answer = {
+    let outcome = {
         let call = pin!(registry.publish(ReceiverStream::new(received)));
         let upload = pin!(forward(gateway, start, &mut multipart, Pieces(Some(sender))));
         match select(call, upload).await {
-            Either::Left((answer, _upload)) => answer,
-            Either::Right((Err(fault), _call)) => return Err(fault),
-            Either::Right((Ok(()), call)) => {
-                tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| {
-                    Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
-                })?
-            }
+            Either::Left((answer, _upload)) => Ok(answer),
+            Either::Right((Err(fault), _call)) => Err(fault),
+            Either::Right((Ok(()), call)) => tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| {
+                Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
+            }),
         }
     };
-    // What the client still sends is read and dropped, so that it gets to read the answer.
-    discard(&mut multipart).await;
-    match answer.map_err(|status| registry_fault(&status))?.into_inner().result {
+    // What the client still sends is read and dropped, so that it gets to read the answer; but who is too slow has
+    // had its time.
+    if outcome.as_ref().err().is_none_or(|fault| fault.kind != Kind::Timeout) {
+        discard(&mut multipart).await;
+    }
+    match outcome?.map_err(|status| registry_fault(&status))?.into_inner().result {
         Some(pb::publish_response::Result::Published(published)) => Ok(published),
         Some(pb::publish_response::Result::Refusal(refusal)) => Err(refused(refusal.reasons)),
         None => Err(Fault::internal("the registry answered with nothing")),

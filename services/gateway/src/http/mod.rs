@@ -28,7 +28,7 @@ use crate::generate::{Admission, Collected, Facts};
 use crate::resolve::resolve;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, MatchedPath, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -95,6 +95,8 @@ pub(crate) fn admin_router(gateway: &Arc<Gateway>) -> Router {
         )
         .route("/admin/v1/workers", get(admin::workers))
         .route("/admin/v1/residency", get(admin::residency))
+        // Bodies have limits of ours, with answers of ours: see `body` and `admin_publish`.
+        .layer(DefaultBodyLimit::disable())
         // Before any route is run, and so also before a body is read.
         .route_layer(from_fn_with_state(Arc::clone(gateway), admin::require_operator))
         .route("/metrics", get(ops::metrics));

@@ -108,6 +108,31 @@ async fn a_worker_that_says_nothing_is_left_at_the_time_limit() {
 }
 
 #[tokio::test]
+async fn an_adapter_that_cannot_be_loaded_does_not_make_its_worker_suspect() {
+    let fault = || Fault::unavailable("the cache daemon is away").with_code("adapter_unavailable");
+    let worker = FakeWorker::playing("w", move |_| vec![Step::Fail(fault().into())]);
+    let mesh = mesh_with(Settings { worker_poll_ms: 3_600_000, ..settings() }, vec![worker]).await;
+    let (status, body) = mesh.chat("pirate").await;
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("adapter_unavailable")));
+    assert_eq!(mesh.get("/readyz").send().await.unwrap().status(), 200);
+    mesh.workers[0].play(|_| vec![Step::Fail(Status::unavailable("connection refused"))]);
+    assert_eq!(mesh.chat("pirate").await.1["error"]["code"], "worker_lost");
+    assert_eq!(mesh.get("/readyz").send().await.unwrap().status(), 503);
+    // Nobody else is there, so it is asked again all the same.
+    mesh.workers[0].play(hello);
+    assert_eq!(mesh.chat("pirate").await.0, 200);
+}
+
+#[tokio::test]
+async fn what_broke_inside_a_worker_is_not_told_to_tenants() {
+    let worker = FakeWorker::playing("w", |_| vec![Step::Fail(Fault::internal("cannot map /secret/path").into())]);
+    let mesh = mesh_with(settings(), vec![worker]).await;
+    let (status, body) = mesh.chat("pirate").await;
+    assert_eq!(status, 500);
+    assert!(!body.to_string().contains("/secret/path"), "{body}");
+}
+
+#[tokio::test]
 async fn bytes_that_are_missing_below_do_not_look_like_an_unknown_model() {
     let worker = FakeWorker::playing("lost", |_| vec![Step::Fail(Fault::not_found("blob is gone").into())]);
     let mesh = mesh_with(settings(), vec![worker]).await;

@@ -3,17 +3,27 @@
 
 use serde_json::json;
 use crate::support::registry::FakeRegistry;
+use tokio::runtime::Runtime;
 use crate::support::worker::FakeWorker;
 use crate::support::{chat_body, read, settings};
 use weft_gateway::{Settings, WorkerEndpoint};
 use weft_service_kit::transport::{Address, Listener, connect};
+
+/// The registry as a process that can be killed: in a runtime of its own, connections and all.
+async fn run(registry: &FakeRegistry, address: &Address) -> Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (registry, address) = (registry.clone(), address.clone());
+    let serving = runtime.spawn(async move { registry.serve(Listener::bind(&address).await.unwrap()) });
+    serving.await.unwrap();
+    runtime
+}
 
 #[tokio::test]
 async fn the_last_directory_serves_until_the_registry_is_back() {
     let folder = tempfile::tempdir().unwrap();
     let address = Address::Unix(folder.path().join("registry.sock"));
     let registry = FakeRegistry::with_tenants();
-    let serving = registry.serve(Listener::bind(&address).await.unwrap());
+    let process = run(&registry, &address).await;
     let worker = FakeWorker::new("w");
     let (listener, channel) = Listener::memory();
     let servers = vec![worker.serve(listener)];
@@ -22,8 +32,7 @@ async fn the_last_directory_serves_until_the_registry_is_back() {
     let mesh = crate::support::start(settings, connect(&address), endpoints, registry.clone(), vec![worker], servers).await;
     mesh.ready().await;
 
-    serving.abort();
-    let _ = serving.await;
+    process.shutdown_background();
     mesh.until("refusing admin writes", async || {
         mesh.operate("GET", "/tenants").send().await.unwrap().status() == 503
     })
@@ -33,14 +42,14 @@ async fn the_last_directory_serves_until_the_registry_is_back() {
     let (status, body) = read(mesh.operate("POST", "/tenants").json(&json!({"name": "new"})).send().await.unwrap()).await;
     assert_eq!((status, &body["error"]["code"]), (503, &json!("registry_unavailable")));
 
-    let serving = registry.serve(Listener::bind(&address).await.unwrap());
+    let process = run(&registry, &address).await;
     mesh.until("taking admin writes", async || {
         let answer = mesh.operate("DELETE", "/tenants/harbour/keys/k1").send().await.unwrap();
         answer.status() == 204
     })
     .await;
     mesh.until("seeing the revocation", async || mesh.chat("pirate").await.0 == 401).await;
-    serving.abort();
+    process.shutdown_background();
 }
 
 #[tokio::test]

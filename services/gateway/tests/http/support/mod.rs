@@ -6,8 +6,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-pub mod registry;
-pub mod worker;
+pub(crate) mod registry;
+pub(crate) mod worker;
 
 use registry::FakeRegistry;
 use reqwest::{Client, RequestBuilder, Response};
@@ -18,17 +18,17 @@ use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::transport::{Listener, server};
 use worker::FakeWorker;
 
-pub const ADMIN_KEY: &str = "admin-secret";
+pub(crate) const ADMIN_KEY: &str = "admin-secret";
 
 /// A running gateway and what it talks to.
-pub struct Mesh {
-    pub client: Client,
-    pub data: String,
-    pub admin: String,
-    pub registry: FakeRegistry,
-    pub workers: Vec<FakeWorker>,
-    pub shutdown: Shutdown,
-    pub running: tokio::task::JoinHandle<()>,
+pub(crate) struct Mesh {
+    pub(crate) client: Client,
+    pub(crate) data: String,
+    pub(crate) admin: String,
+    pub(crate) registry: FakeRegistry,
+    pub(crate) workers: Vec<FakeWorker>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) running: tokio::task::JoinHandle<()>,
     servers: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -39,23 +39,23 @@ impl Drop for Mesh {
     }
 }
 
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings { admin_key: Some(ADMIN_KEY.into()), worker_poll_ms: 20, ..Settings::default() }
 }
 
 /// The usual mesh: one worker that answers `Hello, wörld!`, tenants `harbour` (adapters `pirate` with two versions and
 /// `org/tuned`) and `helpdesk` (adapter `triage`), keys `harbour-key` and `helpdesk-key`.
-pub async fn mesh() -> Mesh {
+pub(crate) async fn mesh() -> Mesh {
     mesh_with(settings(), vec![FakeWorker::new("worker-1")]).await
 }
 
-pub async fn mesh_with(settings: Settings, workers: Vec<FakeWorker>) -> Mesh {
+pub(crate) async fn mesh_with(settings: Settings, workers: Vec<FakeWorker>) -> Mesh {
     let mesh = unready(settings, workers, FakeRegistry::with_tenants()).await;
     mesh.ready().await;
     mesh
 }
 
-pub async fn unready(settings: Settings, workers: Vec<FakeWorker>, registry: FakeRegistry) -> Mesh {
+pub(crate) async fn unready(settings: Settings, workers: Vec<FakeWorker>, registry: FakeRegistry) -> Mesh {
     let (listener, channel) = Listener::memory();
     let mut servers = vec![registry.serve(listener)];
     let mut endpoints = Vec::new();
@@ -67,7 +67,7 @@ pub async fn unready(settings: Settings, workers: Vec<FakeWorker>, registry: Fak
     start(settings, channel, endpoints, registry, workers, servers).await
 }
 
-pub async fn start(
+pub(crate) async fn start(
     settings: Settings,
     registry_channel: tonic::transport::Channel,
     endpoints: Vec<WorkerEndpoint>,
@@ -89,7 +89,7 @@ pub async fn start(
     Mesh { client, data: data_url, admin: admin_url, registry, workers, shutdown, running, servers }
 }
 
-pub fn spawn_server<F>(serving: F) -> tokio::task::JoinHandle<()>
+pub(crate) fn spawn_server<F>(serving: F) -> tokio::task::JoinHandle<()>
 where
     F: Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
 {
@@ -98,12 +98,12 @@ where
     })
 }
 
-pub fn grpc() -> tonic::transport::Server {
+pub(crate) fn grpc() -> tonic::transport::Server {
     server()
 }
 
 impl Mesh {
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.until("ready", async || {
             let answer = self.client.get(format!("{}/readyz", self.data)).send().await;
             answer.is_ok_and(|answer| answer.status() == 200)
@@ -112,7 +112,7 @@ impl Mesh {
     }
 
     /// Polls a condition that only other tasks can bring about; fails loudly instead of hanging.
-    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+    pub(crate) async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         for _ in 0..2000 {
             if condition().await {
                 return;
@@ -122,45 +122,45 @@ impl Mesh {
         panic!("not {what} after 10 s");
     }
 
-    pub fn post(&self, path: &str, body: &Value) -> RequestBuilder {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> RequestBuilder {
         self.client.post(format!("{}{path}", self.data)).bearer_auth("harbour-key").json(body)
     }
 
-    pub fn get(&self, path: &str) -> RequestBuilder {
+    pub(crate) fn get(&self, path: &str) -> RequestBuilder {
         self.client.get(format!("{}{path}", self.data)).bearer_auth("harbour-key")
     }
 
-    pub async fn send(&self, path: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn send(&self, path: &str, body: Value) -> (u16, Value) {
         read(self.post(path, &body).send().await.unwrap()).await
     }
 
-    pub async fn chat(&self, model: &str) -> (u16, Value) {
+    pub(crate) async fn chat(&self, model: &str) -> (u16, Value) {
         self.send("/v1/chat/completions", chat_body(model)).await
     }
 
-    pub async fn events(&self, path: &str, body: Value) -> Vec<String> {
+    pub(crate) async fn events(&self, path: &str, body: Value) -> Vec<String> {
         let response = self.post(path, &body).send().await.unwrap();
         assert_eq!(response.status(), 200);
         data_lines(&response.text().await.unwrap())
     }
 
-    pub fn operate(&self, method: &str, path: &str) -> RequestBuilder {
+    pub(crate) fn operate(&self, method: &str, path: &str) -> RequestBuilder {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         self.client.request(method, format!("{}/admin/v1{path}", self.admin)).bearer_auth(ADMIN_KEY)
     }
 
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.client.get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
         let line = text.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
     }
 }
 
-pub fn chat_body(model: &str) -> Value {
+pub(crate) fn chat_body(model: &str) -> Value {
     serde_json::json!({"model": model, "messages": [{"role": "user", "content": "hi"}]})
 }
 
-pub async fn read(response: Response) -> (u16, Value) {
+pub(crate) async fn read(response: Response) -> (u16, Value) {
     let status = response.status().as_u16();
     let kind = response.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
     let text = response.text().await.unwrap();
@@ -169,7 +169,7 @@ pub async fn read(response: Response) -> (u16, Value) {
 }
 
 /// The payloads of `data:` lines; anything else but comments and blank lines is refused.
-pub fn data_lines(text: &str) -> Vec<String> {
+pub(crate) fn data_lines(text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with(':'));
     lines.map(|line| line.strip_prefix("data: ").unwrap_or_else(|| panic!("{line:?}")).to_owned()).collect()
 }

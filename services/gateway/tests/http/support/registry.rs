@@ -4,6 +4,7 @@ use super::{grpc, spawn_server};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
@@ -16,11 +17,12 @@ use weft_service_kit::transport::{Listener, MESSAGE_BYTES_MAX};
 use weft_types::Digest;
 
 #[derive(Clone)]
-pub struct FakeRegistry(Arc<Shared>);
+pub(crate) struct FakeRegistry(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
     directory: watch::Sender<pb::Directory>,
+    publishing: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -44,23 +46,23 @@ struct Adapter {
 
 /// What came over `Publish`: whole, or broken off.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Upload {
-    pub start: pb::PublishStart,
-    pub config: Vec<u8>,
-    pub weights: Vec<u8>,
-    pub piece_bytes_max: usize,
+pub(crate) struct Upload {
+    pub(crate) start: pb::PublishStart,
+    pub(crate) config: Vec<u8>,
+    pub(crate) weights: Vec<u8>,
+    pub(crate) piece_bytes_max: usize,
     /// The stream ended as a whole one does.
-    pub whole: bool,
+    pub(crate) whole: bool,
 }
 
-pub fn digest_of(text: &str) -> Digest {
+pub(crate) fn digest_of(text: &str) -> Digest {
     Digest::of(text.as_bytes())
 }
 
 impl FakeRegistry {
-    pub fn with_tenants() -> Self {
+    pub(crate) fn with_tenants() -> Self {
         let directory = watch::Sender::new(pb::Directory { incarnation: "one".into(), ..Default::default() });
-        let registry = Self(Arc::new(Shared { state: Mutex::default(), directory }));
+        let registry = Self(Arc::new(Shared { state: Mutex::default(), directory, publishing: AtomicUsize::new(0) }));
         registry.change(|state| {
             for (tenant, adapters) in [("harbour", &["pirate", "org/tuned"][..]), ("helpdesk", &["triage"][..])] {
                 let tenant_state = state.tenants.entry(tenant.into()).or_default();
@@ -75,16 +77,21 @@ impl FakeRegistry {
         registry
     }
 
-    pub fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
+    pub(crate) fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
         let service = RegistryServer::new(self.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
         spawn_server(grpc().add_service(service).serve_with_incoming(listener.incoming()))
     }
 
-    pub fn refuse_packages(&self, reasons: &[&str]) {
+    pub(crate) fn refuse_packages(&self, reasons: &[&str]) {
         self.0.state.lock().unwrap().refusal = Some(reasons.iter().map(|reason| (*reason).to_owned()).collect());
     }
 
-    pub fn uploads(&self) -> Vec<Upload> {
+    /// Calls of `Publish` that have not ended.
+    pub(crate) fn publishing(&self) -> usize {
+        self.0.publishing.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn uploads(&self) -> Vec<Upload> {
         self.0.state.lock().unwrap().uploads.clone()
     }
 
@@ -155,9 +162,11 @@ impl Registry for FakeRegistry {
         impl Drop for Record {
             fn drop(&mut self) {
                 self.0.0.state.lock().unwrap().uploads.push(std::mem::take(&mut self.1));
+                self.0.0.publishing.fetch_sub(1, Ordering::SeqCst);
             }
         }
         let mut stream = request.into_inner();
+        self.0.publishing.fetch_add(1, Ordering::SeqCst);
         let mut record = Record(self.clone(), Upload::default());
         while let Some(message) = stream.message().await? {
             let upload = &mut record.1;
@@ -175,6 +184,9 @@ impl Registry for FakeRegistry {
                 None => return Err(Status::invalid_argument("empty message")),
             }
         }
+        // tonic shows a cancelled call as the end of its stream, and drops the handler the next time it waits. The real
+        // registry waits for its store before anything is kept; so does this one.
+        tokio::task::yield_now().await;
         record.1.whole = true;
         let upload = record.1.clone();
         if let Some(reasons) = self.0.state.lock().unwrap().refusal.clone() {

@@ -15,17 +15,17 @@ use weft_proto::worker::v1::worker_server::{Worker, WorkerServer};
 use weft_service_kit::transport::Listener;
 use weft_types::Digest;
 
-pub fn base() -> Digest {
+pub(crate) fn base() -> Digest {
     Digest::of(b"the base")
 }
 
-pub fn raw(digest: Digest) -> Bytes {
+pub(crate) fn raw(digest: Digest) -> Bytes {
     Bytes::copy_from_slice(digest.as_bytes())
 }
 
 /// One move of a script.
 #[derive(Clone)]
-pub enum Step {
+pub(crate) enum Step {
     Say(Event),
     Fail(Status),
     /// Goes on when told.
@@ -39,8 +39,8 @@ pub enum Step {
 type Script = dyn Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync;
 
 #[derive(Clone)]
-pub struct FakeWorker {
-    pub name: String,
+pub(crate) struct FakeWorker {
+    pub(crate) name: String,
     inner: Arc<Inner>,
 }
 
@@ -54,11 +54,11 @@ struct Inner {
 }
 
 /// Digest of the request's adapter as a sound worker echoes it.
-pub fn echoed(request: &pb::GenerateRequest) -> Bytes {
+pub(crate) fn echoed(request: &pb::GenerateRequest) -> Bytes {
     request.adapter.as_ref().map_or_else(Bytes::new, |adapter| adapter.digest.clone())
 }
 
-pub fn started(adapter_digest: Bytes) -> Step {
+pub(crate) fn started(adapter_digest: Bytes) -> Step {
     Step::Say(Event::Started(pb::Started {
         adapter_digest,
         base_digest: raw(base()),
@@ -70,7 +70,7 @@ pub fn started(adapter_digest: Bytes) -> Step {
     }))
 }
 
-pub fn token(id: u32, text: &str) -> pb::TokenOut {
+pub(crate) fn token(id: u32, text: &str) -> pb::TokenOut {
     let top = vec![
         pb::TopToken { id, text: text.into(), logprob: -0.25 },
         pb::TopToken { id: id + 1000, text: "other".into(), logprob: -2.0 },
@@ -78,11 +78,11 @@ pub fn token(id: u32, text: &str) -> pb::TokenOut {
     pb::TokenOut { id, text: text.into(), logprob: -0.25, special: false, step: u64::from(id), top }
 }
 
-pub fn tokens(adapter_digest: Bytes, tokens: Vec<pb::TokenOut>) -> Step {
+pub(crate) fn tokens(adapter_digest: Bytes, tokens: Vec<pb::TokenOut>) -> Step {
     Step::Say(Event::Tokens(pb::Tokens { adapter_digest, tokens }))
 }
 
-pub fn finished(adapter_digest: Bytes, reason: pb::FinishReason, completion_tokens: u32) -> Step {
+pub(crate) fn finished(adapter_digest: Bytes, reason: pb::FinishReason, completion_tokens: u32) -> Step {
     Step::Say(Event::Finished(pb::Finished {
         reason: reason.into(),
         completion_tokens,
@@ -97,7 +97,7 @@ pub fn finished(adapter_digest: Bytes, reason: pb::FinishReason, completion_toke
 }
 
 /// `Hello, wörld!` in three tokens, the second of which is only half a character.
-pub fn hello(request: &pb::GenerateRequest) -> Vec<Step> {
+pub(crate) fn hello(request: &pb::GenerateRequest) -> Vec<Step> {
     let digest = echoed(request);
     let mut end = finished(digest.clone(), pb::FinishReason::Eos, 3);
     if let Step::Say(Event::Finished(end)) = &mut end
@@ -116,11 +116,11 @@ pub fn hello(request: &pb::GenerateRequest) -> Vec<Step> {
 }
 
 impl FakeWorker {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self::playing(name, hello)
     }
 
-    pub fn playing(name: &str, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) -> Self {
+    pub(crate) fn playing(name: &str, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) -> Self {
         let description = pb::DescribeResponse {
             worker: name.into(),
             served_name: "tiny-base".into(),
@@ -144,37 +144,37 @@ impl FakeWorker {
         Self { name: name.into(), inner: Arc::new(inner) }
     }
 
-    pub fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
+    pub(crate) fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
         spawn_server(grpc().add_service(WorkerServer::new(self.clone())).serve_with_incoming(listener.incoming()))
     }
 
-    pub fn play(&self, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) {
+    pub(crate) fn play(&self, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) {
         *self.inner.script.lock().unwrap() = Arc::new(script);
     }
 
-    pub fn describe_as(&self, change: impl FnOnce(&mut pb::DescribeResponse)) {
+    pub(crate) fn describe_as(&self, change: impl FnOnce(&mut pb::DescribeResponse)) {
         change(&mut self.inner.description.lock().unwrap());
     }
 
-    pub fn holds(&self, digests: &[Digest]) {
+    pub(crate) fn holds(&self, digests: &[Digest]) {
         *self.inner.resident.lock().unwrap() = digests.to_vec();
     }
 
-    pub fn requests(&self) -> Vec<pb::GenerateRequest> {
+    pub(crate) fn requests(&self) -> Vec<pb::GenerateRequest> {
         self.inner.requests.lock().unwrap().clone()
     }
 
-    pub fn last(&self) -> pb::GenerateRequest {
+    pub(crate) fn last(&self) -> pb::GenerateRequest {
         self.requests().pop().expect("a request came")
     }
 
     /// Scripts being played.
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.inner.running.load(Ordering::SeqCst)
     }
 
     /// Scripts whose listener went away before their end.
-    pub fn dropped(&self) -> usize {
+    pub(crate) fn dropped(&self) -> usize {
         self.inner.dropped.load(Ordering::SeqCst)
     }
 }
