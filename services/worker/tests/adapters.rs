@@ -206,14 +206,19 @@ async fn residency_names_adapters_bytes_and_users() {
     let worker = TestWorker::start(settings()).await;
     let digest = worker.shelf.put(&blob("rank8"));
     let mut client = worker.client.clone();
-    let mut stream = client.generate(request(Some(digest), HELLO, 200)).await.unwrap().into_inner();
+    let mut most_users = 0;
+    // The request may be done before we look; not every time.
+    for _ in 0..20 {
+        let mut stream = client.generate(request(Some(digest), HELLO, 240)).await.unwrap().into_inner();
+        most_users = most_users.max(worker.users(&digest).await);
+        while stream.message().await.unwrap().is_some() {}
+        assert_eq!(worker.users(&digest).await, 0);
+    }
+    assert_eq!(most_users, 1);
     let residency = client.list_residency(pb::ListResidencyRequest {}).await.unwrap().into_inner();
-    assert_eq!(residency.adapters.len(), 1);
-    assert_eq!((residency.adapters[0].users, residency.generation), (1, 1));
+    assert_eq!((residency.adapters.len(), residency.generation), (1, 1));
     assert_eq!(residency.adapters[0].bytes, residency.slot_bytes_used);
-    while stream.message().await.unwrap().is_some() {}
-    let residency = client.list_residency(pb::ListResidencyRequest {}).await.unwrap().into_inner();
-    assert_eq!(residency.adapters[0].users, 0);
+    assert_eq!(residency.slot_bytes_used, worker.load().await.slot_bytes_used);
 }
 
 #[tokio::test]

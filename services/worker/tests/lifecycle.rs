@@ -16,22 +16,23 @@ use weft_service_kit::transport::Listener;
 use weft_worker::{App, Components, Error, Settings};
 
 #[tokio::test]
-async fn a_dropped_stream_frees_its_kv_before_the_next_step_but_one() {
+async fn a_dropped_stream_ends_its_request_and_frees_blocks_and_slot() {
     let worker = TestWorker::start(settings()).await;
     let digest = worker.shelf.put(&blob("rank8"));
-    // Another request keeps the loop stepping.
-    let mut other = worker.client.clone().generate(request(None, HELLO, 240)).await.unwrap().into_inner();
-    let mut stream = worker.client.clone().generate(request(Some(digest), HELLO, 240)).await.unwrap().into_inner();
-    assert!(stream.message().await.unwrap().is_some());
-    worker.load_when(|load| load.running_requests == 2).await;
-    drop(stream);
-    let after = worker.load_when(|load| load.running_requests == 1).await;
-    let residency = worker.client.clone().list_residency(pb::ListResidencyRequest {}).await.unwrap().into_inner();
-    assert_eq!(residency.adapters[0].users, 0);
-    // What is left is the other request's: at most 16 blocks for its whole context.
-    assert!(after.kv_blocks_used <= 16, "{after:?}");
-    while other.message().await.unwrap().is_some() {}
-    assert_eq!(worker.load().await.kv_blocks_used, 0);
+    let mut client = worker.client.clone();
+    let mut cut_short = 0;
+    // The worker may be done before the news of the drop arrives; not every time.
+    for _ in 0..20 {
+        let before = worker.load().await.output_tokens_total;
+        let mut stream = client.generate(request(Some(digest), HELLO, 240)).await.unwrap().into_inner();
+        assert!(stream.message().await.unwrap().is_some());
+        drop(stream);
+        let after = worker.load_when(|load| load.running_requests == 0).await;
+        assert_eq!(after.kv_blocks_used, 0);
+        assert_eq!(worker.users(&digest).await, 0);
+        cut_short += usize::from(after.output_tokens_total - before < 240);
+    }
+    assert!(cut_short > 0, "no request was cut short");
 }
 
 #[tokio::test]
@@ -120,14 +121,20 @@ async fn a_full_queue_is_answered_with_overloaded_and_a_calm_tenant_still_gets_i
 }
 
 #[tokio::test]
-async fn shutdown_finishes_what_runs_and_refuses_what_comes() {
+async fn shutdown_finishes_what_is_open_and_refuses_what_comes() {
     let mut worker = TestWorker::start(settings()).await;
-    let stream = worker.client.clone().generate(request(None, HELLO, 200)).await.unwrap().into_inner();
+    let digest = worker.shelf.put(&blob("rank8"));
+    worker.shelf.hold();
+    let mut client = worker.client.clone();
+    let open = tokio::spawn(async move { client.generate(request(Some(digest), HELLO, 16)).await });
+    worker.load_when(|load| load.loading_requests == 1).await;
     worker.shutdown.trigger();
     worker.load_when(|load| load.draining).await;
     let refused = worker.generate(request(None, HELLO, 4)).await.unwrap_err();
-    assert_eq!(refused.kind, Kind::Unavailable);
-    assert_eq!(Answer::read(stream).await.unwrap().tokens.len(), 200);
+    assert_eq!((refused.kind, refused.message.as_str()), (Kind::Unavailable, "worker is shutting down"));
+    worker.shelf.let_go();
+    let answer = Answer::read(open.await.unwrap().unwrap().into_inner()).await.unwrap();
+    assert_eq!(answer.ids(), golden_greedy(Some("rank8")));
     (&mut worker.running).await.unwrap().unwrap();
 }
 

@@ -143,6 +143,14 @@ impl TestWorker {
     }
 }
 
+impl TestWorker {
+    /// Running requests of this adapter.
+    pub(crate) async fn users(&self, digest: &Digest) -> u32 {
+        let response = self.client.clone().list_residency(pb::ListResidencyRequest {}).await.unwrap().into_inner();
+        response.adapters.iter().find(|adapter| adapter.digest[..] == digest.as_bytes()[..]).map_or(0, |adapter| adapter.users)
+    }
+}
+
 impl Drop for TestWorker {
     fn drop(&mut self) {
         self.shutdown.trigger();
