@@ -16,7 +16,7 @@ pub(crate) struct Ceiling {
 impl Ceiling {
     pub(crate) fn measure(timer: Timer, format: WeightFormat, isa: &str) -> Self {
         let threads = timer.threads;
-        let buffers: Vec<Vec<u64>> = (0..threads).map(|i| vec![i as u64; READ_BYTES / 8]).collect();
+        let buffers: Vec<Vec<u64>> = (0..threads).map(|i| vec![i as u64 + 1; READ_BYTES / 8]).collect();
         let read = timer.fastest(|| {
             on_all(threads, &|i| {
                 black_box(read(&buffers[i]));
