@@ -52,9 +52,9 @@ pub(super) fn exp(x: f32) -> f32 {
     let clamped = if x < -87.0 { -87.0 } else { x };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    let r = clamped - n * 0.693_359_375 + n * 2.121_944_4e-4;
-    let mut p = 1.987_569_15e-4f32;
-    p = p * r + 1.398_199_95e-3;
+    let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4f32;
+    p = p * r + 1.398_199_9e-3;
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
