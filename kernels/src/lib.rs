@@ -27,6 +27,7 @@ mod packed;
 mod port;
 mod reference;
 mod shapes;
+mod share;
 
 pub use cpu::{CpuOptions, Isa, ParseIsaError, cpu};
 pub use kv::{KvFormat, KvLayer};

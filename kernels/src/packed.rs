@@ -8,7 +8,9 @@
 //! | `PairPanels` | `[out, in]` | `[out/16][in/2][16][2]`: as `Panels`, two inputs side by side per output, for `vdpbf16ps` |
 
 use crate::aligned::AlignedBuf;
-use half::bf16;
+use crate::share::OutPtr;
+use bytemuck::Zeroable;
+use std::ops::Range;
 
 /// Outputs side by side in a panel, and lanes of the vectors every implementation works with.
 pub(crate) const PANEL: usize = 16;
@@ -49,6 +51,12 @@ pub(crate) struct Matrix {
     pub(crate) data: Data,
 }
 
+/// Runs a function over all of `0..total`, in one thread or several.
+pub(crate) type Run<'a> = &'a dyn Fn(usize, &(dyn Fn(Range<usize>) + Sync));
+
+/// Everything in this thread.
+pub(crate) const ALONE: Run<'static> = &|total, body| body(0..total);
+
 impl Matrix {
     /// Packs `source [rows, cols]`.
     pub(crate) fn pack(
@@ -58,29 +66,16 @@ impl Matrix {
         cols: usize,
         layout: Layout,
         format: WeightFormat,
+        run: Run<'_>,
     ) -> Self {
         assert!(
             rows.checked_mul(cols) == Some(source.len()),
             "{op}: {} values given for a matrix [{rows}, {cols}]",
             source.len()
         );
-        let len = match layout {
-            Layout::RowMajor => rows * cols,
-            Layout::RankBlocks => rows * cols.next_multiple_of(ROW),
-            Layout::Panels => rows.next_multiple_of(PANEL) * cols,
-            Layout::PairPanels => rows.next_multiple_of(PANEL) * cols.next_multiple_of(2),
-        };
         let data = match format {
-            WeightFormat::F32 => {
-                let mut data = AlignedBuf::zeroed(len);
-                fill(source, rows, cols, layout, &mut data, |value| value);
-                Data::F32(data)
-            }
-            WeightFormat::Bf16 => {
-                let mut data = AlignedBuf::zeroed(len);
-                fill(source, rows, cols, layout, &mut data, round_bf16);
-                Data::Bf16(data)
-            }
+            WeightFormat::F32 => Data::F32(fill(source, rows, cols, layout, run, |value| value)),
+            WeightFormat::Bf16 => Data::Bf16(fill(source, rows, cols, layout, run, round_bf16)),
         };
         Self { rows, cols, layout, data }
     }
@@ -120,46 +115,79 @@ impl Matrix {
     }
 }
 
-/// Writes each row of `source` to its place; places not written stay zero and add nothing.
-fn fill<T: Copy>(source: &[f32], rows: usize, cols: usize, layout: Layout, data: &mut [T], convert: impl Fn(f32) -> T) {
-    if cols == 0 {
-        return;
+/// Stores a matrix block of rows by block of rows; places without a value stay zero and add nothing.
+fn fill<T: Zeroable + Copy + Send>(
+    source: &[f32],
+    rows: usize,
+    cols: usize,
+    layout: Layout,
+    run: Run<'_>,
+    convert: impl Fn(f32) -> T + Sync,
+) -> AlignedBuf<T> {
+    // Rows that are stored together, and how many values their block takes.
+    let (height, len) = match layout {
+        Layout::RowMajor => (1, cols),
+        Layout::RankBlocks => (RANKS, RANKS * cols.next_multiple_of(ROW)),
+        Layout::Panels => (PANEL, PANEL * cols),
+        Layout::PairPanels => (PANEL, PANEL * cols.next_multiple_of(2)),
+    };
+    let total = match layout {
+        Layout::RankBlocks => rows * cols.next_multiple_of(ROW),
+        _ => rows.div_ceil(height) * len,
+    };
+    let mut data = AlignedBuf::zeroed(total);
+    if total == 0 {
+        return data;
     }
-    for row in 0..rows {
-        let values = source[row * cols..(row + 1) * cols].iter().map(|&value| convert(value));
-        let (panel, lane) = (row / PANEL, row % PANEL);
-        match layout {
-            Layout::RowMajor => {
-                data[row * cols..].iter_mut().zip(values).for_each(|(to, value)| *to = value);
-            }
-            Layout::RankBlocks => {
-                let (first, place) = (row - row % RANKS, row % RANKS);
-                let ranks = RANKS.min(rows - first);
-                let block = &mut data[first * cols.next_multiple_of(ROW)..];
-                for (col, value) in values.enumerate() {
-                    block[(col / ROW * ranks + place) * ROW + col % ROW] = value;
-                }
-            }
-            Layout::Panels => {
-                let panel = &mut data[panel * cols * PANEL..][..cols * PANEL];
-                for (lanes, value) in panel.chunks_exact_mut(PANEL).zip(values) {
-                    lanes[lane] = value;
-                }
-            }
-            Layout::PairPanels => {
-                let len = cols.next_multiple_of(2) * PANEL;
-                let panel = &mut data[panel * len..][..len];
-                for (col, value) in values.enumerate() {
-                    panel[(col / 2) * 2 * PANEL + lane * 2 + col % 2] = value;
-                }
+    let to = OutPtr::new(&mut data);
+    run(rows.div_ceil(height), &|blocks: Range<usize>| {
+        for block in blocks {
+            let (first, start) = (block * height, block * len);
+            let used = height.min(rows - first);
+            let source = &source[first * cols..(first + used) * cols];
+            // SAFETY: blocks do not overlap, and each is given to one thread.
+            let to = unsafe { to.slice(start, len.min(total - start)) };
+            fill_block(source, used, cols, layout, to, &convert);
+        }
+    });
+    data
+}
+
+/// One block: `source [rows, cols]`, all that `to` holds.
+fn fill_block<T: Copy>(
+    source: &[f32],
+    rows: usize,
+    cols: usize,
+    layout: Layout,
+    to: &mut [T],
+    convert: &impl Fn(f32) -> T,
+) {
+    // Where the values of one input begin, and how far its rows are apart: writes run along the block.
+    let (pair, lanes) = match layout {
+        Layout::RowMajor => (1, 1),
+        Layout::RankBlocks => (ROW, rows),
+        Layout::Panels => (1, PANEL),
+        Layout::PairPanels => (2, PANEL),
+    };
+    for (step, group) in to.chunks_exact_mut(pair * lanes).enumerate() {
+        let from = step * pair;
+        let used = pair.min(cols - from);
+        for (row, to) in group.chunks_exact_mut(pair).take(rows).enumerate() {
+            let values = &source[row * cols + from..][..used];
+            for (to, &value) in to.iter_mut().zip(values) {
+                *to = convert(value);
             }
         }
     }
 }
 
-/// Rounds to the nearest bf16, ties to even.
+/// Rounds to the nearest bf16, ties to even; NaN stays NaN.
 pub(crate) fn round_bf16(value: f32) -> u16 {
-    bf16::from_f32(value).to_bits()
+    // Not `half`'s: without branches, loops over it become vectors.
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
 /// The exact value of a bf16.
@@ -234,5 +262,45 @@ impl std::fmt::Debug for PackedLinear {
 impl std::fmt::Debug for LoraMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "LoraMatrix([{}, {}], {:?})", self.0.rows, self.0.cols, self.format())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        for bits in (0..=u32::MAX).step_by(9973).chain([0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x7f80_0001]) {
+            let value = f32::from_bits(bits);
+            assert_eq!(round_bf16(value), bf16::from_f32(value).to_bits(), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn values_lie_where_the_layouts_say() {
+        let (rows, cols) = (19, 37);
+        let source: Vec<f32> = (0..rows * cols).map(|i| 1.0 + i as f32).collect();
+        type Place = fn(usize, usize) -> usize;
+        let places: [(Layout, Place); 4] = [
+            (Layout::RowMajor, |row, col| row * 37 + col),
+            (Layout::RankBlocks, |row, col| {
+                let ranks = if row < 16 { 8 } else { 3 };
+                row / 8 * 8 * 64 + (col / 32 * ranks + row % 8) * 32 + col % 32
+            }),
+            (Layout::Panels, |row, col| (row / 16 * 37 + col) * 16 + row % 16),
+            (Layout::PairPanels, |row, col| (row / 16 * 19 + col / 2) * 32 + row % 16 * 2 + col % 2),
+        ];
+        for (layout, place) in places {
+            let matrix = Matrix::pack("test", &source, rows, cols, layout, WeightFormat::F32, ALONE);
+            let Data::F32(data) = &matrix.data else { panic!("packed as asked") };
+            for row in 0..rows {
+                for col in 0..cols {
+                    assert_eq!(data[place(row, col)], source[row * cols + col], "{layout:?} {row} {col}");
+                }
+            }
+            assert_eq!(data.iter().filter(|value| **value != 0.0).count(), rows * cols, "{layout:?}");
+        }
     }
 }

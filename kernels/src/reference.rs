@@ -3,7 +3,7 @@
 //! Slow on purpose. Where an implementation and this file differ by more than the tolerance of the format,
 //! the implementation is wrong.
 
-use crate::packed::{Layout, Matrix};
+use crate::packed::{ALONE, Layout, Matrix};
 use crate::port::{AttentionSeq, Kernels, LoraSegment};
 use crate::{KvLayer, LoraMatrix, PackedLinear, WeightFormat, shapes};
 use std::sync::Arc;
@@ -29,15 +29,15 @@ impl Kernels for Reference {
         format: WeightFormat,
     ) -> PackedLinear {
         let (rows, cols) = (out_features, in_features);
-        PackedLinear(Matrix::pack("pack_linear", weight, rows, cols, Layout::RowMajor, format))
+        PackedLinear(Matrix::pack("pack_linear", weight, rows, cols, Layout::RowMajor, format, ALONE))
     }
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
-        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RowMajor, format))
+        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RowMajor, format, ALONE))
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
-        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, Layout::RowMajor, format))
+        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, Layout::RowMajor, format, ALONE))
     }
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {

@@ -7,9 +7,9 @@
 
 use super::Cpu;
 use super::micro::{Ahead, Tile, fetch_line};
-use super::share::{OutPtr, with_scratch};
 use crate::kv::{KvData, KvShape};
 use crate::packed::{PANEL, round_bf16};
+use crate::share::{OutPtr, with_scratch};
 use crate::{AttentionSeq, KvLayer};
 use std::ops::Range;
 

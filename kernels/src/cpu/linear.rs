@@ -6,8 +6,8 @@
 
 use super::Cpu;
 use super::micro::{Ahead, PANELS_MAX, Tile};
-use super::share::{OutPtr, with_scratch};
 use crate::packed::{Data, Layout, PANEL, PackedLinear, ROW};
+use crate::share::{OutPtr, with_scratch};
 use std::ops::Range;
 
 /// Bytes of the weights of one tile that should stay in the second-level cache while rows pass over them.

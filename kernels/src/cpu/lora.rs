@@ -9,8 +9,8 @@
 use super::Cpu;
 use super::linear::round_rows;
 use super::micro::{Ahead, Pairs, Shrink, Tile, fetch_line};
-use super::share::{OutPtr, with_scratch};
 use crate::packed::{Data, Layout, PANEL, ROW};
+use crate::share::{OutPtr, with_scratch};
 use crate::{LoraMatrix, LoraSegment, LoraTarget, WeightFormat};
 use std::ops::Range;
 

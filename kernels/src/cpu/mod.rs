@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lanes.rs`, `x86.rs`, `neon.rs` | 16 lanes of `f32` in each instruction set |
 //! | `micro.rs` | micro-kernels, written once over lanes, one table per set |
-//! | `pool.rs`, `share.rs` | threads, and what they share |
+//! | `pool.rs` | threads |
 //! | `linear.rs`, `lora.rs`, `attention.rs`, `rows.rs` | the operations: shapes, cutting into units, calls through the table |
 
 mod attention;
@@ -17,13 +17,12 @@ mod micro;
 mod neon;
 mod pool;
 mod rows;
-mod share;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use isa::{Isa, ParseIsaError};
 
-use crate::packed::{Layout, Matrix};
+use crate::packed::{ALONE, Layout, Matrix, Run};
 use crate::{AttentionSeq, Kernels, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat, shapes};
 use micro::Micro;
 use pool::Pool;
@@ -94,16 +93,18 @@ impl Kernels for Cpu {
         format: WeightFormat,
     ) -> PackedLinear {
         let layout = self.column_layout(format);
-        PackedLinear(Matrix::pack("pack_linear", weight, out_features, in_features, layout, format))
+        let run: Run<'_> = &|total, body| self.pool.run(total, 1, body);
+        PackedLinear(Matrix::pack("pack_linear", weight, out_features, in_features, layout, format, run))
     }
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
-        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RankBlocks, format))
+        // Adapters are packed while steps run: the pool stays with the steps.
+        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RankBlocks, format, ALONE))
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
         let layout = self.column_layout(format);
-        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, layout, format))
+        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, layout, format, ALONE))
     }
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {

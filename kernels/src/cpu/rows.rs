@@ -1,7 +1,7 @@
 //! Operations on one row at a time: norms, rotary embedding, SiLU.
 
 use super::Cpu;
-use super::share::OutPtr;
+use crate::share::OutPtr;
 use std::ops::Range;
 
 pub(super) fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

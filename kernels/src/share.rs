@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 
 /// An output slice whose disjoint parts several threads write.
-pub(super) struct OutPtr<'a, T> {
+pub(crate) struct OutPtr<'a, T> {
     start: *mut T,
     len: usize,
     slice: PhantomData<&'a mut [T]>,
@@ -16,7 +16,7 @@ pub(super) struct OutPtr<'a, T> {
 unsafe impl<T: Send> Sync for OutPtr<'_, T> {}
 
 impl<'a, T> OutPtr<'a, T> {
-    pub(super) fn new(slice: &'a mut [T]) -> Self {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
@@ -26,13 +26,13 @@ impl<'a, T> OutPtr<'a, T> {
     ///
     /// While it lives, no other thread uses any of it and this thread takes no other part that overlaps it.
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's duty")]
-    pub(super) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         // SAFETY: in bounds (checked in `at`), unique by the caller's duty.
         unsafe { std::slice::from_raw_parts_mut(self.at(start, len), len) }
     }
 
     /// A pointer to a part, of which not every value need be the caller's (columns of some rows).
-    pub(super) fn at(&self, start: usize, len: usize) -> *mut T {
+    pub(crate) fn at(&self, start: usize, len: usize) -> *mut T {
         assert!(
             start.checked_add(len).is_some_and(|end| end <= self.len),
             "invariant: part {start} + {len} of an output of {}",
@@ -49,7 +49,7 @@ thread_local! {
 }
 
 /// Lends `len` values of scratch, content unspecified.
-pub(super) fn with_scratch<T: Pod, R>(len: usize, body: impl FnOnce(&mut [T]) -> R) -> R {
+pub(crate) fn with_scratch<T: Pod, R>(len: usize, body: impl FnOnce(&mut [T]) -> R) -> R {
     let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
     let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if buffer.len() < words {
