@@ -4,6 +4,8 @@ use crate::Error;
 use crate::engine::Dtype;
 use crate::shape::Shape;
 use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+use std::thread;
 use weft_base_model::{BaseModel, Weights};
 use weft_kernels::{Kernels, PackedLinear};
 
@@ -30,11 +32,11 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Reads and packs everything. Peak memory: the packed weights and one f32 tensor (with tied embeddings the
-    /// largest is the table itself).
+    /// Reads and packs everything, on as many threads as there are processors. Peak memory: the packed weights and one
+    /// fused f32 matrix per thread, or the f32 embedding table.
     pub(crate) fn load(model: &BaseModel, shape: &Shape, kernels: &dyn Kernels, dtype: Dtype) -> Result<Self, Error> {
         let loader = Loader { weights: &model.weights, kernels, dtype, device: Device::Cpu };
-        let layers = (0..shape.layers).map(|layer| loader.layer(layer, shape)).collect::<Result<_, Error>>()?;
+        let layers = loader.layers(shape)?;
         let final_norm = loader.norm("model.norm.weight", shape.hidden)?;
 
         let table = loader.values("model.embed_tokens.weight", shape.vocabulary * shape.hidden)?;
@@ -61,6 +63,22 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// Each thread packs neighbouring layers.
+    fn layers(&self, shape: &Shape) -> Result<Vec<Layer>, Error> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(shape.layers);
+        let part = |thread: usize| thread * shape.layers / threads..(thread + 1) * shape.layers / threads;
+        let load = |layers: Range<usize>| layers.map(|layer| self.layer(layer, shape)).collect::<Result<Vec<_>, Error>>();
+        let load = &load;
+        thread::scope(|scope| {
+            let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || load(part(thread)))).collect();
+            let mut layers = Vec::with_capacity(shape.layers);
+            for part in running {
+                layers.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            }
+            Ok(layers)
+        })
+    }
+
     fn layer(&self, layer: usize, shape: &Shape) -> Result<Layer, Error> {
         let (hidden, q, kv, inter) = (shape.hidden, shape.q_width(), shape.kv_width(), shape.intermediate);
         let norm = |name: &str| self.norm(&format!("model.layers.{layer}.{name}.weight"), hidden);
@@ -77,11 +95,14 @@ impl Loader<'_> {
 
     /// The rows of several linears of one layer, one after the other.
     fn fused(&self, layer: usize, parts: &[(&str, usize)], in_features: usize) -> Result<PackedLinear, Error> {
-        let mut rows = Vec::new();
-        let mut out_features = 0;
-        for &(name, out) in parts {
-            rows.extend(self.values(&format!("model.layers.{layer}.{name}.weight"), out * in_features)?);
-            out_features += out;
+        let values = |&(name, out): &(&str, usize)| {
+            self.values(&format!("model.layers.{layer}.{name}.weight"), out * in_features)
+        };
+        let out_features: usize = parts.iter().map(|(_, out)| out).sum();
+        let mut rows = values(&parts[0])?;
+        rows.reserve_exact((out_features - parts[0].1) * in_features);
+        for part in &parts[1..] {
+            rows.extend_from_slice(&values(part)?);
         }
         Ok(self.kernels.pack_linear(&rows, out_features, in_features, self.dtype.weights()))
     }
