@@ -1,4 +1,4 @@
-//! `weft-worker`: the worker as a process of its own.
+//! `weft-worker`: settings, logs, the base model, then [`App`] until SIGTERM.
 
 use std::process::ExitCode;
 
@@ -8,37 +8,43 @@ use weft_service_kit::telemetry::{self, LogFormat};
 use weft_service_kit::transport::{Listener, connect};
 use weft_worker::{App, Components, Error, Settings};
 
+/// The exit code of wrong settings.
+const USAGE: u8 = 2;
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let variables = std::env::vars().collect::<Vec<_>>();
-    let variable = |name: &str| variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    let loader = Loader::new("weft-worker", "Serves one base model and many adapters").section::<Settings>("");
-    let loaded = loader.load(std::env::args().skip(1), variables.clone()).unwrap_or_else(|error| error.exit());
-    let settings: Settings = loaded.get("").unwrap_or_else(|error| weft_service_kit::settings::LoadError::from(error).exit());
-    let format = if variable("WEFT_LOG_FORMAT").as_deref() == Some("json") { LogFormat::Json } else { LogFormat::Text };
-    telemetry::init(format, variable("WEFT_LOG").as_deref().unwrap_or("info"));
+    let loader = Loader::new("weft-worker", "Serves one base model and many adapters");
+    let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
+    let settings = loaded.and_then(|loaded| Ok(loaded.get::<Settings>("")?));
+    let settings = settings.unwrap_or_else(|error| error.exit());
+    let json = std::env::var("WEFT_LOG_FORMAT").is_ok_and(|format| format == "json");
+    let filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned());
+    telemetry::init(if json { LogFormat::Json } else { LogFormat::Text }, &filter);
     tracing::info!(settings = shown(&settings), "starting");
     match serve(settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            match error.downcast_ref::<Error>() {
-                Some(Error::Settings(_)) => ExitCode::from(2),
-                _ => ExitCode::FAILURE,
-            }
+            let is_usage = matches!(error.downcast_ref(), Some(Error::Settings(_)));
+            if is_usage { USAGE.into() } else { ExitCode::FAILURE }
         }
     }
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let address = settings.listen_address()?;
     let components = Components {
         cache_daemon: connect(&settings.cache_address()?),
         registry: settings.registry_address()?.map(|address| connect(&address)),
     };
     let shutdown = Shutdown::on_signals()?;
-    let app = App::build(settings, components, prometheus::default_registry()).await?;
-    let listener = Listener::bind(&address).await?;
-    tracing::info!(address = listener.address(), "serving");
+    // The port first: a taken one is known at once, not after the model has been read.
+    let listener = Listener::bind(&settings.listen_address()?).await?;
+    let metrics = prometheus::Registry::new();
+    let app = tokio::select! {
+        app = App::build(settings, components, &metrics) => app?,
+        () = shutdown.wait() => return Ok(()),
+    };
+    // One line for whoever started us: with port 0 it is the only way to know the port.
+    println!("listening on {}", listener.address());
     Ok(app.run(listener, shutdown).await?)
 }

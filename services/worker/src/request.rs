@@ -60,7 +60,7 @@ pub(crate) struct Active {
 
 impl Active {
     pub(crate) fn new(job: Job, events: Events) -> Self {
-        let sampler = Sampler::new(job.sampling.clone(), &job.prompt);
+        let sampler = Sampler::new(job.sampling, &job.prompt);
         let text = TextStream::new(job.stops.clone(), job.include_stop);
         Self {
             tokens: job.prompt.clone(),
