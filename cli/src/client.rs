@@ -1,0 +1,315 @@
+//! The HTTP clients of the command line: the admin API and the data plane, as a script would use them.
+
+use anyhow::{Context, Result, bail};
+use eventsource_stream::Eventsource;
+use futures::StreamExt;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Method, RequestBuilder, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A name as one path segment: a slash becomes `%2F`.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+fn segment(name: &str) -> String {
+    utf8_percent_encode(name, SEGMENT).to_string()
+}
+
+/// Calls under `/admin/v1`.
+#[derive(Clone)]
+pub struct Admin {
+    url: String,
+    key: String,
+    http: reqwest::Client,
+}
+
+/// A new API key; the secret is shown this once.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NewKey {
+    /// Names the key, for revoking it.
+    pub id: String,
+    /// The bearer token of the data plane.
+    pub secret: String,
+}
+
+/// The answer to a publish.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Published {
+    /// Name of the adapter.
+    pub adapter: String,
+    /// Number of the version.
+    pub version: u64,
+    /// `sha256:…` of the canonical blob.
+    pub digest: String,
+    /// What is unusual but allowed.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+impl Admin {
+    /// A client of the admin listener at `url`, e.g. `http://127.0.0.1:8081`.
+    #[must_use]
+    pub fn new(url: &str, key: &str) -> Self {
+        Self { url: url.trim_end_matches('/').to_owned(), key: key.to_owned(), http: reqwest::Client::new() }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}/admin/v1/{path}", self.url)).bearer_auth(&self.key)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Value> {
+        let response = request.send().await.with_context(|| format!("cannot reach the admin API at {}", self.url))?;
+        answer(response).await
+    }
+
+    /// `GET` of any path below `/admin/v1/`.
+    ///
+    /// # Errors
+    /// The API cannot be reached or refuses.
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    /// Creates a tenant; one that exists already is fine.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn create_tenant(&self, name: &str) -> Result<Value> {
+        self.send(self.request(Method::POST, "tenants").json(&json!({ "name": name }))).await
+    }
+
+    /// Creates a key of the tenant.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn create_key(&self, tenant: &str, label: Option<&str>) -> Result<NewKey> {
+        let mut body = json!({});
+        if let Some(label) = label {
+            body["label"] = label.into();
+        }
+        let path = format!("tenants/{}/keys", segment(tenant));
+        Ok(serde_json::from_value(self.send(self.request(Method::POST, &path).json(&body)).await?)?)
+    }
+
+    /// Revokes a key.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn revoke_key(&self, tenant: &str, id: &str) -> Result<()> {
+        let path = format!("tenants/{}/keys/{}", segment(tenant), segment(id));
+        self.send(self.request(Method::DELETE, &path)).await.map(drop)
+    }
+
+    /// Publishes the PEFT package in `folder`. `alias` is moved to the new version; `None` moves none.
+    ///
+    /// # Errors
+    /// A file is missing, or as [`Admin::get`]; a refusal lists every reason.
+    pub async fn publish(&self, tenant: &str, name: &str, folder: &Path, alias: Option<&str>) -> Result<Published> {
+        let config = std::fs::read(folder.join("adapter_config.json"))
+            .with_context(|| format!("{} has no adapter_config.json", folder.display()))?;
+        let weights_path = folder.join("adapter_model.safetensors");
+        if !weights_path.exists() && folder.join("adapter_model.bin").exists() {
+            bail!("{} holds adapter_model.bin, a pickle: save the adapter as safetensors", folder.display());
+        }
+        let weights = std::fs::read(&weights_path)
+            .with_context(|| format!("{} has no adapter_model.safetensors", folder.display()))?;
+        self.publish_bytes(tenant, name, config, weights, alias).await
+    }
+
+    /// Publishes a package from memory.
+    ///
+    /// # Errors
+    /// As [`Admin::publish`].
+    pub async fn publish_bytes(
+        &self,
+        tenant: &str,
+        name: &str,
+        config: Vec<u8>,
+        weights: Vec<u8>,
+        alias: Option<&str>,
+    ) -> Result<Published> {
+        let path = format!(
+            "tenants/{}/adapters/{}/versions?alias={}",
+            segment(tenant),
+            segment(name),
+            alias.map_or_else(|| "none".to_owned(), segment)
+        );
+        use reqwest::multipart::{Form, Part};
+        let form = Form::new()
+            .part("config", Part::bytes(config).file_name("adapter_config.json"))
+            .part("weights", Part::bytes(weights).file_name("adapter_model.safetensors"));
+        Ok(serde_json::from_value(self.send(self.request(Method::POST, &path).multipart(form)).await?)?)
+    }
+
+    /// The tenant's adapters.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn adapters(&self, tenant: &str) -> Result<Value> {
+        self.get(&format!("tenants/{}/adapters", segment(tenant))).await
+    }
+
+    /// The versions of an adapter.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn versions(&self, tenant: &str, name: &str) -> Result<Value> {
+        self.get(&format!("tenants/{}/adapters/{}/versions", segment(tenant), segment(name))).await
+    }
+
+    /// Moves an alias to a version; with `if_match` only if its ETag is still that.
+    ///
+    /// # Errors
+    /// As [`Admin::get`]; a lost race is one.
+    pub async fn set_alias(
+        &self,
+        tenant: &str,
+        name: &str,
+        alias: &str,
+        version: u64,
+        if_match: Option<&str>,
+    ) -> Result<Value> {
+        let path = format!("tenants/{}/adapters/{}/aliases/{}", segment(tenant), segment(name), segment(alias));
+        let mut request = self.request(Method::PUT, &path).json(&json!({ "version": version }));
+        if let Some(etag) = if_match {
+            request = request.header("if-match", etag);
+        }
+        self.send(request).await
+    }
+}
+
+/// The JSON of a success, or the error object as text.
+async fn answer(response: Response) -> Result<Value> {
+    let status = response.status();
+    let text = response.text().await?;
+    if status.is_success() {
+        return if text.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) };
+    }
+    let error: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+    let message = error["error"]["message"].as_str().unwrap_or(&text).to_owned();
+    let reasons = error["error"]["reasons"].as_array().cloned().unwrap_or_default();
+    let listed: String = reasons.iter().filter_map(Value::as_str).map(|reason| format!("\n  - {reason}")).collect();
+    bail!("{status}: {message}{listed}")
+}
+
+/// Calls of a tenant's application.
+#[derive(Clone)]
+pub struct Data {
+    url: String,
+    key: String,
+    http: reqwest::Client,
+}
+
+/// A streamed answer, timed from the request's first byte.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// All text.
+    pub text: String,
+    /// To the first piece of text.
+    pub first_token: Duration,
+    /// To the end.
+    pub whole: Duration,
+    /// As the usage says.
+    pub prompt_tokens: u64,
+    /// As the usage says.
+    pub completion_tokens: u64,
+    /// `x-weft-adapter`.
+    pub adapter: String,
+    /// `x-weft-adapter-digest`; empty for the base.
+    pub digest: String,
+    /// Why it ended.
+    pub finish_reason: String,
+}
+
+impl Answer {
+    /// Output tokens a second after the first one.
+    #[must_use]
+    pub fn decode_rate(&self) -> f64 {
+        let seconds = self.whole.saturating_sub(self.first_token).as_secs_f64();
+        if seconds > 0.0 { self.completion_tokens.saturating_sub(1) as f64 / seconds } else { 0.0 }
+    }
+}
+
+impl Data {
+    /// A client of the data listener at `url`, e.g. `http://127.0.0.1:8080`.
+    #[must_use]
+    pub fn new(url: &str, key: &str) -> Self {
+        Self { url: url.trim_end_matches('/').to_owned(), key: key.to_owned(), http: reqwest::Client::new() }
+    }
+
+    /// A greedy chat with one user message.
+    ///
+    /// # Errors
+    /// The API cannot be reached, refuses, or fails in the stream.
+    pub async fn chat(&self, model: &str, question: &str, max_tokens: u32) -> Result<Answer> {
+        let body = json!({
+            "model": model,
+            "messages": [{ "role": "user", "content": question }],
+            "temperature": 0,
+            "max_tokens": max_tokens,
+        });
+        self.stream("v1/chat/completions", body).await
+    }
+
+    /// A greedy completion of token ids, exactly `max_tokens` long.
+    ///
+    /// # Errors
+    /// As [`Data::chat`].
+    pub async fn complete_tokens(&self, model: &str, prompt: &[u32], max_tokens: u32) -> Result<Answer> {
+        let body = json!({
+            "model": model, "prompt": prompt, "temperature": 0, "max_tokens": max_tokens, "ignore_eos": true,
+        });
+        self.stream("v1/completions", body).await
+    }
+
+    async fn stream(&self, path: &str, mut body: Value) -> Result<Answer> {
+        body["stream"] = true.into();
+        body["stream_options"] = json!({ "include_usage": true });
+        let begin = Instant::now();
+        let request = self.http.post(format!("{}/{path}", self.url)).bearer_auth(&self.key).json(&body);
+        let response = request.send().await.with_context(|| format!("cannot reach {}", self.url))?;
+        if !response.status().is_success() {
+            answer(response).await?;
+            bail!("a refusal without an error");
+        }
+        let header = |name: &str| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        let mut result =
+            Answer { adapter: header("x-weft-adapter"), digest: header("x-weft-adapter-digest"), ..Answer::default() };
+        let mut done = false;
+        let mut events = response.bytes_stream().eventsource();
+        while let Some(event) = events.next().await {
+            let event = event?;
+            if event.data == "[DONE]" {
+                done = true;
+                break;
+            }
+            let chunk: Value = serde_json::from_str(&event.data)?;
+            if let Some(message) = chunk["error"]["message"].as_str() {
+                bail!("the stream failed: {message}");
+            }
+            let choice = &chunk["choices"][0];
+            if let Some(piece) = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str()) {
+                if !piece.is_empty() && result.first_token.is_zero() {
+                    result.first_token = begin.elapsed();
+                }
+                result.text.push_str(piece);
+            }
+            if let Some(reason) = choice["finish_reason"].as_str() {
+                result.finish_reason = reason.to_owned();
+            }
+            if let Some(usage) = chunk["usage"].as_object() {
+                result.prompt_tokens = usage["prompt_tokens"].as_u64().unwrap_or_default();
+                result.completion_tokens = usage["completion_tokens"].as_u64().unwrap_or_default();
+            }
+        }
+        if !done {
+            bail!("the stream was cut off");
+        }
+        result.whole = begin.elapsed();
+        Ok(result)
+    }
+}

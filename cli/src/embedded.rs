@@ -1,0 +1,305 @@
+//! The embedded mesh: the one place where all four services are wired together in a process.
+//!
+//! Each service is built by the same `App::build` and serves the same gRPC as when it runs apart; only the listeners are
+//! in memory. Storage is a real S3 endpoint over a folder. At the end the gateway drains first, because the others still
+//! work for its running answers; then they stop.
+
+use crate::{model, up};
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tonic::Request;
+use tonic::transport::Channel;
+use weft_object_store::{EmbeddedS3, ObjectStore, S3Store};
+use weft_service_kit::settings::{LoadError, Loader, SettingsError, shown};
+use weft_service_kit::shutdown::Shutdown;
+use weft_service_kit::telemetry::{self, LogFormat};
+use weft_service_kit::transport::Listener;
+use weft_types::Digest;
+
+use weft_proto::worker::v1::DescribeRequest;
+use weft_proto::worker::v1::worker_client::WorkerClient;
+
+/// Bucket in the embedded store.
+const BUCKET: &str = "weft";
+
+/// Settings of the mesh and of each service.
+pub struct Settings {
+    up: up::Settings,
+    gateway: weft_gateway::Settings,
+    worker: weft_worker::Settings,
+    registry: weft_adapter_registry::Settings,
+    cache: weft_cache_daemon::Settings,
+}
+
+/// Fills the settings from a file, `WEFT_*` variables and these flags.
+///
+/// # Errors
+/// Usage, or every wrong value at once.
+pub fn load_settings(args: Vec<String>) -> Result<Settings, LoadError> {
+    let loaded = Loader::new("weft up", "The four services in one process, over one base model")
+        .section::<up::Settings>("")
+        .section::<weft_gateway::Settings>("gateway")
+        .section::<weft_worker::Settings>("worker")
+        .section::<weft_adapter_registry::Settings>("registry")
+        .section::<weft_cache_daemon::Settings>("cache")
+        .load(args, std::env::vars())?;
+    let mut problems = Vec::new();
+    let mut keep = |error: SettingsError| problems.extend(error.problems);
+    let settings = Settings {
+        up: loaded.get("").map_err(&mut keep).unwrap_or_default(),
+        gateway: loaded.get("gateway").map_err(&mut keep).unwrap_or_default(),
+        worker: loaded.get("worker").map_err(&mut keep).unwrap_or_default(),
+        registry: loaded.get("registry").map_err(&mut keep).unwrap_or_default(),
+        cache: loaded.get("cache").map_err(&mut keep).unwrap_or_default(),
+    };
+    if problems.is_empty() { Ok(settings) } else { Err(SettingsError { problems }.into()) }
+}
+
+/// A running mesh.
+pub struct Mesh {
+    data_url: String,
+    admin_url: String,
+    admin_key: String,
+    admin_key_path: Option<PathBuf>,
+    model_path: PathBuf,
+    served_name: String,
+    base_digest: String,
+    gateway: tokio::task::JoinHandle<()>,
+    services: JoinSet<Result<()>>,
+    inner: Shutdown,
+    s3: EmbeddedS3,
+    /// Removed with everything in it when the mesh is dropped; only for private meshes.
+    _private_dir: Option<tempfile::TempDir>,
+}
+
+impl Mesh {
+    /// `http://host:port` of the data listener.
+    #[must_use]
+    pub fn data_url(&self) -> String {
+        self.data_url.clone()
+    }
+
+    /// `http://host:port` of the admin listener.
+    #[must_use]
+    pub fn admin_url(&self) -> String {
+        self.admin_url.clone()
+    }
+
+    /// The admin key, given or made.
+    #[must_use]
+    pub fn admin_key(&self) -> &str {
+        &self.admin_key
+    }
+
+    /// Where the admin key lies, unless it was given as a value.
+    #[must_use]
+    pub fn admin_key_path(&self) -> Option<&Path> {
+        self.admin_key_path.as_deref()
+    }
+
+    /// The base model's file or folder.
+    #[must_use]
+    pub fn model_path(&self) -> &Path {
+        &self.model_path
+    }
+
+    /// Name under which the base answers.
+    #[must_use]
+    pub fn served_name(&self) -> &str {
+        &self.served_name
+    }
+
+    /// `sha256:…` of the base.
+    #[must_use]
+    pub fn base_digest(&self) -> &str {
+        &self.base_digest
+    }
+
+    /// Waits until the gateway has drained after the stop signal, then stops the rest.
+    ///
+    /// # Errors
+    /// A service failed; the message names it.
+    pub async fn finished(mut self) -> Result<()> {
+        // A service that ends before the signal takes the mesh down with it: half a mesh serves nobody.
+        let failed = tokio::select! {
+            drained = &mut self.gateway => drained.context("the gateway failed").err(),
+            ended = self.services.join_next() => {
+                let error = match ended {
+                    Some(Ok(Err(error))) => error,
+                    Some(Err(panicked)) => panicked.into(),
+                    _ => anyhow::anyhow!("a service ended by itself"),
+                };
+                Some(error)
+            }
+        };
+        self.inner.trigger();
+        while let Some(ended) = self.services.join_next().await {
+            ended??;
+        }
+        self.s3.stop().await;
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Starts the mesh with these settings and waits until it can answer.
+///
+/// # Errors
+/// Wrong settings end the process with status 2; else a taken port, a missing model, a folder in use.
+pub async fn start(settings: Result<Settings, LoadError>, shutdown: Shutdown) -> Result<Mesh> {
+    let settings = settings.unwrap_or_else(|error| error.exit());
+    start_logging(&settings.up, "info");
+    let data_dir = settings.up.data_dir.clone().unwrap_or_else(up::default_data_dir);
+    start_in(settings, &data_dir, None, shutdown).await
+}
+
+/// The mesh of the demo: in a temporary folder unless one is given, quiet, stopped by signals.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_demo(args: Vec<String>) -> Result<(Mesh, Shutdown)> {
+    let settings = load_settings(args).unwrap_or_else(|error| error.exit());
+    start_logging(&settings.up, "warn");
+    let shutdown = Shutdown::on_signals()?;
+    Ok((start_temporary(settings, shutdown.clone()).await?, shutdown))
+}
+
+/// A mesh for measurements: in a temporary folder, on free ports, quiet.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_private(args: Vec<String>) -> Result<(Mesh, Shutdown)> {
+    let mut settings = load_settings(args).unwrap_or_else(|error| error.exit());
+    start_logging(&settings.up, "warn");
+    settings.up.listen = "127.0.0.1:0".to_owned();
+    settings.up.admin_listen = "127.0.0.1:0".to_owned();
+    let shutdown = Shutdown::new();
+    Ok((start_temporary(settings, shutdown.clone()).await?, shutdown))
+}
+
+/// The model that these settings name, fetched if it is the demo's.
+///
+/// # Errors
+/// It cannot be fetched.
+pub async fn model_path(args: &[String]) -> Result<PathBuf> {
+    let settings = load_settings(args.to_vec()).unwrap_or_else(|error| error.exit());
+    resolve_model(&settings.up.model).await
+}
+
+async fn start_temporary(settings: Settings, shutdown: Shutdown) -> Result<Mesh> {
+    match settings.up.data_dir.clone() {
+        Some(dir) => start_in(settings, &dir, None, shutdown).await,
+        None => {
+            let private = tempfile::Builder::new().prefix("weft-").tempdir()?;
+            let dir = private.path().to_owned();
+            start_in(settings, &dir, Some(private), shutdown).await
+        }
+    }
+}
+
+fn start_logging(settings: &up::Settings, default_filter: &str) {
+    let format = if settings.log_format == "json" { LogFormat::Json } else { LogFormat::Text };
+    telemetry::init(format, &std::env::var("WEFT_LOG").unwrap_or_else(|_| default_filter.to_owned()));
+}
+
+async fn resolve_model(model: &str) -> Result<PathBuf> {
+    if model == model::DEMO { model::fetch(model, None).await } else { Ok(PathBuf::from(model)) }
+}
+
+async fn start_in(
+    settings: Settings,
+    data_dir: &Path,
+    private_dir: Option<tempfile::TempDir>,
+    shutdown: Shutdown,
+) -> Result<Mesh> {
+    let Settings { up, mut gateway, mut worker, registry, mut cache } = settings;
+    tracing::info!(mesh = shown(&up), "starting");
+    // Ports first: a taken one is known at once, not after the model has been read.
+    gateway.listen = up.listen.clone();
+    gateway.admin_listen = up.admin_listen.clone();
+    let data = Listener::bind(&gateway.data_address().context("setting listen")?).await?;
+    let admin = Listener::bind(&gateway.admin_listen.parse().context("setting admin_listen")?).await?;
+    let (data_url, admin_url) = (url_of(&data), url_of(&admin));
+
+    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot create the data folder {}", data_dir.display()))?;
+    let s3 = EmbeddedS3::start(&data_dir.join("s3"), ([127, 0, 0, 1], 0).into())
+        .await
+        .with_context(|| format!("cannot open the object store in {}", data_dir.display()))?;
+    let (admin_key, admin_key_path) = up::admin_key(&up, data_dir)?;
+    let model_path = resolve_model(&up.model).await?;
+
+    let s3_store = S3Store::connect(&s3.settings(BUCKET)).await?;
+    s3_store.ensure_bucket().await?;
+    let store: Arc<dyn ObjectStore> = Arc::new(s3_store);
+    let metrics = prometheus::Registry::new();
+    let inner = Shutdown::new();
+    let mut services = JoinSet::new();
+
+    let (listener, registry_channel) = Listener::memory();
+    let app = weft_adapter_registry::App::build(registry, store.clone(), &metrics).await.context("adapter registry")?;
+    let stop = inner.clone();
+    services.spawn(run("adapter registry", async move { Ok(app.run(listener, stop).await?) }));
+
+    cache.dir = data_dir.join("cache");
+    let (listener, cache_channel) = Listener::memory();
+    let app = weft_cache_daemon::App::build(cache, store, &metrics).context("cache daemon")?;
+    let stop = inner.clone();
+    services.spawn(run("cache daemon", async move { Ok(app.run(listener, stop).await?) }));
+
+    worker.model = model_path.display().to_string();
+    worker.served_model_name = up.served_model_name.clone().or(worker.served_model_name);
+    if up.dtype != "auto" {
+        worker.dtype = up.dtype.clone();
+    }
+    let (listener, worker_channel) = Listener::memory();
+    let components =
+        weft_worker::Components { cache_daemon: cache_channel, registry: Some(registry_channel.clone()) };
+    let app = weft_worker::App::build(worker, components, &metrics).await.context("worker")?;
+    let stop = inner.clone();
+    services.spawn(run("worker", async move { Ok(app.run(listener, stop).await?) }));
+    let (served_name, base_digest) = describe(worker_channel.clone()).await?;
+
+    gateway.admin_key = Some(admin_key.clone());
+    gateway.admin_key_file = None;
+    let workers = vec![weft_gateway::WorkerEndpoint { address: "memory".to_owned(), channel: worker_channel }];
+    let components = weft_gateway::Components { registry: registry_channel, workers, metrics };
+    let app = weft_gateway::App::build(gateway, components).context("gateway")?;
+    let readiness = app.readiness();
+    let gateway = tokio::spawn(app.run(data, admin, shutdown.clone()));
+    tokio::select! {
+        () = readiness.ready() => {}
+        () = shutdown.wait() => {}
+        Some(ended) = services.join_next() => ended??,
+    }
+
+    Ok(Mesh {
+        data_url,
+        admin_url,
+        admin_key,
+        admin_key_path,
+        model_path,
+        served_name,
+        base_digest,
+        gateway,
+        services,
+        inner,
+        s3,
+        _private_dir: private_dir,
+    })
+}
+
+async fn run(name: &'static str, service: impl Future<Output = Result<()>>) -> Result<()> {
+    service.await.with_context(|| format!("the {name} failed"))
+}
+
+fn url_of(listener: &Listener) -> String {
+    listener.local_addr().map_or_else(|| listener.address().to_owned(), |address| format!("http://{address}"))
+}
+
+async fn describe(channel: Channel) -> Result<(String, String)> {
+    let described = WorkerClient::new(channel).describe(Request::new(DescribeRequest {})).await;
+    let described = described.context("the worker does not describe itself")?.into_inner();
+    let digest = Digest::try_from(&described.base_digest[..]).context("the worker names no base digest")?;
+    Ok((described.served_name, digest.to_string()))
+}

@@ -1,0 +1,14 @@
+//! What the `weft` program does, as a library so that tests can call it.
+//!
+//! - [`embedded`]: the one place where all four services are wired together in a process.
+//! - [`up`]: its settings and life.
+//! - [`client`]: the HTTP clients behind the subcommands; they know the services only through HTTP.
+//! - [`demo`], [`bench`]: stories told and measured through that client.
+
+pub mod bench;
+pub mod client;
+pub mod demo;
+pub mod embedded;
+pub mod model;
+pub mod synthetic;
+pub mod up;
