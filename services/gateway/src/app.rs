@@ -71,7 +71,9 @@ impl App {
         }
         let admin_keys = admin_keys(&settings)?;
         if admin_keys.is_empty() {
-            tracing::warn!("no admin key is set: /admin/v1 refuses everybody (settings admin_key, admin_key_file, admin_keys)");
+            tracing::warn!(
+                "no admin key is set: /admin/v1 refuses everybody (settings admin_key, admin_key_file, admin_keys)"
+            );
         }
         let metrics = Metrics::register(&components.metrics)?;
         let workers = components.workers.into_iter().map(|worker| (worker.address, worker.channel));
@@ -106,13 +108,11 @@ impl App {
     }
 
     /// Tenants' routes, for tests without a port. The parts that follow the registry and the workers run only in [`App::run`].
-    #[must_use]
     pub fn data_router(&self) -> Router {
         http::data_router(&self.gateway)
     }
 
     /// Operators' routes, likewise.
-    #[must_use]
     pub fn admin_router(&self) -> Router {
         http::admin_router(&self.gateway)
     }
@@ -199,9 +199,12 @@ impl Gateway {
             waiting.push(Waiting { condition: "directory", why: error.to_string() });
         }
         if self.mesh.pool.ready() == 0 {
-            let problems = self.mesh.pool.workers().iter().filter_map(|worker| {
-                worker.seen().problem.map(|problem| format!("{}: {problem}", worker.address))
-            });
+            let problems = self
+                .mesh
+                .pool
+                .workers()
+                .iter()
+                .filter_map(|worker| worker.seen().problem.map(|problem| format!("{}: {problem}", worker.address)));
             let problems = problems.collect::<Vec<_>>().join("; ");
             let why = if problems.is_empty() { "no worker has answered yet".to_owned() } else { problems };
             waiting.push(Waiting { condition: "worker", why });

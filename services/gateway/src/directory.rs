@@ -28,7 +28,9 @@ pub(crate) type Registry = RegistryClient<Channel>;
 
 /// A registry client with our message limits.
 pub(crate) fn registry_client(channel: Channel) -> Registry {
-    RegistryClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+    RegistryClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// One state of the directory. Never changes.
@@ -61,8 +63,7 @@ pub(crate) struct Adapter {
 impl Snapshot {
     /// Reads the registry's message. Entries with malformed digests are left out: they can never be served.
     pub(crate) fn read(message: pb::Directory) -> Self {
-        let mut snapshot =
-            Self { generation: message.generation, incarnation: message.incarnation, ..Self::default() };
+        let mut snapshot = Self { generation: message.generation, incarnation: message.incarnation, ..Self::default() };
         for tenant in message.tenants {
             let adapters = tenant.adapters.into_iter().map(|adapter| (adapter.name.clone(), Adapter::read(adapter)));
             let read = Arc::new(Tenant {

@@ -85,9 +85,7 @@ impl From<Error> for Fault {
                 fault(Kind::Unavailable).with_code("directory_unavailable").with_retry_after_ms(RETRY_AWAY_MS)
             }
             Error::NoWorker => fault(Kind::Unavailable).with_code("no_worker").with_retry_after_ms(RETRY_AWAY_MS),
-            Error::Overloaded { .. } | Error::Full { .. } => {
-                fault(Kind::Overloaded).with_retry_after_ms(RETRY_FULL_MS)
-            }
+            Error::Overloaded { .. } | Error::Full { .. } => fault(Kind::Overloaded).with_retry_after_ms(RETRY_FULL_MS),
             Error::WrongAdapter { .. } => fault(Kind::Corrupt).with_code("adapter_mismatch"),
             Error::WrongBase { .. } => fault(Kind::Unavailable).with_code("base_mismatch"),
             Error::CutShort => fault(Kind::Unavailable).with_code(code::WORKER_LOST).with_retry_after_ms(RETRY_AWAY_MS),

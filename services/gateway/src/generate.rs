@@ -94,7 +94,8 @@ impl Mesh {
         let mut tried = Vec::new();
         let mut last: Option<Fault> = None;
         loop {
-            let Some((index, worker, in_flight)) = self.pool.choose(&admission.base.digest, adapter.as_ref(), &tried) else {
+            let Some((index, worker, in_flight)) = self.pool.choose(&admission.base.digest, adapter.as_ref(), &tried)
+            else {
                 return Err(last.unwrap_or_else(|| Error::NoWorker.into()));
             };
             let request = request(admission, wanted, tried.len());
@@ -107,7 +108,8 @@ impl Mesh {
                 worker.suspect(&fault.message);
             }
             tried.push(index);
-            let elsewhere = matches!(fault.kind, Kind::Unavailable | Kind::Overloaded) && tried.len() <= self.retries_max;
+            let elsewhere =
+                matches!(fault.kind, Kind::Unavailable | Kind::Overloaded) && tried.len() <= self.retries_max;
             if !elsewhere || tried.len() == self.pool.workers().len() || !self.limits.retries.withdraw() {
                 return Err(fault);
             }
@@ -162,7 +164,11 @@ impl Admission {
 
 fn request(admission: &Admission, wanted: &Wanted, attempt: usize) -> pb::GenerateRequest {
     pb::GenerateRequest {
-        request_id: if attempt == 0 { admission.request_id.clone() } else { format!("{}.{attempt}", admission.request_id) },
+        request_id: if attempt == 0 {
+            admission.request_id.clone()
+        } else {
+            format!("{}.{attempt}", admission.request_id)
+        },
         tenant: admission.tenant.name.clone(),
         adapter: admission.resolved.digest().map(|digest| pb::AdapterRef {
             digest: raw(digest),

@@ -74,9 +74,9 @@ impl RetryBudget {
 
     /// A request came.
     pub(crate) fn deposit(&self) {
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| {
-            Some((saved + REQUEST_SHARE).min(SAVED_MAX))
-        });
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| Some((saved + REQUEST_SHARE).min(SAVED_MAX)));
     }
 
     /// Whether one retry is affordable; takes it if so.

@@ -10,18 +10,22 @@ use weft_service_kit::transport::{Address, Listener, connect};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let loader = Loader::new("weft-gateway", "HTTP in front of a Weft mesh: OpenAI's and LoRAX's dialects, and /admin/v1");
+    let loader =
+        Loader::new("weft-gateway", "HTTP in front of a Weft mesh: OpenAI's and LoRAX's dialects, and /admin/v1");
     let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
     let settings: Settings = match loaded.and_then(|loaded| Ok(loaded.get("")?)) {
         Ok(settings) => settings,
         Err(error) => error.exit(),
     };
-    let format = if std::env::var("WEFT_LOG_FORMAT").as_deref() == Ok("json") { LogFormat::Json } else { LogFormat::Text };
+    let format =
+        if std::env::var("WEFT_LOG_FORMAT").as_deref() == Ok("json") { LogFormat::Json } else { LogFormat::Text };
     telemetry::init(format, &std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned()));
     tracing::info!(settings = shown(&settings), "starting");
-    let failed = |code: u8| move |error: anyhow::Error| {
-        eprintln!("error: {error:#}");
-        ExitCode::from(code)
+    let failed = |code: u8| {
+        move |error: anyhow::Error| {
+            eprintln!("error: {error:#}");
+            ExitCode::from(code)
+        }
     };
     // What is wrong with the settings ends with 2, what is wrong with the machine with 1.
     let (app, data, admin) = match build(settings).map_err(failed(2)) {

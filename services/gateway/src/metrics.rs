@@ -27,7 +27,8 @@ pub(crate) struct Metrics {
     pub(crate) panics: IntCounter,
 }
 
-const SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+const SECONDS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
 impl Metrics {
     pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
@@ -61,7 +62,10 @@ impl Metrics {
                 "gateway_digest_mismatches_total",
                 "Generations failed because a worker used other bytes than were resolved",
             )?,
-            retries: IntCounter::new("gateway_retries_total", "Generations tried on another worker before the first token")?,
+            retries: IntCounter::new(
+                "gateway_retries_total",
+                "Generations tried on another worker before the first token",
+            )?,
             connections: IntGaugeVec::new(
                 Opts::new("gateway_connections", "Open connections, by listener"),
                 &["listener"],

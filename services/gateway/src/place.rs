@@ -31,7 +31,8 @@ pub(crate) fn place(candidates: &[Candidate], adapter: Option<&Digest>) -> Optio
         return usable().min_by_key(|candidate| (candidate.load, candidate.index)).map(|candidate| candidate.index);
     };
     let near = || usable().filter(move |candidate| candidate.load <= least.saturating_add(AFFINITY_SLACK));
-    let holder = near().filter(|candidate| candidate.resident).min_by_key(|candidate| (candidate.load, candidate.index));
+    let holder =
+        near().filter(|candidate| candidate.resident).min_by_key(|candidate| (candidate.load, candidate.index));
     holder
         .or_else(|| near().max_by_key(|candidate| rendezvous(adapter, candidate.index)))
         .map(|candidate| candidate.index)

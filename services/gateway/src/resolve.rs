@@ -48,11 +48,12 @@ pub(crate) fn resolve(tenant: &Tenant, model: Option<&str>, base_served_name: &s
         ModelRef::Base => Ok(Resolved::Base),
         ModelRef::Default => match &tenant.default_adapter {
             None => Ok(Resolved::Base),
-            Some(name) => version(tenant, name, &Selector::Alias(weft_types::AliasName::live())).ok_or_else(|| {
-                Error::UnknownModel(name.clone())
-            }),
+            Some(name) => version(tenant, name, &Selector::Alias(weft_types::AliasName::live()))
+                .ok_or_else(|| Error::UnknownModel(name.clone())),
         },
-        ModelRef::Adapter { name, selector } => version(tenant, AdapterName::as_str(&name), &selector).ok_or_else(unknown),
+        ModelRef::Adapter { name, selector } => {
+            version(tenant, AdapterName::as_str(&name), &selector).ok_or_else(unknown)
+        }
     }
 }
 

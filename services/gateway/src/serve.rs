@@ -27,7 +27,8 @@ const REFUSALS_MAX: usize = 64;
 /// Pause after an error of accept itself: out of descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-const REFUSAL_BODY: &str = r#"{"error":{"message":"too many connections","type":"server_error","param":null,"code":"too_many_connections"}}"#;
+const REFUSAL_BODY: &str =
+    r#"{"error":{"message":"too many connections","type":"server_error","param":null,"code":"too_many_connections"}}"#;
 
 /// Limits of one listener.
 #[derive(Clone, Copy)]
@@ -91,7 +92,11 @@ pub(crate) async fn serve(
     drop(incoming);
     let finished = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(bounds.grace, finished).await.is_err() {
-        tracing::warn!(listener = name, grace_s = bounds.grace.as_secs(), "answers did not finish in time and are cut off");
+        tracing::warn!(
+            listener = name,
+            grace_s = bounds.grace.as_secs(),
+            "answers did not finish in time and are cut off"
+        );
     }
     // Dropping the set ends what is left.
 }
@@ -159,7 +164,9 @@ impl StallGuard {
         let limit = self.limit;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + limit)));
         match stalled.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer"))),
+            Poll::Ready(()) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
+            }
             Poll::Pending => Poll::Pending,
         }
     }

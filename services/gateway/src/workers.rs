@@ -112,7 +112,9 @@ impl Pool {
     /// The base of the mesh: that of the first worker that is up, else of the first ever seen. Workers with another
     /// base get no requests.
     pub(crate) fn base(&self) -> Result<Base, Error> {
-        let bases = || self.workers.iter().filter_map(|worker| worker.read(|seen| seen.base.clone().map(|base| (base, seen.up))));
+        let bases = || {
+            self.workers.iter().filter_map(|worker| worker.read(|seen| seen.base.clone().map(|base| (base, seen.up))))
+        };
         bases().find(|(_, up)| *up).or_else(|| bases().next()).map(|(base, _)| base).ok_or(Error::NoWorker)
     }
 
@@ -190,9 +192,7 @@ impl Pool {
 }
 
 fn load(seen: &Seen) -> usize {
-    seen.load.as_ref().map_or(0, |load| {
-        (load.running_requests + load.queued_requests + load.loading_requests) as usize
-    })
+    seen.load.as_ref().map_or(0, |load| (load.running_requests + load.queued_requests + load.loading_requests) as usize)
 }
 
 async fn look(worker: &Worker, described: bool) -> Result<(), String> {
@@ -207,7 +207,8 @@ async fn look(worker: &Worker, described: bool) -> Result<(), String> {
     };
     let load = client.get_load(pb::GetLoadRequest {}).await.map_err(text)?.into_inner();
     let residency = client.list_residency(pb::ListResidencyRequest {}).await.map_err(text)?.into_inner();
-    let resident = residency.adapters.iter().filter_map(|adapter| Digest::try_from(adapter.digest.as_ref()).ok()).collect();
+    let resident =
+        residency.adapters.iter().filter_map(|adapter| Digest::try_from(adapter.digest.as_ref()).ok()).collect();
     worker.write(|seen| {
         if let Some(base) = base {
             tracing::info!(worker = %worker.address, base = %base.digest, served_name = base.served_name(), "worker answers");

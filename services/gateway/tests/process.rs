@@ -6,7 +6,13 @@ use std::process::{Child, Command, Output, Stdio};
 
 fn gateway(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft-gateway"));
-    command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("WEFT_LOG", "info").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("WEFT_LOG", "info")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -44,7 +50,8 @@ fn a_port_in_use_ends_with_status_1_and_names_it() {
 
 #[test]
 fn a_signal_ends_it_with_status_0_and_no_secret_is_logged() {
-    let mut child = gateway(&["--port", "0", "--admin-listen", "127.0.0.1:0", "--admin-key", "very-secret"]).spawn().unwrap();
+    let mut child =
+        gateway(&["--port", "0", "--admin-listen", "127.0.0.1:0", "--admin-key", "very-secret"]).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut said = String::new();
     for line in &mut lines {

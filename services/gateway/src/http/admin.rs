@@ -1,4 +1,4 @@
-//! `/admin/v1`: tenants, keys, adapters, versions, aliases, workers. Needs an admin key.
+//! `/admin/v1`: tenants, keys, adapters, versions. Needs an admin key. Aliases, uploads and workers have files of their own.
 //!
 //! A write is answered after this gateway's own directory shows it, so that whoever got the answer can use it at once.
 
@@ -7,12 +7,10 @@ use super::body;
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use crate::directory::{Snapshot, registry_fault};
-use crate::error::code;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures::future::join_all;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -20,12 +18,10 @@ use std::time::Duration;
 use utoipa::ToSchema;
 use weft_fault::{Fault, Kind};
 use weft_proto::registry::v1 as pb;
-use weft_types::{AdapterName, AliasName, Digest, TenantName};
+use weft_types::{AdapterName, Digest, TenantName};
 
 /// Longest wait for the registry.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for a worker's word on itself.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The name of the admin key that a request carried.
 #[derive(Clone)]
@@ -48,11 +44,17 @@ pub(super) fn operator(parts: &http::request::Parts) -> String {
 
 impl Gateway {
     /// One call of the registry, within its time.
-    async fn ask<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, Fault> {
+    pub(super) async fn ask<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Fault> {
         match tokio::time::timeout(REGISTRY_TIMEOUT, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(registry_fault(&status)),
-            Err(_) => Err(Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", REGISTRY_TIMEOUT.as_secs()))),
+            Err(_) => Err(Fault::new(
+                Kind::Timeout,
+                format!("the registry did not answer within {} s", REGISTRY_TIMEOUT.as_secs()),
+            )),
         }
     }
 
@@ -62,7 +64,10 @@ impl Gateway {
         self.directory.show(self.registry.clone(), wait, shows).await;
     }
 
-    async fn admin_json<T: serde::de::DeserializeOwned>(&self, request: Request) -> Result<(String, HeaderMap, T), Fault> {
+    pub(super) async fn admin_json<T: serde::de::DeserializeOwned>(
+        &self,
+        request: Request,
+    ) -> Result<(String, HeaderMap, T), Fault> {
         let (parts, body) = request.into_parts();
         let body = self.read_body(&parts, body).await?;
         // Scripts post `{}` or nothing where nothing is needed.
@@ -75,7 +80,7 @@ pub(super) fn checked<T: std::str::FromStr<Err = weft_types::NameError>>(field: 
     text.parse().map_err(|error: weft_types::NameError| Fault::invalid(field, error.to_string()))
 }
 
-fn digest(raw: &[u8]) -> Option<Digest> {
+pub(super) fn digest(raw: &[u8]) -> Option<Digest> {
     Digest::try_from(raw).ok()
 }
 
@@ -118,7 +123,10 @@ pub(crate) struct NewTenant {
         (status = 400, description = "The name is wrong", body = OpenAiBody),
     )
 )]
-pub(crate) async fn create_tenant(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, OpenAiError> {
+pub(crate) async fn create_tenant(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+) -> Result<Response, OpenAiError> {
     let (actor, _, asked) = gateway.admin_json::<NewTenant>(request).await?;
     let name: TenantName = checked("name", &asked.name)?;
     let mut registry = gateway.registry.clone();
@@ -295,7 +303,7 @@ impl Gateway {
         Ok(self.ask(self.registry.clone().list_adapters(request)).await?.adapters)
     }
 
-    async fn aliases(&self, tenant: &TenantName, name: &AdapterName) -> Result<Vec<pb::Alias>, Fault> {
+    pub(super) async fn aliases(&self, tenant: &TenantName, name: &AdapterName) -> Result<Vec<pb::Alias>, Fault> {
         let adapters = self.adapters(tenant).await?;
         let adapter = adapters.into_iter().find(|adapter| adapter.name == name.as_str());
         Ok(adapter.ok_or_else(|| Fault::not_found(format!("tenant {tenant} has no adapter {name}")))?.aliases)
@@ -355,185 +363,4 @@ pub(crate) async fn list_versions(
         warnings: version.warnings,
     });
     Ok(Json(VersionList { versions: versions.collect() }))
-}
-
-/// An adapter's aliases.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct AliasList {
-    aliases: Vec<AliasBody>,
-}
-
-/// List an adapter's aliases.
-#[utoipa::path(get, path = "/admin/v1/tenants/{tenant}/adapters/{name}/aliases", tag = "admin", security(("admin" = [])),
-    params(("tenant" = String, Path), ("name" = String, Path)),
-    responses((status = 200, description = "All aliases", body = AliasList), (status = 404, description = "No such adapter", body = OpenAiBody)))]
-pub(crate) async fn list_aliases(
-    State(gateway): State<Arc<Gateway>>,
-    InPath((tenant, name)): InPath<(String, String)>,
-) -> Result<Json<AliasList>, OpenAiError> {
-    let aliases = gateway.aliases(&checked("tenant", &tenant)?, &checked("name", &name)?).await?;
-    Ok(Json(AliasList { aliases: aliases.into_iter().map(Into::into).collect() }))
-}
-
-/// Read one alias; its `etag` is for `If-Match`.
-#[utoipa::path(get, path = "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}", tag = "admin", security(("admin" = [])),
-    params(("tenant" = String, Path), ("name" = String, Path), ("alias" = String, Path)),
-    responses((status = 200, description = "The alias", body = AliasBody), (status = 404, description = "No such alias", body = OpenAiBody)))]
-pub(crate) async fn get_alias(
-    State(gateway): State<Arc<Gateway>>,
-    InPath((tenant, name, alias)): InPath<(String, String, String)>,
-) -> Result<Response, OpenAiError> {
-    let (name, alias): (AdapterName, AliasName) = (checked("name", &name)?, checked("alias", &alias)?);
-    let aliases = gateway.aliases(&checked("tenant", &tenant)?, &name).await?;
-    let found = aliases.into_iter().find(|known| known.name == alias.as_str());
-    Ok(alias_response(found.ok_or_else(|| Fault::not_found(format!("adapter {name} has no alias {alias}")))?))
-}
-
-fn alias_response(alias: pb::Alias) -> Response {
-    let etag = HeaderValue::from_str(&format!("\"{}\"", alias.etag.trim_matches('"')));
-    let mut response = Json(AliasBody::from(alias)).into_response();
-    if let Ok(etag) = etag {
-        response.headers_mut().insert(header::ETAG, etag);
-    }
-    response
-}
-
-/// Where an alias goes.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MoveAlias {
-    version: u64,
-}
-
-/// Move or create an alias. `If-Match: "etag"` moves it only from there, `If-Match: *` only if it exists,
-/// `If-None-Match: *` only if it does not.
-#[utoipa::path(put, path = "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}", tag = "admin", security(("admin" = [])),
-    params(("tenant" = String, Path), ("name" = String, Path), ("alias" = String, Path),
-        ("If-Match" = Option<String>, Header), ("If-None-Match" = Option<String>, Header)),
-    request_body = MoveAlias,
-    responses((status = 200, description = "Where it is now", body = AliasBody), (status = 404, description = "No such version", body = OpenAiBody),
-        (status = 412, description = "Somebody else moved it first", body = OpenAiBody)))]
-pub(crate) async fn set_alias(
-    State(gateway): State<Arc<Gateway>>,
-    InPath((tenant, name, alias)): InPath<(String, String, String)>,
-    request: Request,
-) -> Result<Response, OpenAiError> {
-    let (actor, headers, asked) = gateway.admin_json::<MoveAlias>(request).await?;
-    let tenant: TenantName = checked("tenant", &tenant)?;
-    let name: AdapterName = checked("name", &name)?;
-    let alias: AliasName = checked("alias", &alias)?;
-    let expected_etag = expected_etag(&headers)?;
-    let conditional = !expected_etag.is_empty();
-    let request = pb::SetAliasRequest {
-        tenant: tenant.to_string(),
-        adapter: name.to_string(),
-        alias: alias.to_string(),
-        version: asked.version,
-        expected_etag,
-        actor,
-    };
-    let answer = gateway.ask(gateway.registry.clone().set_alias(request)).await.map_err(|fault| {
-        if fault.kind == Kind::Conflict && conditional { fault.with_code(code::PRECONDITION_FAILED) } else { fault }
-    })?;
-    let moved = answer.alias.unwrap_or_default();
-    let there = |snapshot: &Snapshot| {
-        let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
-        adapter.and_then(|adapter| adapter.aliases.get(alias.as_str())) == Some(&moved.version)
-    };
-    gateway.show(there).await;
-    Ok(alias_response(moved))
-}
-
-/// `If-Match` and `If-None-Match` in the registry's words.
-fn expected_etag(headers: &HeaderMap) -> Result<String, Fault> {
-    let text = |name: header::HeaderName| {
-        let Some(value) = headers.get(&name) else { return Ok(None) };
-        match value.to_str() {
-            Ok(text) => Ok(Some(text.trim().to_owned())),
-            Err(_) => Err(Fault::invalid(name.as_str(), format!("`{name}` must be plain text"))),
-        }
-    };
-    match (text(header::IF_MATCH)?, text(header::IF_NONE_MATCH)?) {
-        (None, None) => Ok(String::new()),
-        (Some(star), None) if star == "*" => Ok(star),
-        (Some(etag), None) => Ok(etag.trim_matches('"').to_owned()),
-        (None, Some(star)) if star == "*" => Ok("none".to_owned()),
-        _ => Err(Fault::invalid("if-none-match", "only one of `if-match` and `if-none-match: *` can be given")),
-    }
-}
-
-/// What is known of the workers. Fields of a worker that does not answer are null.
-#[utoipa::path(get, path = "/admin/v1/workers", tag = "admin", security(("admin" = [])),
-    responses((status = 200, description = "Every configured worker: what it serves and how busy it is", body = serde_json::Value)))]
-pub(crate) async fn workers(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> {
-    let asked = gateway.mesh.pool.workers().iter().map(|worker| async move {
-        let mut client = worker.client();
-        let request = weft_proto::worker::v1::GetLoadRequest {};
-        let load = tokio::time::timeout(WORKER_TIMEOUT, client.get_load(request)).await.ok().and_then(Result::ok);
-        let (seen, load) = (worker.seen(), load.map(tonic::Response::into_inner));
-        let base = seen.base.as_ref().map(|base| {
-            let d = &base.description;
-            serde_json::json!({
-                "worker": d.worker, "served_name": d.served_name, "model_id": d.model_id, "base_digest": base.digest,
-                "dtype": d.dtype, "isa": d.isa, "context_tokens_max": d.context_tokens_max,
-                "prompt_tokens_max": d.prompt_tokens_max, "kv_tokens_max": d.kv_tokens_max,
-                "slot_bytes_max": d.slot_bytes_max, "step_tokens_max": d.step_tokens_max,
-                "concurrent_requests_max": d.concurrent_requests_max, "queue_requests_max": d.queue_requests_max,
-            })
-        });
-        let load = load.map(|l| {
-            serde_json::json!({
-                "running_requests": l.running_requests, "queued_requests": l.queued_requests,
-                "loading_requests": l.loading_requests, "kv_blocks_used": l.kv_blocks_used,
-                "kv_blocks_max": l.kv_blocks_max, "slot_bytes_used": l.slot_bytes_used,
-                "slot_bytes_max": l.slot_bytes_max, "steps_total": l.steps_total,
-                "prompt_tokens_total": l.prompt_tokens_total, "output_tokens_total": l.output_tokens_total,
-                "mixed_steps_total": l.mixed_steps_total, "preemptions_total": l.preemptions_total,
-                "draining": l.draining, "step_us": l.step_us,
-            })
-        });
-        serde_json::json!({"address": worker.address, "up": seen.up, "problem": seen.problem, "describes": base, "load": load})
-    });
-    Json(serde_json::json!({"workers": join_all(asked).await}))
-}
-
-/// Which adapters hold a slot where. Null for a worker that does not answer.
-#[utoipa::path(get, path = "/admin/v1/residency", tag = "admin", security(("admin" = [])),
-    responses((status = 200, description = "Slots of every worker", body = serde_json::Value)))]
-pub(crate) async fn residency(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> {
-    let asked = gateway.mesh.pool.workers().iter().map(|worker| async move {
-        let mut client = worker.client();
-        let request = weft_proto::worker::v1::ListResidencyRequest {};
-        let answer = tokio::time::timeout(WORKER_TIMEOUT, client.list_residency(request)).await.ok().and_then(Result::ok);
-        let slots = answer.map(tonic::Response::into_inner).map(|residency| {
-            let adapters: Vec<_> = residency.adapters.iter().map(|adapter| serde_json::json!({
-                "digest": digest(&adapter.digest), "bytes": adapter.bytes, "users": adapter.users, "pinned": adapter.pinned,
-            })).collect();
-            serde_json::json!({
-                "adapters": adapters, "slot_bytes_used": residency.slot_bytes_used,
-                "slot_bytes_max": residency.slot_bytes_max, "generation": residency.generation,
-            })
-        });
-        serde_json::json!({"address": worker.address, "slots": slots})
-    });
-    Json(serde_json::json!({"workers": join_all(asked).await}))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn preconditions_become_the_registrys_words() {
-        let of = |pairs: &[(header::HeaderName, &'static str)]| {
-            let headers = pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
-            expected_etag(&HeaderMap::from_iter(headers)).ok()
-        };
-        assert_eq!(of(&[]).as_deref(), Some(""));
-        assert_eq!(of(&[(header::IF_MATCH, "*")]).as_deref(), Some("*"));
-        assert_eq!(of(&[(header::IF_MATCH, "\"abc\"")]).as_deref(), Some("abc"));
-        assert_eq!(of(&[(header::IF_NONE_MATCH, "*")]).as_deref(), Some("none"));
-        assert_eq!(of(&[(header::IF_NONE_MATCH, "\"abc\"")]), None);
-        assert_eq!(of(&[(header::IF_MATCH, "*"), (header::IF_NONE_MATCH, "*")]), None);
-    }
 }

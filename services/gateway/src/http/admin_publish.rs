@@ -5,9 +5,9 @@
 //! When the upload breaks off, the call to the registry is dropped before its stream could end, so that half a package
 //! never looks like a whole one.
 
+use super::InPath;
 use super::admin::{checked, operator};
 use super::errors::{OpenAiBody, OpenAiError};
-use super::InPath;
 use crate::app::Gateway;
 use crate::directory::{Snapshot, registry_fault};
 use crate::error::Error;
@@ -92,7 +92,8 @@ pub(crate) async fn publish(
 ) -> Result<Response, OpenAiError> {
     let tenant: TenantName = checked("tenant", &tenant)?;
     let name: AdapterName = checked("name", &name)?;
-    let wish = Query::<Wish>::try_from_uri(request.uri()).map_err(|error| Fault::invalid("alias", error.body_text()))?;
+    let wish =
+        Query::<Wish>::try_from_uri(request.uri()).map_err(|error| Fault::invalid("alias", error.body_text()))?;
     let alias = match wish.0.alias.as_deref() {
         Some("none") => String::new(),
         Some(alias) => checked::<AliasName>("alias", alias)?.to_string(),
@@ -113,7 +114,8 @@ pub(crate) async fn publish(
     let shown = |snapshot: &Snapshot| {
         let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
         adapter.is_some_and(|adapter| {
-            let aliased = alias.is_empty() || !published.created || adapter.aliases.get(&alias) >= Some(&published.version);
+            let aliased =
+                alias.is_empty() || !published.created || adapter.aliases.get(&alias) >= Some(&published.version);
             aliased && adapter.versions.contains_key(&published.version)
         })
     };
@@ -156,7 +158,9 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipa
 }
 
 fn refused(reasons: Vec<String>) -> Fault {
-    Fault::new(Kind::Refused, format!("the package is refused: {}", reasons.join("; "))).with_code("package_refused").with_reasons(reasons)
+    Fault::new(Kind::Refused, format!("the package is refused: {}", reasons.join("; ")))
+        .with_code("package_refused")
+        .with_reasons(reasons)
 }
 
 async fn discard(multipart: &mut Multipart) {
@@ -219,7 +223,12 @@ async fn forward(
             "weights" if !weights_seen => {
                 weights_seen = true;
                 refuse_pickle(field.file_name())?;
-                let mut weights = Weights { field, left: settings.package_weights_bytes_max, max: settings.package_weights_bytes_max, timeout };
+                let mut weights = Weights {
+                    field,
+                    left: settings.package_weights_bytes_max,
+                    max: settings.package_weights_bytes_max,
+                    timeout,
+                };
                 if config_seen {
                     while let Some(piece) = weights.next().await? {
                         pieces.put(Part::Weights(piece)).await?;
@@ -234,7 +243,10 @@ async fn forward(
             other => {
                 refuse_pickle(field.file_name())?;
                 let other: String = other.chars().take(64).collect();
-                return Err(Fault::invalid(other.clone(), format!("unknown part `{other}`; a package has the parts `config` and `weights`")));
+                return Err(Fault::invalid(
+                    other.clone(),
+                    format!("unknown part `{other}`; a package has the parts `config` and `weights`"),
+                ));
             }
         }
     }
@@ -254,7 +266,9 @@ fn refuse_pickle(file_name: Option<&str>) -> Result<(), Fault> {
     let lower = name.to_ascii_lowercase();
     if PICKLES.iter().any(|ending| lower.ends_with(ending)) {
         let name: String = name.chars().take(128).collect();
-        return Err(refused(vec![format!("file {name:?} is a pickle, which can run code; only adapter_model.safetensors is accepted")]));
+        return Err(refused(vec![format!(
+            "file {name:?} is a pickle, which can run code; only adapter_model.safetensors is accepted"
+        )]));
     }
     Ok(())
 }

@@ -353,11 +353,17 @@ pub(crate) async fn tokenize(
     let base = gateway.mesh.pool.base()?;
     let chosen = gateway.mesh.pool.choose(&base.digest, None, &[]).ok_or(crate::error::Error::NoWorker)?;
     let (_, worker, _in_flight) = chosen;
-    let request = pb::TokenizeRequest { text: asked.inputs, add_special_tokens: asked.add_special_tokens != Some(false) };
+    let request =
+        pb::TokenizeRequest { text: asked.inputs, add_special_tokens: asked.add_special_tokens != Some(false) };
     let answer = tokio::time::timeout(gateway.settings.request_timeout(), worker.client().tokenize(request)).await;
     let answer = answer.map_err(|_| crate::error::Error::TooSlow(gateway.settings.request_timeout_s))?;
     let tokens = answer.map_err(|status| crate::error::from_worker(&status))?.into_inner().tokens;
-    let tokens = tokens.into_iter().map(|token| TextToken { id: token.id, text: token.text, start: token.start, stop: token.end });
+    let tokens = tokens.into_iter().map(|token| TextToken {
+        id: token.id,
+        text: token.text,
+        start: token.start,
+        stop: token.end,
+    });
     Ok(Json(tokens.collect()))
 }
 

@@ -104,7 +104,10 @@ impl LoraxRequest {
         let best_of = p.best_of(stream, settings.max_best_of)?;
         let prefill = p.decoder_input_details == Some(true);
         if stream && prefill {
-            return Err(refusal("decoder_input_details", "`decoder_input_details` == true is not supported when streaming tokens"));
+            return Err(refusal(
+                "decoder_input_details",
+                "`decoder_input_details` == true is not supported when streaming tokens",
+            ));
         }
         let (sampling, sampled) = p.sampling()?;
         let stopping = p.stopping(settings.max_stop_sequences)?;
@@ -113,14 +116,17 @@ impl LoraxRequest {
             truncate => truncate.map_or(0, |tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
         };
         let top = match p.return_k_alternatives {
-            Some(k) if k <= 0 => return Err(refusal("return_k_alternatives", "`return_k_alternatives` must be strictly positive")),
+            Some(k) if k <= 0 => {
+                return Err(refusal("return_k_alternatives", "`return_k_alternatives` must be strictly positive"));
+            }
             Some(k) if k > ALTERNATIVES_MAX => {
                 let message = format!("`return_k_alternatives` must be <= {ALTERNATIVES_MAX}. Given: {k}");
                 return Err(refusal("return_k_alternatives", message));
             }
             k => k.unwrap_or(0).unsigned_abs(),
         };
-        let prompt = pb::TextPrompt { text: self.inputs.clone(), add_special_tokens: true, truncate, parse_special: true };
+        let prompt =
+            pb::TextPrompt { text: self.inputs.clone(), add_special_tokens: true, truncate, parse_special: true };
         let one = Wanted {
             prompt: pb::generate_request::Prompt::Text(prompt),
             sampling,
@@ -159,7 +165,10 @@ impl Parameters {
             None | Some("" | "hub" | "local" | "s3" | "pbase") => Ok(()),
             Some(other) => {
                 let other: String = other.chars().take(32).collect();
-                Err(refusal("adapter_source", format!("`adapter_source` must be one of hub, local, s3, pbase. Given: {other:?}")))
+                Err(refusal(
+                    "adapter_source",
+                    format!("`adapter_source` must be one of hub, local, s3, pbase. Given: {other:?}"),
+                ))
             }
         }
     }
@@ -200,7 +209,9 @@ impl Parameters {
         if repetition <= 0.0 || repetition > f64::from(f32::MAX) {
             return Err(refusal("repetition_penalty", "`repetition_penalty` must be strictly positive"));
         }
-        for (name, value) in [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)] {
+        for (name, value) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
             if value.is_some_and(|value| !(-2.0..=2.0).contains(&value)) {
                 return Err(refusal(name, format!("`{name}` must be >= -2.0 and <= 2.0")));
             }
@@ -297,15 +308,27 @@ mod tests {
             (r#"{"best_of":2}"#, false, "you must use sampling when `best_of` is > 1"),
             (r#"{"best_of":2,"do_sample":true,"seed":1}"#, false, "`seed` must not be set when `best_of` > 1"),
             (r#"{"best_of":2,"do_sample":true}"#, true, "`best_of` != 1 is not supported when streaming tokens"),
-            (r#"{"decoder_input_details":true}"#, true, "`decoder_input_details` == true is not supported when streaming tokens"),
+            (
+                r#"{"decoder_input_details":true}"#,
+                true,
+                "`decoder_input_details` == true is not supported when streaming tokens",
+            ),
             (r#"{"temperature":-1}"#, false, "`temperature` must be non-negative"),
             (r#"{"repetition_penalty":0}"#, false, "`repetition_penalty` must be strictly positive"),
             (r#"{"top_p":0}"#, false, "`top_p` must be > 0.0 and < 1.0"),
             (r#"{"top_k":0}"#, false, "`top_k` must be strictly positive"),
             (r#"{"max_new_tokens":0}"#, false, "`max_new_tokens` must be strictly positive"),
             (r#"{"stop":["a","b","c","d","e"]}"#, false, "`stop` supports up to 4 stop sequences. Given: 5"),
-            (r#"{"adapter_id":"a","merged_adapters":{"ids":["a"]}}"#, false, "at most one of `adapter_id` or `adapters` may be provided"),
-            (r#"{"merged_adapters":{"ids":["a"],"merge_strategy":"nonsense"}}"#, false, "`merged_adapters` is not supported yet"),
+            (
+                r#"{"adapter_id":"a","merged_adapters":{"ids":["a"]}}"#,
+                false,
+                "at most one of `adapter_id` or `adapters` may be provided",
+            ),
+            (
+                r#"{"merged_adapters":{"ids":["a"],"merge_strategy":"nonsense"}}"#,
+                false,
+                "`merged_adapters` is not supported yet",
+            ),
             (r#"{"watermark":true}"#, false, "`watermark` is not supported yet"),
             (r#"{"response_format":{"type":"json_object"}}"#, false, "`response_format` is not supported yet"),
         ] {

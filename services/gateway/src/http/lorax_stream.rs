@@ -55,7 +55,8 @@ pub(crate) fn events<G: Send + 'static>(
     guard: G,
 ) -> impl Stream<Item = Event> + Send + 'static {
     let text = if checked.full_text { checked.inputs.clone() } else { String::new() };
-    let running = Running { generation: Some(generation), checked, text, held: None, out: VecDeque::new(), _guard: guard };
+    let running =
+        Running { generation: Some(generation), checked, text, held: None, out: VecDeque::new(), _guard: guard };
     stream::unfold(running, |mut running| async move {
         loop {
             if let Some(event) = running.out.pop_front() {

@@ -5,7 +5,9 @@
 //! routes in [`admin`] and [`ops`].
 
 mod admin;
+mod admin_aliases;
 mod admin_publish;
+mod admin_workers;
 mod body;
 mod errors;
 mod lorax;
@@ -14,7 +16,9 @@ mod lorax_stream;
 mod models;
 mod openai;
 mod openai_chat;
+mod openai_chat_answer;
 mod openai_completions;
+mod openai_completions_answer;
 mod openapi;
 mod ops;
 mod sse;
@@ -88,23 +92,20 @@ pub(crate) fn admin_router(gateway: &Arc<Gateway>) -> Router {
             "/admin/v1/tenants/{tenant}/adapters/{name}/versions",
             get(admin::list_versions).post(admin_publish::publish),
         )
-        .route("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin::list_aliases))
+        .route("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases))
         .route(
             "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
-            get(admin::get_alias).put(admin::set_alias),
+            get(admin_aliases::get_alias).put(admin_aliases::set_alias),
         )
-        .route("/admin/v1/workers", get(admin::workers))
-        .route("/admin/v1/residency", get(admin::residency))
+        .route("/admin/v1/workers", get(admin_workers::workers))
+        .route("/admin/v1/residency", get(admin_workers::residency))
         // Bodies have limits of ours, with answers of ours: see `body` and `admin_publish`.
         .layer(DefaultBodyLimit::disable())
         // Before any route is run, and so also before a body is read.
         .route_layer(from_fn_with_state(Arc::clone(gateway), admin::require_operator))
         .route("/metrics", get(ops::metrics));
     let admin = admin.merge(ops_router());
-    around(
-        admin.method_not_allowed_fallback(openai_wrong_method).layer(CatchPanicLayer::custom(openai_panic)),
-        gateway,
-    )
+    around(admin.method_not_allowed_fallback(openai_wrong_method).layer(CatchPanicLayer::custom(openai_panic)), gateway)
 }
 
 /// What both listeners have.
@@ -136,12 +137,18 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
     let headers = [http::header::AUTHORIZATION, http::header::CONTENT_TYPE, REQUEST_ID];
-    Some(CorsLayer::new().allow_origin(allowed).allow_methods([http::Method::GET, http::Method::POST]).allow_headers(headers))
+    Some(
+        CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods([http::Method::GET, http::Method::POST])
+            .allow_headers(headers),
+    )
 }
 
 async fn identify(mut request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    let usable = |id: &&str| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|b| b.is_ascii_graphic());
+    let usable =
+        |id: &&str| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|b| b.is_ascii_graphic());
     let id = given.filter(usable).map_or_else(|| format!("req_{}", uuid::Uuid::now_v7().simple()), ToOwned::to_owned);
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
@@ -302,8 +309,7 @@ mod tests {
     use tower::ServiceExt;
 
     async fn bug() {
-        let nothing: Option<()> = None;
-        nothing.expect("a bug of ours");
+        panic!("a bug of ours");
     }
 
     #[tokio::test]

@@ -76,7 +76,10 @@ fn model(gateway: &Gateway, tenant: &Tenant, id: &str, resolved: &Resolved, base
         (status = 401, description = "No or wrong key", body = OpenAiBody),
     )
 )]
-pub(crate) async fn list(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Result<Json<ModelList>, OpenAiError> {
+pub(crate) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+) -> Result<Json<ModelList>, OpenAiError> {
     let tenant = authenticate::tenant(&*gateway.directory.snapshot()?, &headers)?;
     let base = gateway.mesh.pool.base()?;
     let mut data = vec![model(&gateway, &tenant, base.served_name(), &Resolved::Base, &base)];

@@ -113,7 +113,8 @@ impl Common {
         let top_p = within("top_p", self.top_p, 0.0, 1.0)?;
         let top_k = match self.top_k.unwrap_or(0) {
             -1 | 0 => 0,
-            k => u32::try_from(k).map_err(|_| Fault::invalid("top_k", format!("`top_k` must be -1, 0 or a positive number, not {k}")))?,
+            k => u32::try_from(k)
+                .map_err(|_| Fault::invalid("top_k", format!("`top_k` must be -1, 0 or a positive number, not {k}")))?,
         };
         let repetition_penalty = within("repetition_penalty", self.repetition_penalty, 0.0, 100.0)?;
         if repetition_penalty == Some(0.0) {
@@ -158,9 +159,12 @@ pub(crate) fn within(field: &str, value: Option<f64>, min: f64, max: f64) -> Res
     }
 }
 
+/// Whether a field's value leaves the answer as it is.
+type Harmless = fn(&Given) -> bool;
+
 /// Fields that would change the answer if they were heeded, and the values under which they do not. Anything else
 /// that we do not know is accepted, as OpenAI's own servers do.
-const UNSUPPORTED: &[(&str, fn(&Given) -> bool)] = &[
+const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("tools", Given::is_off),
     ("tool_choice", |given| given.is_off() || matches!(given.text(), Some("none" | "auto"))),
     ("functions", Given::is_off),
@@ -356,7 +360,8 @@ mod tests {
 
     #[test]
     fn stop_is_a_text_or_several() {
-        let stops = |body: &str| body::json::<Common>(body.as_bytes()).unwrap().stopping(1, 2).map(|stopping| stopping.stop);
+        let stops =
+            |body: &str| body::json::<Common>(body.as_bytes()).unwrap().stopping(1, 2).map(|stopping| stopping.stop);
         assert_eq!(stops(r#"{"stop":"a"}"#).unwrap(), ["a"]);
         assert_eq!(stops(r#"{"stop":["a","b"]}"#).unwrap(), ["a", "b"]);
         assert_eq!(stops(r#"{"stop":null}"#).unwrap(), [""; 0]);

@@ -1,21 +1,20 @@
-//! `POST /v1/chat/completions`.
+//! `POST /v1/chat/completions`: the request. Its answers are in [`super::openai_chat_answer`].
 
 use super::body;
-use super::errors::{OpenAiBody, OpenAiError, openai_body};
+use super::errors::{OpenAiBody, OpenAiError};
 use super::openai::{self, Common, TOP_LOGPROBS_MAX, Usage};
-use super::sse::{self, Dialect, json_event};
+use super::openai_chat_answer::{ChatCompletion, Chunks, Head};
+use super::sse;
 use super::{step_headers, weft_headers};
 use crate::app::Gateway;
 use crate::error::Error;
-use crate::generate::{Collected, Piece, Wanted};
+use crate::generate::{Generation, Wanted};
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -162,7 +161,8 @@ fn joined(parts: &[Part], at: &str) -> Result<String, Fault> {
             return Err(Error::Unsupported { field: format!("{at}[{index}].type"), value: Some(kind) }.into());
         }
         let field = format!("{at}[{index}].text");
-        texts.push(part.text.as_deref().ok_or_else(|| Fault::invalid(field.clone(), format!("`{field}` is required")))?);
+        texts
+            .push(part.text.as_deref().ok_or_else(|| Fault::invalid(field.clone(), format!("`{field}` is required")))?);
     }
     Ok(texts.join("\n"))
 }
@@ -254,7 +254,7 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
         };
         return Ok((headers, sse::response(sse::events(generations, chunks, room))).into_response());
     }
-    let answers = try_join_all(generations.into_iter().map(crate::generate::Generation::collect)).await?;
+    let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);
     Ok((headers, Json(ChatCompletion::new(head, answers, logprobs.is_some()))).into_response())
 }
@@ -265,203 +265,6 @@ fn in_chat_words(mut fault: Fault) -> Fault {
         fault.param = Some("messages".into());
     }
     fault
-}
-
-/// What all chunks and the whole answer begin with.
-#[derive(Clone)]
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
-    system_fingerprint: String,
-}
-
-/// A whole answer.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct ChatCompletion {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
-    choices: Vec<ChatChoice>,
-    usage: Usage,
-    system_fingerprint: String,
-}
-
-#[derive(Serialize, ToSchema)]
-struct ChatChoice {
-    index: usize,
-    message: AssistantMessage,
-    logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
-    finish_reason: &'static str,
-}
-
-#[derive(Serialize, ToSchema)]
-struct AssistantMessage {
-    role: &'static str,
-    content: String,
-    refusal: Option<String>,
-}
-
-#[derive(Serialize, ToSchema)]
-struct ChatLogprobs {
-    content: Vec<TokenLogprob>,
-    refusal: Option<Vec<TokenLogprob>>,
-}
-
-#[derive(Serialize, ToSchema)]
-struct TokenLogprob {
-    token: String,
-    logprob: f32,
-    bytes: Vec<u8>,
-    top_logprobs: Vec<TopLogprob>,
-}
-
-#[derive(Serialize, ToSchema)]
-struct TopLogprob {
-    token: String,
-    logprob: f32,
-    bytes: Vec<u8>,
-}
-
-impl ChatLogprobs {
-    fn of(tokens: Vec<pb::TokenOut>) -> Self {
-        let content = tokens.into_iter().map(|token| TokenLogprob {
-            logprob: openai::logprob(token.logprob),
-            bytes: token.text.clone().into_bytes(),
-            token: token.text,
-            top_logprobs: token.top.into_iter().map(TopLogprob::of).collect(),
-        });
-        Self { content: content.collect(), refusal: None }
-    }
-}
-
-impl TopLogprob {
-    fn of(top: pb::TopToken) -> Self {
-        Self { logprob: openai::logprob(top.logprob), bytes: top.text.clone().into_bytes(), token: top.text }
-    }
-}
-
-impl ChatCompletion {
-    fn new(head: Head, answers: Vec<Collected>, with_logprobs: bool) -> Self {
-        let mut usage = Usage::default();
-        if let Some(first) = answers.first() {
-            usage.prompt(&first.facts);
-        }
-        let mut choices = Vec::with_capacity(answers.len());
-        for (index, answer) in answers.into_iter().enumerate() {
-            usage.completion(answer.finished.completion_tokens);
-            choices.push(ChatChoice {
-                index,
-                finish_reason: openai::finish_reason(&answer.finished),
-                message: AssistantMessage { role: "assistant", content: answer.text, refusal: None },
-                logprobs: with_logprobs.then(|| ChatLogprobs::of(answer.tokens)),
-            });
-        }
-        Self {
-            id: head.id,
-            object: "chat.completion",
-            created: head.created,
-            model: head.model,
-            choices,
-            usage,
-            system_fingerprint: head.system_fingerprint,
-        }
-    }
-}
-
-/// Writes a stream.
-struct Chunks {
-    head: Head,
-    choices: usize,
-    with_logprobs: bool,
-    /// Counted only if the client wants it in a last chunk.
-    usage: Option<Usage>,
-}
-
-/// One event of a stream.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct ChatChunk<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    system_fingerprint: &'a str,
-    choices: Vec<ChunkChoice>,
-    /// With `include_usage`: null but in the last chunk.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Usage>)]
-    usage: Option<Option<Usage>>,
-}
-
-#[derive(Serialize, ToSchema)]
-struct ChunkChoice {
-    index: usize,
-    delta: Delta,
-    logprobs: Option<ChatLogprobs>,
-    finish_reason: Option<&'static str>,
-}
-
-#[derive(Default, Serialize, ToSchema)]
-struct Delta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
-}
-
-impl Chunks {
-    fn event(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Event {
-        json_event(&ChatChunk {
-            id: &self.head.id,
-            object: "chat.completion.chunk",
-            created: self.head.created,
-            model: &self.head.model,
-            system_fingerprint: &self.head.system_fingerprint,
-            choices,
-            usage: self.usage.is_some().then_some(usage),
-        })
-    }
-}
-
-impl Dialect for Chunks {
-    fn open(&mut self, out: &mut VecDeque<Event>) {
-        for index in 0..self.choices {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-            out.push_back(self.event(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: None }], None));
-        }
-    }
-
-    fn piece(&mut self, index: usize, piece: Piece, out: &mut VecDeque<Event>) {
-        let (delta, logprobs, finish_reason) = match piece {
-            Piece::Tokens(tokens) => {
-                let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
-                if text.is_empty() && !self.with_logprobs {
-                    return;
-                }
-                (Delta { role: None, content: Some(text) }, self.with_logprobs.then(|| ChatLogprobs::of(tokens)), None)
-            }
-            Piece::Finished(finished) => {
-                if let Some(usage) = &mut self.usage {
-                    usage.completion(finished.completion_tokens);
-                }
-                (Delta::default(), None, Some(openai::finish_reason(&finished)))
-            }
-        };
-        out.push_back(self.event(vec![ChunkChoice { index, delta, logprobs, finish_reason }], None));
-    }
-
-    fn close(&mut self, out: &mut VecDeque<Event>) {
-        if let Some(usage) = self.usage {
-            out.push_back(self.event(Vec::new(), Some(usage)));
-        }
-        out.push_back(Event::default().data("[DONE]"));
-    }
-
-    fn fault(&mut self, fault: &Fault, out: &mut VecDeque<Event>) {
-        out.push_back(json_event(&openai_body(fault)));
-    }
 }
 
 #[cfg(test)]
@@ -498,7 +301,10 @@ mod tests {
             (r#"[{"role":"tool","content":"x"}]"#, "messages[0].role"),
             (r#"[{"role":"user"}]"#, "messages[0].content"),
             (r#"[{"role":"user","content":3}]"#, "messages[0].content"),
-            (r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]"#, "messages[0].content[0].type"),
+            (
+                r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]"#,
+                "messages[0].content[0].type",
+            ),
             (r#"[{"role":"user","content":[{"type":"text"}]}]"#, "messages[0].content[0].text"),
             (r#"[{"role":"assistant","tool_calls":[{"id":"1"}]}]"#, "messages[0].tool_calls"),
         ] {

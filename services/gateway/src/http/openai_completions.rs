@@ -1,21 +1,21 @@
-//! `POST /v1/completions`: raw prompts, as the caller formatted them.
+//! `POST /v1/completions`: raw prompts, as the caller formatted them. The answers are in
+//! [`super::openai_completions_answer`].
 
 use super::body;
-use super::errors::{OpenAiBody, OpenAiError, openai_body};
+use super::errors::{OpenAiBody, OpenAiError};
 use super::openai::{self, Common, TOP_LOGPROBS_MAX, Usage};
-use super::sse::{self, Dialect, json_event};
+use super::openai_completions_answer::{Chunks, Completion, Head};
+use super::sse;
 use super::{step_headers, weft_headers};
 use crate::app::Gateway;
 use crate::error::Error;
-use crate::generate::{Collected, Piece, Wanted};
+use crate::generate::{Generation, Wanted};
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use serde::de::{SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::VecDeque;
+use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -49,7 +49,7 @@ struct CompletionFields {
     logprobs: Option<u32>,
 }
 
-enum Prompts {
+pub(super) enum Prompts {
     Texts(Vec<String>),
     Tokens(Vec<Vec<u32>>),
 }
@@ -142,7 +142,7 @@ impl Prompts {
     }
 
     /// The text of prompt `index`, if it came as text.
-    fn text(&self, index: usize) -> Option<&str> {
+    pub(super) fn text(&self, index: usize) -> Option<&str> {
         match self {
             Self::Texts(texts) => texts.get(index).map(String::as_str),
             Self::Tokens(_) => None,
@@ -151,15 +151,15 @@ impl Prompts {
 }
 
 /// How to write answers, once the request is checked.
-struct Plan {
-    prompts: Prompts,
+pub(super) struct Plan {
+    pub(super) prompts: Prompts,
     /// Answers a prompt.
-    choices: usize,
-    echo: bool,
+    pub(super) choices: usize,
+    pub(super) echo: bool,
     /// Alternatives a token, if log-probabilities are wanted.
-    logprobs: Option<u32>,
+    pub(super) logprobs: Option<u32>,
     /// The caller wants the prompt alone: the one token that was generated for it is dropped.
-    nothing_new: bool,
+    pub(super) nothing_new: bool,
 }
 
 impl Plan {
@@ -186,7 +186,7 @@ impl Plan {
         Ok(Self { prompts, choices, echo, logprobs, nothing_new: common.max_tokens == Some(0) })
     }
 
-    fn answers(&self) -> usize {
+    pub(super) fn answers(&self) -> usize {
         self.prompts.len() * self.choices
     }
 
@@ -201,7 +201,12 @@ impl Plan {
         for prompt in 0..self.prompts.len() {
             for choice in 0..self.choices {
                 let sampling = common.sampling(choice)?;
-                wanted.push(Wanted { prompt: self.prompts.get(prompt), sampling, stopping: stopping.clone(), logprobs });
+                wanted.push(Wanted {
+                    prompt: self.prompts.get(prompt),
+                    sampling,
+                    stopping: stopping.clone(),
+                    logprobs,
+                });
             }
         }
         Ok(wanted)
@@ -254,188 +259,9 @@ pub(crate) async fn completions(
         let chunks = Chunks { head, plan, offsets, usage, with_usage: common.includes_usage() };
         return Ok((headers, sse::response(sse::events(generations, chunks, room))).into_response());
     }
-    let answers = try_join_all(generations.into_iter().map(crate::generate::Generation::collect)).await?;
+    let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);
     Ok((headers, Json(Completion::new(head, &plan, answers))).into_response())
-}
-
-/// What all chunks and the whole answer begin with.
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
-    system_fingerprint: String,
-}
-
-/// A whole answer, or one event of a stream.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct Completion {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: String,
-    choices: Vec<Choice>,
-    /// In a stream only with `include_usage`: null but in the last event.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Usage>)]
-    usage: Option<Option<Usage>>,
-    system_fingerprint: String,
-}
-
-#[derive(Serialize, ToSchema)]
-struct Choice {
-    index: usize,
-    text: String,
-    logprobs: Option<CompletionLogprobs>,
-    /// `stop` or `length`.
-    finish_reason: Option<&'static str>,
-}
-
-/// Parallel arrays, one entry a token.
-#[derive(Default, Serialize, ToSchema)]
-struct CompletionLogprobs {
-    tokens: Vec<String>,
-    /// Null for the first token of a prompt.
-    token_logprobs: Vec<Option<f32>>,
-    #[schema(value_type = Vec<Object>)]
-    top_logprobs: Vec<Option<serde_json::Map<String, serde_json::Value>>>,
-    /// In characters, from the start of `text` (in a stream: of all its texts together).
-    text_offset: Vec<usize>,
-}
-
-impl CompletionLogprobs {
-    fn push(&mut self, token: pb::TokenOut, offset: &mut usize) {
-        // The first token of a prompt follows nothing.
-        let known = !token.logprob.is_nan();
-        let mut top = serde_json::Map::new();
-        for other in token.top {
-            top.insert(other.text, openai::logprob(other.logprob).into());
-        }
-        // The token itself is listed even where it is not among the likeliest.
-        top.entry(token.text.clone()).or_insert_with(|| openai::logprob(token.logprob).into());
-        self.text_offset.push(*offset);
-        *offset += token.text.chars().count();
-        self.tokens.push(token.text);
-        self.token_logprobs.push(known.then(|| openai::logprob(token.logprob)));
-        self.top_logprobs.push(known.then_some(top));
-    }
-}
-
-impl Completion {
-    fn new(head: Head, plan: &Plan, answers: Vec<Collected>) -> Self {
-        let mut usage = Usage::default();
-        let mut choices = Vec::with_capacity(answers.len());
-        for (index, mut answer) in answers.into_iter().enumerate() {
-            let prompt = index / plan.choices;
-            if index % plan.choices == 0 {
-                usage.prompt(&answer.facts);
-            }
-            if plan.nothing_new {
-                answer.text.clear();
-                answer.tokens.clear();
-            } else {
-                usage.completion(answer.finished.completion_tokens);
-            }
-            let prompt_tokens = std::mem::take(&mut answer.finished.prompt);
-            let mut text = String::new();
-            if plan.echo {
-                match plan.prompts.text(prompt) {
-                    Some(prompt) => text.push_str(prompt),
-                    None => prompt_tokens.iter().for_each(|token| text.push_str(&token.text)),
-                }
-            }
-            text.push_str(&answer.text);
-            let logprobs = plan.logprobs.map(|_| {
-                let (mut logprobs, mut offset) = (CompletionLogprobs::default(), 0);
-                let echoed = prompt_tokens.into_iter().filter(|_| plan.echo);
-                echoed.chain(answer.tokens).for_each(|token| logprobs.push(token, &mut offset));
-                logprobs
-            });
-            let finish_reason = if plan.nothing_new { "length" } else { openai::finish_reason(&answer.finished) };
-            choices.push(Choice { index, text, logprobs, finish_reason: Some(finish_reason) });
-        }
-        Self::of(&head, choices, Some(Some(usage)))
-    }
-
-    fn of(head: &Head, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> Self {
-        Self {
-            id: head.id.clone(),
-            object: "text_completion",
-            created: head.created,
-            model: head.model.clone(),
-            choices,
-            usage,
-            system_fingerprint: head.system_fingerprint.clone(),
-        }
-    }
-}
-
-/// Writes a stream.
-struct Chunks {
-    head: Head,
-    plan: Plan,
-    /// Characters delivered of each answer.
-    offsets: Vec<usize>,
-    usage: Usage,
-    with_usage: bool,
-}
-
-impl Chunks {
-    fn event(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Event {
-        json_event(&Completion::of(&self.head, choices, self.with_usage.then_some(usage)))
-    }
-}
-
-impl Dialect for Chunks {
-    fn open(&mut self, out: &mut VecDeque<Event>) {
-        if !self.plan.echo {
-            return;
-        }
-        for index in 0..self.plan.answers() {
-            let text = self.plan.prompts.text(index / self.plan.choices).unwrap_or_default().to_owned();
-            self.offsets[index] = text.chars().count();
-            out.push_back(self.event(vec![Choice { index, text, logprobs: None, finish_reason: None }], None));
-        }
-    }
-
-    fn piece(&mut self, index: usize, piece: Piece, out: &mut VecDeque<Event>) {
-        let choice = match piece {
-            Piece::Tokens(_) if self.plan.nothing_new => return,
-            Piece::Tokens(tokens) => {
-                let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
-                if text.is_empty() && self.plan.logprobs.is_none() {
-                    return;
-                }
-                let logprobs = self.plan.logprobs.map(|_| {
-                    let mut logprobs = CompletionLogprobs::default();
-                    tokens.into_iter().for_each(|token| logprobs.push(token, &mut self.offsets[index]));
-                    logprobs
-                });
-                Choice { index, text, logprobs, finish_reason: None }
-            }
-            Piece::Finished(finished) => {
-                let reason = if self.plan.nothing_new {
-                    "length"
-                } else {
-                    self.usage.completion(finished.completion_tokens);
-                    openai::finish_reason(&finished)
-                };
-                Choice { index, text: String::new(), logprobs: None, finish_reason: Some(reason) }
-            }
-        };
-        out.push_back(self.event(vec![choice], None));
-    }
-
-    fn close(&mut self, out: &mut VecDeque<Event>) {
-        if self.with_usage {
-            out.push_back(self.event(Vec::new(), Some(self.usage)));
-        }
-        out.push_back(Event::default().data("[DONE]"));
-    }
-
-    fn fault(&mut self, fault: &Fault, out: &mut VecDeque<Event>) {
-        out.push_back(json_event(&openai_body(fault)));
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The routes as an OpenAPI document, and a page that shows it without any other server's help.
 
-use super::{admin, admin_publish, errors, lorax, lorax_request, lorax_stream, models, openai_chat, openai_completions, ops};
+use super::{admin, admin_aliases, admin_publish, admin_workers, errors, lorax, lorax_request, lorax_stream, models};
+use super::{openai_chat, openai_chat_answer, openai_completions, openai_completions_answer, ops};
 use axum::response::{Html, IntoResponse, Response};
 use http::{HeaderValue, header};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -14,12 +15,12 @@ use utoipa::{Modify, OpenApi};
         lorax::compat, lorax::generate, lorax::generate_stream, lorax::tokenize, lorax::info, lorax::health,
         ops::livez, ops::readyz, ops::metrics,
         admin::create_tenant, admin::list_tenants, admin::create_key, admin::list_keys, admin::revoke_key,
-        admin::list_adapters, admin::list_versions, admin_publish::publish, admin::list_aliases, admin::get_alias,
-        admin::set_alias, admin::workers, admin::residency,
+        admin::list_adapters, admin::list_versions, admin_publish::publish, admin_aliases::list_aliases, admin_aliases::get_alias,
+        admin_aliases::set_alias, admin_workers::workers, admin_workers::residency,
     ),
     components(schemas(
-        openai_chat::ChatRequest, openai_chat::ChatCompletion, openai_chat::ChatChunk<'static>,
-        openai_completions::CompletionRequest, openai_completions::Completion, models::Model, models::ModelList,
+        openai_chat::ChatRequest, openai_chat_answer::ChatCompletion, openai_chat_answer::ChatChunk<'static>,
+        openai_completions::CompletionRequest, openai_completions_answer::Completion, models::Model, models::ModelList,
         lorax_request::LoraxRequest, lorax::LoraxAnswer, lorax_stream::LoraxEvent, lorax::Info,
         errors::OpenAiBody, errors::LoraxBody, ops::Ready,
     )),
@@ -66,12 +67,28 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();
         let paths = document["paths"].as_object().unwrap();
         for path in [
-            "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{id}", "/", "/generate",
-            "/generate_stream", "/tokenize", "/info", "/health", "/livez", "/readyz", "/metrics", "/admin/v1/tenants",
-            "/admin/v1/tenants/{tenant}/keys", "/admin/v1/tenants/{tenant}/keys/{id}",
-            "/admin/v1/tenants/{tenant}/adapters", "/admin/v1/tenants/{tenant}/adapters/{name}/versions",
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/models",
+            "/v1/models/{id}",
+            "/",
+            "/generate",
+            "/generate_stream",
+            "/tokenize",
+            "/info",
+            "/health",
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/admin/v1/tenants",
+            "/admin/v1/tenants/{tenant}/keys",
+            "/admin/v1/tenants/{tenant}/keys/{id}",
+            "/admin/v1/tenants/{tenant}/adapters",
+            "/admin/v1/tenants/{tenant}/adapters/{name}/versions",
             "/admin/v1/tenants/{tenant}/adapters/{name}/aliases",
-            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}", "/admin/v1/workers", "/admin/v1/residency",
+            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
+            "/admin/v1/workers",
+            "/admin/v1/residency",
         ] {
             assert!(paths.contains_key(path), "{path} is missing");
         }

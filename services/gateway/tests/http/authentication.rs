@@ -1,8 +1,7 @@
 //! Who may ask for what.
 
-
-use serde_json::{Value, json};
 use crate::support::{chat_body, mesh, read};
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn no_key_or_a_wrong_one_is_401_in_the_routes_own_shape() {
@@ -45,14 +44,19 @@ async fn anothers_adapter_answers_exactly_like_an_unknown_one() {
     assert_eq!(without_name(theirs, "triage"), without_name(unknown, "nobody"));
     let digest = crate::support::registry::digest_of("triage 1");
     assert_eq!(mesh.chat(&format!("pirate@{digest}")).await.0, 404);
-    let ours = mesh.client.post(format!("{}/v1/chat/completions", mesh.data)).bearer_auth("helpdesk-key").json(&chat_body("triage"));
+    let ours = mesh
+        .client
+        .post(format!("{}/v1/chat/completions", mesh.data))
+        .bearer_auth("helpdesk-key")
+        .json(&chat_body("triage"));
     assert_eq!(ours.send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]
 async fn a_new_key_works_and_a_revoked_one_fails_as_soon_as_that_is_answered() {
     let mesh = mesh().await;
-    let (status, created) = read(mesh.operate("POST", "/tenants").json(&json!({"name": "analytics"})).send().await.unwrap()).await;
+    let (status, created) =
+        read(mesh.operate("POST", "/tenants").json(&json!({"name": "analytics"})).send().await.unwrap()).await;
     assert_eq!((status, &created["name"]), (201, &json!("analytics")));
     let again = mesh.operate("POST", "/tenants").json(&json!({"name": "analytics"})).send().await.unwrap();
     assert_eq!(again.status(), 200);
@@ -87,12 +91,22 @@ async fn admin_calls_need_an_admin_key_and_the_admin_listener() {
         assert_eq!((status, &body["error"]["code"]), (401, &json!("invalid_api_key")));
     }
     for path in ["/metrics", "/admin/v1/tenants", "/console"] {
-        let response = mesh.client.get(format!("{}{path}", mesh.data)).bearer_auth(crate::support::ADMIN_KEY).send().await.unwrap();
+        let response = mesh
+            .client
+            .get(format!("{}{path}", mesh.data))
+            .bearer_auth(crate::support::ADMIN_KEY)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(read(response).await.0, 404, "{path}");
     }
     for path in ["/v1/chat/completions", "/generate", "/"] {
-        let request = mesh.client.post(format!("{}{path}", mesh.admin)).bearer_auth("harbour-key").json(&chat_body("base"));
+        let request =
+            mesh.client.post(format!("{}{path}", mesh.admin)).bearer_auth("harbour-key").json(&chat_body("base"));
         assert_eq!(read(request.send().await.unwrap()).await.0, 404, "{path}");
     }
-    assert_eq!(mesh.client.get(format!("{}/v1/models", mesh.admin)).bearer_auth("harbour-key").send().await.unwrap().status(), 404);
+    assert_eq!(
+        mesh.client.get(format!("{}/v1/models", mesh.admin)).bearer_auth("harbour-key").send().await.unwrap().status(),
+        404
+    );
 }

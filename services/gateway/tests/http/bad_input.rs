@@ -59,7 +59,9 @@ async fn wrong_types_and_values_name_their_field() {
 
 #[tokio::test]
 async fn a_body_over_the_cap_is_413_whether_announced_or_not() {
-    let mesh = mesh_with(Settings { body_bytes_max: 1000, ..settings() }, vec![crate::support::worker::FakeWorker::new("w")]).await;
+    let mesh =
+        mesh_with(Settings { body_bytes_max: 1000, ..settings() }, vec![crate::support::worker::FakeWorker::new("w")])
+            .await;
     let body = |bytes: usize| -> Vec<u8> {
         let mut text = chat_body("base").to_string();
         text.push_str(&" ".repeat(bytes - text.len()));
@@ -70,7 +72,11 @@ async fn a_body_over_the_cap_is_413_whether_announced_or_not() {
             let url = format!("{}{path}", mesh.data);
             let announced = mesh.client.post(&url).bearer_auth("harbour-key").body(body(bytes));
             let pieces: Vec<_> = body(bytes).chunks(700).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
-            let chunked = mesh.client.post(&url).bearer_auth("harbour-key").body(reqwest::Body::wrap_stream(futures::stream::iter(pieces)));
+            let chunked = mesh
+                .client
+                .post(&url)
+                .bearer_auth("harbour-key")
+                .body(reqwest::Body::wrap_stream(futures::stream::iter(pieces)));
             for request in [announced, chunked] {
                 let (status, answer) = read(request.send().await.unwrap()).await;
                 assert_eq!(status, 413);
@@ -79,7 +85,8 @@ async fn a_body_over_the_cap_is_413_whether_announced_or_not() {
             }
         }
     }
-    let exact = mesh.client.post(format!("{}/v1/chat/completions", mesh.data)).bearer_auth("harbour-key").body(body(1000));
+    let exact =
+        mesh.client.post(format!("{}/v1/chat/completions", mesh.data)).bearer_auth("harbour-key").body(body(1000));
     assert_eq!(exact.send().await.unwrap().status(), 200);
 }
 
@@ -93,7 +100,15 @@ async fn unknown_paths_and_methods_answer_in_json() {
     let (status, body) = read(mesh.get("/generate").send().await.unwrap()).await;
     assert_eq!(status, 405);
     assert!(body["error"].is_string() && body["error_type"].is_string());
-    let (status, body) = read(mesh.client.delete(format!("{}/admin/v1/tenants", mesh.admin)).bearer_auth(crate::support::ADMIN_KEY).send().await.unwrap()).await;
+    let (status, body) = read(
+        mesh.client
+            .delete(format!("{}/admin/v1/tenants", mesh.admin))
+            .bearer_auth(crate::support::ADMIN_KEY)
+            .send()
+            .await
+            .unwrap(),
+    )
+    .await;
     assert_eq!((status, &body["error"]["code"]), (405, &json!("method_not_allowed")));
     for response in [mesh.get("/v1/nothing").send().await.unwrap(), mesh.get("/generate").send().await.unwrap()] {
         assert!(response.headers().contains_key("x-request-id"));
@@ -113,7 +128,8 @@ async fn wrong_admin_bodies_and_names_name_their_field() {
         let (status, answer) = read(mesh.operate("POST", path).json(&body).send().await.unwrap()).await;
         assert_eq!((status, &answer["error"]["param"]), (400, &param), "{path} {body} {answer}");
     }
-    let (status, answer) = read(mesh.operate("POST", "/tenants").json(&json!({"name": "a", "naem": "b"})).send().await.unwrap()).await;
+    let (status, answer) =
+        read(mesh.operate("POST", "/tenants").json(&json!({"name": "a", "naem": "b"})).send().await.unwrap()).await;
     assert_eq!(status, 400);
     assert!(answer["error"]["message"].as_str().unwrap().contains("naem"));
     let (status, _) = read(mesh.operate("POST", "/tenants/nobody/keys").json(&json!({})).send().await.unwrap()).await;

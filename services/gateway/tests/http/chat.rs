@@ -1,8 +1,7 @@
 //! `POST /v1/chat/completions`: shapes, streams, headers, and what reaches the worker.
 
-
-use serde_json::{Value, json};
 use crate::support::{chat_body, mesh, mesh_with, settings};
+use serde_json::{Value, json};
 use weft_proto::worker::v1::generate_request::Prompt;
 use weft_types::Digest;
 
@@ -43,7 +42,12 @@ async fn headers_say_whose_bytes_answered_and_where() {
     assert!(header("x-request-id").starts_with("req_"));
     assert!(!answer.headers().contains_key("x-weft-first-step"));
 
-    let base = mesh.post("/v1/chat/completions", &chat_body("tiny-base")).header("x-request-id", "mine-1").send().await.unwrap();
+    let base = mesh
+        .post("/v1/chat/completions", &chat_body("tiny-base"))
+        .header("x-request-id", "mine-1")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(base.headers()["x-weft-adapter"], "base");
     assert!(!base.headers().contains_key("x-weft-adapter-digest"));
     assert_eq!(base.headers()["x-request-id"], "mine-1");
@@ -73,7 +77,8 @@ async fn a_stream_begins_with_the_role_and_ends_with_done() {
     assert_eq!(response.headers()["x-weft-adapter"], "harbour/pirate@2");
     let events = crate::support::data_lines(&response.text().await.unwrap());
     assert_eq!(events.last().unwrap(), "[DONE]");
-    let chunks: Vec<Value> = events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
     let deltas: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();
     assert_eq!(
         deltas,
@@ -95,7 +100,8 @@ async fn a_stream_tells_its_usage_in_a_last_chunk_when_asked() {
     let mesh = mesh().await;
     let body = with(chat_body("pirate"), json!({"stream": true, "stream_options": {"include_usage": true}}));
     let events = mesh.events("/v1/chat/completions", body).await;
-    let chunks: Vec<Value> = events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
     let (last, others) = chunks.split_last().unwrap();
     assert_eq!(last["choices"], json!([]));
     assert_eq!(last["usage"]["total_tokens"], 10);
@@ -107,10 +113,12 @@ async fn n_answers_count_the_prompt_once() {
     let mesh = mesh().await;
     let (status, body) = mesh.send("/v1/chat/completions", with(chat_body("pirate"), json!({"n": 3, "seed": 5}))).await;
     assert_eq!(status, 200);
-    let indexes: Vec<_> = body["choices"].as_array().unwrap().iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
+    let indexes: Vec<_> =
+        body["choices"].as_array().unwrap().iter().map(|choice| choice["index"].as_u64().unwrap()).collect();
     assert_eq!(indexes, [0, 1, 2]);
     assert_eq!((&body["usage"]["prompt_tokens"], &body["usage"]["completion_tokens"]), (&json!(7), &json!(9)));
-    let mut seeds: Vec<_> = mesh.workers[0].requests().iter().map(|request| request.sampling.unwrap().seed.unwrap()).collect();
+    let mut seeds: Vec<_> =
+        mesh.workers[0].requests().iter().map(|request| request.sampling.unwrap().seed.unwrap()).collect();
     seeds.sort_unstable();
     assert_eq!(seeds, [5, 6, 7]);
 
@@ -143,7 +151,8 @@ async fn logprobs_come_with_their_alternatives() {
     let events = mesh.events("/v1/chat/completions", with(body, json!({"stream": true}))).await;
     let chunk: Value = serde_json::from_str(&events[1]).unwrap();
     assert_eq!(chunk["choices"][0]["logprobs"]["content"][0]["token"], "Hello, w");
-    let (status, error) = mesh.send("/v1/chat/completions", with(chat_body("pirate"), json!({"top_logprobs": 2}))).await;
+    let (status, error) =
+        mesh.send("/v1/chat/completions", with(chat_body("pirate"), json!({"top_logprobs": 2}))).await;
     assert_eq!((status, &error["error"]["param"]), (400, &json!("top_logprobs")));
 }
 
@@ -178,7 +187,10 @@ async fn the_worker_gets_what_was_resolved_and_what_was_asked() {
 #[tokio::test]
 async fn tenants_have_different_salts() {
     let mesh = mesh().await;
-    let harbour = { mesh.chat("base").await; mesh.workers[0].last().tenant_salt };
+    let harbour = {
+        mesh.chat("base").await;
+        mesh.workers[0].last().tenant_salt
+    };
     let body = chat_body("base");
     mesh.post("/v1/chat/completions", &body).header("authorization", "Bearer helpdesk-key").send().await.unwrap();
     let answer = mesh.client.post(format!("{}/v1/chat/completions", mesh.data)).bearer_auth("helpdesk-key").json(&body);

@@ -1,8 +1,7 @@
 //! `POST /v1/completions`: prompts in all forms, echo, log-probabilities.
 
-
-use serde_json::{Value, json};
 use crate::support::mesh;
+use serde_json::{Value, json};
 use weft_proto::worker::v1::generate_request::Prompt;
 
 #[tokio::test]
@@ -28,7 +27,8 @@ async fn several_prompts_have_several_answers_each() {
     let mesh = mesh().await;
     let (status, body) = mesh.send("/v1/completions", json!({"prompt": ["a", "b"], "n": 2, "echo": true})).await;
     assert_eq!(status, 200);
-    let texts: Vec<_> = body["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    let texts: Vec<_> =
+        body["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect();
     assert_eq!(texts, ["aHello, wörld!", "aHello, wörld!", "bHello, wörld!", "bHello, wörld!"]);
     assert_eq!((&body["usage"]["prompt_tokens"], &body["usage"]["completion_tokens"]), (&json!(14), &json!(12)));
 }
@@ -66,7 +66,8 @@ async fn a_stream_has_the_same_shape_and_runs_on_offsets() {
     let body = json!({"prompt": "p", "stream": true, "logprobs": 0, "stream_options": {"include_usage": true}});
     let events = mesh.events("/v1/completions", body).await;
     assert_eq!(events.last().unwrap(), "[DONE]");
-    let chunks: Vec<Value> = events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
     let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
     assert_eq!(text, "Hello, wörld!");
     assert_eq!(chunks[0]["choices"][0]["logprobs"]["text_offset"], json!([0]));
@@ -77,6 +78,7 @@ async fn a_stream_has_the_same_shape_and_runs_on_offsets() {
     let echoed = mesh.events("/v1/completions", json!({"prompt": "p", "stream": true, "echo": true})).await;
     let first: Value = serde_json::from_str(&echoed[0]).unwrap();
     assert_eq!(first["choices"][0]["text"], "p");
-    let (status, error) = mesh.send("/v1/completions", json!({"prompt": "p", "stream": true, "echo": true, "logprobs": 1})).await;
+    let (status, error) =
+        mesh.send("/v1/completions", json!({"prompt": "p", "stream": true, "echo": true, "logprobs": 1})).await;
     assert_eq!((status, &error["error"]["param"]), (400, &json!("echo")));
 }

@@ -13,7 +13,10 @@ async fn endless() -> Mesh {
 }
 
 async fn ended(mesh: &Mesh, dropped: usize) {
-    mesh.until("cancelled at the worker", async || mesh.workers[0].dropped() == dropped && mesh.workers[0].running() == 0).await;
+    mesh.until("cancelled at the worker", async || {
+        mesh.workers[0].dropped() == dropped && mesh.workers[0].running() == 0
+    })
+    .await;
     mesh.until("counted", async || mesh.metric("gateway_generations_in_flight").await == 0.0).await;
 }
 

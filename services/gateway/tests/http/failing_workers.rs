@@ -1,9 +1,8 @@
 //! Workers that die, hang or are full.
 
-
-use serde_json::{Value, json};
 use crate::support::worker::{FakeWorker, Step, echoed, hello, started, token, tokens};
 use crate::support::{chat_body, mesh_with, settings};
+use serde_json::{Value, json};
 use tonic::Status;
 use weft_fault::{Fault, Kind};
 use weft_gateway::Settings;
@@ -13,7 +12,9 @@ fn streaming() -> Value {
 }
 
 /// Two workers; the one that is asked first fails with these steps, the other answers.
-async fn one_fails(first: impl Fn(&weft_proto::worker::v1::GenerateRequest) -> Vec<Step> + Send + Sync + Clone + 'static) -> crate::support::Mesh {
+async fn one_fails(
+    first: impl Fn(&weft_proto::worker::v1::GenerateRequest) -> Vec<Step> + Send + Sync + Clone + 'static,
+) -> crate::support::Mesh {
     let asked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let workers = ["a", "b"].map(|name| {
         let (asked, first) = (asked.clone(), first.clone());
@@ -38,7 +39,8 @@ async fn before_the_first_token_another_worker_is_tried() {
         let (status, body) = mesh.chat("pirate").await;
         assert_eq!((status, &body["choices"][0]["message"]["content"]), (200, &json!("Hello, wörld!")));
         assert_eq!(mesh.metric("gateway_retries_total").await, 1.0);
-        let ids: Vec<_> = mesh.workers.iter().flat_map(FakeWorker::requests).map(|request| request.request_id).collect();
+        let ids: Vec<_> =
+            mesh.workers.iter().flat_map(FakeWorker::requests).map(|request| request.request_id).collect();
         assert_eq!(ids.len(), 2);
         assert_ne!(ids[0], ids[1], "each attempt has its own id");
     }
@@ -93,7 +95,10 @@ async fn a_full_mesh_is_429_with_a_hint() {
     let mesh = mesh_with(settings(), vec![worker]).await;
     let response = mesh.post("/v1/chat/completions", &chat_body("pirate")).send().await.unwrap();
     assert_eq!(response.status(), 429);
-    assert_eq!((&response.headers()["retry-after"], &response.headers()["retry-after-ms"]), (&"2".parse().unwrap(), &"1234".parse().unwrap()));
+    assert_eq!(
+        (&response.headers()["retry-after"], &response.headers()["retry-after-ms"]),
+        (&"2".parse().unwrap(), &"1234".parse().unwrap())
+    );
     let (status, body) = mesh.send("/", json!({"inputs": "x"})).await;
     assert_eq!((status, body), (429, json!({"error": "Model is overloaded", "error_type": "overloaded"})));
 }
@@ -143,7 +148,9 @@ async fn bytes_that_are_missing_below_do_not_look_like_an_unknown_model() {
 #[tokio::test]
 async fn a_worker_with_another_base_gets_no_requests() {
     let other = FakeWorker::new("other");
-    other.describe_as(|description| description.base_digest = crate::support::worker::raw(weft_types::Digest::of(b"another base")));
+    other.describe_as(|description| {
+        description.base_digest = crate::support::worker::raw(weft_types::Digest::of(b"another base"))
+    });
     let mesh = mesh_with(settings(), vec![FakeWorker::new("first"), other]).await;
     mesh.until("both seen", async || {
         let text = mesh.operate("GET", "/workers").send().await.unwrap().text().await.unwrap();
@@ -171,13 +178,17 @@ async fn a_worker_that_holds_the_adapter_is_preferred() {
 
 #[tokio::test]
 async fn without_any_worker_requests_are_503_and_readiness_says_why() {
-    let mesh = crate::support::unready(settings(), vec![], crate::support::registry::FakeRegistry::with_tenants()).await;
-    mesh.until("authenticating", async || mesh.chat("base").await.1["error"]["code"] != json!("directory_unavailable")).await;
+    let mesh =
+        crate::support::unready(settings(), vec![], crate::support::registry::FakeRegistry::with_tenants()).await;
+    mesh.until("authenticating", async || mesh.chat("base").await.1["error"]["code"] != json!("directory_unavailable"))
+        .await;
     let response = mesh.post("/v1/chat/completions", &chat_body("base")).send().await.unwrap();
     assert_eq!(response.status(), 503);
     assert!(response.headers().contains_key("retry-after"));
-    let (status, ready) = crate::support::read(mesh.client.get(format!("{}/readyz", mesh.data)).send().await.unwrap()).await;
+    let (status, ready) =
+        crate::support::read(mesh.client.get(format!("{}/readyz", mesh.data)).send().await.unwrap()).await;
     assert_eq!((status, &ready["waiting_for"][0]["condition"]), (503, &json!("worker")));
-    let (status, body) = crate::support::read(mesh.client.get(format!("{}/health", mesh.data)).send().await.unwrap()).await;
+    let (status, body) =
+        crate::support::read(mesh.client.get(format!("{}/health", mesh.data)).send().await.unwrap()).await;
     assert_eq!((status, body), (503, json!({"error": "unhealthy", "error_type": "healthcheck"})));
 }

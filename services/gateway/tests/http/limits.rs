@@ -40,7 +40,8 @@ async fn read_all(stream: &mut TcpStream) -> String {
 #[tokio::test]
 async fn more_generations_than_allowed_are_429_and_room_comes_back() {
     let (mesh, told) = waiting_mesh(Settings { max_concurrent_requests: 2, ..settings() }).await;
-    let running: Vec<_> = (0..2).map(|_| tokio::spawn(mesh.post("/v1/chat/completions", &chat_body("base")).send())).collect();
+    let running: Vec<_> =
+        (0..2).map(|_| tokio::spawn(mesh.post("/v1/chat/completions", &chat_body("base")).send())).collect();
     mesh.until("two running", async || mesh.workers[0].running() == 2).await;
     let response = mesh.post("/v1/chat/completions", &chat_body("base")).send().await.unwrap();
     assert!(response.headers().contains_key("retry-after") && response.headers().contains_key("retry-after-ms"));
@@ -115,7 +116,9 @@ async fn a_body_that_does_not_come_is_408() {
     let mesh = mesh_with(Settings { body_timeout_s: 1, ..settings() }, vec![FakeWorker::new("w")]).await;
     for (path, key) in [("/v1/chat/completions", "code"), ("/generate", "error_type")] {
         let mut stream = raw(&mesh).await;
-        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer harbour-key\r\ncontent-length: 50\r\nconnection: close\r\n\r\n{{\"mo");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer harbour-key\r\ncontent-length: 50\r\nconnection: close\r\n\r\n{{\"mo"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         let answer = read_all(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 408") && answer.contains(key), "{answer}");

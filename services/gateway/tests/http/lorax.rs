@@ -1,9 +1,8 @@
 //! LoRAX's dialect, as `lorax-client` 0.6.3 reads it.
 
-
-use serde_json::{Value, json};
 use crate::support::worker::{FakeWorker, echoed, finished, started, token, tokens};
 use crate::support::{data_lines, mesh, mesh_with, read, settings};
+use serde_json::{Value, json};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::generate_request::Prompt;
 
@@ -26,7 +25,8 @@ async fn the_root_answers_with_an_array_of_one() {
     let body = client_body(json!({"adapter_id": "pirate", "adapter_source": "hub", "api_token": "hf_x"}), false);
     let (status, answer) = mesh.send("/", body).await;
     assert_eq!(status, 200);
-    let token = |id: u32, text: &str| json!({"id": id, "text": text, "logprob": -0.25, "special": false, "skipped": false});
+    let token =
+        |id: u32, text: &str| json!({"id": id, "text": text, "logprob": -0.25, "special": false, "skipped": false});
     let expected = json!([{
         "generated_text": "Hello, wörld!",
         "details": {
@@ -52,7 +52,10 @@ async fn generate_answers_with_an_object_and_details_only_when_asked() {
     assert_eq!(answer["generated_text"], "Ahoy Hello, wörld!");
     let details = &answer["details"];
     assert_eq!(details["seed"], 42);
-    assert_eq!(details["prefill"], json!([{"id": 1, "text": "Say", "logprob": null}, {"id": 2, "text": " hello", "logprob": -0.25}]));
+    assert_eq!(
+        details["prefill"],
+        json!([{"id": 1, "text": "Say", "logprob": null}, {"id": 2, "text": " hello", "logprob": -0.25}])
+    );
     assert_eq!(details["tokens"][0]["alternative_tokens"][1], json!({"id": 1010, "text": "other", "logprob": -2.0}));
 }
 
@@ -76,7 +79,15 @@ async fn headers_count_and_time_honestly() {
     ] {
         assert_eq!(header(name), value, "{name}");
     }
-    for name in ["x-compute-time", "x-total-time", "x-validation-time", "x-inference-time", "x-time-per-token", "x-time-to-first-token", "x-time-per-output-token"] {
+    for name in [
+        "x-compute-time",
+        "x-total-time",
+        "x-validation-time",
+        "x-inference-time",
+        "x-time-per-token",
+        "x-time-to-first-token",
+        "x-time-per-output-token",
+    ] {
         assert!(header(name).parse::<u64>().is_ok(), "{name}");
     }
 }
@@ -99,7 +110,10 @@ async fn the_last_event_of_a_stream_carries_the_text_and_the_details() {
         assert!(others.iter().all(|event| event["generated_text"].is_null() && event["details"].is_null()));
         assert!(events.iter().all(|event| event["token"]["logprob"].is_number() && event["token"]["skipped"] == false));
         assert_eq!(last["generated_text"], "Hello, wörld!");
-        assert_eq!(last["details"], json!({"finish_reason": "eos_token", "prompt_tokens": 7, "generated_tokens": 3, "seed": null}));
+        assert_eq!(
+            last["details"],
+            json!({"finish_reason": "eos_token", "prompt_tokens": 7, "generated_tokens": 3, "seed": null})
+        );
     }
 }
 
@@ -152,10 +166,25 @@ async fn the_likeliest_of_several_answers_wins() {
 async fn errors_are_flat_and_typed() {
     let mesh = mesh().await;
     for (parameters, status, error_type, text) in [
-        (json!({"adapter_id": "nobody/none"}), 404, "adapter_not_found", "the model `nobody/none` does not exist or you do not have access to it"),
-        (json!({"adapter_id": "triage"}), 404, "adapter_not_found", "the model `triage` does not exist or you do not have access to it"),
+        (
+            json!({"adapter_id": "nobody/none"}),
+            404,
+            "adapter_not_found",
+            "the model `nobody/none` does not exist or you do not have access to it",
+        ),
+        (
+            json!({"adapter_id": "triage"}),
+            404,
+            "adapter_not_found",
+            "the model `triage` does not exist or you do not have access to it",
+        ),
         (json!({"top_k": 0}), 422, "validation", "Input validation error: `top_k` must be strictly positive"),
-        (json!({"merged_adapters": {"ids": ["a"]}}), 422, "validation", "Input validation error: `merged_adapters` is not supported yet"),
+        (
+            json!({"merged_adapters": {"ids": ["a"]}}),
+            422,
+            "validation",
+            "Input validation error: `merged_adapters` is not supported yet",
+        ),
         (json!({"watermark": true}), 422, "validation", "Input validation error: `watermark` is not supported yet"),
     ] {
         for path in ["/", "/generate", "/generate_stream"] {
@@ -166,7 +195,8 @@ async fn errors_are_flat_and_typed() {
     let (status, body) = mesh.send("/", json!({"inputs": 3})).await;
     assert_eq!((status, &body["error_type"]), (422, &json!("validation")));
     assert!(body["error"].as_str().unwrap().contains("`inputs`"), "{body}");
-    let response = mesh.client.post(format!("{}/", mesh.data)).bearer_auth("harbour-key").body("{").send().await.unwrap();
+    let response =
+        mesh.client.post(format!("{}/", mesh.data)).bearer_auth("harbour-key").body("{").send().await.unwrap();
     let (status, body) = read(response).await;
     assert_eq!((status, &body["error_type"]), (400, &json!("validation")));
     assert!(body["error"].as_str().unwrap().contains("line 1 column"), "{body}");
@@ -202,7 +232,10 @@ async fn the_server_describes_itself() {
     let mesh = mesh().await;
     let (status, info) = read(mesh.client.get(format!("{}/info", mesh.data)).send().await.unwrap()).await;
     assert_eq!(status, 200);
-    assert_eq!((&info["model_id"], &info["model_dtype"], &info["model_device_type"]), (&json!("models/tiny.gguf"), &json!("torch.float32"), &json!("cpu")));
+    assert_eq!(
+        (&info["model_id"], &info["model_dtype"], &info["model_device_type"]),
+        (&json!("models/tiny.gguf"), &json!("torch.float32"), &json!("cpu"))
+    );
     assert_eq!((&info["max_input_length"], &info["max_total_tokens"]), (&json!(90), &json!(100)));
     for path in ["/", "/health", "/ping"] {
         let response = mesh.client.get(format!("{}{path}", mesh.data)).send().await.unwrap();
@@ -211,5 +244,8 @@ async fn the_server_describes_itself() {
     }
     let (status, tokens) = mesh.send("/tokenize", json!({"inputs": "öne two"})).await;
     assert_eq!(status, 200);
-    assert_eq!(tokens, json!([{"id": 0, "text": "öne ", "start": 0, "stop": 4}, {"id": 1, "text": "two", "start": 4, "stop": 7}]));
+    assert_eq!(
+        tokens,
+        json!([{"id": 0, "text": "öne ", "start": 0, "stop": 4}, {"id": 1, "text": "two", "start": 4, "stop": 7}])
+    );
 }

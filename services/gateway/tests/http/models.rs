@@ -1,8 +1,7 @@
 //! `GET /v1/models` and `/v1/models/{id}`.
 
-
-use serde_json::json;
 use crate::support::{mesh, read};
+use serde_json::json;
 
 #[tokio::test]
 async fn a_tenant_sees_the_base_and_its_own_adapters() {
@@ -13,7 +12,10 @@ async fn a_tenant_sees_the_base_and_its_own_adapters() {
     assert_eq!(ids, ["tiny-base", "org/tuned", "pirate"]);
     let pirate = &body["data"][2];
     assert_eq!((&pirate["object"], &pirate["owned_by"]), (&json!("model"), &json!("harbour")));
-    assert_eq!((&pirate["parent"], &pirate["root"], &pirate["version"]), (&json!("tiny-base"), &json!("tiny-base"), &json!(2)));
+    assert_eq!(
+        (&pirate["parent"], &pirate["root"], &pirate["version"]),
+        (&json!("tiny-base"), &json!("tiny-base"), &json!(2))
+    );
     assert_eq!(pirate["created"], 1_700_000_000);
     assert!(body["data"][0]["parent"].is_null());
 }

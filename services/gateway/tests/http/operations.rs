@@ -46,7 +46,10 @@ async fn operators_see_workers_and_slots() {
     let (status, workers) = read(mesh.operate("GET", "/workers").send().await.unwrap()).await;
     assert_eq!(status, 200);
     let worker = &workers["workers"][0];
-    assert_eq!((&worker["up"], &worker["describes"]["served_name"], &worker["load"]["mixed_steps_total"]), (&json!(true), &json!("tiny-base"), &json!(11)));
+    assert_eq!(
+        (&worker["up"], &worker["describes"]["served_name"], &worker["load"]["mixed_steps_total"]),
+        (&json!(true), &json!("tiny-base"), &json!(11))
+    );
     let (_, residency) = read(mesh.operate("GET", "/residency").send().await.unwrap()).await;
     assert_eq!(residency["workers"][0]["slots"]["adapters"][0]["digest"], held.to_string());
 }

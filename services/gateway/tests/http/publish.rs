@@ -34,7 +34,10 @@ async fn a_package_becomes_a_version_that_answers_at_once() {
     let upload = mesh.registry.uploads().pop().unwrap();
     assert!(upload.whole && upload.weights == weights && upload.config == b"{\"r\": 8}");
     assert!(upload.piece_bytes_max <= 1 << 20, "{}", upload.piece_bytes_max);
-    assert_eq!((upload.start.tenant.as_str(), upload.start.alias.as_str(), upload.start.actor.as_str()), ("harbour", "live", "admin"));
+    assert_eq!(
+        (upload.start.tenant.as_str(), upload.start.alias.as_str(), upload.start.actor.as_str()),
+        ("harbour", "live", "admin")
+    );
 
     let (status, again) = publish(&mesh, "harbour/adapters/fresh/versions", package(&weights)).await;
     assert_eq!((status, &again["version"]), (200, &json!(1)));
@@ -60,7 +63,9 @@ async fn the_alias_is_the_callers_choice() {
 async fn weights_may_come_before_their_config() {
     let mesh = mesh().await;
     let weights = vec![7u8; 2_500_000];
-    let form = Form::new().part("weights", file("adapter_model.safetensors", weights.clone())).part("config", file("adapter_config.json", "{}"));
+    let form = Form::new()
+        .part("weights", file("adapter_model.safetensors", weights.clone()))
+        .part("config", file("adapter_config.json", "{}"));
     let (status, body) = publish(&mesh, "harbour/adapters/turned/versions", form).await;
     assert_eq!(status, 201, "{body}");
     let upload = mesh.registry.uploads().pop().unwrap();
@@ -91,7 +96,11 @@ async fn what_is_no_package_is_refused_and_never_ends_as_one() {
         (package(&[0; 1001]), 413, "limit of 1000 bytes"),
         (Form::new().part("weights", file("a.safetensors", vec![0; 1001])), 413, "limit of 1000 bytes"),
         (Form::new().part("config", config()).part("weights", file("adapter_model.bin", "PK")), 422, "pickle"),
-        (Form::new().part("config", config()).part("adapter_model.bin", file("adapter_model.bin", "PK")), 422, "pickle"),
+        (
+            Form::new().part("config", config()).part("adapter_model.bin", file("adapter_model.bin", "PK")),
+            422,
+            "pickle",
+        ),
     ] {
         let (got, body) = publish(&mesh, "harbour/adapters/bad/versions", form).await;
         assert_eq!(got, status, "{body}");
@@ -122,7 +131,9 @@ async fn an_upload_that_breaks_off_never_looks_whole() {
 
 #[tokio::test]
 async fn a_stalled_upload_is_408() {
-    let mesh = mesh_with(Settings { body_timeout_s: 1, ..settings() }, vec![crate::support::worker::FakeWorker::new("w")]).await;
+    let mesh =
+        mesh_with(Settings { body_timeout_s: 1, ..settings() }, vec![crate::support::worker::FakeWorker::new("w")])
+            .await;
     let mut stream = tokio::net::TcpStream::connect(mesh.admin.strip_prefix("http://").unwrap()).await.unwrap();
     let head = format!(
         "POST /admin/v1/tenants/harbour/adapters/slow/versions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: multipart/form-data; boundary=b\r\ncontent-length: 100000\r\nconnection: close\r\n\r\n--b\r\n",
@@ -156,10 +167,12 @@ async fn aliases_move_under_their_preconditions() {
     assert_eq!(move_to(2, Some(("if-none-match", "*".into()))).await.0, 412);
     assert_eq!(move_to(9, None).await.0, 404);
     assert_eq!(move_to(2, Some(("if-match", "*".into()))).await.0, 200);
-    let (status, list) = read(mesh.operate("GET", "/tenants/harbour/adapters/pirate/aliases").send().await.unwrap()).await;
+    let (status, list) =
+        read(mesh.operate("GET", "/tenants/harbour/adapters/pirate/aliases").send().await.unwrap()).await;
     assert_eq!((status, list["aliases"].as_array().unwrap().len()), (200, 2));
     let (status, list) = read(mesh.operate("GET", "/tenants/harbour/adapters").send().await.unwrap()).await;
     assert_eq!((status, &list["adapters"][1]["name"]), (200, &json!("pirate")));
-    let (status, list) = read(mesh.operate("GET", "/tenants/harbour/adapters/org%2Ftuned/versions").send().await.unwrap()).await;
+    let (status, list) =
+        read(mesh.operate("GET", "/tenants/harbour/adapters/org%2Ftuned/versions").send().await.unwrap()).await;
     assert_eq!((status, &list["versions"][1]["version"]), (200, &json!(2)));
 }

@@ -33,9 +33,34 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
 
 fn key() -> impl Strategy<Value = &'static str> {
     proptest::sample::select(vec![
-        "model", "messages", "role", "content", "type", "text", "prompt", "stop", "n", "stream", "temperature", "top_p", "seed",
-        "max_tokens", "logprobs", "echo", "tools", "response_format", "inputs", "parameters", "adapter_id", "best_of",
-        "details", "truncate", "merged_adapters", "return_k_alternatives", "add_special_tokens", "other",
+        "model",
+        "messages",
+        "role",
+        "content",
+        "type",
+        "text",
+        "prompt",
+        "stop",
+        "n",
+        "stream",
+        "temperature",
+        "top_p",
+        "seed",
+        "max_tokens",
+        "logprobs",
+        "echo",
+        "tools",
+        "response_format",
+        "inputs",
+        "parameters",
+        "adapter_id",
+        "best_of",
+        "details",
+        "truncate",
+        "merged_adapters",
+        "return_k_alternatives",
+        "add_special_tokens",
+        "other",
     ])
 }
 

@@ -1,11 +1,10 @@
 //! The registry goes away and comes back: what is known is served meanwhile, and what changed is seen afterwards.
 
-
-use serde_json::json;
 use crate::support::registry::FakeRegistry;
-use tokio::runtime::Runtime;
 use crate::support::worker::FakeWorker;
 use crate::support::{chat_body, read, settings};
+use serde_json::json;
+use tokio::runtime::Runtime;
 use weft_gateway::{Settings, WorkerEndpoint};
 use weft_service_kit::transport::{Address, Listener, connect};
 
@@ -13,8 +12,11 @@ use weft_service_kit::transport::{Address, Listener, connect};
 async fn run(registry: &FakeRegistry, address: &Address) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (registry, address) = (registry.clone(), address.clone());
-    let serving = runtime.spawn(async move { registry.serve(Listener::bind(&address).await.unwrap()) });
-    serving.await.unwrap();
+    let bound = runtime.spawn(async move {
+        let listener = Listener::bind(&address).await.unwrap();
+        registry.serve(listener);
+    });
+    bound.await.unwrap();
     runtime
 }
 
@@ -29,17 +31,17 @@ async fn the_last_directory_serves_until_the_registry_is_back() {
     let servers = vec![worker.serve(listener)];
     let endpoints = vec![WorkerEndpoint { address: "w".into(), channel }];
     let settings = Settings { admin_visible_ms: 50, ..settings() };
-    let mesh = crate::support::start(settings, connect(&address), endpoints, registry.clone(), vec![worker], servers).await;
+    let mesh =
+        crate::support::start(settings, connect(&address), endpoints, registry.clone(), vec![worker], servers).await;
     mesh.ready().await;
 
     process.shutdown_background();
-    mesh.until("refusing admin writes", async || {
-        mesh.operate("GET", "/tenants").send().await.unwrap().status() == 503
-    })
-    .await;
+    mesh.until("refusing admin writes", async || mesh.operate("GET", "/tenants").send().await.unwrap().status() == 503)
+        .await;
     assert_eq!(mesh.chat("pirate").await.0, 200);
     assert_eq!(mesh.get("/readyz").send().await.unwrap().status(), 200);
-    let (status, body) = read(mesh.operate("POST", "/tenants").json(&json!({"name": "new"})).send().await.unwrap()).await;
+    let (status, body) =
+        read(mesh.operate("POST", "/tenants").json(&json!({"name": "new"})).send().await.unwrap()).await;
     assert_eq!((status, &body["error"]["code"]), (503, &json!("registry_unavailable")));
 
     let process = run(&registry, &address).await;

@@ -1,10 +1,9 @@
 //! Invariant 1 at the edge: a worker that uses other bytes than were resolved delivers nothing of them.
 
-
-use bytes::Bytes;
-use serde_json::{Value, json};
 use crate::support::worker::{FakeWorker, Step, echoed, finished, raw, started, token, tokens};
 use crate::support::{Mesh, chat_body, mesh_with, settings};
+use bytes::Bytes;
+use serde_json::{Value, json};
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
@@ -74,7 +73,11 @@ async fn a_wrong_digest_in_mid_stream_ends_it_before_that_token() {
 async fn a_wrong_digest_at_the_end_fails_a_whole_answer() {
     let mesh = mesh_of(|request| {
         let digest = echoed(request);
-        vec![started(digest.clone()), tokens(digest, vec![token(1, "SECRET")]), finished(wrong(), pb::FinishReason::Eos, 1)]
+        vec![
+            started(digest.clone()),
+            tokens(digest, vec![token(1, "SECRET")]),
+            finished(wrong(), pb::FinishReason::Eos, 1),
+        ]
     })
     .await;
     let (status, body) = mesh.chat("pirate").await;
@@ -88,7 +91,11 @@ async fn one_wrong_answer_of_several_fails_them_all() {
         let lies = request.sampling.unwrap().seed == Some(11);
         let digest = if lies { wrong() } else { echoed(request) };
         let text = if lies { "SECRET" } else { "good" };
-        vec![started(echoed(request)), tokens(digest.clone(), vec![token(1, text)]), finished(digest, pb::FinishReason::Eos, 1)]
+        vec![
+            started(echoed(request)),
+            tokens(digest.clone(), vec![token(1, text)]),
+            finished(digest, pb::FinishReason::Eos, 1),
+        ]
     })
     .await;
     let body = json!({"model": "pirate", "messages": [{"role": "user", "content": "hi"}], "n": 3, "seed": 10});

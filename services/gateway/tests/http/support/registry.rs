@@ -106,7 +106,10 @@ impl FakeRegistry {
                 .keys
                 .iter()
                 .filter(|(_, (_, valid))| *valid)
-                .map(|(id, (secret, _))| pb::DirectoryKey { id: id.clone(), secret_sha256: digest_of(secret).to_vec().into() })
+                .map(|(id, (secret, _))| pb::DirectoryKey {
+                    id: id.clone(),
+                    secret_sha256: digest_of(secret).to_vec().into(),
+                })
                 .collect(),
             adapters: tenant.adapters.iter().map(|(name, adapter)| directory_adapter(name, adapter)).collect(),
         });
@@ -124,7 +127,9 @@ fn directory_adapter(name: &str, adapter: &Adapter) -> pb::DirectoryAdapter {
     pb::DirectoryAdapter {
         name: name.to_owned(),
         created_ms: 1_700_000_000_000,
-        versions: versions.map(|(number, digest)| pb::DirectoryVersion { number, digest: digest.to_vec().into(), bytes: 1 }).collect(),
+        versions: versions
+            .map(|(number, digest)| pb::DirectoryVersion { number, digest: digest.to_vec().into(), bytes: 1 })
+            .collect(),
         aliases: adapter
             .aliases
             .iter()

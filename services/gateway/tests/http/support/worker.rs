@@ -120,7 +120,10 @@ impl FakeWorker {
         Self::playing(name, hello)
     }
 
-    pub(crate) fn playing(name: &str, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) -> Self {
+    pub(crate) fn playing(
+        name: &str,
+        script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
         let description = pb::DescribeResponse {
             worker: name.into(),
             served_name: "tiny-base".into(),

@@ -1,0 +1,69 @@
+//! `/admin/v1/workers` and `/admin/v1/residency`: asked of the workers themselves, now.
+
+use super::admin::digest;
+use crate::app::Gateway;
+use axum::Json;
+use axum::extract::State;
+use futures::future::join_all;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest wait for a worker's word on itself.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is known of the workers. Fields of a worker that does not answer are null.
+#[utoipa::path(get, path = "/admin/v1/workers", tag = "admin", security(("admin" = [])),
+    responses((status = 200, description = "Every configured worker: what it serves and how busy it is", body = serde_json::Value)))]
+pub(crate) async fn workers(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> {
+    let asked = gateway.mesh.pool.workers().iter().map(|worker| async move {
+        let mut client = worker.client();
+        let request = weft_proto::worker::v1::GetLoadRequest {};
+        let load = tokio::time::timeout(WORKER_TIMEOUT, client.get_load(request)).await.ok().and_then(Result::ok);
+        let (seen, load) = (worker.seen(), load.map(tonic::Response::into_inner));
+        let base = seen.base.as_ref().map(|base| {
+            let d = &base.description;
+            serde_json::json!({
+                "worker": d.worker, "served_name": d.served_name, "model_id": d.model_id, "base_digest": base.digest,
+                "dtype": d.dtype, "isa": d.isa, "context_tokens_max": d.context_tokens_max,
+                "prompt_tokens_max": d.prompt_tokens_max, "kv_tokens_max": d.kv_tokens_max,
+                "slot_bytes_max": d.slot_bytes_max, "step_tokens_max": d.step_tokens_max,
+                "concurrent_requests_max": d.concurrent_requests_max, "queue_requests_max": d.queue_requests_max,
+            })
+        });
+        let load = load.map(|l| {
+            serde_json::json!({
+                "running_requests": l.running_requests, "queued_requests": l.queued_requests,
+                "loading_requests": l.loading_requests, "kv_blocks_used": l.kv_blocks_used,
+                "kv_blocks_max": l.kv_blocks_max, "slot_bytes_used": l.slot_bytes_used,
+                "slot_bytes_max": l.slot_bytes_max, "steps_total": l.steps_total,
+                "prompt_tokens_total": l.prompt_tokens_total, "output_tokens_total": l.output_tokens_total,
+                "mixed_steps_total": l.mixed_steps_total, "preemptions_total": l.preemptions_total,
+                "draining": l.draining, "step_us": l.step_us,
+            })
+        });
+        serde_json::json!({"address": worker.address, "up": seen.up, "problem": seen.problem, "describes": base, "load": load})
+    });
+    Json(serde_json::json!({"workers": join_all(asked).await}))
+}
+
+/// Which adapters hold a slot where. Null for a worker that does not answer.
+#[utoipa::path(get, path = "/admin/v1/residency", tag = "admin", security(("admin" = [])),
+    responses((status = 200, description = "Slots of every worker", body = serde_json::Value)))]
+pub(crate) async fn residency(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> {
+    let asked = gateway.mesh.pool.workers().iter().map(|worker| async move {
+        let mut client = worker.client();
+        let request = weft_proto::worker::v1::ListResidencyRequest {};
+        let answer = tokio::time::timeout(WORKER_TIMEOUT, client.list_residency(request)).await.ok().and_then(Result::ok);
+        let slots = answer.map(tonic::Response::into_inner).map(|residency| {
+            let adapters: Vec<_> = residency.adapters.iter().map(|adapter| serde_json::json!({
+                "digest": digest(&adapter.digest), "bytes": adapter.bytes, "users": adapter.users, "pinned": adapter.pinned,
+            })).collect();
+            serde_json::json!({
+                "adapters": adapters, "slot_bytes_used": residency.slot_bytes_used,
+                "slot_bytes_max": residency.slot_bytes_max, "generation": residency.generation,
+            })
+        });
+        serde_json::json!({"address": worker.address, "slots": slots})
+    });
+    Json(serde_json::json!({"workers": join_all(asked).await}))
+}
