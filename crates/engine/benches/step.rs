@@ -306,8 +306,9 @@ fn workload(engine: &mut Engine, slots: &[Option<SlotId>]) -> Duration {
     let mut output = StepOutput::default();
     let mut last = Vec::new();
     let prompts = prefill(slots, PROMPT).seqs;
-    let mut samplers: Vec<Sampler> =
-        (0..REQUESTS as u64).map(|seed| Sampler::new(SamplingParams { seed, ..SamplingParams::default() }, &[])).collect();
+    let mut samplers: Vec<Sampler> = (0..REQUESTS as u64)
+        .map(|seed| Sampler::new(SamplingParams { seed, ..SamplingParams::default() }, &[]))
+        .collect();
     for (half, seqs) in prompts.chunks(REQUESTS / 2).enumerate() {
         engine.step_into(&StepBatch { seqs: seqs.to_vec() }, &mut output).expect("the batch is sound");
         for (at, out) in output.seqs.iter_mut().enumerate() {

@@ -95,7 +95,8 @@ impl Model<'_> {
         linear(&x.delta, &x.attention, &layer.output, Site::Output)?;
         x.stream.inplace_op3(&x.delta, &layer.post_norm, &self.add_norm())?;
         linear(&x.gate_up, &x.normed, &layer.gate_up, Site::GateUp)?;
-        x.activated.inplace_op2(&x.gate_up, &SiluMul { kernels: self.kernels, intermediate: self.shape.intermediate })?;
+        x.activated
+            .inplace_op2(&x.gate_up, &SiluMul { kernels: self.kernels, intermediate: self.shape.intermediate })?;
         linear(&x.delta, &x.activated, &layer.down, Site::Down)
     }
 

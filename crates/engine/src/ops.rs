@@ -20,7 +20,13 @@ impl InplaceOp2 for Embed<'_> {
         "embed"
     }
 
-    fn cpu_fwd(&self, stream: &mut CpuStorage, layout: &Layout, table: &CpuStorage, table_layout: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        stream: &mut CpuStorage,
+        layout: &Layout,
+        table: &CpuStorage,
+        table_layout: &Layout,
+    ) -> Result<()> {
         let (residual, _) = halves(slice_mut(stream, layout)?);
         let rows = residual.chunks_exact_mut(self.hidden).zip(self.tokens);
         match table {
@@ -56,7 +62,13 @@ impl InplaceOp2 for Norm<'_> {
         "rms_norm"
     }
 
-    fn cpu_fwd(&self, stream: &mut CpuStorage, layout: &Layout, weight: &CpuStorage, weight_layout: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        stream: &mut CpuStorage,
+        layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<()> {
         let (residual, normed) = halves(slice_mut(stream, layout)?);
         self.kernels.rms_norm(residual, slice(weight, weight_layout)?, self.eps, normed);
         Ok(())

@@ -67,7 +67,8 @@ impl Loader<'_> {
     fn layers(&self, shape: &Shape) -> Result<Vec<Layer>, Error> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(shape.layers);
         let part = |thread: usize| thread * shape.layers / threads..(thread + 1) * shape.layers / threads;
-        let load = |layers: Range<usize>| layers.map(|layer| self.layer(layer, shape)).collect::<Result<Vec<_>, Error>>();
+        let load =
+            |layers: Range<usize>| layers.map(|layer| self.layer(layer, shape)).collect::<Result<Vec<_>, Error>>();
         let load = &load;
         thread::scope(|scope| {
             let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || load(part(thread)))).collect();

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Case, ExpectedLogits, blob, difference, engine, engine_with, generate, golden, golden_dir, install, prefill, tiny};
+use common::{
+    Case, ExpectedLogits, blob, difference, engine, engine_with, generate, golden, golden_dir, install, prefill, tiny,
+};
 use std::collections::BTreeSet;
 use weft_engine::{Dtype, LogitsWanted, StepBatch};
 use weft_types::Digest;

@@ -78,7 +78,13 @@ fn greedy_text_equals_transformers_and_peft_and_does_not_depend_on_the_batch() {
     for (case, found) in cases.iter().zip(&together) {
         let expected = &case.output_ids[..case.output_ids.len().min(TOKENS)];
         assert!(!expected.is_empty());
-        assert_eq!(&found[..expected.len()], expected, "{:?}: {:?}", case.adapter, model.tokenizer.decode(&case.prompt_ids, false));
+        assert_eq!(
+            &found[..expected.len()],
+            expected,
+            "{:?}: {:?}",
+            case.adapter,
+            model.tokenizer.decode(&case.prompt_ids, false)
+        );
     }
 
     // One of each alone: the same text as in the batch of 40, to the last token.

@@ -47,7 +47,10 @@ fn a_block_that_another_sequence_writes_cannot_be_read() {
     let mut engine = engine(&model, Dtype::F32, 8);
     let reader = SeqStep { tokens: vec![9], start: 20, blocks: vec![0, 1], slot: None, logits: LogitsWanted::Last };
     let error = engine.step(&StepBatch { seqs: vec![reader, good()] }).unwrap_err();
-    assert!(matches!(error, Error::Sequence { sequence: 1, problem: Problem::BlockShared { block: 0, other: 0 } }), "{error}");
+    assert!(
+        matches!(error, Error::Sequence { sequence: 1, problem: Problem::BlockShared { block: 0, other: 0 } }),
+        "{error}"
+    );
     assert_eq!(Fault::from(error).kind, Kind::Internal);
 }
 
@@ -133,7 +136,8 @@ fn many_loads_and_removals_leave_each_answer_with_its_own_adapter() {
             assert!(engine.remove(slot).is_some());
         }
         let seqs = resident.iter().enumerate();
-        let seqs = seqs.map(|(at, &(which, slot))| prefill(&cases[which].prompt, Some(slot), at as u32, LogitsWanted::Last));
+        let seqs =
+            seqs.map(|(at, &(which, slot))| prefill(&cases[which].prompt, Some(slot), at as u32, LogitsWanted::Last));
         let batch = StepBatch { seqs: seqs.collect() };
         let output = engine.step(&batch).unwrap();
         for (out, &(which, _)) in output.seqs.iter().zip(&resident) {
@@ -147,7 +151,8 @@ fn many_loads_and_removals_leave_each_answer_with_its_own_adapter() {
 fn options_out_of_range_are_named() {
     let model = tiny("tiny");
     for (kv_blocks, block_size, name) in [(0, 16, "kv_blocks"), (4, 0, "block_size")] {
-        let Err(error) = Engine::new(&model, EngineOptions { dtype: Dtype::F32, kv_blocks, block_size, kernels: cpu() })
+        let Err(error) =
+            Engine::new(&model, EngineOptions { dtype: Dtype::F32, kv_blocks, block_size, kernels: cpu() })
         else {
             panic!("{name} of 0 was accepted");
         };

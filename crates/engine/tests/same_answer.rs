@@ -101,7 +101,8 @@ fn only_wanted_rows_give_logits() {
     // A step that wants nothing still leaves its keys and values behind.
     let silent = StepBatch { seqs: vec![prefill(&prompt[..19], slots[1], 50, LogitsWanted::None)] };
     assert!(engine.step(&silent).unwrap().seqs[0].logits.is_empty());
-    let next = SeqStep { tokens: vec![19], start: 19, blocks: vec![50, 51], slot: slots[1], logits: LogitsWanted::Last };
+    let next =
+        SeqStep { tokens: vec![19], start: 19, blocks: vec![50, 51], slot: slots[1], logits: LogitsWanted::Last };
     let next = engine.step(&StepBatch { seqs: vec![next] }).unwrap();
     assert_eq!(next.seqs[0].logits, all[19 * vocabulary..]);
 }

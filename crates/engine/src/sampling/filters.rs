@@ -238,7 +238,12 @@ mod tests {
     fn forbidden_tokens_are_never_candidates() {
         let mut logits = vec![f32::NEG_INFINITY; 500];
         logits[77] = 1.0;
-        for filters in [Filters { top_k: 50, ..OFF }, Filters { top_p: 0.9, ..OFF }, Filters { min_p: 0.1, ..OFF }, Filters { typical_p: 0.9, ..OFF }] {
+        for filters in [
+            Filters { top_k: 50, ..OFF },
+            Filters { top_p: 0.9, ..OFF },
+            Filters { min_p: 0.1, ..OFF },
+            Filters { typical_p: 0.9, ..OFF },
+        ] {
             assert_eq!(ids(&apply(&row(&logits), &filters)), [77]);
         }
     }

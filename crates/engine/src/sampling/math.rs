@@ -275,7 +275,9 @@ mod tests {
         values[5] = 0.0;
         values[1500] = 0.0;
         values[2999] = 0.0;
-        for (target, expected) in [(0.0, 5), (0.99, 5), (1.0, 1500), (1.99, 1500), (2.0, 2999), (2.99, 2999), (3.0, 2999)] {
+        for (target, expected) in
+            [(0.0, 5), (0.99, 5), (1.0, 1500), (1.99, 1500), (2.0, 2999), (2.99, 2999), (3.0, 2999)]
+        {
             assert_eq!(index_at_mass(&values, 0.0, 1.0, target), expected, "{target}");
         }
     }

@@ -29,7 +29,13 @@ fn greedy_takes_the_first_of_the_largest() {
 fn reports_the_log_probability_of_the_model_itself() {
     let probabilities = [0.5f32, 0.25, 0.125, 0.125];
     let mut logits: Vec<f32> = probabilities.iter().map(|p| p.ln() + 3.0).collect();
-    let params = SamplingParams { temperature: 7.0, top_k: 2, repetition_penalty: 9.0, presence_penalty: 2.0, ..SamplingParams::default() };
+    let params = SamplingParams {
+        temperature: 7.0,
+        top_k: 2,
+        repetition_penalty: 9.0,
+        presence_penalty: 2.0,
+        ..SamplingParams::default()
+    };
     let sampled = Sampler::new(params, &[0, 1, 2]).sample(&mut logits, 4, 3).unwrap();
     assert!((sampled.logprob - probabilities[sampled.token as usize].ln()).abs() < 1e-6, "{sampled:?}");
     let ids: Vec<u32> = sampled.top.iter().map(|&(id, _)| id).collect();
@@ -61,7 +67,10 @@ fn draws_follow_the_distribution() {
         }
         for (count, share) in counts.iter().zip([0.5, 0.3, 0.2]) {
             // Four standard deviations of a binomial of 20,000.
-            assert!((f64::from(*count) / 20_000.0 - share).abs() < 4.0 * (share * (1.0 - share) / 20_000.0).sqrt(), "{counts:?}");
+            assert!(
+                (f64::from(*count) / 20_000.0 - share).abs() < 4.0 * (share * (1.0 - share) / 20_000.0).sqrt(),
+                "{counts:?}"
+            );
         }
     }
 }
@@ -122,7 +131,15 @@ fn extreme_parameters_never_panic() {
         for top_p in [-1.0f32, 0.0, 1e-30, 0.5, 1.0, 2.0] {
             for min_p in [-1.0f32, 0.0, 1e-30, 1.0, 5.0] {
                 for (top_k, typical_p) in [(0, 1.0), (1, 0.5), (usize::MAX, 1e-30), (300, -1.0)] {
-                    let params = SamplingParams { temperature, top_p, top_k, min_p, typical_p, seed: 1, ..SamplingParams::default() };
+                    let params = SamplingParams {
+                        temperature,
+                        top_p,
+                        top_k,
+                        min_p,
+                        typical_p,
+                        seed: 1,
+                        ..SamplingParams::default()
+                    };
                     assert!(draw(params, &logits, u64::MAX) < 300);
                 }
             }

@@ -160,7 +160,13 @@ pub fn generate(engine: &mut Engine, requests: &[Request], count: usize, chunk: 
             let end = seq.tokens.len().min(seq.computed + chunk);
             let logits = if end == seq.tokens.len() { LogitsWanted::Last } else { LogitsWanted::None };
             let tokens = seq.tokens[seq.computed..end].to_vec();
-            batch.seqs.push(SeqStep { tokens, start: seq.computed, blocks: seq.blocks.clone(), slot: request.slot, logits });
+            batch.seqs.push(SeqStep {
+                tokens,
+                start: seq.computed,
+                blocks: seq.blocks.clone(),
+                slot: request.slot,
+                logits,
+            });
             members.push(index);
         }
         if members.is_empty() && requests.iter().all(|request| request.arrives <= step) {
