@@ -101,14 +101,9 @@ impl Call<'_> {
             let of_unit = |unit: &'a Unit<'a>| unit.targets.iter().map(move |target| (unit, target));
             let mut tasks = units[range].iter().flat_map(of_unit).peekable();
             while let Some((unit, target)) = tasks.next() {
-                if let Some((next, target)) = tasks.peek() {
-                    // A segment's later units find its matrices in the cache.
-                    if next.first || std::ptr::eq(*next, unit) {
-                        fetch(&target.a);
-                        fetch(&target.b);
-                    }
-                }
-                self.apply(target, unit.rows.clone());
+                // A segment's later units find its matrices in the cache.
+                let next = tasks.peek().filter(|(next, _)| next.first || std::ptr::eq(*next, unit));
+                self.apply(target, unit.rows.clone(), next.map(|(_, target)| *target));
             }
         };
         if units.iter().map(work).sum::<usize>() < INLINE_BELOW {
@@ -119,16 +114,22 @@ impl Call<'_> {
     }
 
     /// One target for some rows.
-    fn apply(&self, target: &LoraTarget, rows: Range<usize>) {
+    fn apply(&self, target: &LoraTarget, rows: Range<usize>, next: Option<&LoraTarget>) {
         let rank = target.rank;
         if rank == 0 || target.out_features == 0 {
             return;
         }
         with_scratch::<f32, _>(rows.len() * (rank + PANEL), |scratch| {
             let (t, side) = scratch.split_at_mut(rows.len() * rank);
+            if let Some(next) = next {
+                fetch(&next.a);
+            }
             self.shrink(&target.a, rows.clone(), rank, t);
             for value in t.iter_mut() {
                 *value *= target.scale;
+            }
+            if let Some(next) = next {
+                fetch(&next.b);
             }
             self.grow(target, rows, t, side);
         });

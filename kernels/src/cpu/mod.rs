@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `lanes.rs`, `x86.rs`, `neon.rs` | 16 lanes of `f32` in each instruction set |
-//! | `micro.rs` | micro-kernels, written once over lanes, one table per set |
+//! | `micro.rs`, `micro/` | micro-kernels, written once over lanes, one table per set |
 //! | `pool.rs` | threads |
 //! | `linear.rs`, `lora.rs`, `attention.rs`, `rows.rs` | the operations: shapes, cutting into units, calls through the table |
 
