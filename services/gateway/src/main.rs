@@ -50,6 +50,9 @@ fn build(settings: Settings) -> anyhow::Result<(App, Address, Address)> {
 
 async fn run(app: App, data: &Address, admin: &Address) -> anyhow::Result<()> {
     let (data, admin) = (Listener::bind(data).await?, Listener::bind(admin).await?);
+    // For whoever started us: with port 0 it is the only way to know the ports.
+    println!("listening on {}", data.address());
+    println!("admin listening on {}", admin.address());
     app.run(data, admin, Shutdown::on_signals()?).await;
     Ok(())
 }

@@ -52,6 +52,9 @@ fn a_port_in_use_ends_with_status_1_and_names_it() {
 fn a_signal_ends_it_with_status_0_and_no_secret_is_logged() {
     let mut child =
         gateway(&["--port", "0", "--admin-listen", "127.0.0.1:0", "--admin-key", "very-secret"]).spawn().unwrap();
+    let ports: Vec<String> = BufReader::new(child.stdout.take().unwrap()).lines().take(2).map(Result::unwrap).collect();
+    assert!(ports[0].starts_with("listening on 127.0.0.1:") && !ports[0].ends_with(":0"), "{ports:?}");
+    assert!(ports[1].starts_with("admin listening on 127.0.0.1:"), "{ports:?}");
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut said = String::new();
     for line in &mut lines {

@@ -243,7 +243,8 @@ pub(crate) async fn completions(
     let plan = Plan::new(&common, fields, gateway.settings.max_choices)?;
     let wanted = plan.wanted(&common, gateway.settings.max_stop_sequences)?;
     let (admission, room) = gateway.admit(call, common.model.as_deref(), wanted.len())?;
-    let generations = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted))).await?;
+    let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
+    let generations = starting.await.map_err(in_our_words)?;
     let head = Head {
         id: format!("cmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),
@@ -262,6 +263,14 @@ pub(crate) async fn completions(
     let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);
     Ok((headers, Json(Completion::new(head, &plan, answers))).into_response())
+}
+
+/// The worker names the fields of its own message; token ids came here as `prompt`.
+fn in_our_words(mut fault: Fault) -> Fault {
+    if fault.param.as_deref().is_some_and(|param| param.starts_with("tokens")) {
+        fault.param = Some("prompt".into());
+    }
+    fault
 }
 
 #[cfg(test)]

@@ -82,3 +82,14 @@ async fn a_stream_has_the_same_shape_and_runs_on_offsets() {
         mesh.send("/v1/completions", json!({"prompt": "p", "stream": true, "echo": true, "logprobs": 1})).await;
     assert_eq!((status, &error["error"]["param"]), (400, &json!("echo")));
 }
+
+#[tokio::test]
+async fn token_ids_that_the_worker_refuses_are_the_prompts_fault() {
+    let mesh = mesh().await;
+    mesh.workers[0].play(|_| {
+        let fault = weft_fault::Fault::invalid("tokens.ids", "tokens.ids is 99, allowed is ids below 10");
+        vec![crate::support::worker::Step::Fail(fault.into())]
+    });
+    let (status, body) = mesh.send("/v1/completions", json!({"prompt": [99]})).await;
+    assert_eq!((status, &body["error"]["param"]), (400, &json!("prompt")));
+}
