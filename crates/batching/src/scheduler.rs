@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
+pub use crate::turns::Tenant;
 use crate::turns::TurnQueue;
 use crate::{BlockPool, BlockTable, Error};
-pub use crate::turns::Tenant;
 use weft_types::Digest;
 
 /// A request, numbered by arrival: the smaller the older. Never used twice.
@@ -157,8 +157,7 @@ impl Scheduler {
     #[must_use]
     pub fn new(limits: Limits, pool: BlockPool) -> Self {
         let step_tokens_max = limits.step_tokens_max.max(1);
-        let limits =
-            Limits { step_tokens_max, running_max: limits.running_max.clamp(1, step_tokens_max), ..limits };
+        let limits = Limits { step_tokens_max, running_max: limits.running_max.clamp(1, step_tokens_max), ..limits };
         Self {
             limits,
             pool,

@@ -41,7 +41,12 @@ pub(crate) struct Job {
 ///
 /// # Errors
 /// Every variant that a request can be blamed for; see [`Error::kind`].
-pub(crate) fn admit(request: pb::GenerateRequest, received: Instant, model: &Model, settings: &Settings) -> Result<Job, Error> {
+pub(crate) fn admit(
+    request: pb::GenerateRequest,
+    received: Instant,
+    model: &Model,
+    settings: &Settings,
+) -> Result<Job, Error> {
     let adapter = request.adapter.as_ref().map(|adapter| digest("adapter.digest", &adapter.digest)).transpose()?;
     if !request.expected_base_digest.is_empty() {
         let expected = digest("expected_base_digest", &request.expected_base_digest)?;
@@ -54,7 +59,11 @@ pub(crate) fn admit(request: pb::GenerateRequest, received: Instant, model: &Mod
     }
     for (field, name) in [("tenant", &request.tenant), ("request_id", &request.request_id)] {
         if name.len() > NAME_BYTES_MAX {
-            return Err(Error::field(field, format!("{} bytes", name.len()), format!("at most {NAME_BYTES_MAX} bytes")));
+            return Err(Error::field(
+                field,
+                format!("{} bytes", name.len()),
+                format!("at most {NAME_BYTES_MAX} bytes"),
+            ));
         }
     }
     let sampling = sampling(request.sampling.unwrap_or_default())?;
@@ -87,7 +96,11 @@ pub(crate) fn admit(request: pb::GenerateRequest, received: Instant, model: &Mod
 }
 
 /// The text of a tokenize request, as ids with their places.
-pub(crate) fn tokenize(request: &pb::TokenizeRequest, model: &Model, settings: &Settings) -> Result<Vec<pb::TextToken>, Error> {
+pub(crate) fn tokenize(
+    request: &pb::TokenizeRequest,
+    model: &Model,
+    settings: &Settings,
+) -> Result<Vec<pb::TextToken>, Error> {
     check_bytes(request.text.len(), settings)?;
     let tokens = model.tokenizer.encode_with_offsets(&request.text, request.add_special_tokens)?;
     let token = |token: weft_base_model::TextToken| pb::TextToken {

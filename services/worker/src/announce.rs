@@ -16,7 +16,13 @@ use crate::model::Model;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Announces until shutdown. The worker serves whether or not the registry is there.
-pub(crate) async fn announce(channel: Channel, model: Arc<Model>, interval: Duration, readiness: Readiness, shutdown: Shutdown) {
+pub(crate) async fn announce(
+    channel: Channel,
+    model: Arc<Model>,
+    interval: Duration,
+    readiness: Readiness,
+    shutdown: Shutdown,
+) {
     let mut client = RegistryClient::new(channel);
     let mut backoff = Backoff::default();
     let mut was_told = false;

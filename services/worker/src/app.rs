@@ -13,6 +13,7 @@ use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::{Shutdown, within_grace};
 use weft_service_kit::transport::{self, Listener, MESSAGE_BYTES_MAX};
 
+use crate::Error;
 use crate::adapters::lease::Leases;
 use crate::adapters::load::Loader;
 use crate::announce;
@@ -22,7 +23,6 @@ use crate::model::{self, Model};
 use crate::settings::Settings;
 use crate::step_loop::{Command, Parts, StepLoop};
 use crate::view::View;
-use crate::Error;
 
 /// What a worker reaches others through.
 pub struct Components {
@@ -48,7 +48,11 @@ impl App {
     /// # Errors
     /// [`Error::Settings`] for values that cannot be used, all at once; [`Error::Start`] for an unusable model;
     /// [`Error::Metrics`] if the registry has a worker already.
-    pub async fn build(settings: Settings, components: Components, metrics: &prometheus::Registry) -> Result<Self, Error> {
+    pub async fn build(
+        settings: Settings,
+        components: Components,
+        metrics: &prometheus::Registry,
+    ) -> Result<Self, Error> {
         let checked = settings.check()?;
         let metrics = Metrics::new(metrics)?;
         let slot_bytes_max = checked.adapter_memory_bytes;

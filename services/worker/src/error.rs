@@ -207,7 +207,9 @@ impl Error {
         match self {
             Self::Field { field, .. } => Some(field),
             Self::ContextLength { max_tokens: Some(_), .. } => Some("max_tokens"),
-            Self::ContextLength { .. } | Self::PromptBytes { .. } | Self::EmptyPrompt | Self::Tokenize(_) => Some("prompt"),
+            Self::ContextLength { .. } | Self::PromptBytes { .. } | Self::EmptyPrompt | Self::Tokenize(_) => {
+                Some("prompt")
+            }
             Self::Template(_) | Self::NoChatTemplate => Some("messages"),
             _ => None,
         }

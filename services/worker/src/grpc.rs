@@ -61,7 +61,12 @@ impl Worker for Service {
         let (events, inbox) = mpsc::unbounded_channel();
         let command = Command::Submit { id, job: Box::new(job), events, arrival };
         self.commands.send(command).map_err(|_| Error::Draining)?;
-        let mut stream = EventStream { inbox, first: None, _cancel: CancelOnDrop { id, commands: self.commands.clone() }, _open: open };
+        let mut stream = EventStream {
+            inbox,
+            first: None,
+            _cancel: CancelOnDrop { id, commands: self.commands.clone() },
+            _open: open,
+        };
         // A failure before the first step is the status of the call itself.
         match stream.inbox.recv().await {
             Some(Ok(event)) => stream.first = Some(event),

@@ -33,8 +33,7 @@ pub(crate) struct Metrics {
     pub(crate) slot_bytes_total: IntGauge,
 }
 
-const SECONDS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 impl Metrics {
@@ -45,14 +44,18 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let counter = |name: &str, help: &str| register(registry, IntCounter::new(name, help)?);
         let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
-        let by_result = |name: &str, help: &str| register(registry, IntCounterVec::new(Opts::new(name, help), &["result"])?);
+        let by_result =
+            |name: &str, help: &str| register(registry, IntCounterVec::new(Opts::new(name, help), &["result"])?);
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
         };
         Ok(Self {
             step_seconds: histogram("worker_step_seconds", "Time of one step", SECONDS)?,
             steps: counter("worker_steps_total", "Steps")?,
-            mixed_steps: counter("worker_mixed_steps_total", "Steps with at least two distinct adapters, base included")?,
+            mixed_steps: counter(
+                "worker_mixed_steps_total",
+                "Steps with at least two distinct adapters, base included",
+            )?,
             step_adapters: histogram("worker_step_adapters", "Distinct adapters in a step, base included", COUNTS)?,
             step_requests: histogram("worker_step_requests", "Requests in a step", COUNTS)?,
             prompt_tokens: counter("worker_prompt_tokens_total", "Prompt tokens computed, repetitions included")?,
@@ -74,7 +77,10 @@ impl Metrics {
     }
 }
 
-fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
+fn register<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: M,
+) -> Result<M, prometheus::Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

@@ -105,7 +105,8 @@ fn sizes(config: &ModelConfig, checked: &Checked) -> Result<(usize, usize, usize
     // Block numbers are 32 bits wide.
     let kv_blocks = kv_blocks.min(u32::MAX as usize - 1);
     if kv_blocks < 2 {
-        let message = format!("{} bytes hold no two KV blocks of {} bytes", settings.kv_memory_bytes, token_bytes * BLOCK_SIZE);
+        let message =
+            format!("{} bytes hold no two KV blocks of {} bytes", settings.kv_memory_bytes, token_bytes * BLOCK_SIZE);
         return Err(Error::setting("kv_memory_bytes", message));
     }
     let context_limit = config.context_length.min(kv_blocks * BLOCK_SIZE);

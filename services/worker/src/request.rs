@@ -5,8 +5,8 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use weft_engine::sampling::{Sampled, Sampler, logprob_of};
 use weft_engine::{LogitsWanted, SeqOutput};
-use weft_proto::worker::v1 as pb;
 use weft_fault::Fault;
+use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
 use crate::Error;
@@ -150,7 +150,8 @@ impl Active {
         let out = token_out(&sampled, is_special || is_eos, step.number, model);
         let pushed = self.text.push(out, &bytes, last);
         if !pushed.pieces.is_empty() {
-            let tokens = pushed.pieces.into_iter().map(|Piece { token, text }| pb::TokenOut { text, ..token }).collect();
+            let tokens =
+                pushed.pieces.into_iter().map(|Piece { token, text }| pb::TokenOut { text, ..token }).collect();
             self.send(pb::generate_event::Event::Tokens(pb::Tokens { adapter_digest: raw(adapter).into(), tokens }));
         }
         let reason = match pushed.stopped {
@@ -176,7 +177,13 @@ impl Active {
 
     /// Row `i` of the chunk is the distribution of the token behind `start + i`. After a preemption rows come again;
     /// what is noted stays.
-    fn note_prompt_logprobs(&mut self, start: usize, output: &SeqOutput, step: &StepFacts, model: &Model) -> Result<(), Error> {
+    fn note_prompt_logprobs(
+        &mut self,
+        start: usize,
+        output: &SeqOutput,
+        step: &StepFacts,
+        model: &Model,
+    ) -> Result<(), Error> {
         if self.logits_wanted(false) != LogitsWanted::All {
             return Ok(());
         }
@@ -222,7 +229,8 @@ pub(crate) struct Ending {
 
 impl Ending {
     pub(crate) fn tell(self) {
-        let event = self.end.map(|finished| pb::GenerateEvent { event: Some(pb::generate_event::Event::Finished(*finished)) });
+        let event =
+            self.end.map(|finished| pb::GenerateEvent { event: Some(pb::generate_event::Event::Finished(*finished)) });
         // An error means that the caller is gone: nobody to tell.
         let _ = self.events.send(event.map_err(tonic::Status::from));
     }

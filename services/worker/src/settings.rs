@@ -73,6 +73,7 @@ weft_service_kit::settings! {
         "max-batch-total-tokens" => kv_tokens_max,
         "max-batch-prefill-tokens" => step_tokens_max,
         "max-stop-sequences" => stop_strings_max,
+        "adapter-memory-fraction" => adapter_memory_fraction,
         "validation-workers" => tokenize_concurrency,
         "quantize" => dtype,
     }
@@ -155,7 +156,13 @@ impl Settings {
             }
         };
         if problems.is_empty() {
-            Ok(Checked { model: self.model.clone().into(), dtype, isa, adapter_memory_bytes: adapter_memory, settings: self.clone() })
+            Ok(Checked {
+                model: self.model.clone().into(),
+                dtype,
+                isa,
+                adapter_memory_bytes: adapter_memory,
+                settings: self.clone(),
+            })
         } else {
             Err(Error::Settings(problems))
         }
@@ -166,7 +173,11 @@ impl Settings {
             return Ok(Isa::detect());
         }
         let isa: Isa = self.isa.parse().map_err(|error: weft_kernels::ParseIsaError| error.to_string())?;
-        if isa.is_available() { Ok(isa) } else { Err(format!("isa is {}, this processor has no such instructions", self.isa)) }
+        if isa.is_available() {
+            Ok(isa)
+        } else {
+            Err(format!("isa is {}, this processor has no such instructions", self.isa))
+        }
     }
 
     fn dtype(&self, isa: Isa) -> Result<Dtype, String> {
@@ -215,8 +226,12 @@ mod tests {
 
     #[test]
     fn a_fraction_of_the_memory_replaces_the_bytes() {
-        let settings =
-            Settings { model: "m".into(), adapter_memory_fraction: Some(0.5), adapter_memory_bytes: 1, ..Settings::default() };
+        let settings = Settings {
+            model: "m".into(),
+            adapter_memory_fraction: Some(0.5),
+            adapter_memory_bytes: 1,
+            ..Settings::default()
+        };
         let bytes = settings.check().unwrap().adapter_memory_bytes;
         assert_eq!(Some(bytes), machine_memory_bytes().map(|all| all / 2));
     }

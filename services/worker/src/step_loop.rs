@@ -258,7 +258,8 @@ impl StepLoop {
     fn start_loads(&mut self) {
         while self.loading.len() + self.slots.arrived_len() < self.parts.settings.adapter_loads_max {
             let (loading, slots) = (&self.loading, &self.slots);
-            let Some(digest) = self.scheduler.next_wanted(|digest| loading.contains(digest) || slots.has(digest)) else {
+            let Some(digest) = self.scheduler.next_wanted(|digest| loading.contains(digest) || slots.has(digest))
+            else {
                 return;
             };
             self.loading.insert(digest);

@@ -67,7 +67,8 @@ async fn idle_adapters_make_room_under_a_small_budget() {
 #[tokio::test]
 async fn a_busy_adapter_gives_way_to_one_that_waits() {
     let one = slot_bytes(&["rank8"]).await;
-    let worker = TestWorker::start(Settings { adapter_memory_bytes: one + 100, running_requests_max: 4, ..settings() }).await;
+    let worker =
+        TestWorker::start(Settings { adapter_memory_bytes: one + 100, running_requests_max: 4, ..settings() }).await;
     let (hot, cold) = (worker.shelf.put(&blob("rank8")), worker.shelf.put(&blob("rank4")));
     // Two requests of the hot adapter run at any time, until the cold one was served.
     let stop = tokio_util::sync::CancellationToken::new();
@@ -148,10 +149,8 @@ async fn an_adapter_that_makes_logits_not_finite_fails_alone() {
     let fault = worker.generate(request(Some(bad), HELLO, 8)).await.unwrap_err();
     assert!(fault.message.contains("finite"), "{fault}");
     worker.generate(request(Some(good), HELLO, 1)).await.unwrap();
-    let (failed, fine) = tokio::join!(
-        worker.generate(request(Some(bad), HELLO, 8)),
-        worker.generate(request(Some(good), HELLO, 16))
-    );
+    let (failed, fine) =
+        tokio::join!(worker.generate(request(Some(bad), HELLO, 8)), worker.generate(request(Some(good), HELLO, 16)));
     assert_eq!(failed.unwrap_err().kind, Kind::Internal);
     assert_eq!(fine.unwrap().ids(), golden_greedy(Some("rank8")));
     assert_eq!(worker.load().await.kv_blocks_used, 0);

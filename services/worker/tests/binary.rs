@@ -42,7 +42,8 @@ fn a_missing_model_and_a_taken_port_are_named() {
 fn it_says_where_it_listens_and_leaves_on_sigterm() {
     let model = golden().join("tiny");
     // LoRAX's name for the model; nobody answers at the other two.
-    let flags = ["--listen", "127.0.0.1:0", "--model-id", model.to_str().unwrap(), "--cache", "127.0.0.1:1", "--registry", ""];
+    let flags =
+        ["--listen", "127.0.0.1:0", "--model-id", model.to_str().unwrap(), "--cache", "127.0.0.1:1", "--registry", ""];
     let mut child = worker(&flags).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();

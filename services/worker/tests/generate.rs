@@ -39,8 +39,11 @@ async fn a_mixed_batch_of_32_answers_like_each_alone() {
         digests.push(Some(apart.shelf.put(&blob(name))));
     }
     let prompts: Vec<String> = (0..32).map(|index| format!("{} {HELLO}", "weft ".repeat(index % 7))).collect();
-    let requests: Vec<pb::GenerateRequest> =
-        prompts.iter().enumerate().map(|(index, prompt)| request(digests[index % digests.len()], prompt, 180)).collect();
+    let requests: Vec<pb::GenerateRequest> = prompts
+        .iter()
+        .enumerate()
+        .map(|(index, prompt)| request(digests[index % digests.len()], prompt, 180))
+        .collect();
     let mut alone = Vec::new();
     for request in &requests {
         alone.push(apart.generate(request.clone()).await.unwrap());
@@ -49,13 +52,11 @@ async fn a_mixed_batch_of_32_answers_like_each_alone() {
     // All adapters come at once, so that their requests start together.
     joint.shelf.hold();
     let gathered = requests.iter().filter(|request| request.adapter.is_some()).count() as u32;
-    let (together, ()) = tokio::join!(
-        futures_join(requests.iter().map(|request| joint.generate(request.clone()))),
-        async {
+    let (together, ()) =
+        tokio::join!(futures_join(requests.iter().map(|request| joint.generate(request.clone()))), async {
             joint.load_when(|load| load.loading_requests == gathered).await;
             joint.shelf.let_go();
-        }
-    );
+        });
     let mut shared = (0, 0);
     for (index, (alone, together)) in alone.iter().zip(together).enumerate() {
         let together = together.unwrap();
@@ -79,7 +80,11 @@ async fn futures_join<F: Future>(calls: impl Iterator<Item = F>) -> Vec<F::Outpu
                 *output = Some(done);
             }
         }
-        if pending.iter().all(|(_, output)| output.is_some()) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if pending.iter().all(|(_, output)| output.is_some()) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
     pending.into_iter().filter_map(|(_, output)| output).collect()
@@ -175,7 +180,8 @@ async fn logprobs_are_those_of_the_model_for_output_and_prompt() {
     let mut asked = request(None, HELLO, 4);
     asked.logprobs = Some(pb::Logprobs { top: 5, prompt: true });
     // Penalties and temperature change the choice, never the report.
-    asked.sampling = Some(pb::Sampling { temperature: 0.7, seed: Some(3), presence_penalty: 1.5, ..Default::default() });
+    asked.sampling =
+        Some(pb::Sampling { temperature: 0.7, seed: Some(3), presence_penalty: 1.5, ..Default::default() });
     let answer = worker.generate(asked).await.unwrap();
     for token in &answer.tokens {
         assert_eq!(token.top.len(), 5);
@@ -191,7 +197,10 @@ async fn logprobs_are_those_of_the_model_for_output_and_prompt() {
     let mut prefix = request(None, &HELLO[..7], 1);
     prefix.logprobs = Some(pb::Logprobs { top: 20, prompt: false });
     let next = worker.generate(prefix).await.unwrap();
-    assert_eq!(prompt[7].top[..5].iter().map(|top| top.id).collect::<Vec<_>>(), next.tokens[0].top[..5].iter().map(|top| top.id).collect::<Vec<_>>());
+    assert_eq!(
+        prompt[7].top[..5].iter().map(|top| top.id).collect::<Vec<_>>(),
+        next.tokens[0].top[..5].iter().map(|top| top.id).collect::<Vec<_>>()
+    );
     // Same row in another batch shape: equal within the rounding of f32 sums over 64 products.
     assert!((prompt[7].top[0].logprob - next.tokens[0].logprob).abs() < 1e-4);
 }
@@ -273,28 +282,152 @@ async fn what_cannot_be_answered_is_refused_before_it_starts() {
     };
     let cases: Vec<(&str, pb::GenerateRequest, Kind, &str, &[&str])> = vec![
         ("long prompt", text(&"x".repeat(21)), Kind::Invalid, "context_length_exceeded", &["21", "20"]),
-        ("long answer", with(&|r| stopping(r).max_tokens = 29), Kind::Invalid, "context_length_exceeded", &["12", "29", "40"]),
+        (
+            "long answer",
+            with(&|r| stopping(r).max_tokens = 29),
+            Kind::Invalid,
+            "context_length_exceeded",
+            &["12", "29", "40"],
+        ),
         ("empty prompt", text(""), Kind::Invalid, "empty_prompt", &["prompt is empty"]),
         ("no prompt", with(&|r| r.prompt = None), Kind::Invalid, "invalid", &["prompt"]),
-        ("temperature", sampling(pb::Sampling { temperature: -1.0, ..Default::default() }), Kind::Invalid, "invalid", &["temperature is -1", "0 or more"]),
-        ("nan", sampling(pb::Sampling { temperature: f32::NAN, ..Default::default() }), Kind::Invalid, "invalid", &["temperature is NaN"]),
-        ("top_p", sampling(pb::Sampling { top_p: 1.5, ..Default::default() }), Kind::Invalid, "invalid", &["top_p is 1.5", "at most 1"]),
-        ("min_p", sampling(pb::Sampling { min_p: -0.1, ..Default::default() }), Kind::Invalid, "invalid", &["min_p is -0.1"]),
-        ("typical_p", sampling(pb::Sampling { typical_p: 1.0, ..Default::default() }), Kind::Invalid, "invalid", &["typical_p is 1"]),
-        ("repetition", sampling(pb::Sampling { repetition_penalty: -2.0, ..Default::default() }), Kind::Invalid, "invalid", &["repetition_penalty is -2"]),
-        ("frequency", sampling(pb::Sampling { frequency_penalty: 2.5, ..Default::default() }), Kind::Invalid, "invalid", &["frequency_penalty is 2.5", "-2 to 2"]),
-        ("presence", sampling(pb::Sampling { presence_penalty: f32::INFINITY, ..Default::default() }), Kind::Invalid, "invalid", &["presence_penalty is inf"]),
-        ("empty stop", with(&|r| stopping(r).stop = vec![String::new()]), Kind::Invalid, "invalid", &["stop is an empty string"]),
-        ("many stops", with(&|r| stopping(r).stop = vec!["a".into(); 17]), Kind::Invalid, "invalid", &["17 strings", "16"]),
-        ("logprobs", with(&|r| r.logprobs = Some(pb::Logprobs { top: 21, prompt: false })), Kind::Invalid, "invalid", &["21", "0 to 20"]),
-        ("short digest", with(&|r| r.adapter = Some(pb::AdapterRef { digest: vec![1; 31].into(), label: String::new() })), Kind::Invalid, "invalid", &["adapter.digest", "31 bytes"]),
-        ("empty digest", with(&|r| r.adapter = Some(pb::AdapterRef::default())), Kind::Invalid, "invalid", &["0 bytes"]),
-        ("other base", with(&|r| r.expected_base_digest = vec![1; 32].into()), Kind::Refused, "wrong_base", &["expects sha256:0101"]),
+        (
+            "temperature",
+            sampling(pb::Sampling { temperature: -1.0, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["temperature is -1", "0 or more"],
+        ),
+        (
+            "nan",
+            sampling(pb::Sampling { temperature: f32::NAN, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["temperature is NaN"],
+        ),
+        (
+            "top_p",
+            sampling(pb::Sampling { top_p: 1.5, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["top_p is 1.5", "at most 1"],
+        ),
+        (
+            "min_p",
+            sampling(pb::Sampling { min_p: -0.1, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["min_p is -0.1"],
+        ),
+        (
+            "typical_p",
+            sampling(pb::Sampling { typical_p: 1.0, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["typical_p is 1"],
+        ),
+        (
+            "repetition",
+            sampling(pb::Sampling { repetition_penalty: -2.0, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["repetition_penalty is -2"],
+        ),
+        (
+            "frequency",
+            sampling(pb::Sampling { frequency_penalty: 2.5, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["frequency_penalty is 2.5", "-2 to 2"],
+        ),
+        (
+            "presence",
+            sampling(pb::Sampling { presence_penalty: f32::INFINITY, ..Default::default() }),
+            Kind::Invalid,
+            "invalid",
+            &["presence_penalty is inf"],
+        ),
+        (
+            "empty stop",
+            with(&|r| stopping(r).stop = vec![String::new()]),
+            Kind::Invalid,
+            "invalid",
+            &["stop is an empty string"],
+        ),
+        (
+            "many stops",
+            with(&|r| stopping(r).stop = vec!["a".into(); 17]),
+            Kind::Invalid,
+            "invalid",
+            &["17 strings", "16"],
+        ),
+        (
+            "logprobs",
+            with(&|r| r.logprobs = Some(pb::Logprobs { top: 21, prompt: false })),
+            Kind::Invalid,
+            "invalid",
+            &["21", "0 to 20"],
+        ),
+        (
+            "short digest",
+            with(&|r| r.adapter = Some(pb::AdapterRef { digest: vec![1; 31].into(), label: String::new() })),
+            Kind::Invalid,
+            "invalid",
+            &["adapter.digest", "31 bytes"],
+        ),
+        (
+            "empty digest",
+            with(&|r| r.adapter = Some(pb::AdapterRef::default())),
+            Kind::Invalid,
+            "invalid",
+            &["0 bytes"],
+        ),
+        (
+            "other base",
+            with(&|r| r.expected_base_digest = vec![1; 32].into()),
+            Kind::Refused,
+            "wrong_base",
+            &["expects sha256:0101"],
+        ),
         ("bad salt", with(&|r| r.tenant_salt = vec![1; 5].into()), Kind::Invalid, "invalid", &["tenant_salt"]),
-        ("token id", with(&|r| r.prompt = Some(pb::generate_request::Prompt::Tokens(pb::TokenPrompt { ids: vec![1, 260] }))), Kind::Invalid, "invalid", &["260", "below 260"]),
-        ("no array", with(&|r| r.prompt = Some(pb::generate_request::Prompt::Chat(pb::ChatPrompt { messages_json: "{}".into(), ..Default::default() }))), Kind::Invalid, "invalid", &["messages"]),
-        ("template", with(&|r| r.prompt = Some(pb::generate_request::Prompt::Chat(pb::ChatPrompt { messages_json: "[{\"role\": 3}]".into(), ..Default::default() }))), Kind::Invalid, "template_error", &[]),
-        ("unknown adapter", request(Some(Digest::of(b"nobody")), HELLO, 4), Kind::NotFound, "not_found", &["no such blob"]),
+        (
+            "token id",
+            with(&|r| r.prompt = Some(pb::generate_request::Prompt::Tokens(pb::TokenPrompt { ids: vec![1, 260] }))),
+            Kind::Invalid,
+            "invalid",
+            &["260", "below 260"],
+        ),
+        (
+            "no array",
+            with(&|r| {
+                r.prompt = Some(pb::generate_request::Prompt::Chat(pb::ChatPrompt {
+                    messages_json: "{}".into(),
+                    ..Default::default()
+                }))
+            }),
+            Kind::Invalid,
+            "invalid",
+            &["messages"],
+        ),
+        (
+            "template",
+            with(&|r| {
+                r.prompt = Some(pb::generate_request::Prompt::Chat(pb::ChatPrompt {
+                    messages_json: "[{\"role\": 3}]".into(),
+                    ..Default::default()
+                }))
+            }),
+            Kind::Invalid,
+            "template_error",
+            &[],
+        ),
+        (
+            "unknown adapter",
+            request(Some(Digest::of(b"nobody")), HELLO, 4),
+            Kind::NotFound,
+            "not_found",
+            &["no such blob"],
+        ),
     ];
     for (case, request, kind, code, parts) in cases {
         let fault = worker.generate(request).await.expect_err(case);

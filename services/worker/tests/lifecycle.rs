@@ -172,7 +172,10 @@ async fn a_worker_that_cannot_start_says_why() {
     std::fs::remove_file(cut.path().join("model.safetensors")).unwrap();
     std::fs::write(cut.path().join("model.safetensors"), &weights[..weights.len() / 2]).unwrap();
     let cut_short = build(Settings { model: cut.path().to_str().unwrap().into(), ..settings() }).await;
-    assert!(matches!(cut_short, Error::Start { .. }) && cut_short.to_string().contains("model.safetensors"), "{cut_short}");
+    assert!(
+        matches!(cut_short, Error::Start { .. }) && cut_short.to_string().contains("model.safetensors"),
+        "{cut_short}"
+    );
     let small = build(Settings { kv_memory_bytes: 10, ..settings() }).await;
     assert!(matches!(small, Error::Settings(_)) && small.to_string().contains("kv_memory_bytes"), "{small}");
     let long = build(Settings { context_tokens_max: 100_000, ..settings() }).await;
@@ -255,7 +258,9 @@ async fn metrics_count_what_happened() {
     let value = |name: &str| {
         let family = families.iter().find(|family| family.name() == name).unwrap_or_else(|| panic!("no {name}"));
         let metric = &family.get_metric()[0];
-        metric.get_counter().get_value() + metric.get_gauge().get_value() + metric.get_histogram().get_sample_count() as f64
+        metric.get_counter().get_value()
+            + metric.get_gauge().get_value()
+            + metric.get_histogram().get_sample_count() as f64
     };
     assert_eq!(value("worker_output_tokens_total"), 8.0);
     assert_eq!(value("worker_prompt_tokens_total"), 12.0);
@@ -265,10 +270,7 @@ async fn metrics_count_what_happened() {
     assert_eq!(value("worker_adapter_loads_total"), 1.0);
     assert_eq!(value("worker_kv_blocks_used"), 0.0);
     assert!(value("worker_slot_bytes_used") > 0.0);
-    let again = App::build(
-        settings(),
-        Components { cache_daemon: worker.shelf.channel(), registry: None },
-        &worker.metrics,
-    );
+    let again =
+        App::build(settings(), Components { cache_daemon: worker.shelf.channel(), registry: None }, &worker.metrics);
     assert!(matches!(again.await, Err(Error::Metrics(_))), "one registry, one worker");
 }

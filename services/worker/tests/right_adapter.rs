@@ -58,7 +58,8 @@ enum Outcome {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_random_events_give_no_token_of_a_wrong_adapter() {
-    let seed: u64 = std::env::var("WEFT_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    let seed: u64 =
+        std::env::var("WEFT_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
     println!("seed {seed}: run again with WEFT_TEST_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let blobs: Vec<Vec<u8>> = ADAPTERS.iter().map(|name| blob(name)).collect();
@@ -119,7 +120,10 @@ async fn ten_thousand_random_events_give_no_token_of_a_wrong_adapter() {
                     match Answer::read(stream).await {
                         Ok(answer) => {
                             assert_eq!(answer.ids(), *expected, "a token of a wrong adapter: {adapter:?} {prompt:?}");
-                            assert_eq!(answer.finished.adapter_digest, adapter.map_or(vec![], |digest| digest.to_vec()));
+                            assert_eq!(
+                                answer.finished.adapter_digest,
+                                adapter.map_or(vec![], |digest| digest.to_vec())
+                            );
                             Outcome::Right
                         }
                         Err(fault) => Outcome::Refused(fault),
@@ -174,7 +178,13 @@ async fn ten_thousand_random_events_give_no_token_of_a_wrong_adapter() {
     assert!(right > EVENTS / 4, "too few answers to say anything: {right}");
     assert!(load.mixed_steps_total > 100 && load.slot_bytes_used <= load.slot_bytes_max);
     assert!(refused.contains_key(&Kind::Corrupt) && refused.contains_key(&Kind::NotFound), "{refused:?}");
-    let generation =
-        worker.client.clone().list_residency(weft_proto::worker::v1::ListResidencyRequest {}).await.unwrap().into_inner().generation;
+    let generation = worker
+        .client
+        .clone()
+        .list_residency(weft_proto::worker::v1::ListResidencyRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .generation;
     assert!(generation > 100, "only {generation} installs and evictions");
 }

@@ -32,8 +32,18 @@ pub(crate) const HELLO: &str = "Hello, loom!";
 
 /// Adapters of the tiny model, all with different answers.
 pub(crate) const ADAPTERS: [&str; 12] = [
-    "plain", "rslora", "patterns", "some_layers", "one_layer", "regex", "all_linear", "mlp_only", "rank4", "rank8",
-    "rank16", "rank64",
+    "plain",
+    "rslora",
+    "patterns",
+    "some_layers",
+    "one_layer",
+    "regex",
+    "all_linear",
+    "mlp_only",
+    "rank4",
+    "rank8",
+    "rank16",
+    "rank64",
 ];
 
 fn base_shape() -> BaseShape {
@@ -66,12 +76,13 @@ pub(crate) fn blob(name: &str) -> Vec<u8> {
 /// Greedy tokens for [`HELLO`] by transformers + PEFT; `None`: the base.
 pub(crate) fn golden_greedy(adapter: Option<&str>) -> Vec<u32> {
     static CASES: OnceLock<serde_json::Value> = OnceLock::new();
-    let golden = CASES.get_or_init(|| {
-        serde_json::from_slice(&std::fs::read(golden().join("golden.json")).unwrap()).unwrap()
-    });
+    let golden =
+        CASES.get_or_init(|| serde_json::from_slice(&std::fs::read(golden().join("golden.json")).unwrap()).unwrap());
     let name = adapter.unwrap_or("base/tiny");
     let case = golden["cases"].as_array().unwrap().iter().find(|case| case["name"] == name).unwrap();
-    let ids = |field: &str| -> Vec<u32> { case[field].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect() };
+    let ids = |field: &str| -> Vec<u32> {
+        case[field].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
     assert_eq!(ids("prompt"), HELLO.bytes().map(u32::from).collect::<Vec<_>>());
     ids("greedy")
 }
@@ -147,7 +158,11 @@ impl TestWorker {
     /// Running requests of this adapter.
     pub(crate) async fn users(&self, digest: &Digest) -> u32 {
         let response = self.client.clone().list_residency(pb::ListResidencyRequest {}).await.unwrap().into_inner();
-        response.adapters.iter().find(|adapter| adapter.digest[..] == digest.as_bytes()[..]).map_or(0, |adapter| adapter.users)
+        response
+            .adapters
+            .iter()
+            .find(|adapter| adapter.digest[..] == digest.as_bytes()[..])
+            .map_or(0, |adapter| adapter.users)
     }
 }
 

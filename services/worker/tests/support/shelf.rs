@@ -113,7 +113,10 @@ struct Daemon(Arc<Inner>);
 impl CacheDaemon for Daemon {
     type LeaseStream = ReceiverStream<Result<pb::LeaseResponse, Status>>;
 
-    async fn lease(&self, request: Request<Streaming<pb::LeaseRequest>>) -> Result<Response<Self::LeaseStream>, Status> {
+    async fn lease(
+        &self,
+        request: Request<Streaming<pb::LeaseRequest>>,
+    ) -> Result<Response<Self::LeaseStream>, Status> {
         let (answers, outbox) = mpsc::channel(64);
         let (inner, mut requests) = (self.0.clone(), request.into_inner());
         let mut cut = inner.cut.subscribe();
