@@ -1,10 +1,8 @@
 //! What every `ObjectStore` promises, over the real client and the real server.
 
-mod support;
-
 use bytes::Bytes;
 use futures::StreamExt;
-use support::{BUCKET, embedded, loopback};
+use crate::support::{BUCKET, embedded, loopback};
 use weft_fault::{Fault, Kind};
 use weft_object_store::{ETag, EmbeddedS3, Error, ObjectStore, PutOutcome, S3Settings, S3Store};
 

@@ -1,7 +1,5 @@
 //! Endpoints that break promises are refused, and answers that get lost or come late do not confuse a writer.
 
-mod support;
-
 use bytes::Bytes;
 use futures::TryStreamExt;
 use s3s::dto::*;
@@ -10,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{BUCKET, embedded, loopback};
+use crate::support::{BUCKET, embedded, loopback};
 use weft_object_store::embedded::{Credentials, Server};
 use weft_object_store::{Error, ObjectStore, PutOutcome, S3Store};
 

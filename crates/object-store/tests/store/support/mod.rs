@@ -1,5 +1,4 @@
 //! What several tests of this crate use.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::net::SocketAddr;
 use std::path::Path;

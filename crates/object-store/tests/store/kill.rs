@@ -1,14 +1,12 @@
 //! `kill -9` of the server at random points loses nothing that was acknowledged and tears nothing.
 
-mod support;
-
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::ServerProcess;
+use crate::support::ServerProcess;
 use weft_object_store::{ETag, ObjectStore, PutOutcome, S3Store};
 use weft_types::Digest;
 

@@ -1,9 +1,7 @@
 //! A disk without room is an answer, not a torn object.
 
-mod support;
-
 use bytes::Bytes;
-use support::ServerProcess;
+use crate::support::ServerProcess;
 use weft_fault::{Fault, Kind};
 use weft_object_store::ObjectStore;
 

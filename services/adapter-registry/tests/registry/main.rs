@@ -1,0 +1,11 @@
+//! The registry through its gRPC face, over a real embedded S3. One file a behaviour, one binary for all: each links
+//! the whole S3 client.
+
+mod aliases;
+mod directory;
+mod kill;
+mod publish;
+mod races;
+mod refusals;
+mod support;
+mod tenants_and_keys;

@@ -1,0 +1,88 @@
+//! A store that loses replies: the write happens, the writer is told that the store is away.
+
+use bytes::Bytes;
+use std::sync::Mutex;
+use weft_object_store::{ETag, Error, Object, ObjectMeta, ObjectStore, ObjectStream, PutOutcome, S3Store};
+
+pub(crate) struct Flaky {
+    inner: S3Store,
+    /// The next write whose key contains this is not answered.
+    lose_next: Mutex<Option<String>>,
+    /// Everything fails.
+    away: Mutex<bool>,
+}
+
+impl Flaky {
+    pub(crate) fn over(inner: S3Store) -> Self {
+        Self { inner, lose_next: Mutex::default(), away: Mutex::default() }
+    }
+
+    pub(crate) fn lose_reply_of(&self, key_part: &str) {
+        *self.lose_next.lock().unwrap() = Some(key_part.to_owned());
+    }
+
+    pub(crate) fn set_away(&self, away: bool) {
+        *self.away.lock().unwrap() = away;
+    }
+
+    fn fail(&self, key: &str) -> Error {
+        Error::Unavailable {
+            operation: "test",
+            key: key.to_owned(),
+            message: "away on purpose".to_owned(),
+            source: "away on purpose".into(),
+        }
+    }
+
+    fn reach(&self, key: &str) -> Result<(), Error> {
+        if *self.away.lock().unwrap() { Err(self.fail(key)) } else { Ok(()) }
+    }
+
+    fn answered<T>(&self, key: &str, result: Result<T, Error>) -> Result<T, Error> {
+        let mut lose_next = self.lose_next.lock().unwrap();
+        if lose_next.as_ref().is_some_and(|part| key.contains(part)) {
+            *lose_next = None;
+            return Err(self.fail(key));
+        }
+        result
+    }
+}
+
+#[tonic::async_trait]
+impl ObjectStore for Flaky {
+    async fn get(&self, key: &str) -> Result<Option<Object>, Error> {
+        self.reach(key)?;
+        self.inner.get(key).await
+    }
+    async fn get_stream(&self, key: &str) -> Result<Option<ObjectStream>, Error> {
+        self.reach(key)?;
+        self.inner.get_stream(key).await
+    }
+    async fn head(&self, key: &str) -> Result<Option<ObjectMeta>, Error> {
+        self.reach(key)?;
+        self.inner.head(key).await
+    }
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<ETag, Error> {
+        self.reach(key)?;
+        let result = self.inner.put(key, bytes).await;
+        self.answered(key, result)
+    }
+    async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<PutOutcome, Error> {
+        self.reach(key)?;
+        let result = self.inner.put_if_absent(key, bytes).await;
+        self.answered(key, result)
+    }
+    async fn put_if_match(&self, key: &str, bytes: Bytes, etag: &ETag) -> Result<PutOutcome, Error> {
+        self.reach(key)?;
+        let result = self.inner.put_if_match(key, bytes, etag).await;
+        self.answered(key, result)
+    }
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, Error> {
+        self.reach(prefix)?;
+        self.inner.list(prefix).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), Error> {
+        self.reach(key)?;
+        self.inner.delete(key).await
+    }
+}

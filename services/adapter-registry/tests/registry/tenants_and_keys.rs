@@ -1,0 +1,113 @@
+//! Tenants keep their salt; keys are stored as hashes, shown once and revocable.
+
+use crate::support::{TENANT, World};
+use weft_fault::{Fault, Kind};
+use weft_object_store::ObjectStore;
+use weft_proto::registry::v1 as pb;
+use weft_types::Digest;
+
+fn create_key(label: &str) -> pb::CreateKeyRequest {
+    pb::CreateKeyRequest { tenant: TENANT.to_owned(), label: label.to_owned(), actor: "ada".to_owned() }
+}
+
+#[tokio::test]
+async fn a_tenant_is_made_once_and_keeps_its_salt() {
+    let (world, mut registry) = World::ready().await;
+    let first = registry.directory().await.tenants[0].clone();
+    assert_eq!((first.name.as_str(), first.salt.len()), (TENANT, 32));
+    assert_ne!(first.salt, vec![0; 32]);
+    let again = registry.create_tenant(TENANT).await;
+    assert!(!again.created);
+    assert!(registry.create_tenant("helpdesk").await.created);
+    let tenants = registry.client.list_tenants(pb::ListTenantsRequest {}).await.unwrap().into_inner().tenants;
+    assert_eq!(tenants.iter().map(|tenant| tenant.name.as_str()).collect::<Vec<_>>(), [TENANT, "helpdesk"]);
+    registry.stop().await;
+    let directory = world.start().await.directory().await;
+    assert_eq!(directory.tenants[0].salt, first.salt);
+    assert_ne!(directory.tenants[1].salt, first.salt);
+}
+
+#[tokio::test]
+async fn racing_creations_make_one_tenant() {
+    let world = World::new().await;
+    let (one, two) = (world.start().await, world.start().await);
+    let creations = (0..16).map(|i| {
+        let mut client = if i % 2 == 0 { one.client.clone() } else { two.client.clone() };
+        async move {
+            let request = pb::CreateTenantRequest { name: TENANT.to_owned(), actor: String::new() };
+            client.create_tenant(request).await.unwrap().into_inner().created
+        }
+    });
+    let created = futures::future::join_all(creations).await.into_iter().filter(|created| *created).count();
+    assert_eq!(created, 1);
+    assert_eq!(one.directory().await.tenants[0].salt, two.directory().await.tenants[0].salt);
+}
+
+#[tokio::test]
+async fn names_that_break_the_rule_are_refused() {
+    let (world, mut registry) = World::ready().await;
+    let before = world.objects().await;
+    for name in ["", "A", "-a", "a_b", "a/b", "..", &"a".repeat(64)] {
+        let request = pb::CreateTenantRequest { name: name.to_owned(), actor: String::new() };
+        let fault = Fault::from(registry.client.create_tenant(request).await.unwrap_err());
+        assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some("name")), "{name}");
+    }
+    for (label, actor, param) in [("x".repeat(129), String::new(), "label"), (String::new(), "a\n".to_owned(), "actor")] {
+        let request = pb::CreateKeyRequest { tenant: TENANT.to_owned(), label, actor };
+        let fault = Fault::from(registry.client.create_key(request).await.unwrap_err());
+        assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some(param)));
+    }
+    let unknown = pb::CreateKeyRequest { tenant: "nobody".to_owned(), ..create_key("") };
+    assert_eq!(Fault::from(registry.client.create_key(unknown).await.unwrap_err()).kind, Kind::NotFound);
+    assert_eq!(world.objects().await, before);
+}
+
+#[tokio::test]
+async fn a_secret_is_shown_once_and_only_its_hash_is_kept() {
+    let (world, mut registry) = World::ready().await;
+    let key = registry.client.create_key(create_key("laptop")).await.unwrap().into_inner();
+    let parts: Vec<&str> = key.secret.splitn(3, '_').collect();
+    assert_eq!((parts[0], parts[1], parts[2].len()), ("weft", key.id.as_str(), 43));
+    let other = registry.client.create_key(create_key("")).await.unwrap().into_inner();
+    assert_ne!((&key.id, &key.secret), (&other.id, &other.secret));
+
+    let tenant = registry.directory().await.tenants[0].clone();
+    let listed = tenant.keys.iter().find(|listed| listed.id == key.id).unwrap();
+    assert_eq!(listed.secret_sha256, Digest::of(key.secret.as_bytes()).to_vec());
+
+    let random_part = parts[2].as_bytes();
+    for object in world.objects().await {
+        let bytes = world.store.get(&object.key).await.unwrap().unwrap().bytes;
+        let is_in = bytes.windows(random_part.len()).any(|window| window == random_part);
+        assert!(!is_in, "{} holds the secret", object.key);
+    }
+    let request = pb::ListKeysRequest { tenant: TENANT.to_owned() };
+    let keys = registry.client.list_keys(request).await.unwrap().into_inner().keys;
+    assert_eq!(keys.len(), 2);
+    assert!(keys.iter().any(|listed| listed.id == key.id && listed.label == "laptop" && listed.revoked_ms == 0));
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_gone_before_the_answer_and_stays_revoked() {
+    let (world, mut registry) = World::ready().await;
+    let key = registry.client.create_key(create_key("")).await.unwrap().into_inner();
+    let kept = registry.client.create_key(create_key("")).await.unwrap().into_inner();
+    let revoke = |id: &str| pb::RevokeKeyRequest { tenant: TENANT.to_owned(), id: id.to_owned(), actor: "ada".to_owned() };
+    registry.client.revoke_key(revoke(&key.id)).await.unwrap();
+    let ids = |directory: pb::Directory| directory.tenants[0].keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(registry.directory().await), [kept.id.as_str()]);
+    let objects = world.objects().await;
+    registry.client.revoke_key(revoke(&key.id)).await.unwrap();
+    assert_eq!(world.objects().await, objects, "revoking again wrote something");
+    for unknown in ["0000000000000000", "../tenant", "", &key.secret] {
+        let fault = Fault::from(registry.client.revoke_key(revoke(unknown)).await.unwrap_err());
+        assert_eq!(fault.kind, Kind::NotFound, "{unknown}");
+        assert!(!fault.message.contains("weft_"), "a secret in a message");
+    }
+    registry.stop().await;
+    let mut registry = world.start().await;
+    assert_eq!(ids(registry.directory().await), [kept.id.as_str()]);
+    let request = pb::ListKeysRequest { tenant: TENANT.to_owned() };
+    let keys = registry.client.list_keys(request).await.unwrap().into_inner().keys;
+    assert!(keys.iter().all(|listed| (listed.revoked_ms > 0) == (listed.id == key.id)));
+}
