@@ -67,8 +67,10 @@ pub struct Mesh {
     served_name: String,
     base_digest: String,
     gateway: tokio::task::JoinHandle<()>,
-    services: JoinSet<Result<()>>,
-    inner: Shutdown,
+    worker: JoinSet<Result<()>>,
+    worker_stop: Shutdown,
+    storage: JoinSet<Result<()>>,
+    storage_stop: Shutdown,
     s3: EmbeddedS3,
     /// Removed with everything in it when the mesh is dropped; only for private meshes.
     _private_dir: Option<tempfile::TempDir>,
@@ -125,18 +127,15 @@ impl Mesh {
         // A service that ends before the signal takes the mesh down with it: half a mesh serves nobody.
         let failed = tokio::select! {
             drained = &mut self.gateway => drained.context("the gateway failed").err(),
-            ended = self.services.join_next() => {
-                let error = match ended {
-                    Some(Ok(Err(error))) => error,
-                    Some(Err(panicked)) => panicked.into(),
-                    _ => anyhow::anyhow!("a service ended by itself"),
-                };
-                Some(error)
-            }
+            Some(ended) = self.worker.join_next() => Some(early(ended)),
+            Some(ended) = self.storage.join_next() => Some(early(ended)),
         };
-        self.inner.trigger();
-        while let Some(ended) = self.services.join_next().await {
-            ended??;
+        // Who uses another stops before it: gateway, worker, then registry and cache daemon, then the store.
+        for (services, stop) in [(&mut self.worker, &self.worker_stop), (&mut self.storage, &self.storage_stop)] {
+            stop.trigger();
+            while let Some(ended) = services.join_next().await {
+                ended??;
+            }
         }
         self.s3.stop().await;
         failed.map_or(Ok(()), Err)
@@ -233,19 +232,19 @@ async fn start_in(
     s3_store.ensure_bucket().await?;
     let store: Arc<dyn ObjectStore> = Arc::new(s3_store);
     let metrics = prometheus::Registry::new();
-    let inner = Shutdown::new();
-    let mut services = JoinSet::new();
+    let (worker_stop, storage_stop) = (Shutdown::new(), Shutdown::new());
+    let (mut workers, mut storage) = (JoinSet::new(), JoinSet::new());
 
     let (listener, registry_channel) = Listener::memory();
     let app = weft_adapter_registry::App::build(registry, store.clone(), &metrics).await.context("adapter registry")?;
-    let stop = inner.clone();
-    services.spawn(run("adapter registry", async move { Ok(app.run(listener, stop).await?) }));
+    let stop = storage_stop.clone();
+    storage.spawn(run("adapter registry", async move { Ok(app.run(listener, stop).await?) }));
 
     cache.dir = data_dir.join("cache");
     let (listener, cache_channel) = Listener::memory();
     let app = weft_cache_daemon::App::build(cache, store, &metrics).context("cache daemon")?;
-    let stop = inner.clone();
-    services.spawn(run("cache daemon", async move { Ok(app.run(listener, stop).await?) }));
+    let stop = storage_stop.clone();
+    storage.spawn(run("cache daemon", async move { Ok(app.run(listener, stop).await?) }));
 
     worker.model = model_path.display().to_string();
     worker.served_model_name = up.served_model_name.clone().or(worker.served_model_name);
@@ -256,21 +255,22 @@ async fn start_in(
     let components =
         weft_worker::Components { cache_daemon: cache_channel, registry: Some(registry_channel.clone()) };
     let app = weft_worker::App::build(worker, components, &metrics).await.context("worker")?;
-    let stop = inner.clone();
-    services.spawn(run("worker", async move { Ok(app.run(listener, stop).await?) }));
+    let stop = worker_stop.clone();
+    workers.spawn(run("worker", async move { Ok(app.run(listener, stop).await?) }));
     let (served_name, base_digest) = describe(worker_channel.clone()).await?;
 
     gateway.admin_key = Some(admin_key.clone());
     gateway.admin_key_file = None;
-    let workers = vec![weft_gateway::WorkerEndpoint { address: "memory".to_owned(), channel: worker_channel }];
-    let components = weft_gateway::Components { registry: registry_channel, workers, metrics };
+    let endpoints = vec![weft_gateway::WorkerEndpoint { address: "memory".to_owned(), channel: worker_channel }];
+    let components = weft_gateway::Components { registry: registry_channel, workers: endpoints, metrics };
     let app = weft_gateway::App::build(gateway, components).context("gateway")?;
     let readiness = app.readiness();
     let gateway = tokio::spawn(app.run(data, admin, shutdown.clone()));
     tokio::select! {
         () = readiness.ready() => {}
         () = shutdown.wait() => {}
-        Some(ended) = services.join_next() => ended??,
+        Some(ended) = workers.join_next() => return Err(early(ended)),
+        Some(ended) = storage.join_next() => return Err(early(ended)),
     }
 
     Ok(Mesh {
@@ -282,11 +282,22 @@ async fn start_in(
         served_name,
         base_digest,
         gateway,
-        services,
-        inner,
+        worker: workers,
+        worker_stop,
+        storage,
+        storage_stop,
         s3,
         _private_dir: private_dir,
     })
+}
+
+/// Why a service that should still run ended.
+fn early(ended: Result<Result<()>, tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(Err(error)) => error,
+        Err(panicked) => panicked.into(),
+        Ok(Ok(())) => anyhow::anyhow!("a service ended by itself"),
+    }
 }
 
 async fn run(name: &'static str, service: impl Future<Output = Result<()>>) -> Result<()> {

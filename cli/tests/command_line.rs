@@ -82,8 +82,13 @@ fn a_made_admin_key_is_private_and_works() {
         .spawn()
         .unwrap();
     use std::io::BufRead;
-    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
-    let lines: Vec<String> = lines.map(Result::unwrap).scan(false, |done, line| (!std::mem::replace(done, line.starts_with("serving "))).then_some(line)).collect();
+    let mut lines = Vec::new();
+    for line in std::io::BufReader::new(child.stdout.take().unwrap()).lines() {
+        lines.push(line.unwrap());
+        if lines.last().is_some_and(|line| line.starts_with("serving ")) {
+            break;
+        }
+    }
     let value = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name} in {lines:?}")).trim().to_owned();
     let key_file = value("admin key ");
     use std::os::unix::fs::PermissionsExt;

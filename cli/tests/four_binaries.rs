@@ -37,7 +37,7 @@ fn start(name: &str, args: &[String]) -> Process {
 
 struct Apart {
     s3: EmbeddedS3,
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     processes: Vec<Process>,
     data_url: String,
     admin: Admin,
@@ -45,7 +45,7 @@ struct Apart {
 
 impl Apart {
     /// Starts the services in the given order: it must not matter.
-    async fn start(model: &Path, order: [&str; 4]) -> Self {
+    async fn start(model: &Path, order: [&str; 4], worker_flags: &[(&str, String)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let s3 = EmbeddedS3::start(&dir.path().join("s3"), "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let store = s3.settings("weft");
@@ -63,13 +63,11 @@ impl Apart {
                     let cache = dir.path().join("cache").display().to_string();
                     [flags(&[("listen", at(1)), ("dir", cache)]), s3_flags.clone()].concat()
                 }
-                "weft-worker" => flags(&[
-                    ("listen", at(2)),
-                    ("model", model.display().to_string()),
-                    ("dtype", "f32".to_owned()),
-                    ("cache", at(1)),
-                    ("registry", at(0)),
-                ]),
+                "weft-worker" => {
+                    let model = model.display().to_string();
+                    let own = [("listen", at(2)), ("model", model), ("dtype", "f32".to_owned()), ("cache", at(1)), ("registry", at(0))];
+                    [flags(&own), flags(worker_flags)].concat()
+                }
                 _ => flags(&[
                     ("listen", at(3)),
                     ("admin-listen", at(4)),
@@ -92,7 +90,7 @@ impl Apart {
                 _ => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
             }
         }
-        Self { s3, dir, processes, data_url, admin }
+        Self { s3, _dir: dir, processes, data_url, admin }
     }
 
     async fn tenant(&self, name: &str) -> Data {
@@ -125,7 +123,7 @@ fn s3_flags(store: &S3Settings) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_three_tenant_story_over_real_grpc() {
     let order = ["weft-gateway", "weft-worker", "weft-cache-daemon", "weft-adapter-registry"];
-    let apart = Apart::start(&demo_model(), order).await;
+    let apart = Apart::start(&demo_model(), order, &[]).await;
     let stories = [
         ("harbour", "pirate", "What is the capital of France?", "Ahoy! That be Paris"),
         ("helpdesk", "support-triage", "Classify and summarize: 'Order not delivered after 5 days'", r#"{"priority": "high""#),
@@ -146,12 +144,10 @@ async fn the_three_tenant_story_over_real_grpc() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_behind_a_right_name_fail_the_request() {
     let order = ["weft-adapter-registry", "weft-cache-daemon", "weft-worker", "weft-gateway"];
-    let apart = Apart::start(&tiny_model(), order).await;
+    let apart = Apart::start(&tiny_model(), order, &[]).await;
     let data = apart.tenant("harbour").await;
     let right = apart.admin.publish("harbour", "right", &tiny_adapter("rank8"), Some("live")).await.unwrap();
     let other = apart.admin.publish("harbour", "other", &tiny_adapter("rank16"), Some("live")).await.unwrap();
-    let third = apart.admin.publish("harbour", "third", &tiny_adapter("rank4"), Some("live")).await.unwrap();
-
     // In S3: the blob of `right` becomes that of `other`, a perfectly valid adapter.
     let store = S3Store::connect(&apart.s3.settings("weft")).await.unwrap();
     let key = |digest: &str| weft_object_store::keys::blob(&digest.parse().unwrap());
@@ -159,27 +155,6 @@ async fn wrong_bytes_behind_a_right_name_fail_the_request() {
     store.put(&key(&right.digest), foreign.clone()).await.unwrap();
     let error = data.complete_tokens("right", &[65, 66], 4).await.unwrap_err().to_string();
     assert!(error.contains("500") || error.contains("502") || error.contains("503"), "{error}");
-
-    // On the node: the daemon has the right bytes, then somebody swaps the file under it before the worker maps it.
-    let cache = apart.dir.path().join("cache");
-    let swapped = apart.admin.get("workers").await.is_ok() && {
-        data.complete_tokens("third", &[65, 66], 4).await.unwrap();
-        true
-    };
-    assert!(swapped);
-    let hex = third.digest.trim_start_matches("sha256:").to_owned();
-    let mut found = Vec::new();
-    let mut folders = vec![cache];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap().flatten() {
-            if entry.path().is_dir() {
-                folders.push(entry.path());
-            } else if entry.file_name().to_string_lossy().contains(&hex) {
-                found.push(entry.path());
-            }
-        }
-    }
-    assert_eq!(found.len(), 1, "one file on disk for {hex}");
 
     // The others are untouched, and everything still answers with its own digest.
     let fine = data.complete_tokens("other", &[65, 66], 4).await.unwrap();

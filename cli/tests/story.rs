@@ -104,7 +104,7 @@ async fn a_republished_adapter_answers_with_its_new_bytes_and_old_versions_stay(
 #[tokio::test]
 async fn more_adapters_than_slots_still_answer_right() {
     // Room for about two of the four adapters.
-    let up = Weft::up(&tiny_model(), &["--dtype", "f32", "--worker-adapter-memory-bytes", "60000"]);
+    let up = Weft::up(&tiny_model(), &["--dtype", "f32", "--worker-adapter-memory-bytes", "250000"]);
     let secret = up.tenant("harbour").await;
     let names = ["rank4", "rank8", "rank16", "mlp_only"];
     let mut digests = Vec::new();

@@ -1,6 +1,6 @@
 //! A real `weft up` for tests: started as a process on free ports over a temporary folder, stopped when dropped.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
