@@ -66,7 +66,8 @@ async fn check(store: &dyn ObjectStore, prefix: &str) -> Result<(), Error> {
         demand(winners == 1, &format!("{winners} of {RACERS} racing if-none-match: * writes won"))?;
 
         let Some(object) = store.get(&key).await? else { return demand(false, "the winner's object is missing") };
-        let racers = (0..RACERS).map(|racer| store.put_if_match(&key, Bytes::from(format!("swap {racer}")), &object.etag));
+        let racers =
+            (0..RACERS).map(|racer| store.put_if_match(&key, Bytes::from(format!("swap {racer}")), &object.etag));
         let winners = try_join_all(racers).await?.into_iter().filter(PutOutcome::is_written).count();
         demand(winners == 1, &format!("{winners} of {RACERS} racing if-match writes won"))?;
     }

@@ -110,7 +110,12 @@ impl Core {
     }
 
     /// Makes a key. The secret is in the answer and nowhere else.
-    pub(crate) async fn create_key(&self, tenant: TenantName, label: &str, actor: &str) -> Result<(String, String), Error> {
+    pub(crate) async fn create_key(
+        &self,
+        tenant: TenantName,
+        label: &str,
+        actor: &str,
+    ) -> Result<(String, String), Error> {
         check_actor(actor)?;
         check_text("label", label, TEXT_BYTES_MAX)?;
         self.require_tenant(&tenant).await?;
@@ -193,9 +198,10 @@ impl Core {
     ) -> Result<(AliasRecord, ETag), Error> {
         check_actor(actor)?;
         let target = self.resolve(&tenant, &adapter, &Selector::Version(version)).await?;
-        let aliases = self.catalog().adapter(&tenant, &adapter).map_or(0, |adapter| {
-            if adapter.aliases.contains_key(&alias) { 0 } else { adapter.aliases.len() }
-        });
+        let aliases = self
+            .catalog()
+            .adapter(&tenant, &adapter)
+            .map_or(0, |adapter| if adapter.aliases.contains_key(&alias) { 0 } else { adapter.aliases.len() });
         if aliases >= ALIASES_PER_ADAPTER_MAX {
             return Err(Error::Full { what: format!("aliases of {adapter}"), max: ALIASES_PER_ADAPTER_MAX });
         }
@@ -204,11 +210,15 @@ impl Core {
         let moved = self.update(&place, |found: Option<(&AliasRecord, &ETag)>| {
             match (&expected, found) {
                 (Expected::Present | Expected::State(_), None) => return conflict("does not exist".to_owned()),
-                (Expected::Absent, Some((record, _))) => return conflict(format!("is version {} already", record.version)),
+                (Expected::Absent, Some((record, _))) => {
+                    return conflict(format!("is version {} already", record.version));
+                }
                 (Expected::State(etag), Some((record, now))) if etag != now => {
                     return conflict(format!("was moved to version {} meanwhile", record.version));
                 }
-                (Expected::Older, Some((record, _))) if record.version > version => return Ok(Change::Keep(record.clone())),
+                (Expected::Older, Some((record, _))) if record.version > version => {
+                    return Ok(Change::Keep(record.clone()));
+                }
                 (_, Some((record, _))) if record.version == version => return Ok(Change::Keep(record.clone())),
                 _ => {}
             }

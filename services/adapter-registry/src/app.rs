@@ -42,7 +42,12 @@ impl App {
         when_store_answers(wait, async || Ok(weft_object_store::probe(&*core.store).await?)).await?;
         when_store_answers(wait, async || core.refresh(ROOT).await).await?;
         let counts = core.counts();
-        tracing::info!(tenants = counts.tenants, adapters = counts.adapters, versions = counts.versions, "read the records");
+        tracing::info!(
+            tenants = counts.tenants,
+            adapters = counts.adapters,
+            versions = counts.versions,
+            "read the records"
+        );
         let readiness = Readiness::new();
         if core.catalog().base.is_none() {
             readiness.wait_for(BASE_CONDITION, "no worker has announced its base model yet");

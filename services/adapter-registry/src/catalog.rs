@@ -116,7 +116,12 @@ impl Catalog {
     }
 
     /// The version that the selector means.
-    pub(crate) fn resolve(&self, tenant: &TenantName, name: &AdapterName, selector: &Selector) -> Option<&VersionRecord> {
+    pub(crate) fn resolve(
+        &self,
+        tenant: &TenantName,
+        name: &AdapterName,
+        selector: &Selector,
+    ) -> Option<&VersionRecord> {
         let adapter = self.adapter(tenant, name)?;
         match selector {
             Selector::Alias(alias) => adapter.versions.get(&adapter.aliases.get(alias)?.0.version),

@@ -113,7 +113,10 @@ fn selectors_mean_versions_of_this_adapter_only() {
         let selector = text.parse().unwrap();
         catalog.resolve(&tenant(), &adapter(), &selector).map(|version| version.number)
     };
-    assert_eq!((number(""), number("live"), number("3"), number("4"), number("canary")), (Some(2), Some(2), Some(3), None, None));
+    assert_eq!(
+        (number(""), number("live"), number("3"), number("4"), number("canary")),
+        (Some(2), Some(2), Some(3), None, None)
+    );
     assert_eq!(number(&Digest::of(&1u64.to_le_bytes()).to_string()), Some(1));
     assert_eq!(number(&Digest::of(b"other").to_string()), None);
     let other: AdapterName = "other".parse().unwrap();

@@ -48,15 +48,7 @@ impl Core {
         let incarnation = uuid::Uuid::new_v4().to_string();
         let empty = pb::Directory { incarnation: incarnation.clone(), ..pb::Directory::default() };
         let (directory, _) = watch::channel(Arc::new(empty));
-        Self {
-            store,
-            settings,
-            metrics,
-            catalog: Mutex::default(),
-            directory,
-            incarnation,
-            damaged: Mutex::default(),
-        }
+        Self { store, settings, metrics, catalog: Mutex::default(), directory, incarnation, damaged: Mutex::default() }
     }
 
     /// The catalog. Held for short, plain work only.
@@ -216,7 +208,10 @@ impl Core {
                 () = shutdown.wait() => return,
             }
             if let Err(error) = self.refresh(ROOT).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot list the records; the last directory stays");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot list the records; the last directory stays"
+                );
             }
         }
     }

@@ -118,7 +118,8 @@ impl Registry for Service {
             let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
             self.freshen(&tenant_prefix(&tenant)).await?;
             let catalog = self.core.catalog();
-            let found = catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
+            let found =
+                catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
             let adapters = found.adapters.iter().filter(|(_, adapter)| !adapter.versions.is_empty());
             let adapters = adapters.map(|(name, adapter)| wire::adapter(&tenant, name, adapter));
             Ok(pb::ListAdaptersResponse { adapters: adapters.collect() })
@@ -203,7 +204,8 @@ impl Registry for Service {
             let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
             self.freshen(&tenant_prefix(&tenant)).await?;
             let catalog = self.core.catalog();
-            let found = catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
+            let found =
+                catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
             let keys = found.keys.values().map(|key| wire::key(&tenant, key));
             Ok(pb::ListKeysResponse { keys: keys.collect() })
         };

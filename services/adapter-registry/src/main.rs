@@ -15,7 +15,8 @@ const USAGE: u8 = 2;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let loader = Loader::new("weft-adapter-registry", "Publishes, validates, versions and stores adapters; tenants and keys");
+    let loader =
+        Loader::new("weft-adapter-registry", "Publishes, validates, versions and stores adapters; tenants and keys");
     let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
     let settings = loaded.and_then(|loaded| Ok(loaded.get::<Settings>("")?));
     let settings = settings.unwrap_or_else(|error| error.exit());
@@ -58,7 +59,8 @@ async fn ensure_bucket(store: &S3Store, wait_ms: u64) -> Result<(), Fault> {
     loop {
         match store.ensure_bucket().await.map_err(Fault::from) {
             Err(fault)
-                if matches!(fault.kind, Kind::Unavailable | Kind::Timeout) && tokio::time::Instant::now() < deadline =>
+                if matches!(fault.kind, Kind::Unavailable | Kind::Timeout)
+                    && tokio::time::Instant::now() < deadline =>
             {
                 tracing::warn!(%fault, "waiting for the object store");
                 backoff.wait().await;

@@ -80,7 +80,8 @@ pub(crate) fn key(tenant: &TenantName, record: &KeyRecord) -> pb::Key {
 
 pub(crate) fn refusal(reasons: Vec<String>) -> pb::Refusal {
     let count = reasons.len();
-    let mut reasons: Vec<String> = reasons.iter().take(REASONS_MAX).map(|reason| cut(reason, REASON_BYTES_MAX)).collect();
+    let mut reasons: Vec<String> =
+        reasons.iter().take(REASONS_MAX).map(|reason| cut(reason, REASON_BYTES_MAX)).collect();
     if count > REASONS_MAX {
         reasons.push(format!("{} more reasons", count - REASONS_MAX));
     }

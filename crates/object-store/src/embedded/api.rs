@@ -34,7 +34,10 @@ pub(crate) struct FolderS3 {
 }
 
 impl FolderS3 {
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Folder) -> S3Result<T> + Send + 'static) -> S3Result<T> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> S3Result<T> + Send + 'static,
+    ) -> S3Result<T> {
         let folder = Arc::clone(&self.folder);
         match self.work.spawn_blocking(move || work(&folder)).await {
             Ok(result) => result,
@@ -72,7 +75,8 @@ fn io_failed(error: std::io::Error) -> S3Error {
 
 fn storage_full(error: &std::io::Error) -> S3Error {
     tracing::warn!(%error, "embedded object store has no room");
-    let mut full = S3Error::with_message(S3ErrorCode::Custom("StorageFull".into()), format!("no room for the object: {error}"));
+    let mut full =
+        S3Error::with_message(S3ErrorCode::Custom("StorageFull".into()), format!("no room for the object: {error}"));
     full.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);
     full
 }
@@ -254,7 +258,10 @@ impl S3 for FolderS3 {
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
-    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
         let input = request.input;
         let bucket = self.bucket(&input.bucket)?;
         let prefix = input.prefix.as_deref().unwrap_or("");

@@ -376,8 +376,7 @@ fn sync_dir(path: &Path) -> Result<(), Error> {
 fn take_lock(root: &Path) -> Result<File, Error> {
     let path = root.join("LOCK");
     let io = |error| Error::io(path.display(), error);
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -25,8 +25,9 @@ fn folder_with(keys: &[&str]) -> (tempfile::TempDir, Folder, Arc<Bucket>) {
     (directory, folder, bucket)
 }
 
-const ODD_KEYS: &[&str] =
-    &["a", "a/b", "a/b/c", "a//b", "/", "a/", ".", "..", "../up", ".hidden", "a@", "a@/b", "%00", "a%2Fb", "ä ö", "a/b@"];
+const ODD_KEYS: &[&str] = &[
+    "a", "a/b", "a/b/c", "a//b", "/", "a/", ".", "..", "../up", ".hidden", "a@", "a@/b", "%00", "a%2Fb", "ä ö", "a/b@",
+];
 
 #[test]
 fn odd_keys_are_distinct_objects_and_survive_a_restart() {

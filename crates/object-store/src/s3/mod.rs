@@ -54,7 +54,10 @@ pub struct S3Store {
 
 impl std::fmt::Debug for S3Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("S3Store").field("endpoint", &self.endpoint).field("bucket", &self.bucket).finish_non_exhaustive()
+        f.debug_struct("S3Store")
+            .field("endpoint", &self.endpoint)
+            .field("bucket", &self.bucket)
+            .finish_non_exhaustive()
     }
 }
 
@@ -199,7 +202,9 @@ impl S3Store {
     async fn own_write(&self, key: &str, write_id: &str) -> Result<PutOutcome, Error> {
         let head = self.client.head_object().bucket(&self.bucket).key(self.full_key(key)).send().await;
         match head.map_err(|error| classify("head", key, error)) {
-            Ok(head) if head.metadata().and_then(|metadata| metadata.get(WRITE_ID)).is_some_and(|id| id == write_id) => {
+            Ok(head)
+                if head.metadata().and_then(|metadata| metadata.get(WRITE_ID)).is_some_and(|id| id == write_id) =>
+            {
                 Ok(PutOutcome::Written(etag(head.e_tag, "head", key)?))
             }
             Ok(_) | Err(Failure::NotFound) => Ok(PutOutcome::Lost),

@@ -1,8 +1,8 @@
 //! What every `ObjectStore` promises, over the real client and the real server.
 
+use crate::support::{BUCKET, embedded, loopback};
 use bytes::Bytes;
 use futures::StreamExt;
-use crate::support::{BUCKET, embedded, loopback};
 use weft_fault::{Fault, Kind};
 use weft_object_store::{ETag, EmbeddedS3, Error, ObjectStore, PutOutcome, S3Settings, S3Store};
 
@@ -66,7 +66,8 @@ async fn a_listing_is_complete_and_sorted_beyond_one_page() {
 #[tokio::test]
 async fn odd_keys_and_a_key_below_a_key_are_objects_of_their_own() {
     let (_folder, _server, store) = embedded().await;
-    let mut keys = ["a", "a/b", "a b+c&d=e", "ä/ö", "percent%41", "org/name@live", "x/.hidden", "semi;colon'quote\"<&>"];
+    let mut keys =
+        ["a", "a/b", "a b+c&d=e", "ä/ö", "percent%41", "org/name@live", "x/.hidden", "semi;colon'quote\"<&>"];
     for key in keys {
         store.put(key, Bytes::copy_from_slice(key.as_bytes())).await.unwrap();
     }
@@ -80,7 +81,8 @@ async fn odd_keys_and_a_key_below_a_key_are_objects_of_their_own() {
 #[tokio::test]
 async fn a_large_object_streams_both_ways() {
     let (_folder, _server, store) = embedded().await;
-    let content: Bytes = (0..24u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>().into();
+    let content: Bytes =
+        (0..24u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>().into();
     store.put_if_absent("large", content.clone()).await.unwrap();
     let mut found = store.get_stream("large").await.unwrap().unwrap();
     assert_eq!(found.bytes, content.len() as u64);

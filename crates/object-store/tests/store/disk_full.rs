@@ -1,7 +1,7 @@
 //! A disk without room is an answer, not a torn object.
 
-use bytes::Bytes;
 use crate::support::ServerProcess;
+use bytes::Bytes;
 use weft_fault::{Fault, Kind};
 use weft_object_store::ObjectStore;
 

@@ -1,12 +1,12 @@
 //! `kill -9` of the server at random points loses nothing that was acknowledged and tears nothing.
 
+use crate::support::ServerProcess;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use crate::support::ServerProcess;
 use weft_object_store::{ETag, ObjectStore, PutOutcome, S3Store};
 use weft_types::Digest;
 
@@ -79,7 +79,8 @@ async fn kill_9_at_random_points_loses_and_tears_nothing() {
     for round in 0..ROUNDS {
         let server = ServerProcess::start(folder.path(), None).await;
         let store = server.store().await;
-        let found = check(&store, &known.lock().unwrap().clone(), round).await;
+        let expected = known.lock().unwrap().clone();
+        let found = check(&store, &expected, round).await;
         // What was written without an acknowledgement counts as known from now on.
         for (key, found) in found {
             known.lock().unwrap().insert(key, Known { acknowledged: found, tried: found });

@@ -1,9 +1,9 @@
 //! Racing conditional writes have one winner each.
 
+use crate::support::embedded;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
-use crate::support::embedded;
 use weft_object_store::{ObjectStore, PutOutcome};
 
 const RACES: usize = 1000;

@@ -1,5 +1,6 @@
 //! Endpoints that break promises are refused, and answers that get lost or come late do not confuse a writer.
 
+use crate::support::{BUCKET, embedded, loopback};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use s3s::dto::*;
@@ -8,7 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use crate::support::{BUCKET, embedded, loopback};
 use weft_object_store::embedded::{Credentials, Server};
 use weft_object_store::{Error, ObjectStore, PutOutcome, S3Store};
 
@@ -103,7 +103,8 @@ impl S3 for Unruly {
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        let found = self.objects.lock().unwrap().get(&request.input.key).cloned().ok_or_else(|| s3_error!(NoSuchKey))?;
+        let found =
+            self.objects.lock().unwrap().get(&request.input.key).cloned().ok_or_else(|| s3_error!(NoSuchKey))?;
         let body = s3s::Body::from(found.body.clone());
         Ok(S3Response::new(GetObjectOutput {
             content_length: Some(found.body.len() as i64),
@@ -114,7 +115,8 @@ impl S3 for Unruly {
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        let found = self.objects.lock().unwrap().get(&request.input.key).cloned().ok_or_else(|| s3_error!(NoSuchKey))?;
+        let found =
+            self.objects.lock().unwrap().get(&request.input.key).cloned().ok_or_else(|| s3_error!(NoSuchKey))?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: Some(found.body.len() as i64),
             e_tag: Some(ETag::Strong(found.etag)),
@@ -181,7 +183,13 @@ async fn a_writer_whose_reply_was_lost_learns_that_it_won() {
     for breaks in [false, true] {
         let unruly = Unruly::default();
         let (_server, store) = unruly.store().await;
-        let lose = |n| if breaks { unruly.breaks_after_write.store(n, Ordering::SeqCst) } else { unruly.fails_after_write.store(n, Ordering::SeqCst) };
+        let lose = |n| {
+            if breaks {
+                unruly.breaks_after_write.store(n, Ordering::SeqCst)
+            } else {
+                unruly.fails_after_write.store(n, Ordering::SeqCst)
+            }
+        };
         lose(1);
         let outcome = store.put_if_absent("k", Bytes::from_static(b"mine")).await.unwrap();
         let etag = store.get("k").await.unwrap().unwrap().etag;
@@ -203,6 +211,9 @@ async fn a_conflict_under_way_is_waited_out_but_not_for_ever() {
     assert!(store.put_if_absent("k", Bytes::from_static(b"1")).await.unwrap().is_written());
     unruly.busy.store(u32::MAX, Ordering::SeqCst);
     let error = store.put_if_absent("other", Bytes::from_static(b"1")).await.unwrap_err();
-    assert!(matches!(&error, Error::Unavailable { message, .. } if message.contains("ConditionalRequestConflict")), "{error:?}");
+    assert!(
+        matches!(&error, Error::Unavailable { message, .. } if message.contains("ConditionalRequestConflict")),
+        "{error:?}"
+    );
     assert!(!unruly.objects.lock().unwrap().contains_key("other"));
 }

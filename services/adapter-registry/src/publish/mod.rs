@@ -152,7 +152,8 @@ impl Publisher {
     }
 
     fn check_room(&self, target: &Target) -> Result<(), Error> {
-        let versions = self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions.len());
+        let versions =
+            self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions.len());
         let counts = self.core.counts();
         let adapters = if versions.is_some() { 0 } else { counts.adapters };
         for (what, count, max) in [
@@ -201,7 +202,9 @@ impl Publisher {
             self.core.refresh(&prefix).await?;
             let is_known = |number| {
                 let catalog = self.core.catalog();
-                catalog.adapter(&target.tenant, &target.adapter).is_some_and(|adapter| adapter.versions.contains_key(number))
+                catalog
+                    .adapter(&target.tenant, &target.adapter)
+                    .is_some_and(|adapter| adapter.versions.contains_key(number))
             };
             if !is_known(&record.number) {
                 // The object is there and is no record: without its digest nobody can tell what number comes next.

@@ -71,7 +71,9 @@ impl Parts<'_> {
         };
         match message {
             Some(pb::PublishRequest { part: Some(part) }) => Ok(Some(part)),
-            Some(pb::PublishRequest { part: None }) => Err(Error::invalid("part", "a message has no part that is known")),
+            Some(pb::PublishRequest { part: None }) => {
+                Err(Error::invalid("part", "a message has no part that is known"))
+            }
             None => Ok(None),
         }
     }

@@ -85,7 +85,8 @@ async fn the_record_says_who_moved_the_alias_and_from_where() {
     let object = world.store.get(&key).await.unwrap().unwrap();
     let record: serde_json::Value = serde_json::from_slice(&object.bytes).unwrap();
     assert_eq!((record["version"].as_u64(), record["actor"].as_str()), (Some(1), Some("grace")));
-    let history: Vec<_> = record["history"].as_array().unwrap().iter().map(|earlier| earlier["version"].as_u64().unwrap()).collect();
+    let history: Vec<_> =
+        record["history"].as_array().unwrap().iter().map(|earlier| earlier["version"].as_u64().unwrap()).collect();
     assert_eq!(history, [2, 1]);
     assert_eq!(record["history"][0]["actor"], "ada");
 }

@@ -1,7 +1,7 @@
 //! The directory: whole at once, again after every change, and rebuilt from the store alone.
 
-use bytes::Bytes;
 use crate::support::{Package, Running, TENANT, World};
+use bytes::Bytes;
 use weft_adapter_registry::{DIRECTORY_GENERATION_HEADER, DIRECTORY_INCARNATION_HEADER, Settings};
 use weft_fault::{Fault, Kind};
 use weft_object_store::ObjectStore;
@@ -11,7 +11,10 @@ async fn watch(registry: &Running) -> tonic::Streaming<pb::Directory> {
     registry.client.clone().watch_directory(pb::WatchDirectoryRequest {}).await.unwrap().into_inner()
 }
 
-async fn until(stream: &mut tonic::Streaming<pb::Directory>, is_seen: impl Fn(&pb::Directory) -> bool) -> pb::Directory {
+async fn until(
+    stream: &mut tonic::Streaming<pb::Directory>,
+    is_seen: impl Fn(&pb::Directory) -> bool,
+) -> pb::Directory {
     loop {
         let directory = stream.message().await.unwrap().expect("the stream goes on");
         if is_seen(&directory) {
@@ -64,7 +67,9 @@ async fn another_registrys_writes_arrive_by_listing() {
     writer.prepare().await;
     writer.publish("pirate", &Package::tiny(1)).await;
     writer.publish("pirate", &Package::tiny(2)).await;
-    let both = |directory: &pb::Directory| versions(directory) == 2 && directory.tenants[0].adapters[0].aliases.iter().any(|alias| alias.version == 2);
+    let both = |directory: &pb::Directory| {
+        versions(directory) == 2 && directory.tenants[0].adapters[0].aliases.iter().any(|alias| alias.version == 2)
+    };
     let seen = until(&mut stream, both).await;
     let own = writer.directory().await;
     assert_eq!(seen.tenants, own.tenants);
@@ -122,7 +127,8 @@ async fn a_foreign_object_where_the_next_version_belongs_is_named() {
     registry.publish("pirate", &Package::tiny(1)).await;
     let key = "registry/tenants/harbour/adapters/pirate/versions/000000000002.json";
     world.store.put(key, Bytes::from_static(b"{")).await.unwrap();
-    let fault = crate::support::publish(&registry.client, TENANT, "pirate", "live", &Package::tiny(2)).await.unwrap_err();
+    let fault =
+        crate::support::publish(&registry.client, TENANT, "pirate", "live", &Package::tiny(2)).await.unwrap_err();
     assert_eq!(fault.kind, Kind::Corrupt);
     assert!(fault.message.contains(key), "{}", fault.message);
 }

@@ -1,12 +1,12 @@
 //! The registry as a process: `kill -9` at random points loses nothing acknowledged, and a retry completes the rest.
 
+use crate::support::{BUCKET, Client, Package, TENANT, World, client, publish, smollm2};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use crate::support::{BUCKET, Client, Package, TENANT, World, client, publish, smollm2};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use weft_proto::registry::v1 as pb;
@@ -113,7 +113,8 @@ async fn wrong_settings_end_with_status_2_and_every_problem() {
 async fn a_taken_port_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let run = Command::new(env!("CARGO_BIN_EXE_weft-adapter-registry")).args(["--listen", &address]).output().await.unwrap();
+    let run =
+        Command::new(env!("CARGO_BIN_EXE_weft-adapter-registry")).args(["--listen", &address]).output().await.unwrap();
     let stderr = String::from_utf8(run.stderr).unwrap();
     assert_eq!(run.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains(&address), "{stderr}");

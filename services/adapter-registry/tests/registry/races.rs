@@ -1,7 +1,7 @@
 //! Racing publishers, in one registry and in two over one store.
 
-use futures::future::join_all;
 use crate::support::{Package, TENANT, World, publish};
+use futures::future::join_all;
 
 const PUBLISHERS: usize = 16;
 

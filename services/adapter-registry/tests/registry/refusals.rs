@@ -35,7 +35,9 @@ async fn bad_content_is_refused_with_every_reason_and_leaves_nothing() {
     assert!(!refused(&registry, &rank).await.is_empty());
 
     // Several faults at once, in both files.
-    let config = String::from_utf8(good.config.clone()).unwrap().replace("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": 7");
+    let config = String::from_utf8(good.config.clone())
+        .unwrap()
+        .replace("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": 7");
     let reasons = refused(&registry, &Package { config: config.into_bytes(), weights: nan.weights }).await;
     for part in ["bias", "use_dora"] {
         assert!(reasons.iter().any(|reason| reason.contains(part)), "{part} in {reasons:?}");
@@ -73,7 +75,8 @@ async fn parts_over_their_cap_are_too_large() {
     assert!(fault.message.contains("100000") && fault.message.contains("package_bytes_max"), "{}", fault.message);
 
     let config = vec![b' '; (1 << 20) + 1];
-    let fault = fault_of(&registry, parts(TENANT, "pirate", "live", &Package { config, ..Package::tiny(1) }, 1 << 20)).await;
+    let fault =
+        fault_of(&registry, parts(TENANT, "pirate", "live", &Package { config, ..Package::tiny(1) }, 1 << 20)).await;
     assert_eq!(fault.kind, Kind::TooLarge);
     assert!(fault.message.contains("adapter_config.json") && fault.message.contains("1048576"), "{}", fault.message);
 
@@ -192,7 +195,8 @@ async fn one_upload_more_than_allowed_is_told_to_come_back() {
 #[tokio::test]
 async fn an_upload_that_stalls_or_breaks_off_ends_and_leaves_nothing() {
     let world = World::new().await;
-    let mut registry = world.start_with(Settings { upload_idle_timeout_ms: 50, publishes_max: 1, ..Settings::default() }).await;
+    let mut registry =
+        world.start_with(Settings { upload_idle_timeout_ms: 50, publishes_max: 1, ..Settings::default() }).await;
     registry.prepare().await;
     let before = world.objects().await;
     let (_sender, call) = begin_upload(&registry).await;

@@ -52,7 +52,8 @@ async fn names_that_break_the_rule_are_refused() {
         let fault = Fault::from(registry.client.create_tenant(request).await.unwrap_err());
         assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some("name")), "{name}");
     }
-    for (label, actor, param) in [("x".repeat(129), String::new(), "label"), (String::new(), "a\n".to_owned(), "actor")] {
+    for (label, actor, param) in [("x".repeat(129), String::new(), "label"), (String::new(), "a\n".to_owned(), "actor")]
+    {
         let request = pb::CreateKeyRequest { tenant: TENANT.to_owned(), label, actor };
         let fault = Fault::from(registry.client.create_key(request).await.unwrap_err());
         assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some(param)));
@@ -92,7 +93,8 @@ async fn a_revoked_key_is_gone_before_the_answer_and_stays_revoked() {
     let (world, mut registry) = World::ready().await;
     let key = registry.client.create_key(create_key("")).await.unwrap().into_inner();
     let kept = registry.client.create_key(create_key("")).await.unwrap().into_inner();
-    let revoke = |id: &str| pb::RevokeKeyRequest { tenant: TENANT.to_owned(), id: id.to_owned(), actor: "ada".to_owned() };
+    let revoke =
+        |id: &str| pb::RevokeKeyRequest { tenant: TENANT.to_owned(), id: id.to_owned(), actor: "ada".to_owned() };
     registry.client.revoke_key(revoke(&key.id)).await.unwrap();
     let ids = |directory: pb::Directory| directory.tenants[0].keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(registry.directory().await), [kept.id.as_str()]);

@@ -40,7 +40,9 @@ pub(crate) struct Running {
 }
 
 pub(crate) fn client(channel: Channel) -> Client {
-    RegistryClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+    RegistryClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 impl World {
@@ -152,7 +154,9 @@ pub(crate) async fn publish(
     alias: &str,
     package: &Package,
 ) -> Result<pb::Published, Fault> {
-    Ok(try_publish(client, tenant, adapter, alias, package).await?.unwrap_or_else(|reasons| panic!("refused: {reasons:?}")))
+    Ok(try_publish(client, tenant, adapter, alias, package)
+        .await?
+        .unwrap_or_else(|reasons| panic!("refused: {reasons:?}")))
 }
 
 pub(crate) async fn try_publish(

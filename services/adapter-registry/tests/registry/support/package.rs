@@ -71,9 +71,9 @@ impl Package {
             tensors.push((format!("{name}.lora_A.weight"), vec![rank, HIDDEN], random(rank * HIDDEN)));
             tensors.push((format!("{name}.lora_B.weight"), vec![HIDDEN, rank], random(rank * HIDDEN)));
         }
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
-        });
+        let views = tensors
+            .iter()
+            .map(|(name, shape, bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
         let layers: Vec<String> = (0..layers).map(|layer| layer.to_string()).collect();
         let config = format!(
             r#"{{"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "{BASE_NAME}",
