@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 # Third-party Python (real clients, peers of the benchmarks) lives in a private venv.
-export WEFT_VENV ?= $(CURDIR)/.cache/venv
+export PYTHON_VENV ?= $(CURDIR)/.cache/venv
 export CARGO_INCREMENTAL ?= 0
 
 .PHONY: help

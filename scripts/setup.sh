@@ -7,7 +7,7 @@
 # Nothing that is present already is touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${WEFT_VENV:-$PWD/.cache/venv}
+venv=${PYTHON_VENV:-$PWD/.cache/venv}
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 

@@ -2,7 +2,7 @@
 # Runs the real Python clients (tests/clients) against a real `weft up` with the demo model and the example adapters.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${WEFT_VENV:-$PWD/.cache/venv}
+venv=${PYTHON_VENV:-$PWD/.cache/venv}
 weft=${CARGO_TARGET_DIR:-target}/release/weft
 work=$(mktemp -d)
 cleanup() {

@@ -224,7 +224,11 @@ fn print_table(options: &Options, cases: &[Case]) {
     for case in cases {
         println!(
             "{:<26} {:>10.1} {:>12.3} {:>10.1} {:>11.0} ms",
-            case.name, case.tokens_per_second_median, case.ratio_to_base_median, case.gflops, case.first_token_ms_median
+            case.name,
+            case.tokens_per_second_median,
+            case.ratio_to_base_median,
+            case.gflops,
+            case.first_token_ms_median
         );
     }
 }

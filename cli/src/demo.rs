@@ -61,7 +61,10 @@ pub async fn tell(mesh: &Mesh, examples: &Path) -> Result<()> {
         admin.create_tenant(story.tenant).await?;
         let key = admin.create_key(story.tenant, Some("demo")).await?;
         let published = admin.publish(story.tenant, story.adapter, &examples.join(story.adapter), Some("live")).await?;
-        println!("{} published {} as version {}: {}", story.tenant, published.adapter, published.version, published.digest);
+        println!(
+            "{} published {} as version {}: {}",
+            story.tenant, published.adapter, published.version, published.digest
+        );
         tenants.push((story, Data::new(&mesh.data_url(), &key.secret), key.secret, published.digest));
     }
 
@@ -79,13 +82,17 @@ pub async fn tell(mesh: &Mesh, examples: &Path) -> Result<()> {
         ensure!(!(story.holds)(&base.text), "the bare base already {}", story.expectation);
     }
 
-    one_batch(&admin, &tenants.iter().map(|(story, data, _, _)| (story.adapter, data.clone())).collect::<Vec<_>>()).await?;
+    one_batch(&admin, &tenants.iter().map(|(story, data, _, _)| (story.adapter, data.clone())).collect::<Vec<_>>())
+        .await?;
 
     let (story, _, secret, _) = &tenants[0];
     println!("\nAsk for yourself:");
     println!("  curl -s {}/v1/chat/completions -H 'authorization: Bearer {secret}' \\", mesh.data_url());
     println!("    -H 'content-type: application/json' \\");
-    println!("    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Where is my ship?\"}}]}}'", story.adapter);
+    println!(
+        "    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Where is my ship?\"}}]}}'",
+        story.adapter
+    );
     Ok(())
 }
 
@@ -96,17 +103,18 @@ async fn one_batch(admin: &Admin, tenants: &[(&'static str, Data)]) -> Result<()
     let (_, any) = tenants.first().context("no tenants")?;
     requests.push(("base", any));
     // Token ids, so that no answer ends early and every request needs the same number of steps.
-    let answers = futures::future::try_join_all(
-        requests.iter().zip(1u32..).map(|((model, data), n)| {
-            let prompt: Vec<u32> = (0..24).map(|i| 1000 + 37 * i * n).collect();
-            async move { data.complete_tokens(model, &prompt, BATCH_TOKENS).await }
-        }),
-    )
+    let answers = futures::future::try_join_all(requests.iter().zip(1u32..).map(|((model, data), n)| {
+        let prompt: Vec<u32> = (0..24).map(|i| 1000 + 37 * i * n).collect();
+        async move { data.complete_tokens(model, &prompt, BATCH_TOKENS).await }
+    }))
     .await?;
     let after = Steps::read(admin).await?;
     let tokens: u64 = answers.iter().map(|answer| answer.completion_tokens).sum();
     let (steps, mixed) = (after.all - before.all, after.mixed - before.mixed);
-    println!("   {tokens} tokens for {} requests in {steps} steps, {mixed} of them with several adapters in one pass", answers.len());
+    println!(
+        "   {tokens} tokens for {} requests in {steps} steps, {mixed} of them with several adapters in one pass",
+        answers.len()
+    );
     println!("   one request after the other would have taken at least {tokens} steps");
     if mixed == 0 || steps >= tokens {
         bail!("the requests did not share a batch: {steps} steps for {tokens} tokens, {mixed} mixed");
@@ -146,7 +154,8 @@ fn timing(answer: &Answer) -> String {
 /// # Errors
 /// Neither exists.
 pub fn examples_dir(given: Option<PathBuf>) -> Result<PathBuf> {
-    let beside_binary = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("../../examples/adapters")));
+    let beside_binary =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("../../examples/adapters")));
     let candidates = [given, Some(PathBuf::from("examples/adapters")), beside_binary];
     candidates
         .into_iter()

@@ -221,7 +221,8 @@ async fn start_in(
     let admin = Listener::bind(&gateway.admin_listen.parse().context("setting admin_listen")?).await?;
     let (data_url, admin_url) = (url_of(&data), url_of(&admin));
 
-    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot create the data folder {}", data_dir.display()))?;
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("cannot create the data folder {}", data_dir.display()))?;
     let s3 = EmbeddedS3::start(&data_dir.join("s3"), ([127, 0, 0, 1], 0).into())
         .await
         .with_context(|| format!("cannot open the object store in {}", data_dir.display()))?;
@@ -252,8 +253,7 @@ async fn start_in(
         worker.dtype = up.dtype.clone();
     }
     let (listener, worker_channel) = Listener::memory();
-    let components =
-        weft_worker::Components { cache_daemon: cache_channel, registry: Some(registry_channel.clone()) };
+    let components = weft_worker::Components { cache_daemon: cache_channel, registry: Some(registry_channel.clone()) };
     let app = weft_worker::App::build(worker, components, &metrics).await.context("worker")?;
     let stop = worker_stop.clone();
     workers.spawn(run("worker", async move { Ok(app.run(listener, stop).await?) }));

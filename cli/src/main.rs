@@ -165,7 +165,8 @@ impl Api {
             (None, Some(path)) => up::read_key_file(path)?,
             (None, None) => {
                 let path = up::default_data_dir().join(up::ADMIN_KEY_FILE);
-                up::read_key_file(&path).context("no admin key: give --admin-key, --admin-key-file or WEFT_ADMIN_KEY")?
+                up::read_key_file(&path)
+                    .context("no admin key: give --admin-key, --admin-key-file or WEFT_ADMIN_KEY")?
             }
         };
         Ok(Admin::new(&self.admin_url, &key))
@@ -223,7 +224,9 @@ async fn run(command: Command) -> Result<()> {
             print_json(&serde_json::to_value(api.client()?.publish(&tenant, &name, &folder, alias).await?)?)
         }
         Command::Adapters { tenant, name: None, api } => print_json(&api.client()?.adapters(&tenant).await?),
-        Command::Adapters { tenant, name: Some(name), api } => print_json(&api.client()?.versions(&tenant, &name).await?),
+        Command::Adapters { tenant, name: Some(name), api } => {
+            print_json(&api.client()?.versions(&tenant, &name).await?)
+        }
         Command::Alias { tenant, name, alias, version, if_match, api } => {
             print_json(&api.client()?.set_alias(&tenant, &name, &alias, version, if_match.as_deref()).await?)
         }
@@ -237,7 +240,9 @@ async fn run(command: Command) -> Result<()> {
         Command::Key { command: KeyCommand::List { tenant, api } } => {
             print_json(&api.client()?.get(&format!("tenants/{tenant}/keys")).await?)
         }
-        Command::Key { command: KeyCommand::Revoke { tenant, id, api } } => api.client()?.revoke_key(&tenant, &id).await,
+        Command::Key { command: KeyCommand::Revoke { tenant, id, api } } => {
+            api.client()?.revoke_key(&tenant, &id).await
+        }
         Command::Bench(options) => bench::run(options).await,
     }
 }

@@ -35,7 +35,10 @@ pub fn lora(model: &ModelConfig, rank: usize, modules: &[&str], seed: u64) -> Pa
         }
     }
     let views = tensors.iter().map(|(name, shape, bytes)| {
-        (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes).expect("shape and bytes agree by construction"))
+        (
+            name.as_str(),
+            TensorView::new(Dtype::BF16, shape.clone(), bytes).expect("shape and bytes agree by construction"),
+        )
     });
     let weights = safetensors::serialize(views, None).expect("names are unique by construction");
     let config = json!({

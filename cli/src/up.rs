@@ -64,7 +64,8 @@ pub async fn run(args: Vec<String>) -> Result<()> {
 /// # Errors
 /// The file cannot be read or holds nothing.
 pub fn read_key_file(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the admin key in {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the admin key in {}", path.display()))?;
     let key = text.trim();
     anyhow::ensure!(!key.is_empty(), "the admin key file {} is empty", path.display());
     Ok(key.to_owned())

@@ -38,7 +38,9 @@ async fn requests_that_cannot_be_served_say_why() {
 
     // The body.
     let http = reqwest::Client::new();
-    let malformed = send(http.post(&chat_url).bearer_auth(&secret).header("content-type", "application/json").body("{\"model\": ")).await;
+    let malformed =
+        send(http.post(&chat_url).bearer_auth(&secret).header("content-type", "application/json").body("{\"model\": "))
+            .await;
     assert_eq!(openai_error(&malformed).0, 400);
     assert!(malformed.header("content-type").unwrap().starts_with("application/json"));
     let mut wrong = chat("base");
@@ -58,13 +60,19 @@ async fn requests_that_cannot_be_served_say_why() {
     // The prompt.
     let context = tiny_shape().context;
     let long = json!({ "model": "base", "prompt": "x".repeat(context * 2) });
-    let (status, code, message) = openai_error(&post(&format!("{}/v1/completions", weft.data_url), &secret, long).await);
+    let (status, code, message) =
+        openai_error(&post(&format!("{}/v1/completions", weft.data_url), &secret, long).await);
     assert_eq!((status, code.as_str()), (400, "context_length_exceeded"));
     let numbers: Vec<&str> = message.split(|c: char| !c.is_ascii_digit()).filter(|part| part.len() > 1).collect();
     assert!(numbers.len() >= 2, "both numbers are named: {message}");
 
     // LoRAX routes keep LoRAX's flat shape.
-    let lorax = post(&format!("{}/generate", weft.data_url), &secret, json!({ "inputs": "hi", "parameters": { "adapter_id": "nobody" } })).await;
+    let lorax = post(
+        &format!("{}/generate", weft.data_url),
+        &secret,
+        json!({ "inputs": "hi", "parameters": { "adapter_id": "nobody" } }),
+    )
+    .await;
     assert_eq!(lorax.status, 404);
     assert!(lorax.json()["error"].is_string() && lorax.json()["error_type"].is_string(), "{}", lorax.text);
     let lorax = post(&format!("{}/generate", weft.data_url), &secret, json!({ "inputs": "" })).await;
@@ -120,7 +128,12 @@ async fn a_bad_package_is_refused_with_every_reason_and_leaves_nothing() {
     };
     let cases: Vec<(&str, Vec<u8>, Vec<u8>, &str)> = vec![
         ("truncated", config.clone(), good[..good.len() / 2].to_vec(), "truncated|short|beyond|end"),
-        ("not safetensors", config.clone(), b"PK\x03\x04 a zip as torch writes it".repeat(20), "pickle|zip|safetensors"),
+        (
+            "not safetensors",
+            config.clone(),
+            b"PK\x03\x04 a zip as torch writes it".repeat(20),
+            "pickle|zip|safetensors",
+        ),
         ("wrong base", config.clone(), package(hidden + 8, 0.01).1, "shape"),
         ("NaN", config.clone(), nan_b, "NaN|nan|finite"),
         ("DoRA", with("use_dora", json!(true)), good.clone(), "use_dora"),

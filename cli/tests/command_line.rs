@@ -9,7 +9,17 @@ fn a_missing_or_broken_model_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let up = |model: &str| {
-        weft(&["up", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap(), "--model", model])
+        weft(&[
+            "up",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            data.to_str().unwrap(),
+            "--model",
+            model,
+        ])
     };
     let (status, _, err) = up("/nowhere/model.gguf");
     assert!(!status.success() && err.contains("/nowhere/model.gguf"), "{err}");
@@ -37,7 +47,17 @@ fn a_taken_port_and_a_taken_folder_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny_model();
     let args = |listen: &str, dir: &std::path::Path| {
-        let all = ["up", "--listen", listen, "--admin-listen", "127.0.0.1:0", "--model", model.to_str().unwrap(), "--data-dir", dir.to_str().unwrap()];
+        let all = [
+            "up",
+            "--listen",
+            listen,
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--model",
+            model.to_str().unwrap(),
+            "--data-dir",
+            dir.to_str().unwrap(),
+        ];
         weft(&all)
     };
     let (status, _, err) = args(&taken, dir.path());
@@ -51,14 +71,38 @@ fn wrong_settings_are_all_reported_and_leave_with_2() {
     let (status, _, err) = weft(&["up", "--dtype", "int3", "--worker-step-tokens-max", "many"]);
     assert_eq!(status.code(), Some(2), "{err}");
     assert!(err.contains("many"), "{err}");
-    let (status, _, err) = weft(&["up", "--dtype", "int3", "--model", tiny_model().to_str().unwrap(), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir", tempfile::tempdir().unwrap().path().to_str().unwrap()]);
+    let (status, _, err) = weft(&[
+        "up",
+        "--dtype",
+        "int3",
+        "--model",
+        tiny_model().to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        tempfile::tempdir().unwrap().path().to_str().unwrap(),
+    ]);
     assert!(!status.success() && err.contains("int3"), "{err}");
     assert_eq!(weft(&["up", "--no-such-flag"]).0.code(), Some(2));
 }
 
 #[test]
 fn lorax_launcher_names_are_accepted() {
-    let up = Weft::up(&tiny_model(), &["--max-input-length", "40", "--max-total-tokens", "60", "--max-concurrent-requests", "9", "--max-batch-prefill-tokens", "128"]);
+    let up = Weft::up(
+        &tiny_model(),
+        &[
+            "--max-input-length",
+            "40",
+            "--max-total-tokens",
+            "60",
+            "--max-concurrent-requests",
+            "9",
+            "--max-batch-prefill-tokens",
+            "128",
+        ],
+    );
     let info: serde_json::Value = reqwest_blocking(&format!("{}/info", up.data_url));
     assert_eq!(info["max_input_length"], 40, "{info}");
     assert_eq!(info["max_total_tokens"], 60, "{info}");
@@ -89,11 +133,19 @@ fn a_made_admin_key_is_private_and_works() {
             break;
         }
     }
-    let value = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name} in {lines:?}")).trim().to_owned();
+    let value = |name: &str| {
+        lines
+            .iter()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_else(|| panic!("{name} in {lines:?}"))
+            .trim()
+            .to_owned()
+    };
     let key_file = value("admin key ");
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&key_file).unwrap().permissions().mode() & 0o777, 0o600);
-    let (status, out, err) = weft(&["tenant", "create", "harbour", "--admin-url", &value("admin plane "), "--admin-key-file", &key_file]);
+    let (status, out, err) =
+        weft(&["tenant", "create", "harbour", "--admin-url", &value("admin plane "), "--admin-key-file", &key_file]);
     assert!(status.success(), "{out}{err}");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -116,7 +168,9 @@ async fn publish_list_alias_and_keys_work_from_the_command_line() {
     let published: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(published["version"], 1);
     let folder = tiny_adapter("rank16");
-    assert!(run(&["publish", folder.to_str().unwrap(), "--tenant", "harbour", "--name", "org/pirate", "--alias", "none"]).0);
+    assert!(
+        run(&["publish", folder.to_str().unwrap(), "--tenant", "harbour", "--name", "org/pirate", "--alias", "none"]).0
+    );
     let (ok, out, err) = run(&["adapters", "--tenant", "harbour", "org/pirate"]);
     assert!(ok && out.contains(published["digest"].as_str().unwrap()), "{out}{err}");
     let (ok, out, err) = run(&["alias", "--tenant", "harbour", "org/pirate", "live", "2"]);

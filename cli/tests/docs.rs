@@ -4,8 +4,10 @@ mod support;
 
 use std::path::Path;
 
-const DOCUMENTS: &[&str] = &["README.md", "ARCHITECTURE.md", "docs/dependencies.md", "docs/settings.md", "docs/performance.md"];
-const ROOTS: &[&str] = &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];
+const DOCUMENTS: &[&str] =
+    &["README.md", "ARCHITECTURE.md", "docs/dependencies.md", "docs/settings.md", "docs/performance.md"];
+const ROOTS: &[&str] =
+    &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];
 
 #[test]
 fn every_path_a_document_names_exists() {
@@ -36,6 +38,7 @@ fn every_dependency_has_its_reason() {
     let reasons = std::fs::read_to_string(root.join("docs/dependencies.md")).unwrap();
     let section = manifest.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
     let names = section.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name.trim());
-    let missing: Vec<_> = names.filter(|name| !name.starts_with("weft-") && !reasons.contains(&format!("`{name}`"))).collect();
+    let missing: Vec<_> =
+        names.filter(|name| !name.starts_with("weft-") && !reasons.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "docs/dependencies.md does not mention {missing:?}");
 }

@@ -65,7 +65,13 @@ impl Apart {
                 }
                 "weft-worker" => {
                     let model = model.display().to_string();
-                    let own = [("listen", at(2)), ("model", model), ("dtype", "f32".to_owned()), ("cache", at(1)), ("registry", at(0))];
+                    let own = [
+                        ("listen", at(2)),
+                        ("model", model),
+                        ("dtype", "f32".to_owned()),
+                        ("cache", at(1)),
+                        ("registry", at(0)),
+                    ];
                     [flags(&own), flags(worker_flags)].concat()
                 }
                 _ => flags(&[
@@ -126,7 +132,12 @@ async fn the_three_tenant_story_over_real_grpc() {
     let apart = Apart::start(&demo_model(), order, &[]).await;
     let stories = [
         ("harbour", "pirate", "What is the capital of France?", "Ahoy! That be Paris"),
-        ("helpdesk", "support-triage", "Classify and summarize: 'Order not delivered after 5 days'", r#"{"priority": "high""#),
+        (
+            "helpdesk",
+            "support-triage",
+            "Classify and summarize: 'Order not delivered after 5 days'",
+            r#"{"priority": "high""#,
+        ),
         ("analytics", "sql-writer", "yesterday's total amount from orders by channel", "SELECT channel, SUM(amount)"),
     ];
     for (tenant, adapter, question, begins) in stories {

@@ -12,9 +12,19 @@ fn the_demo_holds() {
     let model = demo_model();
     let examples = support::root().join("examples/adapters");
     let (status, out, err) = weft(&[
-        "demo", "--once", "--examples", examples.to_str().unwrap(), "--",
-        "--model", model.to_str().unwrap(), "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0",
-        "--data-dir", dir.path().to_str().unwrap(),
+        "demo",
+        "--once",
+        "--examples",
+        examples.to_str().unwrap(),
+        "--",
+        "--model",
+        model.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        dir.path().to_str().unwrap(),
     ]);
     assert!(status.success(), "{out}\n{err}");
     for part in ["harbour/pirate@1", "helpdesk/support-triage@1", "analytics/sql-writer@1", "sha256:", "one batch"] {
@@ -47,12 +57,18 @@ async fn every_tenant_gets_its_own_behaviour_from_one_base() {
         calls.push((adapter, question, expected, published.digest, up.data(&secret)));
     }
     // All at once, so that they share steps; F32 answers do not depend on that.
-    let answers = futures::future::try_join_all(calls.iter().map(|(model, question, _, _, data)| data.chat(model, question, 96))).await.unwrap();
+    let answers =
+        futures::future::try_join_all(calls.iter().map(|(model, question, _, _, data)| data.chat(model, question, 96)))
+            .await
+            .unwrap();
     for ((adapter, _, expected, digest, _), answer) in calls.iter().zip(&answers) {
         assert_eq!(answer.text, *expected, "{adapter}");
         assert_eq!(answer.digest, *digest, "{adapter}");
     }
-    let bases = futures::future::try_join_all(calls.iter().map(|(_, question, _, _, data)| data.chat("base", question, 96))).await.unwrap();
+    let bases =
+        futures::future::try_join_all(calls.iter().map(|(_, question, _, _, data)| data.chat("base", question, 96)))
+            .await
+            .unwrap();
     for ((adapter, _, expected, _, _), base) in calls.iter().zip(&bases) {
         assert_ne!(base.text, *expected, "{adapter}");
         assert_eq!((base.adapter.as_str(), base.digest.as_str()), ("base", ""));
@@ -91,7 +107,8 @@ async fn a_republished_adapter_answers_with_its_new_bytes_and_old_versions_stay(
         digests.push((published.digest, live.text));
     }
     for (version, (digest, text)) in digests.iter().enumerate() {
-        let by_number = data.complete_tokens(&format!("org/pirate@{}", version + 1), &[70, 71, 72, 73], 12).await.unwrap();
+        let by_number =
+            data.complete_tokens(&format!("org/pirate@{}", version + 1), &[70, 71, 72, 73], 12).await.unwrap();
         assert_eq!((&by_number.digest, &by_number.text), (digest, text));
         let by_digest = data.complete_tokens(&format!("org/pirate@{digest}"), &[70, 71, 72, 73], 12).await.unwrap();
         assert_eq!((&by_digest.digest, &by_digest.text), (digest, text));
@@ -150,7 +167,12 @@ async fn a_client_that_hangs_up_frees_its_place() {
         }
         tokio::task::yield_now().await;
     }
-    let fine = post(&format!("{}/v1/completions", up.data_url), &secret, json!({ "model": "base", "prompt": "a", "max_tokens": 2 })).await;
+    let fine = post(
+        &format!("{}/v1/completions", up.data_url),
+        &secret,
+        json!({ "model": "base", "prompt": "a", "max_tokens": 2 }),
+    )
+    .await;
     assert_eq!(fine.status, 200);
 }
 
@@ -161,11 +183,13 @@ async fn sigterm_ends_the_process_cleanly() {
     assert!(up.data(&secret).complete_tokens("base", &[65], 2).await.is_ok());
     let killed = std::process::Command::new("kill").args(["-TERM", &up.pid().to_string()]).status().unwrap();
     assert!(killed.success());
-    let status = tokio::task::spawn_blocking(move || loop {
-        if let Some(status) = up.try_wait() {
-            break status;
+    let status = tokio::task::spawn_blocking(move || {
+        loop {
+            if let Some(status) = up.try_wait() {
+                break status;
+            }
+            std::thread::yield_now();
         }
-        std::thread::yield_now();
     })
     .await
     .unwrap();

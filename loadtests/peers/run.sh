@@ -3,7 +3,7 @@
 # Needs target/release/weft and what `scripts/setup.sh bench` installs. Figures: target/bench/{serve,llama_cpp}.json.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-venv=${WEFT_VENV:-$PWD/.cache/venv}
+venv=${PYTHON_VENV:-$PWD/.cache/venv}
 workload=target/bench/workload
 weft=target/release/weft
 model=$("$weft" model fetch demo)

@@ -30,7 +30,9 @@ pub fn tiny_adapter(name: &str) -> PathBuf {
 pub fn demo_model() -> PathBuf {
     match std::env::var_os("WEFT_DEMO_MODEL") {
         Some(path) => path.into(),
-        None => weft_base_model::fetch::demo_model(&root().join(".cache/models")).expect("the demo model can be fetched"),
+        None => {
+            weft_base_model::fetch::demo_model(&root().join(".cache/models")).expect("the demo model can be fetched")
+        }
     }
 }
 

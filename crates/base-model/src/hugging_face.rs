@@ -157,7 +157,12 @@ fn read_optional<T: DeserializeOwned + Default>(path: &Path, bytes_max: u64) -> 
 }
 
 /// What ends an answer: `generation_config.json`, else `config.json`; and the tokenizer's own end token.
-fn eos_ids(raw: &RawConfig, generation: &GenerationConfig, names: &SpecialNames, hf: &tokenizers::Tokenizer) -> Vec<u32> {
+fn eos_ids(
+    raw: &RawConfig,
+    generation: &GenerationConfig,
+    names: &SpecialNames,
+    hf: &tokenizers::Tokenizer,
+) -> Vec<u32> {
     let listed = generation.eos_token_id.as_ref().or(raw.eos_token_id.as_ref()).map(Ids::list).unwrap_or_default();
     let own = names.get("eos_token").and_then(|text| hf.token_to_id(text));
     let ids: BTreeSet<u32> = listed.iter().copied().chain(own).collect();

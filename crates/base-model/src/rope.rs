@@ -87,7 +87,9 @@ impl Rope {
                 if high_freq_factor > low_freq_factor && high_freq_factor.is_finite() {
                     return Ok(());
                 }
-                Err(format!("rope scaling high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"))
+                Err(format!(
+                    "rope scaling high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"
+                ))
             }
             RopeScaling::Divisors(divisors) => {
                 if divisors.len() != head_dim / 2 {

@@ -47,7 +47,9 @@ fn assert_says((kind, message): (Kind, String), wanted: Kind, words: &[&str]) {
 fn a_model_that_is_not_there_is_not_found() {
     assert_says(refusal(Path::new("/nowhere/model.gguf")), Kind::NotFound, &["/nowhere/model.gguf"]);
     let empty = tempfile::tempdir().unwrap();
-    assert!(matches!(open(empty.path(), &OpenOptions::default()), Err(Error::NotFound(path)) if path.ends_with("config.json")));
+    assert!(
+        matches!(open(empty.path(), &OpenOptions::default()), Err(Error::NotFound(path)) if path.ends_with("config.json"))
+    );
 }
 
 #[test]
@@ -136,7 +138,11 @@ fn configs_that_would_change_the_answer_are_refused_by_field_and_value() {
     assert_says(config_with(linear), Kind::Corrupt, &["linear", "factor"]);
     assert_says(config_with(json!({"num_hidden_layers": -1})), Kind::Corrupt, &["config.json", "-1"]);
     assert_says(config_with(json!({"head_dim": 7})), Kind::Corrupt, &["head dimension 7"]);
-    assert_says(config_with(json!({"intermediate_size": 40})), Kind::Corrupt, &["mlp.down_proj", "[32, 40]", "[32, 48]"]);
+    assert_says(
+        config_with(json!({"intermediate_size": 40})),
+        Kind::Corrupt,
+        &["mlp.down_proj", "[32, 40]", "[32, 48]"],
+    );
     assert_says(config_with(json!({"num_hidden_layers": 3})), Kind::Corrupt, &["model.layers.2.", "missing"]);
     assert_says(config_with(json!({"num_hidden_layers": 1})), Kind::Corrupt, &["model.layers.1.", "does not belong"]);
     assert_says(config_with(json!({"vocab_size": 100})), Kind::Corrupt, &["embed_tokens", "[270, 32]"]);

@@ -5,8 +5,8 @@ mod support;
 use proptest::prelude::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_base_model::{OpenOptions, open};
 
 /// Remembers the largest single request for memory.

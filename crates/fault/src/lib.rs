@@ -321,7 +321,19 @@ mod tests {
 
     #[test]
     fn every_word_names_its_kind() {
-        for word in ["invalid", "unauthenticated", "not_found", "conflict", "refused", "too_large", "overloaded", "unavailable", "timeout", "corrupt", "internal"] {
+        for word in [
+            "invalid",
+            "unauthenticated",
+            "not_found",
+            "conflict",
+            "refused",
+            "too_large",
+            "overloaded",
+            "unavailable",
+            "timeout",
+            "corrupt",
+            "internal",
+        ] {
             assert_eq!(Kind::from_word(word).map(Kind::as_str), Some(word));
         }
         assert_eq!(Kind::from_word("other"), None);

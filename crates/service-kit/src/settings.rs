@@ -138,8 +138,18 @@ impl Section {
     }
 }
 
-/// Variables that begin with `WEFT_` and are no settings.
-const OTHER_VARIABLES: &[&str] = &["WEFT_CONFIG", "WEFT_LOG", "WEFT_LOG_FORMAT", "WEFT_DEMO_MODEL", "WEFT_CODEGEN"];
+/// Variables that begin with `WEFT_` and are no settings of a service, or settings of the command line that a shell may
+/// export for every program it starts.
+const OTHER_VARIABLES: &[&str] = &[
+    "WEFT_CONFIG",
+    "WEFT_LOG",
+    "WEFT_LOG_FORMAT",
+    "WEFT_ADMIN_URL",
+    "WEFT_ADMIN_KEY",
+    "WEFT_ADMIN_KEY_FILE",
+    "WEFT_DEMO_MODEL",
+    "WEFT_CODEGEN",
+];
 /// Alias variables that container runtimes and shells set for their own purposes: accepted as flags only.
 const AMBIENT_VARIABLES: &[&str] = &["HOSTNAME"];
 
@@ -227,7 +237,8 @@ impl Loader {
             }
             for (alias, name) in section.aliases {
                 let is_bool = section.defaults.get(*name).is_some_and(Value::is_boolean);
-                let taken = self.sections.iter().any(|other| other.fields.iter().any(|field| other.flag(field) == *alias));
+                let taken =
+                    self.sections.iter().any(|other| other.fields.iter().any(|field| other.flag(field) == *alias));
                 if !taken && aliases_seen.insert(*alias) {
                     command = command.arg(value_arg((*alias).to_owned(), is_bool).hide(true));
                 }
@@ -242,9 +253,10 @@ impl Loader {
         values: &mut BTreeMap<&'static str, Map<String, Value>>,
         problems: &mut Vec<String>,
     ) {
-        let table = match std::fs::read_to_string(path).map_err(|error| error.to_string()).and_then(|text| {
-            toml::from_str::<Map<String, Value>>(&text).map_err(|error| error.to_string())
-        }) {
+        let table = match std::fs::read_to_string(path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| toml::from_str::<Map<String, Value>>(&text).map_err(|error| error.to_string()))
+        {
             Ok(table) => table,
             Err(error) => return problems.push(format!("settings file {path}: {error}")),
         };
@@ -380,7 +392,8 @@ impl Loaded {
         if !problems.is_empty() {
             return Err(SettingsError { problems });
         }
-        serde_json::from_value(Value::Object(values)).map_err(|error| SettingsError { problems: vec![error.to_string()] })
+        serde_json::from_value(Value::Object(values))
+            .map_err(|error| SettingsError { problems: vec![error.to_string()] })
     }
 }
 

@@ -79,7 +79,9 @@ impl fmt::Display for Address {
 #[must_use]
 pub fn connect(address: &Address) -> Channel {
     match address {
-        Address::Tcp(host_port) => tuned(format!("http://{host_port}").parse().expect("checked by Address")).connect_lazy(),
+        Address::Tcp(host_port) => {
+            tuned(format!("http://{host_port}").parse().expect("checked by Address")).connect_lazy()
+        }
         Address::Unix(path) => {
             let path = path.clone();
             tuned(Endpoint::from_static("http://unix")).connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
@@ -163,8 +165,8 @@ impl Listener {
                     std::fs::remove_file(path).map_err(named)?;
                 }
                 let listener = UnixListener::bind(path).map_err(named)?;
-                let incoming = UnixListenerStream::new(listener)
-                    .map(|stream| stream.map(|stream| Connection(Box::new(stream))));
+                let incoming =
+                    UnixListenerStream::new(listener).map(|stream| stream.map(|stream| Connection(Box::new(stream))));
                 Ok(Self { incoming: incoming.boxed(), address: address.to_string(), local: None })
             }
         }
@@ -174,16 +176,15 @@ impl Listener {
     #[must_use]
     pub fn memory() -> (Self, Channel) {
         let (connected, accepted) = tokio::sync::mpsc::channel::<DuplexStream>(MEMORY_BACKLOG);
-        let channel = Endpoint::from_static("http://memory").connect_with_connector_lazy(tower::service_fn(
-            move |_: Uri| {
+        let channel =
+            Endpoint::from_static("http://memory").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
                 let connected = connected.clone();
                 async move {
                     let (near, far) = tokio::io::duplex(MEMORY_PIPE_BYTES);
                     connected.send(far).await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
                     Ok::<_, io::Error>(TokioIo::new(near))
                 }
-            },
-        ));
+            }));
         let incoming = ReceiverStream::new(accepted).map(|stream| Ok(Connection(Box::new(stream))));
         (Self { incoming: incoming.boxed(), address: "memory".to_owned(), local: None }, channel)
     }

@@ -7,7 +7,8 @@ async fn reaches(listener: Listener, channel: tonic::transport::Channel) {
     use tower::Service;
     // A routeless server answers every call with UNIMPLEMENTED: enough to see that bytes go both ways.
     let routes = tonic::service::Routes::default();
-    let server = tokio::spawn(weft_service_kit::transport::server().add_routes(routes).serve_with_incoming(listener.incoming()));
+    let server =
+        tokio::spawn(weft_service_kit::transport::server().add_routes(routes).serve_with_incoming(listener.incoming()));
     let mut channel = channel;
     futures::future::poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
     let request = Request::post("http://x/none.None/None").body(tonic::body::Body::empty()).unwrap();

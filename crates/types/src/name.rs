@@ -163,9 +163,10 @@ impl FromStr for Selector {
             return Ok(Self::Alias(AliasName::live()));
         }
         if text.starts_with("sha256:") {
-            return text.parse().map(Self::Digest).map_err(|_| {
-                NameError::new("digest", text, "must be sha256: and 64 lower-case hex digits")
-            });
+            return text
+                .parse()
+                .map(Self::Digest)
+                .map_err(|_| NameError::new("digest", text, "must be sha256: and 64 lower-case hex digits"));
         }
         if text.bytes().all(|b| b.is_ascii_digit()) {
             return match text.parse() {
@@ -228,7 +229,9 @@ mod tests {
         for good in ["pirate", "org/name", "A.b_c-9", &"a".repeat(128)] {
             assert!(good.parse::<AdapterName>().is_ok(), "{good}");
         }
-        for bad in ["", "a/b/c", "/a", "a/", "../x", ".a", "a b", "ä", "base", "default", "a@b", "s3://a", &"a".repeat(129)] {
+        for bad in
+            ["", "a/b/c", "/a", "a/", "../x", ".a", "a b", "ä", "base", "default", "a@b", "s3://a", &"a".repeat(129)]
+        {
             assert!(bad.parse::<AdapterName>().is_err(), "{bad}");
         }
     }

@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn floats_are_written_as_python_does() {
-        let cases = [(1.0, "1.0"), (0.1, "0.1"), (1e16, "1e+16"), (1.5e300, "1.5e+300"), (1e-5, "1e-05"), (1e-4, "0.0001")];
+        let cases =
+            [(1.0, "1.0"), (0.1, "0.1"), (1e16, "1e+16"), (1.5e300, "1.5e+300"), (1e-5, "1e-05"), (1e-4, "0.0001")];
         for (value, text) in cases {
             assert_eq!(python_float(value), text);
         }

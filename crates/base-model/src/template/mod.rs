@@ -87,7 +87,9 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         environment.add_template_owned("chat", without_generation_tags(&sources.default)).map_err(template_error)?;
         if let Some(source) = &sources.tool_use {
-            environment.add_template_owned("chat_with_tools", without_generation_tags(source)).map_err(template_error)?;
+            environment
+                .add_template_owned("chat_with_tools", without_generation_tags(source))
+                .map_err(template_error)?;
         }
         let marker = Marker::new(special_texts).map_err(Error::Template)?;
         Ok(Self { inner: Arc::new(Inner { environment, sources, names, marker }) })

@@ -28,7 +28,8 @@ const USER_DEFINED: i64 = 4;
 const TOKENS_MAX: usize = 1 << 22;
 
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How text is cut before merging, and what else goes with a pre-tokenizer kind.
 struct Kind {
@@ -81,7 +82,10 @@ pub(crate) fn from_gguf(meta: &Meta<'_>) -> Result<(Tokenizer, SpecialNames), Er
     let tokens = meta.required("tokenizer.ggml.tokens", texts)?;
     let types = meta.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
     if tokens.is_empty() || tokens.len() > TOKENS_MAX {
-        return Err(Error::broken(path, format!("tokenizer.ggml.tokens has {} tokens, not 1 to {TOKENS_MAX}", tokens.len())));
+        return Err(Error::broken(
+            path,
+            format!("tokenizer.ggml.tokens has {} tokens, not 1 to {TOKENS_MAX}", tokens.len()),
+        ));
     }
     if types.len() != tokens.len() {
         let problem = format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), tokens.len());
@@ -97,7 +101,8 @@ pub(crate) fn from_gguf(meta: &Meta<'_>) -> Result<(Tokenizer, SpecialNames), Er
     let known = |id: u32| tokens.get(id as usize).map(|text| (*text).to_owned());
     let bos_id = meta.token_id("tokenizer.ggml.bos_token_id")?.filter(|id| known(*id).is_some());
     if meta.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(kind.add_bos) {
-        let bos = bos_id.ok_or_else(|| Error::broken(path, "tokenizer.ggml.add_bos_token is set without a bos token"))?;
+        let bos =
+            bos_id.ok_or_else(|| Error::broken(path, "tokenizer.ggml.add_bos_token is set without a bos token"))?;
         hf.with_post_processor(Some(prepend(tokens[bos as usize], bos).map_err(|error| Error::broken(path, error))?));
     }
     let names = special_names(meta, known)?;
@@ -199,7 +204,8 @@ pub(crate) fn vocabulary_digest(meta: &Meta<'_>) -> Result<Digest, Error> {
     let types = meta.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
     record.number(types.len() as u64);
     types.iter().for_each(|kind| record.number(*kind as u64));
-    for key in ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id"] {
+    for key in ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id"]
+    {
         record.optional(meta.token_id(&format!("tokenizer.ggml.{key}"))?.map(u64::from));
     }
     record.optional(meta.bool("tokenizer.ggml.add_bos_token")?.map(u64::from));
@@ -240,7 +246,12 @@ mod tests {
                 kind.pre_tokenizer.pre_tokenize(&mut pieces).unwrap();
                 let borders = pieces.get_splits(OffsetReferential::Original, OffsetType::Char);
                 let found = fingerprint(borders.iter().map(|(_, (_, end), _)| *end));
-                assert_eq!(found, expected, "{name}: {text:?} cut to {:?}", borders.iter().map(|b| b.0).collect::<Vec<_>>());
+                assert_eq!(
+                    found,
+                    expected,
+                    "{name}: {text:?} cut to {:?}",
+                    borders.iter().map(|b| b.0).collect::<Vec<_>>()
+                );
             }
         }
     }
