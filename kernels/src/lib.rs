@@ -14,7 +14,7 @@
 //!
 //! # Same answer, whatever shares the batch
 //!
-//! Every operation computes each row from that row alone, with one fixed order of additions per element.
+//! Every operation computes each row from that row alone (its integer codes included), with one fixed order of additions per element.
 //! The order depends on the shape of the weights and, in attention, on the absolute position, never on the number
 //! of rows, the cut of a prompt into steps, the number of threads or which thread did the work. For one
 //! implementation on one machine a row is therefore *bit-equal* alone and in any batch, in every format.
@@ -25,6 +25,7 @@ mod cpu;
 mod kv;
 mod packed;
 mod port;
+mod quant;
 mod reference;
 mod shapes;
 mod share;

@@ -6,8 +6,10 @@
 //! | `RankBlocks` | `[rank, in]` | `[rank/8][in/32][8][32]`, zeroes beyond `in`; the last block holds only the ranks left. One stream for all ranks: eight short ones start too slowly to be fetched ahead |
 //! | `Panels` | `[out, in]` | `[out/16][in][16]`: for each input, the weights of 16 outputs side by side |
 //! | `PairPanels` | `[out, in]` | `[out/16][in/2][16][2]`: as `Panels`, two inputs side by side per output, for `vdpbf16ps` |
+//! | `GroupPanels` | `[out, in]` | `[out/16][in/32]` groups of integers, see [`crate::quant`]; all implementations read it |
 
 use crate::aligned::AlignedBuf;
+use crate::quant::{self, GROUP, Group, Group4, Group8};
 use crate::share::OutPtr;
 use bytemuck::Zeroable;
 use std::ops::Range;
@@ -21,13 +23,17 @@ pub(crate) const ROW: usize = 32;
 /// Ranks in a block of `RankBlocks`.
 pub(crate) const RANKS: usize = 8;
 
-/// How weights are stored. Activations and sums are `f32` in every format.
+/// How weights are stored. Activations and results are `f32` in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// 4 bytes per weight; the parity reference.
     F32,
     /// 2 bytes per weight, rounded to nearest even. An implementation may round activations as well.
     Bf16,
+    /// 8 bits per weight and a scale per 32 inputs: 9 bits. Activations are rounded to 8 bits per row and 32 inputs.
+    Int8,
+    /// 4 bits per weight, a scale and a minimum per 32 inputs: 5 bits. Activations as in `Int8`.
+    Q4,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +42,25 @@ pub(crate) enum Layout {
     RankBlocks,
     Panels,
     PairPanels,
+    GroupPanels,
 }
 
 pub(crate) enum Data {
     F32(AlignedBuf<f32>),
     Bf16(AlignedBuf<u16>),
+    Int8(AlignedBuf<Group8>),
+    Q4(AlignedBuf<Group4>),
+    /// Half of an adapter: the value is the code times the scale of its rank.
+    Codes(AlignedBuf<i8>, Box<[f32]>),
+}
+
+/// Which side of an adapter a matrix is: where its ranks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// A `[rank, in]`.
+    Shrink,
+    /// B `[out, rank]`.
+    Grow,
 }
 
 /// A matrix in one of the layouts of this module.
@@ -58,7 +78,7 @@ pub(crate) type Run<'a> = &'a dyn Fn(usize, &(dyn Fn(Range<usize>) + Sync));
 pub(crate) const ALONE: Run<'static> = &|total, body| body(0..total);
 
 impl Matrix {
-    /// Packs `source [rows, cols]`.
+    /// Packs `source [rows, cols]`. Integers lie in `GroupPanels`, whatever `layout` the floats would have.
     pub(crate) fn pack(
         op: &str,
         source: &[f32],
@@ -73,17 +93,73 @@ impl Matrix {
             "{op}: {} values given for a matrix [{rows}, {cols}]",
             source.len()
         );
+        let layout = match format {
+            WeightFormat::F32 | WeightFormat::Bf16 => layout,
+            WeightFormat::Int8 | WeightFormat::Q4 => Layout::GroupPanels,
+        };
         let data = match format {
             WeightFormat::F32 => Data::F32(fill(source, rows, cols, layout, run, |value| value)),
             WeightFormat::Bf16 => Data::Bf16(fill(source, rows, cols, layout, run, round_bf16)),
+            WeightFormat::Int8 => Data::Int8(quant::pack(source, rows, cols, run)),
+            WeightFormat::Q4 => Data::Q4(quant::pack(source, rows, cols, run)),
         };
         Self { rows, cols, layout, data }
+    }
+
+    /// Packs half an adapter. Integers get a scale per rank, so that they need exactly one byte each.
+    pub(crate) fn pack_half(
+        op: &str,
+        source: &[f32],
+        half: Half,
+        [rows, cols]: [usize; 2],
+        layout: Layout,
+        format: WeightFormat,
+    ) -> Self {
+        if matches!(format, WeightFormat::F32 | WeightFormat::Bf16) {
+            return Self::pack(op, source, rows, cols, layout, format, ALONE);
+        }
+        assert!(
+            rows.checked_mul(cols) == Some(source.len()),
+            "{op}: {} values given for a matrix [{rows}, {cols}]",
+            source.len()
+        );
+        let (ranks, rank_of): (usize, &dyn Fn(usize) -> usize) = match half {
+            Half::Shrink => (rows, &|index| index / cols),
+            Half::Grow => (cols, &|index| index % cols),
+        };
+        let mut scales = vec![0.0f32; ranks].into_boxed_slice();
+        for (index, value) in source.iter().enumerate() {
+            let most = &mut scales[rank_of(index)];
+            // A maximum that keeps NaN.
+            *most = if value.abs() <= *most { *most } else { value.abs() };
+        }
+        for scale in &mut scales {
+            *scale /= 127.0;
+        }
+        let code = |(index, value): (usize, &f32)| {
+            let scale = scales[rank_of(index)];
+            if scale > 0.0 { value / scale } else { 0.0 }
+        };
+        let codes: Vec<f32> = source.iter().enumerate().map(code).collect();
+        let data = fill(&codes, rows, cols, layout, ALONE, |code| code.round_ties_even() as i8);
+        Self { rows, cols, layout, data: Data::Codes(data, scales) }
+    }
+
+    /// Scale of each rank; none where values are stored as they are.
+    pub(crate) fn rank_scales(&self) -> Option<&[f32]> {
+        match &self.data {
+            Data::Codes(_, scales) => Some(scales),
+            _ => None,
+        }
     }
 
     pub(crate) fn format(&self) -> WeightFormat {
         match self.data {
             Data::F32(_) => WeightFormat::F32,
             Data::Bf16(_) => WeightFormat::Bf16,
+            Data::Int8(_) => WeightFormat::Int8,
+            Data::Q4(_) => WeightFormat::Q4,
+            Data::Codes(..) => WeightFormat::Int8,
         }
     }
 
@@ -91,15 +167,22 @@ impl Matrix {
         match &self.data {
             Data::F32(data) => data.bytes(),
             Data::Bf16(data) => data.bytes(),
+            Data::Int8(data) => data.bytes(),
+            Data::Q4(data) => data.bytes(),
+            Data::Codes(data, scales) => data.bytes() + size_of_val(&**scales),
         }
     }
 
-    /// One value of a `RowMajor` matrix.
+    /// One value of a `RowMajor` or `GroupPanels` matrix; of half an adapter in integers the code.
     pub(crate) fn at(&self, row: usize, col: usize) -> f32 {
         let index = row * self.cols + col;
+        let group = row / PANEL * quant::groups(self.cols) + col / GROUP;
         match &self.data {
             Data::F32(data) => data[index],
             Data::Bf16(data) => widen_bf16(data[index]),
+            Data::Int8(data) => data[group].at(row % PANEL, col % GROUP),
+            Data::Q4(data) => data[group].at(row % PANEL, col % GROUP),
+            Data::Codes(data, _) => f32::from(data[index]),
         }
     }
 
@@ -130,6 +213,7 @@ fn fill<T: Zeroable + Copy + Send>(
         Layout::RankBlocks => (RANKS, RANKS * cols.next_multiple_of(ROW)),
         Layout::Panels => (PANEL, PANEL * cols),
         Layout::PairPanels => (PANEL, PANEL * cols.next_multiple_of(2)),
+        Layout::GroupPanels => unreachable!("invariant: integers are packed by `quant::pack`"),
     };
     let total = match layout {
         Layout::RankBlocks => rows * cols.next_multiple_of(ROW),
@@ -168,6 +252,7 @@ fn fill_block<T: Copy>(
         Layout::RankBlocks => (ROW, rows),
         Layout::Panels => (1, PANEL),
         Layout::PairPanels => (2, PANEL),
+        Layout::GroupPanels => unreachable!("invariant: integers are packed by `quant::pack`"),
     };
     for (step, group) in to.chunks_exact_mut(pair * lanes).enumerate() {
         let from = step * pair;

@@ -65,10 +65,10 @@ pub trait Kernels: Send + Sync + 'static {
         format: WeightFormat,
     ) -> PackedLinear;
 
-    /// Packs the shrinking half of an adapter, `[rank, in]`.
+    /// Packs the shrinking half of an adapter, `[rank, in]`. `Int8` and `Q4` both mean 8 bits and a scale per rank here.
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix;
 
-    /// Packs the growing half of an adapter, `[out, rank]`.
+    /// Packs the growing half of an adapter, `[out, rank]`; formats as in [`Self::pack_lora_a`].
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix;
 
     /// `out = x wᵀ`; `x [rows, in]`, `out [rows, out]`, overwritten. Each weight is read from memory once per call.

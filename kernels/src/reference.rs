@@ -3,9 +3,11 @@
 //! Slow on purpose. Where an implementation and this file differ by more than the tolerance of the format,
 //! the implementation is wrong.
 
-use crate::packed::{ALONE, Layout, Matrix};
+use crate::packed::{ALONE, Half, Layout, Matrix};
 use crate::port::{AttentionSeq, Kernels, LoraSegment};
+use crate::quant::{self, GROUP, GroupX};
 use crate::{KvLayer, LoraMatrix, PackedLinear, WeightFormat, shapes};
+use bytemuck::Zeroable;
 use std::sync::Arc;
 
 /// The implementation that defines what the others must compute.
@@ -33,19 +35,22 @@ impl Kernels for Reference {
     }
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
-        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RowMajor, format, ALONE))
+        LoraMatrix(Matrix::pack_half("pack_lora_a", a, Half::Shrink, [rank, in_features], Layout::RowMajor, format))
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
-        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, Layout::RowMajor, format, ALONE))
+        LoraMatrix(Matrix::pack_half("pack_lora_b", b, Half::Grow, [out_features, rank], Layout::RowMajor, format))
     }
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {
         let rows = shapes::linear(x, w, out);
-        w.0.expect_layout("linear", Layout::RowMajor);
+        let is_integer = matches!(w.format(), WeightFormat::Int8 | WeightFormat::Q4);
+        w.0.expect_layout("linear", if is_integer { Layout::GroupPanels } else { Layout::RowMajor });
         let (inputs, outputs) = (w.in_features(), w.out_features());
         for row in 0..rows {
             let x = &x[row * inputs..(row + 1) * inputs];
+            let codes = if is_integer { through_codes(x) } else { Vec::new() };
+            let x = if is_integer { &codes } else { x };
             for o in 0..outputs {
                 out[row * outputs + o] = dot(x, |i| w.0.at(o, i)) as f32;
             }
@@ -60,7 +65,12 @@ impl Kernels for Reference {
                 for target in segment.targets {
                     target.a.0.expect_layout("lora", Layout::RowMajor);
                     target.b.0.expect_layout("lora", Layout::RowMajor);
-                    let shrunk: Vec<f64> = (0..target.rank).map(|r| dot(x, |i| target.a.0.at(r, i))).collect();
+                    let scale = |matrix: &LoraMatrix, r: usize| {
+                        matrix.0.rank_scales().map_or(1.0, |scales| f64::from(scales[r]))
+                    };
+                    let shrunk: Vec<f64> = (0..target.rank)
+                        .map(|r| dot(x, |i| target.a.0.at(r, i)) * scale(&target.a, r) * scale(&target.b, r))
+                        .collect();
                     for o in 0..target.out_features {
                         let grown: f64 =
                             shrunk.iter().enumerate().map(|(r, value)| value * f64::from(target.b.0.at(o, r))).sum();
@@ -175,6 +185,13 @@ impl Kernels for Reference {
             }
         }
     }
+}
+
+/// A row of activations as integer weights see it.
+fn through_codes(x: &[f32]) -> Vec<f32> {
+    let mut groups = vec![GroupX::zeroed(); quant::groups(x.len())];
+    quant::quantise_row(x, &mut groups);
+    (0..x.len()).map(|i| groups[i / GROUP].scale * f32::from(groups[i / GROUP].codes[i % GROUP])).collect()
 }
 
 /// `Σ x[i] * other(i)` in `f64`.

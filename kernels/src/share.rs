@@ -55,7 +55,8 @@ pub(crate) fn with_scratch<T: Pod, R>(len: usize, body: impl FnOnce(&mut [T]) ->
     if buffer.len() < words {
         buffer.resize(words, 0);
     }
-    let result = body(&mut bytemuck::cast_slice_mut(&mut buffer[..words])[..len]);
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer[..words]);
+    let result = body(bytemuck::cast_slice_mut(&mut bytes[..len * size_of::<T>()]));
     SCRATCH.with_borrow_mut(|buffers| buffers.push(buffer));
     result
 }

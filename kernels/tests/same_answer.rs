@@ -56,7 +56,7 @@ fn everything(kernels: &dyn Kernels, format: WeightFormat) -> Vec<u32> {
 
     let kv_format = match format {
         WeightFormat::F32 => KvFormat::F32,
-        WeightFormat::Bf16 => KvFormat::Bf16,
+        _ => KvFormat::Bf16,
     };
     let mut kv = KvLayer::new(3, 16, KV_HEADS, HEAD_DIM, kv_format);
     let width = ROWS * KV_HEADS * HEAD_DIM;
@@ -73,7 +73,7 @@ fn everything(kernels: &dyn Kernels, format: WeightFormat) -> Vec<u32> {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     for isa in available() {
-        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Q4] {
             let one = everything(&*kernels(isa, 1), format);
             for threads in [2, 5] {
                 assert!(one == everything(&*kernels(isa, threads), format), "{isa:?} {format:?} {threads} threads");
@@ -83,11 +83,13 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-fn fused_instruction_sets_agree_in_every_bit_in_f32() {
+fn fused_instruction_sets_agree_in_every_bit_in_f32_and_integers() {
     let fused: Vec<Isa> = available().into_iter().filter(|isa| *isa != Isa::Portable).collect();
-    for pair in fused.windows(2) {
-        let [a, b] = [0, 1].map(|i| everything(&*kernels(pair[i], 1), WeightFormat::F32));
-        assert!(a == b, "{:?} and {:?} differ", pair[0], pair[1]);
+    for format in [WeightFormat::F32, WeightFormat::Int8, WeightFormat::Q4] {
+        for pair in fused.windows(2) {
+            let [a, b] = [0, 1].map(|i| everything(&*kernels(pair[i], 1), format));
+            assert!(a == b, "{:?} and {:?} differ in {format:?}", pair[0], pair[1]);
+        }
     }
 }
 
@@ -108,5 +110,5 @@ fn names_of_instruction_sets_read_back() {
         assert_eq!(isa.as_str().parse(), Ok(isa));
     }
     let error = "sse9".parse::<Isa>().unwrap_err();
-    assert_eq!(error.to_string(), "isa \"sse9\" is none of portable, avx2, avx512, avx512-bf16, neon");
+    assert_eq!(error.to_string(), "isa \"sse9\" is none of portable, avx2, avx512, avx512-vnni, avx512-bf16, neon");
 }

@@ -1,7 +1,7 @@
 //! Speed of the engine on the demo model: decode and prefill of the base, and what 32 different adapters cost.
 //!
 //! ```text
-//! WEFT_DEMO_MODEL=... cargo bench -p weft-engine --bench step [-- --seconds 2 --threads 2 --dtype bf16 --isa avx2 --only decode]
+//! WEFT_DEMO_MODEL=... cargo bench -p weft-engine --bench step [-- --seconds 2 --threads 2 --dtype int8 --adapters int8 --isa avx2 --only decode]
 //! ```
 //!
 //! Each row is the best of several steps (the machine's other work only ever adds time), beside a floor: the time to
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weft_base_model::{BaseModel, ModelConfig};
 use weft_engine::sampling::{Sampler, SamplingParams};
-use weft_engine::{Dtype, Engine, LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
+use weft_engine::{AdapterDtype, Dtype, Engine, LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
 use weft_kernels::{CpuOptions, Kernels, WeightFormat};
 
 const REQUESTS: usize = 32;
@@ -27,17 +27,20 @@ const OUTPUT: usize = 48;
 const RANK: usize = 8;
 const KV_BLOCKS: usize = 2048;
 
+const DTYPES: [Dtype; 4] = [Dtype::Q4, Dtype::Int8, Dtype::Bf16, Dtype::F32];
+
 struct Args {
     seconds: f64,
     threads: usize,
     dtype: Option<Dtype>,
+    adapters: Option<AdapterDtype>,
     isa: Option<weft_kernels::Isa>,
     /// Run only rows whose name holds this.
     only: String,
 }
 
 fn args() -> Args {
-    let mut args = Args { seconds: 2.0, threads: 2, dtype: None, isa: None, only: String::new() };
+    let mut args = Args { seconds: 2.0, threads: 2, dtype: None, adapters: None, isa: None, only: String::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
@@ -47,11 +50,15 @@ fn args() -> Args {
             "--only" => args.only = value(),
             "--isa" => args.isa = Some(value().parse().expect("an instruction set")),
             "--dtype" => {
-                args.dtype = Some(match value().as_str() {
-                    "f32" => Dtype::F32,
-                    "bf16" => Dtype::Bf16,
-                    other => panic!("dtype {other} is neither f32 nor bf16"),
-                });
+                let name = value();
+                let known = DTYPES.into_iter().find(|dtype| dtype.as_str() == name);
+                args.dtype = Some(known.unwrap_or_else(|| panic!("dtype {name} is unknown")));
+            }
+            "--adapters" => {
+                let name = value();
+                let all = [AdapterDtype::F32, AdapterDtype::Bf16, AdapterDtype::Int8];
+                let known = all.into_iter().find(|dtype| dtype.as_str() == name);
+                args.adapters = Some(known.unwrap_or_else(|| panic!("adapter dtype {name} is unknown")));
             }
             // What cargo bench passes on.
             "--bench" => {}
@@ -68,7 +75,7 @@ fn main() {
         weft_base_model::fetch::demo_model(&cache).expect("the demo model can be fetched")
     });
     let model = common::open(&path);
-    for dtype in [Dtype::Bf16, Dtype::F32] {
+    for dtype in DTYPES {
         if args.dtype.is_none_or(|wanted| wanted == dtype) {
             bench(&model, dtype, &args);
         }
@@ -79,13 +86,15 @@ fn bench(model: &BaseModel, dtype: Dtype, args: &Args) {
     let kernels = weft_kernels::cpu(CpuOptions { threads: args.threads, isa: args.isa });
     let floor = Floor::measure(kernels.as_ref(), dtype, &model.config);
     let start = Instant::now();
-    let mut engine = common::engine_with(model, dtype, KV_BLOCKS, Arc::clone(&kernels));
+    let adapters = args.adapters.unwrap_or(dtype.adapters());
+    let mut engine = common::engine_of(model, dtype, adapters, KV_BLOCKS, Arc::clone(&kernels));
     let load = start.elapsed();
     let (slots, prepare) = random_adapters(&mut engine, &model.config);
     println!(
-        "\n{} {}, {} threads; load {:.2} s; prepare {:.1} ms per adapter; {:.1} GB/s, {:.0} GFLOP/s",
+        "\n{} {}, adapters {}, {} threads; load {:.2} s; prepare {:.1} ms per adapter; {:.1} GB/s, {:.0} GFLOP/s",
         dtype.as_str(),
         engine.isa(),
+        adapters.as_str(),
         args.threads,
         load.as_secs_f64(),
         prepare.as_secs_f64() * 1e3,
@@ -145,6 +154,8 @@ impl Floor {
         let (format, bytes) = match dtype {
             Dtype::F32 => (WeightFormat::F32, 4.0),
             Dtype::Bf16 => (WeightFormat::Bf16, 2.0),
+            Dtype::Int8 => (WeightFormat::Int8, 9.0 / 8.0),
+            Dtype::Q4 => (WeightFormat::Q4, 5.0 / 8.0),
         };
         // One row through a matrix that no cache holds reads it at the speed of memory; many rows through one that a
         // second-level cache holds multiply at the speed of the units.

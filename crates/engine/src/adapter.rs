@@ -1,11 +1,10 @@
 //! From a canonical blob to an adapter that a step can use.
 
-use crate::engine::Dtype;
 use crate::shape::{SITES, Shape};
 use crate::{Error, shape};
 use std::sync::Arc;
 use weft_adapter_format::{CanonicalAdapter, ModuleDelta, TensorView};
-use weft_kernels::{Kernels, LoraTarget};
+use weft_kernels::{Kernels, LoraTarget, WeightFormat};
 use weft_types::{Digest, DigestHasher};
 
 /// Packs adapters for one engine, on any thread, beside the step loop. Cheap to clone.
@@ -13,7 +12,7 @@ use weft_types::{Digest, DigestHasher};
 pub struct Preparer {
     shape: Arc<shape::Shape>,
     kernels: Arc<dyn Kernels>,
-    dtype: Dtype,
+    format: WeightFormat,
 }
 
 /// A packed adapter, ready to be put into a slot by [`crate::Engine::install`].
@@ -51,8 +50,8 @@ impl PreparedAdapter {
 }
 
 impl Preparer {
-    pub(crate) fn new(shape: Arc<Shape>, kernels: Arc<dyn Kernels>, dtype: Dtype) -> Self {
-        Self { shape, kernels, dtype }
+    pub(crate) fn new(shape: Arc<Shape>, kernels: Arc<dyn Kernels>, format: WeightFormat) -> Self {
+        Self { shape, kernels, format }
     }
 
     /// Packs a canonical blob. `blob` may be a mapped file that somebody overwrites meanwhile: it is read once, into
@@ -100,7 +99,7 @@ impl Preparer {
 
     fn pack(&self, delta: &ModuleDelta<'_>) -> LoraTarget {
         let place = self.shape.place(delta.module);
-        let format = self.dtype.weights();
+        let format = self.format;
         let values = |tensor: &TensorView<'_>| tensor.to_f32();
         LoraTarget {
             a: self.kernels.pack_lora_a(&values(&delta.a), delta.rank, place.in_features, format),

@@ -28,6 +28,6 @@ mod weights;
 mod workspace;
 
 pub use adapter::{PreparedAdapter, Preparer};
-pub use engine::{Dtype, Engine, EngineOptions, LogitsWanted, SeqOutput, SeqStep, StepBatch, StepOutput};
+pub use engine::{AdapterDtype, Dtype, Engine, EngineOptions, LogitsWanted, SeqOutput, SeqStep, StepBatch, StepOutput};
 pub use error::{Error, Problem};
 pub use slots::SlotId;

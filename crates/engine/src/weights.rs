@@ -40,7 +40,7 @@ impl Base {
         let final_norm = loader.norm("model.norm.weight", shape.hidden)?;
 
         let table = loader.values("model.embed_tokens.weight", shape.vocabulary * shape.hidden)?;
-        let head = |rows: &[f32]| kernels.pack_linear(rows, shape.vocabulary, shape.hidden, dtype.weights());
+        let head = |rows: &[f32]| kernels.pack_linear(rows, shape.vocabulary, shape.hidden, dtype.head());
         let lm_head = if model.config.tied_embeddings {
             head(&table)
         } else {
@@ -49,7 +49,7 @@ impl Base {
         let embeddings = Tensor::from_vec(table, (shape.vocabulary, shape.hidden), &loader.device)?;
         let embeddings = match dtype {
             Dtype::F32 => embeddings,
-            Dtype::Bf16 => embeddings.to_dtype(DType::BF16)?,
+            Dtype::Bf16 | Dtype::Int8 | Dtype::Q4 => embeddings.to_dtype(DType::BF16)?,
         };
         Ok(Self { embeddings, layers, final_norm, lm_head })
     }

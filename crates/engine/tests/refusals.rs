@@ -3,7 +3,7 @@
 mod common;
 
 use common::{blob, blob_of, cpu, engine, golden, golden_dir, install, prefill, tiny};
-use weft_engine::{Dtype, Engine, EngineOptions, Error, LogitsWanted, Problem, SeqStep, StepBatch};
+use weft_engine::{AdapterDtype, Dtype, Engine, EngineOptions, Error, LogitsWanted, Problem, SeqStep, StepBatch};
 use weft_fault::{Fault, Kind};
 use weft_types::Digest;
 
@@ -17,6 +17,11 @@ fn problem_of(engine: &mut Engine, bad: SeqStep) -> Problem {
         Err(Error::Sequence { sequence: 1, problem }) => problem,
         other => panic!("expected a refusal of sequence 1, got {other:?}"),
     }
+}
+
+fn options(kv_blocks: usize, block_size: usize) -> EngineOptions {
+    let (dtype, adapter_dtype) = (Dtype::F32, AdapterDtype::F32);
+    EngineOptions { dtype, adapter_dtype, kv_blocks, block_size, kernels: cpu() }
 }
 
 #[test]
@@ -151,9 +156,7 @@ fn many_loads_and_removals_leave_each_answer_with_its_own_adapter() {
 fn options_out_of_range_are_named() {
     let model = tiny("tiny");
     for (kv_blocks, block_size, name) in [(0, 16, "kv_blocks"), (4, 0, "block_size")] {
-        let Err(error) =
-            Engine::new(&model, EngineOptions { dtype: Dtype::F32, kv_blocks, block_size, kernels: cpu() })
-        else {
+        let Err(error) = Engine::new(&model, options(kv_blocks, block_size)) else {
             panic!("{name} of 0 was accepted");
         };
         assert!(error.to_string().contains(name), "{error}");

@@ -65,7 +65,8 @@ fn multiply(rounds: usize, format: WeightFormat, isa: &str) -> usize {
         unsafe {
             match (isa, format) {
                 ("avx512-bf16", WeightFormat::Bf16) => return x86::bf16(rounds),
-                ("avx512" | "avx512-bf16", _) => return x86::avx512(rounds),
+                ("avx512-bf16" | "avx512-vnni", WeightFormat::Int8 | WeightFormat::Q4) => return x86::vnni(rounds),
+                ("avx512" | "avx512-bf16" | "avx512-vnni", _) => return x86::avx512(rounds),
                 ("avx2", _) => return x86::avx2(rounds),
                 _ => {}
             }
@@ -99,6 +100,19 @@ mod x86 {
         }
         black_box(sums);
         16 * 64
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(crate) unsafe fn vnni(rounds: usize) -> usize {
+        let mut sums = [_mm512_setzero_si512(); 16];
+        let x = _mm512_set1_epi32(black_box(0x0101_0101));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, x, x);
+            }
+        }
+        black_box(sums);
+        16 * 128
     }
 
     #[target_feature(enable = "avx512f")]

@@ -14,6 +14,8 @@ use model::{Model, Work};
 use std::time::{Duration, Instant};
 use weft_kernels::{CpuOptions, WeightFormat, cpu};
 
+const ALL: [WeightFormat; 4] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Q4];
+
 struct Options {
     cpu: CpuOptions,
     formats: Vec<WeightFormat>,
@@ -21,8 +23,7 @@ struct Options {
 }
 
 fn options() -> Options {
-    let mut options =
-        Options { cpu: CpuOptions::default(), formats: vec![WeightFormat::F32, WeightFormat::Bf16], repeats: 5 };
+    let mut options = Options { cpu: CpuOptions::default(), formats: ALL.to_vec(), repeats: 5 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
@@ -32,11 +33,9 @@ fn options() -> Options {
             "--threads" => options.cpu.threads = value().parse().expect("a number of threads"),
             "--repeats" => options.repeats = value().parse().expect("a number of repeats"),
             "--format" => {
-                options.formats = match value().as_str() {
-                    "f32" => vec![WeightFormat::F32],
-                    "bf16" => vec![WeightFormat::Bf16],
-                    other => panic!("--format {other} is neither f32 nor bf16"),
-                };
+                let name = value();
+                let named = |format: &&WeightFormat| format!("{format:?}").eq_ignore_ascii_case(&name);
+                options.formats = vec![*ALL.iter().find(named).unwrap_or_else(|| panic!("--format {name} is unknown"))];
             }
             other => panic!("unknown argument {other}"),
         }

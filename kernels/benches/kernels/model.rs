@@ -165,7 +165,7 @@ impl Work {
         let o = || vec![target(0, HIDDEN)];
         let format = match model.format {
             WeightFormat::F32 => KvFormat::F32,
-            WeightFormat::Bf16 => KvFormat::Bf16,
+            _ => KvFormat::Bf16,
         };
         // Adapters are loaded one after the other, all layers of one before the next.
         let mut layers: Vec<[Vec<Vec<LoraTarget>>; 2]> = (0..LAYERS).map(|_| Default::default()).collect();

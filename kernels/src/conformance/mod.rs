@@ -12,6 +12,8 @@
 //! |---|---|---|
 //! | `F32` | `2^-24 (8 + 4 √depth)` of the magnitude | half a unit in the last place per addition, errors of a chain add up like a random walk |
 //! | `Bf16` | `2^-8` of the magnitude per rounding, plus the above | weights are rounded alike on both sides; activations may be rounded (half a unit of 8 bits: `2^-8`) once in a linear, twice in an adapter |
+//! | `Int8` | as `F32` | both sides round activations to the same codes and add their products exactly; adapters keep `f32` activations |
+//! | `Q4` | 4 times that | besides, a weight is a sum of two terms that may be larger than itself: a minimum and up to 15 steps |
 //! | element-wise | `1e-6` relative | a few roundings and `exp` within 2.5e-7 |
 
 mod attention;
@@ -42,9 +44,11 @@ use crate::{Kernels, WeightFormat};
 ///
 /// When a promise does not hold.
 pub fn all(kernels: &dyn Kernels, seed: u64) {
-    for format in [WeightFormat::F32, WeightFormat::Bf16] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Q4] {
         linear_matches_the_reference(kernels, format, seed);
         linear_row_alone_and_in_a_batch_is_bit_equal(kernels, format, seed);
+    }
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
         lora_matches_the_reference(kernels, format, seed);
         lora_row_alone_and_in_a_batch_is_bit_equal(kernels, format, seed);
         lora_leaves_everything_else_alone(kernels, format, seed);
@@ -65,7 +69,8 @@ pub fn all(kernels: &dyn Kernels, seed: u64) {
 fn tolerance(format: WeightFormat, depth: usize, roundings: i32) -> f32 {
     let additions = (8.0 + 4.0 * (depth as f32).sqrt()) / 16_777_216.0;
     match format {
-        WeightFormat::F32 => additions,
+        WeightFormat::F32 | WeightFormat::Int8 => additions,
+        WeightFormat::Q4 => 4.0 * additions,
         WeightFormat::Bf16 => additions + (1.0f32 + 1.0 / 256.0).powi(roundings) - 1.0,
     }
 }

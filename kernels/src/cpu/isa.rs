@@ -8,11 +8,13 @@ use std::str::FromStr;
 pub enum Isa {
     /// What every processor of the architecture has.
     Portable,
-    /// AVX2 and FMA (x86-64 since 2013).
+    /// AVX2, FMA and F16C (x86-64 since 2013).
     Avx2,
     /// AVX-512 F, BW, VL, DQ.
     Avx512,
-    /// AVX-512 with the BF16 dot product `vdpbf16ps`.
+    /// AVX-512 with the integer dot product `vpdpbusd`.
+    Avx512Vnni,
+    /// AVX-512 with `vpdpbusd` and the BF16 dot product `vdpbf16ps`.
     Avx512Bf16,
     /// NEON, on every aarch64.
     Neon,
@@ -20,12 +22,13 @@ pub enum Isa {
 
 /// The text names no instruction set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("isa {0:?} is none of portable, avx2, avx512, avx512-bf16, neon")]
+#[error("isa {0:?} is none of portable, avx2, avx512, avx512-vnni, avx512-bf16, neon")]
 pub struct ParseIsaError(String);
 
 impl Isa {
     /// All of them, slowest first.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Neon];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Neon];
 
     /// Its name in settings and logs.
     #[must_use]
@@ -34,6 +37,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Neon => "neon",
         }
@@ -45,7 +49,9 @@ impl Isa {
         match self {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Avx2.is_available()
@@ -55,7 +61,9 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            Self::Avx512Vnni => Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
             #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
@@ -71,6 +79,8 @@ impl Isa {
             Self::Avx2 => &micro::avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => &micro::avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => &micro::AVX512_VNNI,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => &micro::AVX512_BF16,
             #[cfg(target_arch = "aarch64")]

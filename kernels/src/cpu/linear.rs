@@ -5,8 +5,9 @@
 //! output where they stopped, which changes no bit of them.
 
 use super::Cpu;
-use super::micro::{Ahead, PANELS_MAX, Tile};
+use super::micro::{Ahead, LINE_BYTES, Micro, PANELS_MAX, Shape, Tile};
 use crate::packed::{Data, Layout, PANEL, PackedLinear, ROW};
+use crate::quant::{self, GroupX};
 use crate::share::{OutPtr, with_scratch};
 use std::ops::Range;
 
@@ -21,15 +22,22 @@ const INLINE_WEIGHTS_BELOW: usize = 1 << 15;
 /// Up to this many passes of rows over a panel, memory is the limit and the next panels are fetched meanwhile; beyond,
 /// the hints cost more than they bring (measured: 12 to 15 % faster up to 8 rows, even at 16, 5 % slower at 32).
 const PASSES_MAX: usize = 2;
+/// The same for integers, whose products are done sooner.
+const QUANT_PASSES_MAX: usize = 16;
 
 /// How the stored weights meet the activations.
 struct Operand<'a, X, W> {
     x: &'a [X],
     x_stride: usize,
     w: &'a [W],
+    inputs: usize,
     /// Steps along k, and values of `w` per step and panel.
     depth: usize,
     step: usize,
+    /// Up to this many passes over a panel the next ones are fetched meanwhile.
+    fetch_passes_max: usize,
+    /// The tiles for a number of rows.
+    shape: fn(&Micro, usize) -> Shape,
     kernel: unsafe fn(usize, usize, &Tile<X, W>),
 }
 
@@ -38,17 +46,38 @@ pub(super) fn linear(cpu: &Cpu, x: &[f32], w: &PackedLinear, rows: usize, out: &
     if out.is_empty() {
         return;
     }
+    let shape = Micro::shape;
     match (&w.0.data, micro.pairs) {
         (Data::F32(data), _) => {
             w.0.expect_layout("linear", Layout::Panels);
             let kernel = micro.tile_f32;
-            let operand = Operand { x, x_stride: inputs, w: data, depth: inputs, step: PANEL, kernel };
+            let operand = Operand {
+                x,
+                inputs,
+                x_stride: inputs,
+                w: data,
+                depth: inputs,
+                step: PANEL,
+                fetch_passes_max: PASSES_MAX,
+                shape,
+                kernel,
+            };
             run(cpu, &operand, rows, w.out_features(), out);
         }
         (Data::Bf16(data), None) => {
             w.0.expect_layout("linear", Layout::Panels);
             let kernel = micro.tile_bf16;
-            let operand = Operand { x, x_stride: inputs, w: data, depth: inputs, step: PANEL, kernel };
+            let operand = Operand {
+                x,
+                inputs,
+                x_stride: inputs,
+                w: data,
+                depth: inputs,
+                step: PANEL,
+                fetch_passes_max: PASSES_MAX,
+                shape,
+                kernel,
+            };
             run(cpu, &operand, rows, w.out_features(), out);
         }
         (Data::Bf16(data), Some(pairs)) => {
@@ -60,11 +89,68 @@ pub(super) fn linear(cpu: &Cpu, x: &[f32], w: &PackedLinear, rows: usize, out: &
                 let narrow = bytemuck::cast_slice_mut(scratch);
                 round_rows(cpu, pairs.round, x, inputs, 2 * x_stride, narrow);
                 let (step, kernel) = (2 * PANEL, pairs.tile);
-                let operand = Operand { x: scratch, x_stride, w: data, depth, step, kernel };
+                let operand = Operand {
+                    x: scratch,
+                    inputs,
+                    x_stride,
+                    w: data,
+                    depth,
+                    step,
+                    fetch_passes_max: PASSES_MAX,
+                    shape,
+                    kernel,
+                };
                 run(cpu, &operand, rows, w.out_features(), out);
             });
         }
+        (Data::Int8(data), _) => quantised(cpu, x, data, micro.quant.tile8, w, rows, out),
+        (Data::Q4(data), _) => quantised(cpu, x, data, micro.quant.tile4, w, rows, out),
+        (Data::Codes(..), _) => unreachable!("invariant: codes are halves of adapters"),
     }
+}
+
+/// Integer weights: the activations become codes first. Depth is counted in groups.
+fn quantised<W: Copy + Sync>(
+    cpu: &Cpu,
+    x: &[f32],
+    data: &[W],
+    kernel: unsafe fn(usize, usize, &Tile<GroupX, W>),
+    w: &PackedLinear,
+    rows: usize,
+    out: &mut [f32],
+) {
+    let depth = quant::groups(w.in_features());
+    with_scratch::<GroupX, _>(rows * depth, |scratch| {
+        quantise_rows(cpu, x, w.in_features(), scratch);
+        let shape: fn(&Micro, usize) -> Shape = |micro, rows| micro.quant.shape(rows);
+        let operand = Operand {
+            x: scratch,
+            inputs: w.in_features(),
+            x_stride: depth,
+            w: data,
+            depth,
+            step: 1,
+            fetch_passes_max: QUANT_PASSES_MAX,
+            shape,
+            kernel,
+        };
+        run(cpu, &operand, rows, w.out_features(), out);
+    });
+}
+
+/// Turns each row of `x [rows, inputs]` into its groups of codes.
+fn quantise_rows(cpu: &Cpu, x: &[f32], inputs: usize, groups: &mut [GroupX]) {
+    if inputs == 0 {
+        return;
+    }
+    let (rows, depth) = (x.len() / inputs, quant::groups(inputs));
+    let to = OutPtr::new(groups);
+    cpu.rows(rows, inputs, &|range: Range<usize>| {
+        for row in range {
+            // SAFETY: rows of one region are distinct; the table belongs to an instruction set this processor has.
+            unsafe { (cpu.micro.quant.quantise)(&x[row * inputs..][..inputs], to.slice(row * depth, depth)) };
+        }
+    });
 }
 
 /// Rounds each row of `x [rows, inputs]` to bf16, `stride` values apart. Up to the next vector the rest is zero.
@@ -101,7 +187,7 @@ fn run<X: Copy + Sync, W: Copy + Sync>(
     out: &mut [f32],
 ) {
     let panels = outputs.div_ceil(PANEL);
-    let weights = outputs * operand.depth;
+    let weights = outputs * operand.inputs;
     assert!(
         operand.w.len() == panels * operand.depth * operand.step
             && operand.x.len() >= (rows - 1) * operand.x_stride + operand.depth
@@ -109,18 +195,19 @@ fn run<X: Copy + Sync, W: Copy + Sync>(
         "linear: invariant: operands match the packed shape"
     );
     let to = OutPtr::new(out);
-    let panels_max = cpu.micro.shape(rows).panels;
+    let panels_max = (operand.shape)(cpu.micro, rows).panels;
     let small = weights < INLINE_WEIGHTS_BELOW || weights * rows < INLINE_BELOW;
     if rows < ROWS_PER_UNIT {
         let body = |range: Range<usize>| block(cpu, operand, 0..rows, range, outputs, &to);
         return if small { body(0..panels) } else { cpu.pool.run(panels, panels_max, &body) };
     }
     // Neighbouring units share their panels, so that they are still in the cache.
-    let (row_units, panel_units) = (rows.div_ceil(ROWS_PER_UNIT), panels.div_ceil(PANELS_MAX));
+    let panels_each = PANELS_MAX.next_multiple_of(panels_max);
+    let (row_units, panel_units) = (rows.div_ceil(ROWS_PER_UNIT), panels.div_ceil(panels_each));
     let body = |range: Range<usize>| {
         for unit in range {
-            let (panel, row) = (unit / row_units * PANELS_MAX, unit % row_units * ROWS_PER_UNIT);
-            let panels = panel..(panel + PANELS_MAX).min(panels);
+            let (panel, row) = (unit / row_units * panels_each, unit % row_units * ROWS_PER_UNIT);
+            let panels = panel..(panel + panels_each).min(panels);
             block(cpu, operand, row..(row + ROWS_PER_UNIT).min(rows), panels, outputs, &to);
         }
     };
@@ -139,7 +226,7 @@ fn block<X: Copy, W: Copy>(
     let whole = panels.end.min(outputs / PANEL);
     let mut panel = panels.start;
     while panel < whole {
-        let count = cpu.micro.shape(rows.len()).panels(whole - panel);
+        let count = (operand.shape)(cpu.micro, rows.len()).panels(whole - panel);
         // SAFETY: columns of whole panels in rows of this unit: nobody else's.
         unsafe {
             let start = out.at(rows.start * outputs + panel * PANEL, (rows.len() - 1) * outputs + count * PANEL);
@@ -174,24 +261,25 @@ unsafe fn stripe<X: Copy, W: Copy>(
     out: *mut f32,
     out_stride: usize,
 ) {
-    let rows_each = cpu.micro.shape(rows.len()).rows;
+    let rows_each = (operand.shape)(cpu.micro, rows.len()).rows;
     let passes = rows.len().div_ceil(rows_each);
     let fitting = TILE_BYTES_MAX / (count * operand.step * size_of::<W>());
     let depth_each = if passes == 1 { operand.depth } else { fitting.max(PANEL) }.max(1);
     let panel_len = operand.depth * operand.step;
+    let at = |panel: usize, from: usize| operand.w.as_ptr().wrapping_add(panel * panel_len + from * operand.step);
+    // The passes share in fetching the panels after these, which follow in memory; beyond the last a hint does no harm.
+    let lines_each = (count * panel_len * size_of::<W>()).div_ceil(passes * LINE_BYTES);
+    let fetches = passes <= operand.fetch_passes_max && depth_each >= operand.depth;
+    let ahead = |pass: usize| Ahead {
+        from: at(panel + count, 0).cast::<u8>().wrapping_add(pass * lines_each * LINE_BYTES),
+        lines: lines_each.div_ceil(operand.depth.max(1)),
+    };
     let mut from = 0;
     loop {
         let depth = depth_each.min(operand.depth - from);
-        let at = |panel: usize| operand.w.as_ptr().wrapping_add(panel * panel_len + from * operand.step);
         for pass in 0..passes {
             let row = rows.start + pass * rows_each;
             let height = rows_each.min(rows.end - row);
-            // The passes share in fetching the panels after these.
-            let fetched = |pass: usize| if passes <= PASSES_MAX { pass * count / passes } else { 0 };
-            let ahead = Ahead {
-                w: std::array::from_fn(|i| at(panel + count + fetched(pass) + i)),
-                panels: fetched(pass + 1) - fetched(pass),
-            };
             // SAFETY: `run` checked x, w and the shape of the block; the caller vouches for `out`; the table belongs
             // to an instruction set this processor has, and `height` and `count` come from its limits.
             unsafe {
@@ -199,12 +287,12 @@ unsafe fn stripe<X: Copy, W: Copy>(
                     depth,
                     x: operand.x.as_ptr().add(row * operand.x_stride + from),
                     x_stride: operand.x_stride,
-                    w: std::array::from_fn(|i| at(panel + i)),
+                    w: std::array::from_fn(|i| at(panel + i, from)),
                     w_step: operand.step,
                     out: out.add((row - rows.start) * out_stride),
                     out_stride,
                     add: from > 0,
-                    ahead,
+                    ahead: if fetches { ahead(pass) } else { Ahead::NONE },
                 };
                 (operand.kernel)(height, count, &tile);
             }

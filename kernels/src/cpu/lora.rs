@@ -125,9 +125,7 @@ impl Call<'_> {
                 fetch(&next.a);
             }
             self.shrink(&target.a, rows.clone(), rank, t);
-            for value in t.iter_mut() {
-                *value *= target.scale;
-            }
+            scale_ranks(target, t);
             if let Some(next) = next {
                 fetch(&next.b);
             }
@@ -150,6 +148,8 @@ impl Call<'_> {
                     let x = &self.narrow[rows.start * stride..rows.end * stride];
                     (pairs.shrink)(&mut Shrink { x, width, a, rank, t });
                 }
+                (Data::Codes(a, _), _) => (micro.shrink_i8)(&mut Shrink { x, width, a, rank, t }),
+                (Data::Int8(_) | Data::Q4(_), _) => unreachable!("invariant: adapters in integers are codes"),
             }
         }
     }
@@ -174,6 +174,25 @@ impl Call<'_> {
                     }
                     place.add(pairs, depth, b, 2 * PANEL, tile);
                 });
+            }
+            (Data::Codes(b, _), _) => place.add(t, rank, b, PANEL, micro.tile_i8),
+            (Data::Int8(_) | Data::Q4(_), _) => unreachable!("invariant: adapters in integers are codes"),
+        }
+    }
+}
+
+/// `t [rows, rank]` times the target's scale, and those of its codes.
+fn scale_ranks(target: &LoraTarget, t: &mut [f32]) {
+    match (target.a.0.rank_scales(), target.b.0.rank_scales()) {
+        (None, None) => {
+            for value in t {
+                *value *= target.scale;
+            }
+        }
+        (a, b) => {
+            for (rank, value) in t.iter_mut().enumerate() {
+                let of = |scales: Option<&[f32]>| scales.map_or(1.0, |scales| scales[rank % target.rank]);
+                *value *= target.scale * of(a) * of(b);
             }
         }
     }
@@ -245,6 +264,8 @@ fn fetch(matrix: &LoraMatrix) {
     let (start, bytes) = match &matrix.0.data {
         Data::F32(data) => (data.as_ptr().cast::<u8>(), data.bytes()),
         Data::Bf16(data) => (data.as_ptr().cast::<u8>(), data.bytes()),
+        Data::Codes(data, _) => (data.as_ptr().cast::<u8>(), data.bytes()),
+        Data::Int8(_) | Data::Q4(_) => return,
     };
     for line in (0..bytes.min(FETCH_BYTES_MAX)).step_by(64) {
         fetch_line(start.wrapping_add(line));

@@ -11,6 +11,7 @@
 )]
 
 mod matrix;
+pub(crate) mod quant;
 mod vector;
 
 use super::lanes::{Lanes, Portable};
@@ -38,28 +39,31 @@ pub(crate) struct Tile<X, W> {
     /// Goes on from what `out` holds instead of zero.
     pub(crate) add: bool,
     /// What to fetch meanwhile.
-    pub(crate) ahead: Ahead<W>,
+    pub(crate) ahead: Ahead,
 }
 
-/// Weights of a later tile to fetch into the second-level cache while this one multiplies.
-pub(crate) struct Ahead<W> {
-    pub(crate) w: [*const W; PANELS_MAX],
-    pub(crate) panels: usize,
+/// Weights of later tiles to fetch into the second-level cache while this one multiplies: some lines at each step.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) from: *const u8,
+    pub(crate) lines: usize,
 }
 
-impl<W> Ahead<W> {
-    pub(crate) const NONE: Self = Self { w: [std::ptr::null(); PANELS_MAX], panels: 0 };
-}
+impl Ahead {
+    pub(crate) const NONE: Self = Self { from: std::ptr::null(), lines: 0 };
 
-impl<X, W> Tile<X, W> {
-    /// Hints at the weights that a later tile reads at step `k`.
+    /// Hints at the lines of step `k`.
     #[inline(always)]
     fn fetch(&self, k: usize) {
-        for w in self.ahead.w.iter().take(self.ahead.panels) {
-            fetch_line(w.wrapping_add(k * self.w_step));
+        let first = k * self.lines;
+        for line in first..first + self.lines {
+            fetch_line(self.from.wrapping_add(line * LINE_BYTES));
         }
     }
 }
+
+/// Bytes of a cache line.
+pub(crate) const LINE_BYTES: usize = 64;
 
 /// Asks for a cache line in the second-level cache. Only a hint: the address may be anything.
 #[inline(always)]
@@ -119,16 +123,19 @@ impl<X, W> Shrink<'_, X, W> {
 ///
 /// All functions: the processor has the instruction set ([`super::Isa::is_available`]). Tiles: the pointers are valid for
 /// the block described, `out` is not touched by anybody else meanwhile, rows and panels are at least 1,
-/// at most those of `shape`, and `panels` is a power of two. The functions on slices check lengths themselves.
+/// at most those of `shape`, and `panels` is one that [`Shape::panels`] gives. The functions on slices check lengths themselves.
 pub(crate) struct Micro {
     /// The largest tile.
     pub(crate) shape: Shape,
     pub(crate) tile_f32: unsafe fn(usize, usize, &Tile<f32, f32>),
     pub(crate) tile_bf16: unsafe fn(usize, usize, &Tile<f32, u16>),
+    pub(crate) tile_i8: unsafe fn(usize, usize, &Tile<f32, i8>),
     /// bf16 activations and weights in pairs; with it comes `round_bf16`.
     pub(crate) pairs: Option<Pairs>,
+    pub(crate) quant: quant::Quant,
     pub(crate) shrink_f32: unsafe fn(&mut Shrink<'_, f32, f32>),
     pub(crate) shrink_bf16: unsafe fn(&mut Shrink<'_, f32, u16>),
+    pub(crate) shrink_i8: unsafe fn(&mut Shrink<'_, f32, i8>),
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
     pub(crate) scale: unsafe fn(&[f32], f32, &mut [f32]),
@@ -153,9 +160,9 @@ impl Micro {
 }
 
 impl Shape {
-    /// The widest tile for `left` panels: a power of two.
+    /// The widest tile for `left` panels: the widest of all, or a power of two.
     pub(crate) fn panels(&self, left: usize) -> usize {
-        1 << left.min(self.panels).ilog2()
+        if left >= self.panels { self.panels } else { 1 << left.ilog2() }
     }
 }
 
@@ -192,6 +199,14 @@ impl Stored for u16 {
     }
 }
 
+impl Stored for i8 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L::V {
+        // SAFETY: the caller's duty.
+        unsafe { L::load_i8(from) }
+    }
+}
+
 /// Compiles the micro-kernels for one instruction set: a module with a `TABLE`.
 macro_rules! compile {
     (
@@ -208,9 +223,12 @@ macro_rules! compile {
                 shape: Shape { rows: $most_rows, panels: $most_panels },
                 tile_f32: tile_any::<f32>,
                 tile_bf16: tile_any::<u16>,
+                tile_i8: tile_any::<i8>,
                 pairs: None,
+                quant: quant::$name::TABLE,
                 shrink_f32: shrink_any::<f32>,
                 shrink_bf16: shrink_any::<u16>,
+                shrink_i8: shrink_any::<i8>,
                 rms_norm, add, scale, silu_mul, rotate, max, exp_sum,
             };
 
@@ -283,9 +301,13 @@ compile!(
     neon, crate::cpu::neon::Neon, enable("neon"), tiles(1: [1 2 3 4 5 6]), shape(6, 1), shrink(4, 2)
 );
 
-/// AVX-512 with its bf16 dot product.
+/// AVX-512 with its dot products of bf16 and of integers.
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX512_BF16: Micro = Micro { pairs: Some(pairs::PAIRS), ..avx512::MICRO };
+pub(crate) static AVX512_BF16: Micro = Micro { pairs: Some(pairs::PAIRS), quant: quant::vnni::TABLE, ..avx512::MICRO };
+
+/// AVX-512 with its integer dot product.
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512_VNNI: Micro = Micro { quant: quant::vnni::TABLE, ..avx512::MICRO };
 
 // After the macro, which it uses.
 #[cfg(target_arch = "x86_64")]

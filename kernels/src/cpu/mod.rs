@@ -3,11 +3,13 @@
 //! | file | what |
 //! |---|---|
 //! | `lanes.rs`, `x86.rs`, `neon.rs` | 16 lanes of `f32` in each instruction set |
+//! | `bytes.rs`, `x86_bytes.rs` | 16 sums of products of bytes in each instruction set |
 //! | `micro.rs`, `micro/` | micro-kernels, written once over lanes, one table per set |
 //! | `pool.rs` | threads |
 //! | `linear.rs`, `lora.rs`, `attention.rs`, `rows.rs` | the operations: shapes, cutting into units, calls through the table |
 
 mod attention;
+mod bytes;
 mod isa;
 mod lanes;
 mod linear;
@@ -19,10 +21,12 @@ mod pool;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_bytes;
 
 pub use isa::{Isa, ParseIsaError};
 
-use crate::packed::{ALONE, Layout, Matrix, Run};
+use crate::packed::{Half, Layout, Matrix, Run};
 use crate::{AttentionSeq, Kernels, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat, shapes};
 use micro::Micro;
 use pool::Pool;
@@ -99,12 +103,12 @@ impl Kernels for Cpu {
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
         // Adapters are packed while steps run: the pool stays with the steps.
-        LoraMatrix(Matrix::pack("pack_lora_a", a, rank, in_features, Layout::RankBlocks, format, ALONE))
+        LoraMatrix(Matrix::pack_half("pack_lora_a", a, Half::Shrink, [rank, in_features], Layout::RankBlocks, format))
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
         let layout = self.column_layout(format);
-        LoraMatrix(Matrix::pack("pack_lora_b", b, out_features, rank, layout, format, ALONE))
+        LoraMatrix(Matrix::pack_half("pack_lora_b", b, Half::Grow, [out_features, rank], layout, format))
     }
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {

@@ -61,7 +61,13 @@ pub(crate) fn open(checked: &Checked) -> Result<(Model, Engine), Error> {
     let kernels = weft_kernels::cpu(CpuOptions { threads: checked.settings.threads, isa: Some(checked.isa) });
     let isa = kernels.isa();
     let (kv_blocks, context_tokens_max, prompt_tokens_max) = sizes(&base.config, checked)?;
-    let options = EngineOptions { dtype: checked.dtype, kv_blocks, block_size: BLOCK_SIZE, kernels };
+    let options = EngineOptions {
+        dtype: checked.dtype,
+        adapter_dtype: checked.adapter_dtype,
+        kv_blocks,
+        block_size: BLOCK_SIZE,
+        kernels,
+    };
     let engine = Engine::new(&base, options).map_err(|error| failed(chain(&error)))?;
     let sizes = (kv_blocks, context_tokens_max, prompt_tokens_max);
     Ok((facts(base, checked, isa, sizes), engine))
@@ -94,10 +100,7 @@ fn facts(base: BaseModel, checked: &Checked, isa: &'static str, sizes: (usize, u
 /// KV blocks, most tokens of prompt and output, most tokens of a prompt.
 fn sizes(config: &ModelConfig, checked: &Checked) -> Result<(usize, usize, usize), Error> {
     let settings = &checked.settings;
-    let value_bytes = match checked.dtype {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    };
+    let value_bytes = checked.dtype.kv_bytes();
     let token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * value_bytes;
     let by_memory = usize::try_from(settings.kv_memory_bytes).unwrap_or(usize::MAX) / (token_bytes * BLOCK_SIZE).max(1);
     let by_setting = if settings.kv_tokens_max == 0 { usize::MAX } else { settings.kv_tokens_max.div_ceil(BLOCK_SIZE) };

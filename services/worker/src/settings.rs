@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use weft_engine::Dtype;
+use weft_engine::{AdapterDtype, Dtype};
 use weft_kernels::Isa;
 use weft_service_kit::transport::Address;
 
@@ -21,11 +21,14 @@ weft_service_kit::settings! {
         pub served_model_name: Option<String> = None,
         /// Where the base's digest is cached if its own folder cannot be written.
         pub digest_cache_dir: Option<PathBuf> = None,
-        /// What weights, adapters and KV are stored in: auto, f32 or bf16. auto: bf16 where the processor has a fast path.
+        /// What the base is stored and computed in: auto, f32, bf16, int8 or q4. See docs/performance.md for what each costs
+        /// in accuracy. auto: the fastest whose greedy answers keep to those of f32.
         pub dtype: String = "auto".to_owned(),
+        /// What adapters are stored in: auto, f32, bf16 or int8. auto: f32 beside a base in f32, else bf16.
+        pub adapter_dtype: String = "auto".to_owned(),
         /// Threads that compute. 0: one for each core.
         pub threads: usize = 0,
-        /// Instruction set: auto, portable, avx2, avx512, avx512-bf16 or neon.
+        /// Instruction set: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or neon.
         pub isa: String = "auto".to_owned(),
         /// Where the cache daemon is reached.
         pub cache: String = "127.0.0.1:7002".to_owned(),
@@ -84,6 +87,7 @@ weft_service_kit::settings! {
 pub(crate) struct Checked {
     pub(crate) model: PathBuf,
     pub(crate) dtype: Dtype,
+    pub(crate) adapter_dtype: AdapterDtype,
     pub(crate) isa: Isa,
     pub(crate) adapter_memory_bytes: u64,
     pub(crate) settings: Settings,
@@ -125,6 +129,8 @@ impl Settings {
         }
         let isa = self.isa().map_err(|problem| problems.push(problem)).unwrap_or(Isa::Portable);
         let dtype = self.dtype(isa).map_err(|problem| problems.push(problem)).unwrap_or(Dtype::F32);
+        let adapter_dtype =
+            self.adapter_dtype(dtype).map_err(|problem| problems.push(problem)).unwrap_or(AdapterDtype::F32);
         for (name, value) in [
             ("step_tokens_max", self.step_tokens_max),
             ("running_requests_max", self.running_requests_max),
@@ -159,6 +165,7 @@ impl Settings {
             Ok(Checked {
                 model: self.model.clone().into(),
                 dtype,
+                adapter_dtype,
                 isa,
                 adapter_memory_bytes: adapter_memory,
                 settings: self.clone(),
@@ -185,8 +192,19 @@ impl Settings {
             "auto" => Ok(if isa == Isa::Portable { Dtype::F32 } else { Dtype::Bf16 }),
             "f32" | "float32" => Ok(Dtype::F32),
             "bf16" | "bfloat16" => Ok(Dtype::Bf16),
-            later @ ("int8" | "q4") => Err(format!("dtype is {later}, which is not built yet: use auto, f32 or bf16")),
-            other => Err(format!("dtype is {other:?}, allowed is auto, f32 or bf16")),
+            "int8" => Ok(Dtype::Int8),
+            "q4" => Ok(Dtype::Q4),
+            other => Err(format!("dtype is {other:?}, allowed is auto, f32, bf16, int8 or q4")),
+        }
+    }
+
+    fn adapter_dtype(&self, base: Dtype) -> Result<AdapterDtype, String> {
+        match self.adapter_dtype.as_str() {
+            "auto" => Ok(base.adapters()),
+            "f32" | "float32" => Ok(AdapterDtype::F32),
+            "bf16" | "bfloat16" => Ok(AdapterDtype::Bf16),
+            "int8" => Ok(AdapterDtype::Int8),
+            other => Err(format!("adapter_dtype is {other:?}, allowed is auto, f32, bf16 or int8")),
         }
     }
 }
@@ -211,7 +229,8 @@ mod tests {
     #[test]
     fn every_problem_is_named_at_once() {
         let settings = Settings {
-            dtype: "q4".into(),
+            dtype: "q3".into(),
+            adapter_dtype: "q4".into(),
             isa: "mmx".into(),
             step_tokens_max: 0,
             adapter_memory_fraction: Some(1.5),
@@ -219,7 +238,9 @@ mod tests {
         };
         let Err(error) = settings.check() else { panic!("accepted") };
         let text = error.to_string();
-        for part in ["model is not set", "q4, which is not built yet", "mmx", "step_tokens_max is 0", "1.5"] {
+        for part in
+            ["model is not set", "dtype is \"q3\"", "adapter_dtype is \"q4\"", "mmx", "step_tokens_max is 0", "1.5"]
+        {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

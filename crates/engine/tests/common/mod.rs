@@ -7,7 +7,7 @@ use std::sync::Arc;
 use weft_adapter_format::{BaseShape, Limits, LinearShape, check_package};
 use weft_base_model::{BaseModel, ModelConfig, OpenOptions};
 use weft_engine::sampling::{Sampler, SamplingParams};
-use weft_engine::{Dtype, Engine, EngineOptions, LogitsWanted, SeqStep, SlotId, StepBatch};
+use weft_engine::{AdapterDtype, Dtype, Engine, EngineOptions, LogitsWanted, SeqStep, SlotId, StepBatch};
 use weft_kernels::{CpuOptions, Kernels};
 
 pub const BLOCK_SIZE: usize = 16;
@@ -78,7 +78,17 @@ pub fn cpu() -> Arc<dyn Kernels> {
 }
 
 pub fn engine_with(model: &BaseModel, dtype: Dtype, kv_blocks: usize, kernels: Arc<dyn Kernels>) -> Engine {
-    let options = EngineOptions { dtype, kv_blocks, block_size: BLOCK_SIZE, kernels };
+    engine_of(model, dtype, dtype.adapters(), kv_blocks, kernels)
+}
+
+pub fn engine_of(
+    model: &BaseModel,
+    dtype: Dtype,
+    adapter_dtype: AdapterDtype,
+    kv_blocks: usize,
+    kernels: Arc<dyn Kernels>,
+) -> Engine {
+    let options = EngineOptions { dtype, adapter_dtype, kv_blocks, block_size: BLOCK_SIZE, kernels };
     Engine::new(model, options).expect("the model loads")
 }
 

@@ -20,7 +20,7 @@ pub(super) unsafe fn tile<L: Lanes, W: Stored, const ROWS: usize, const PANELS: 
             }
         }
         for k in 0..t.depth {
-            t.fetch(k);
+            t.ahead.fetch(k);
             let mut w = [L::splat(0.0); PANELS];
             for p in 0..PANELS {
                 w[p] = W::load::<L>(t.w[p].add(k * t.w_step));

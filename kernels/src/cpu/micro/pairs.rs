@@ -30,7 +30,7 @@ unsafe fn one<const ROWS: usize, const PANELS: usize>(t: &Tile<u32, u16>) {
             }
         }
         for k in 0..t.depth {
-            t.fetch(k);
+            t.ahead.fetch(k);
             for r in 0..ROWS {
                 let x = *t.x.add(r * t.x_stride + k);
                 for p in 0..PANELS {

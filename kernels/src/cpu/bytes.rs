@@ -1,0 +1,121 @@
+//! Sums of products of bytes, sixteen outputs at a time: what each instruction set has for integer weights.
+//!
+//! The sums are exact, so every set gives the same integers, in whatever order it adds.
+
+use super::lanes::{Lanes, MAGIC, Portable};
+use crate::packed::PANEL;
+
+/// The integer operations of one instruction set.
+///
+/// # Safety
+///
+/// All functions: as [`Lanes`]. Pointers to weights are valid for 64 bytes.
+pub(crate) trait Bytes: Copy {
+    /// The set's lanes of `f32`.
+    type L: Lanes;
+    /// Sixteen sums.
+    type Sum: Copy;
+    /// Four inputs of sixteen outputs.
+    type Weights: Copy;
+
+    /// Four inputs of 8-bit codes.
+    unsafe fn load8(from: *const u8) -> Self::Weights;
+    /// Eight inputs of 4-bit codes: the first four, the other four.
+    unsafe fn load4(from: *const u8) -> [Self::Weights; 2];
+    /// What sums over 8-bit weights begin with, where `start` is [`crate::quant::GroupX::start`].
+    unsafe fn start8(start: &i32) -> Self::Sum;
+    /// What sums over 4-bit weights begin with.
+    unsafe fn start4() -> Self::Sum;
+    /// Adds four products to each sum; `x` holds four activation codes.
+    unsafe fn dot(sum: Self::Sum, weights: Self::Weights, x: u32) -> Self::Sum;
+    /// The sums as `f32`; exact below 2^24.
+    unsafe fn float(sum: Self::Sum) -> <Self::L as Lanes>::V;
+    /// Sixteen halves, widened.
+    unsafe fn load_f16(from: *const u16) -> <Self::L as Lanes>::V;
+    /// The largest absolute value; anything where one is NaN.
+    unsafe fn most(values: [<Self::L as Lanes>::V; 2]) -> f32;
+    /// Rounds to the nearest integers, ties to even, stores their low bytes at `to` (32 of them) and returns their sum.
+    /// Values are within -127.5 to 127.5.
+    unsafe fn encode(values: [<Self::L as Lanes>::V; 2], to: *mut i8) -> i32;
+}
+
+/// Plain arrays over any lanes: what the compiler makes of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<L>(std::marker::PhantomData<L>);
+
+/// The bytes of the oldest processor of the architecture.
+pub(crate) type PortableBytes = Plain<Portable>;
+
+impl<L: Lanes> Bytes for Plain<L> {
+    type L = L;
+    type Sum = [i32; PANEL];
+    type Weights = [[i8; 4]; PANEL];
+
+    #[inline(always)]
+    unsafe fn load8(from: *const u8) -> Self::Weights {
+        // SAFETY: valid for 64 bytes, an array has no stricter alignment than its elements.
+        let codes: [[u8; 4]; PANEL] = unsafe { *from.cast() };
+        codes.map(|four| four.map(|code| (code ^ 128).cast_signed()))
+    }
+    #[inline(always)]
+    unsafe fn load4(from: *const u8) -> [Self::Weights; 2] {
+        // SAFETY: as in `load8`.
+        let codes: [[u8; 4]; PANEL] = unsafe { *from.cast() };
+        [codes.map(|four| four.map(|both| (both & 15) as i8)), codes.map(|four| four.map(|both| (both >> 4) as i8))]
+    }
+    #[inline(always)]
+    unsafe fn start8(_: &i32) -> Self::Sum {
+        [0; PANEL]
+    }
+    #[inline(always)]
+    unsafe fn start4() -> Self::Sum {
+        [0; PANEL]
+    }
+    #[inline(always)]
+    unsafe fn dot(mut sum: Self::Sum, weights: Self::Weights, x: u32) -> Self::Sum {
+        let x = x.to_le_bytes().map(|byte| i16::from(byte.cast_signed()));
+        for (sum, weights) in sum.iter_mut().zip(weights) {
+            for (weight, x) in weights.into_iter().zip(x) {
+                *sum += i32::from(i16::from(weight) * x);
+            }
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn float(sum: Self::Sum) -> L::V {
+        let lanes = sum.map(|sum| sum as f32);
+        // SAFETY: an array of 16; the instruction set is the caller's duty.
+        unsafe { L::load(lanes.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> L::V {
+        // SAFETY: valid for 16 values of 2 bytes.
+        let halves: [u16; PANEL] = unsafe { *from.cast() };
+        let lanes = halves.map(|bits| half::f16::from_bits(bits).to_f32());
+        // SAFETY: an array of 16; the instruction set is the caller's duty.
+        unsafe { L::load(lanes.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn most(values: [L::V; 2]) -> f32 {
+        let mut lanes = [0.0f32; 2 * PANEL];
+        // SAFETY: an array of 32; the instruction set is the caller's duty.
+        unsafe {
+            L::store(lanes.as_mut_ptr(), values[0]);
+            L::store(lanes.as_mut_ptr().add(PANEL), values[1]);
+        }
+        lanes.into_iter().fold(0.0, |most, value| most.max(value.abs()))
+    }
+    #[inline(always)]
+    unsafe fn encode(values: [L::V; 2], to: *mut i8) -> i32 {
+        let mut lanes = [0.0f32; 2 * PANEL];
+        // SAFETY: arrays of 32; `to` is valid for 32 bytes; the instruction set is the caller's duty.
+        unsafe {
+            // Adding MAGIC rounds to an integer, ties to even, and leaves it in the low bits.
+            L::store(lanes.as_mut_ptr(), L::add(values[0], L::splat(MAGIC)));
+            L::store(lanes.as_mut_ptr().add(PANEL), L::add(values[1], L::splat(MAGIC)));
+            let codes = lanes.map(|lane| lane.to_bits() as i8);
+            *to.cast() = codes;
+            codes.into_iter().map(i32::from).sum()
+        }
+    }
+}
