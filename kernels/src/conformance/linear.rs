@@ -1,6 +1,7 @@
 //! Promises about `linear`.
 
 use super::{Random, abs, assert_bits, assert_close, tolerance};
+use crate::quant::GROUP;
 use crate::{Kernels, WeightFormat, reference};
 
 /// Widths that meet every edge: nothing, one, below, at and above a vector, a panel, a tile, odd ones.
@@ -31,10 +32,19 @@ pub fn linear_matches_the_reference(kernels: &dyn Kernels, format: WeightFormat,
         let mut want = vec![0.0; rows * outputs];
         reference.linear(&x, &reference.pack_linear(&w, outputs, inputs, format), &mut want);
         let mut magnitude = vec![0.0; rows * outputs];
-        let sizes = reference.pack_linear(&abs(&w), outputs, inputs, format);
+        let sizes = if format == WeightFormat::Q4 { largest_of_groups(&w, inputs) } else { abs(&w) };
+        let sizes = reference.pack_linear(&sizes, outputs, inputs, WeightFormat::F32);
         reference.linear(&abs(&x), &sizes, &mut magnitude);
         assert_close(&what, &got, &want, &magnitude, tolerance(format, inputs, 1));
     }
+}
+
+/// For each weight the largest absolute value of its group: where weights have a minimum, a small one is the difference of two
+/// terms of that size.
+fn largest_of_groups(w: &[f32], inputs: usize) -> Vec<f32> {
+    let groups = w.chunks(inputs.max(1)).flat_map(|row| row.chunks(GROUP));
+    let largest = |group: &[f32]| group.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+    groups.flat_map(|group| vec![largest(group); group.len()]).collect()
 }
 
 /// A row gives the same bits alone and at any place of any batch, whatever the other rows hold.

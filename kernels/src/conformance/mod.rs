@@ -13,7 +13,7 @@
 //! | `F32` | `2^-24 (8 + 4 √depth)` of the magnitude | half a unit in the last place per addition, errors of a chain add up like a random walk |
 //! | `Bf16` | `2^-8` of the magnitude per rounding, plus the above | weights are rounded alike on both sides; activations may be rounded (half a unit of 8 bits: `2^-8`) once in a linear, twice in an adapter |
 //! | `Int8` | as `F32` | both sides round activations to the same codes and add their products exactly; adapters keep `f32` activations |
-//! | `Q4` | 4 times that | besides, a weight is a sum of two terms that may be larger than itself: a minimum and up to 15 steps |
+//! | `Q4` | 4 times that, of the largest weights of each group | besides, a weight is a sum of two terms that may be larger than itself: a minimum and up to 15 steps |
 //! | element-wise | `1e-6` relative | a few roundings and `exp` within 2.5e-7 |
 
 mod attention;
