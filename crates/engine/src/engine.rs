@@ -6,12 +6,14 @@ use crate::ops::Read;
 use crate::plan::{BlockOwners, Limits, Plan};
 use crate::shape::Shape;
 use crate::slots::{SlotId, SlotTable};
+use crate::timed::{StepTimes, Timed};
 use crate::weights::Base;
 use crate::workspace::Workspace;
 use crate::{Error, ops};
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Instant;
 use weft_base_model::BaseModel;
 use weft_kernels::{Kernels, KvFormat, KvLayer, WeightFormat};
 use weft_types::Digest;
@@ -168,6 +170,8 @@ pub struct StepBatch {
 pub struct StepOutput {
     /// In the order of the batch.
     pub seqs: Vec<SeqOutput>,
+    /// Where the time went.
+    pub times: StepTimes,
 }
 
 /// One sequence's result.
@@ -183,7 +187,7 @@ pub struct SeqOutput {
 pub struct Engine {
     shape: Arc<Shape>,
     base: Base,
-    kernels: Arc<dyn Kernels>,
+    kernels: Timed,
     dtype: Dtype,
     adapter_dtype: AdapterDtype,
     block_size: usize,
@@ -221,7 +225,7 @@ impl Engine {
         Ok(Self {
             base,
             kv: std::iter::repeat_with(layer).take(shape.layers).collect(),
-            kernels: options.kernels,
+            kernels: Timed::new(options.kernels),
             dtype: options.dtype,
             adapter_dtype: options.adapter_dtype,
             block_size: options.block_size,
@@ -242,7 +246,7 @@ impl Engine {
     /// What makes adapters ready for this engine, on any thread.
     #[must_use]
     pub fn preparer(&self) -> Preparer {
-        Preparer::new(Arc::clone(&self.shape), Arc::clone(&self.kernels), self.adapter_dtype.format())
+        Preparer::new(Arc::clone(&self.shape), Arc::clone(self.kernels.inner()), self.adapter_dtype.format())
     }
 
     /// Puts a prepared adapter into a slot. Moves a pointer; never waits.
@@ -308,6 +312,7 @@ impl Engine {
     /// # Errors
     /// As [`Self::step`].
     pub fn step_into(&mut self, batch: &StepBatch, output: &mut StepOutput) -> Result<(), Error> {
+        let start = Instant::now();
         let mut recycled = std::mem::take(&mut output.seqs);
         if batch.seqs.is_empty() {
             return Ok(());
@@ -317,7 +322,7 @@ impl Engine {
         let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
         let vocabulary = self.shape.vocabulary;
         let logits = logits_view(&mut self.logits, &mut self.logits_rows, plan.wanted.len(), vocabulary)?;
-        let model = Model { shape: &self.shape, base: &self.base, kernels: self.kernels.as_ref() };
+        let model = Model { shape: &self.shape, base: &self.base, kernels: &self.kernels };
         model.forward(&plan, &mut self.kv, &mut self.scratch, logits.as_ref())?;
 
         recycled.resize_with(batch.seqs.len(), SeqOutput::default);
@@ -337,6 +342,7 @@ impl Engine {
             }))?;
         }
         output.seqs = recycled;
+        output.times = self.kernels.take(start.elapsed());
         Ok(())
     }
 }

@@ -24,6 +24,7 @@ mod plan;
 pub mod sampling;
 mod shape;
 mod slots;
+mod timed;
 mod weights;
 mod workspace;
 
@@ -31,3 +32,4 @@ pub use adapter::{PreparedAdapter, Preparer};
 pub use engine::{AdapterDtype, Dtype, Engine, EngineOptions, LogitsWanted, SeqOutput, SeqStep, StepBatch, StepOutput};
 pub use error::{Error, Problem};
 pub use slots::SlotId;
+pub use timed::StepTimes;

@@ -1,10 +1,12 @@
 //! What a worker counts. Labels are few and bounded; adapters and tenants are fields of spans, never labels.
 
+use crate::step_metrics::StepMetrics;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// All metrics of a worker. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
+    pub(crate) step: StepMetrics,
     /// Time of one step of the engine.
     pub(crate) step_seconds: Histogram,
     pub(crate) steps: IntCounter,
@@ -50,6 +52,7 @@ impl Metrics {
             register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
         };
         Ok(Self {
+            step: StepMetrics::new(registry)?,
             step_seconds: histogram("worker_step_seconds", "Time of one step", SECONDS)?,
             steps: counter("worker_steps_total", "Steps")?,
             mixed_steps: counter(

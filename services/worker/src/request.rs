@@ -50,6 +50,8 @@ pub(crate) struct Active {
     events: Events,
     /// When its adapter got its slot; none if it was there.
     pub(crate) adapter_ready: Option<Instant>,
+    /// When it last got an output token.
+    pub(crate) last_token: Option<Instant>,
     /// First step, once it took part in one.
     first_step: Option<u64>,
     last_step: u64,
@@ -68,6 +70,7 @@ impl Active {
             text,
             events,
             adapter_ready: None,
+            last_token: None,
             first_step: None,
             last_step: 0,
             adapters_max: 0,

@@ -22,7 +22,8 @@ weft_service_kit::settings! {
         /// Where the base's digest is cached if its own folder cannot be written.
         pub digest_cache_dir: Option<PathBuf> = None,
         /// What the base is stored and computed in: auto, f32, bf16, int8 or q4. See docs/performance.md for what each costs
-        /// in accuracy. auto: the fastest whose greedy answers keep to those of f32.
+        /// in accuracy. auto: the fastest whose greedy answers keep to those of f32: int8 with
+        /// AVX2 or AVX-512 VNNI, else bf16, f32 on plain processors.
         pub dtype: String = "auto".to_owned(),
         /// What adapters are stored in: auto, f32, bf16 or int8. auto: f32 beside a base in f32, else bf16.
         pub adapter_dtype: String = "auto".to_owned(),
@@ -189,7 +190,7 @@ impl Settings {
 
     fn dtype(&self, isa: Isa) -> Result<Dtype, String> {
         match self.dtype.as_str() {
-            "auto" => Ok(if isa == Isa::Portable { Dtype::F32 } else { Dtype::Bf16 }),
+            "auto" => Ok(auto(isa)),
             "f32" | "float32" => Ok(Dtype::F32),
             "bf16" | "bfloat16" => Ok(Dtype::Bf16),
             "int8" => Ok(Dtype::Int8),
@@ -206,6 +207,16 @@ impl Settings {
             "int8" => Ok(AdapterDtype::Int8),
             other => Err(format!("adapter_dtype is {other:?}, allowed is auto, f32, bf16 or int8")),
         }
+    }
+}
+
+/// The fastest that the set's kernels have for decode and prefill together (docs/performance.md has the figures): integers where there
+/// are dot products for them or no better ones for bf16; f32 where everything is slow.
+fn auto(isa: Isa) -> Dtype {
+    match isa {
+        Isa::Avx2 | Isa::Avx512Vnni | Isa::Avx512Bf16 => Dtype::Int8,
+        Isa::Avx512 | Isa::Neon => Dtype::Bf16,
+        Isa::Portable => Dtype::F32,
     }
 }
 

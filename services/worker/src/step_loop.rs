@@ -108,7 +108,9 @@ impl StepLoop {
             self.expire();
             self.place_adapters();
             self.start_loads();
+            let planning = Instant::now();
             let plan = self.scheduler.plan();
+            self.parts.metrics.step.plan(planning.elapsed());
             idle = plan.chunks.is_empty() && plan.preempted.is_empty();
             self.note_plan(&plan);
             if !plan.chunks.is_empty() {
@@ -304,9 +306,13 @@ impl StepLoop {
             match self.compute(&batch, &mut output) {
                 Ok(()) => {
                     self.count_step(&chunks, &facts);
+                    let tokens = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+                    self.parts.metrics.step.step(&output.times, tokens);
+                    let sampling = Instant::now();
                     for (chunk, computed) in chunks.iter().zip(&mut output.seqs) {
                         self.deliver(chunk, computed, &facts);
                     }
+                    self.parts.metrics.step.sample(sampling.elapsed());
                     break;
                 }
                 // Nothing was written: the batch goes on without the one to blame.
@@ -396,8 +402,12 @@ impl StepLoop {
         if starts {
             self.parts.metrics.queue_seconds.observe((facts.started - received).as_secs_f64());
         }
-        if chunk.samples && active.output_tokens() == 1 {
-            self.parts.metrics.first_token_seconds.observe(received.elapsed().as_secs_f64());
+        if chunk.samples {
+            let now = Instant::now();
+            match active.last_token.replace(now) {
+                None => self.parts.metrics.first_token_seconds.observe((now - received).as_secs_f64()),
+                Some(before) => self.parts.metrics.step.inter_token(now - before),
+            }
         }
         match advanced.unwrap_or(Err(Error::Panic("sampling"))) {
             Ok(Progress::Prefilled) => {}
