@@ -20,9 +20,9 @@ fn run(flags: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn wrong_settings_end_with_status_2_and_every_problem() {
-    let (status, said) = run(&["--listen", "127.0.0.1:0", "--dtype", "q4", "--step-tokens-max", "0"]);
+    let (status, said) = run(&["--listen", "127.0.0.1:0", "--dtype", "q3", "--step-tokens-max", "0"]);
     assert_eq!(status, Some(2), "{said}");
-    for part in ["error: ", "model is not set", "q4", "step_tokens_max is 0"] {
+    for part in ["error: ", "model is not set", "q3", "step_tokens_max is 0"] {
         assert!(said.contains(part), "{part} in {said}");
     }
     assert_eq!(run(&["--no-such-flag"]).0, Some(2));

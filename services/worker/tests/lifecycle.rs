@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -180,8 +181,8 @@ async fn a_worker_that_cannot_start_says_why() {
     assert!(matches!(small, Error::Settings(_)) && small.to_string().contains("kv_memory_bytes"), "{small}");
     let long = build(Settings { context_tokens_max: 100_000, ..settings() }).await;
     assert!(long.to_string().contains("100000") && long.to_string().contains("256"), "{long}");
-    let quantised = build(Settings { dtype: "int8".into(), ..settings() }).await;
-    assert!(matches!(quantised, Error::Settings(_)) && quantised.to_string().contains("int8"), "{quantised}");
+    let quantised = build(Settings { dtype: "int3".into(), ..settings() }).await;
+    assert!(matches!(quantised, Error::Settings(_)) && quantised.to_string().contains("int3"), "{quantised}");
 }
 
 type Announcement = weft_proto::registry::v1::AnnounceBaseRequest;
@@ -267,6 +268,17 @@ async fn metrics_count_what_happened() {
     assert_eq!(value("worker_steps_total"), 8.0);
     assert_eq!(value("worker_step_seconds"), 8.0);
     assert_eq!(value("worker_first_token_seconds"), 1.0);
+    assert_eq!(value("worker_inter_token_seconds"), 7.0);
+    assert_eq!(value("worker_step_tokens"), 8.0);
+    let family = families.iter().find(|family| family.name() == "worker_step_part_seconds_total").unwrap();
+    let parts: BTreeMap<&str, f64> = family
+        .get_metric()
+        .iter()
+        .map(|metric| (metric.get_label()[0].value(), metric.get_counter().get_value()))
+        .collect();
+    for part in ["plan", "gather", "base", "lora", "attention", "rows", "sample"] {
+        assert!(parts[part] > 0.0, "{part} in {parts:?}");
+    }
     assert_eq!(value("worker_adapter_loads_total"), 1.0);
     assert_eq!(value("worker_kv_blocks_used"), 0.0);
     assert!(value("worker_slot_bytes_used") > 0.0);
