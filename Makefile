@@ -23,7 +23,13 @@ test: ## Every test there is on a machine without a GPU
 	@scripts/setup.sh build test
 	$(CARGO) nextest run --release --workspace
 	$(CARGO) test --release --workspace --doc
+	scripts/asan.sh
 	scripts/test-clients.sh
+
+.PHONY: asan
+asan: ## The kernels' tests under the address sanitizer (part of make test)
+	@scripts/setup.sh build test
+	scripts/asan.sh
 
 .PHONY: bench
 bench: ## The benchmarks: a table, and target/bench/*.json

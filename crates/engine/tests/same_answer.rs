@@ -29,7 +29,7 @@ fn requests(slots: &[Option<SlotId>]) -> Vec<Request> {
 
 #[test]
 fn a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt() {
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Q4] {
         let (mut engine, slots) = engine_with_ranks(dtype);
         let prompt: Vec<u32> = (0..70).map(|at| at * 37 % 256).collect();
         for &slot in &slots {
@@ -51,7 +51,7 @@ fn a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt() {
 
 #[test]
 fn a_request_alone_and_among_32_gives_the_same_text() {
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Q4] {
         let (mut engine, slots) = engine_with_ranks(dtype);
         let requests = requests(&slots);
         let together = generate(&mut engine, &requests, 24, 17);

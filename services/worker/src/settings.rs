@@ -27,6 +27,9 @@ weft_service_kit::settings! {
         pub dtype: String = "auto".to_owned(),
         /// What adapters are stored in: auto, f32, bf16 or int8. auto: f32 beside a base in f32, else bf16.
         pub adapter_dtype: String = "auto".to_owned(),
+        /// Bit-equal output whatever shares the batch. The kernels for processors give that always, at no cost; the setting
+        /// binds kernels that would trade it for speed.
+        pub batch_invariant: bool = false,
         /// Threads that compute. 0: one for each core.
         pub threads: usize = 0,
         /// Instruction set: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or neon.
@@ -80,6 +83,7 @@ weft_service_kit::settings! {
         "adapter-memory-fraction" => adapter_memory_fraction,
         "validation-workers" => tokenize_concurrency,
         "quantize" => dtype,
+        "batch-invariant" => batch_invariant,
     }
 }
 
