@@ -232,6 +232,19 @@ impl Answer {
     }
 }
 
+/// Which steps computed a whole answer and who shared them, as a gateway with `step_headers` tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
+    /// First step that the request took part in.
+    pub first: u64,
+    /// Last one.
+    pub last: u64,
+    /// Most distinct adapters in one of them; the base counts as one.
+    pub adapters_max: u64,
+    /// Most requests in one of them.
+    pub requests_max: u64,
+}
+
 impl Data {
     /// A client of the data listener at `url`, e.g. `http://127.0.0.1:8080`.
     #[must_use]
@@ -262,6 +275,34 @@ impl Data {
             "model": model, "prompt": prompt, "temperature": 0, "max_tokens": max_tokens, "ignore_eos": true,
         });
         self.stream("v1/completions", body).await
+    }
+
+    /// The same, not streamed: the number of output tokens, and the steps that computed them.
+    ///
+    /// # Errors
+    /// As [`Data::chat`]; the gateway does not tell steps.
+    pub async fn steps_of_tokens(&self, model: &str, prompt: &[u32], max_tokens: u32) -> Result<(u64, Steps)> {
+        let body = json!({
+            "model": model, "prompt": prompt, "temperature": 0, "max_tokens": max_tokens, "ignore_eos": true,
+        });
+        let request = self.http.post(format!("{}/v1/completions", self.url)).bearer_auth(&self.key).json(&body);
+        let response = request.send().await.with_context(|| format!("cannot reach {}", self.url))?;
+        let number = |name: &str| -> Result<u64> {
+            let value = response.headers().get(name).and_then(|value| value.to_str().ok()?.parse().ok());
+            value.with_context(|| format!("the answer has no header {name} (setting step_headers of the gateway)"))
+        };
+        let read = || -> Result<Steps> {
+            Ok(Steps {
+                first: number("x-weft-first-step")?,
+                last: number("x-weft-last-step")?,
+                adapters_max: number("x-weft-adapters-in-step-max")?,
+                requests_max: number("x-weft-requests-in-step-max")?,
+            })
+        };
+        let steps = read();
+        let answer = answer(response).await?;
+        let tokens = answer["usage"]["completion_tokens"].as_u64().context("the answer has no usage")?;
+        Ok((tokens, steps?))
     }
 
     async fn stream(&self, path: &str, mut body: Value) -> Result<Answer> {

@@ -2,7 +2,7 @@
 
 use crate::client::{Admin, Answer, Data};
 use crate::embedded::Mesh;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -98,42 +98,40 @@ pub async fn tell(mesh: &Mesh, examples: &Path) -> Result<()> {
 
 async fn one_batch(admin: &Admin, tenants: &[(&'static str, Data)]) -> Result<()> {
     println!("\n── one batch: the three adapters and the base together, {BATCH_TOKENS} tokens each");
-    let before = Steps::read(admin).await?;
+    let before = steps_total(admin).await?;
     let mut requests: Vec<(&str, &Data)> = tenants.iter().map(|(model, data)| (*model, data)).collect();
     let (_, any) = tenants.first().context("no tenants")?;
     requests.push(("base", any));
     // Token ids, so that no answer ends early and every request needs the same number of steps.
     let answers = futures::future::try_join_all(requests.iter().zip(1u32..).map(|((model, data), n)| {
         let prompt: Vec<u32> = (0..24).map(|i| 1000 + 37 * i * n).collect();
-        async move { data.complete_tokens(model, &prompt, BATCH_TOKENS).await }
+        async move { data.steps_of_tokens(model, &prompt, BATCH_TOKENS).await }
     }))
     .await?;
-    let after = Steps::read(admin).await?;
-    let tokens: u64 = answers.iter().map(|answer| answer.completion_tokens).sum();
-    let (steps, mixed) = (after.all - before.all, after.mixed - before.mixed);
-    println!(
-        "   {tokens} tokens for {} requests in {steps} steps, {mixed} of them with several adapters in one pass",
-        answers.len()
-    );
-    println!("   one request after the other would have taken at least {tokens} steps");
-    if mixed == 0 || steps >= tokens {
-        bail!("the requests did not share a batch: {steps} steps for {tokens} tokens, {mixed} mixed");
+    let steps = steps_total(admin).await? - before;
+    let tokens: u64 = answers.iter().map(|(tokens, _)| tokens).sum();
+    let wanted = requests.len() as u64;
+    for ((model, _), (_, steps)) in requests.iter().zip(&answers) {
+        println!(
+            "   {model}: steps {} to {}, with up to {} requests and {} adapters in one pass",
+            steps.first, steps.last, steps.requests_max, steps.adapters_max
+        );
     }
+    // Every request has another adapter, the base counting as one: a pass with so many adapters had all of them.
+    let together = answers.iter().all(|(_, steps)| steps.requests_max >= wanted && steps.adapters_max >= wanted);
+    ensure!(
+        together && steps < tokens,
+        "the requests did not share a batch: {steps} steps for {tokens} tokens, {answers:?}"
+    );
+    println!("   one pass ran {wanted} requests with {wanted} distinct adapters, the base counting as one");
+    println!("   {tokens} tokens in {steps} steps; one request after the other would have taken at least {tokens}");
     Ok(())
 }
 
-struct Steps {
-    all: u64,
-    mixed: u64,
-}
-
-impl Steps {
-    async fn read(admin: &Admin) -> Result<Self> {
-        let workers = admin.get("workers").await?;
-        let load = &workers["workers"][0]["load"];
-        let count = |key: &str| load[key].as_u64().with_context(|| format!("the worker's load has no {key}: {load}"));
-        Ok(Self { all: count("steps_total")?, mixed: count("mixed_steps_total")? })
-    }
+async fn steps_total(admin: &Admin) -> Result<u64> {
+    let workers = admin.get("workers").await?;
+    let load = &workers["workers"][0]["load"];
+    load["steps_total"].as_u64().with_context(|| format!("the worker's load has no steps_total: {load}"))
 }
 
 fn indented(text: &str) -> String {

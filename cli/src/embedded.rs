@@ -6,13 +6,14 @@
 
 use crate::{model, up};
 use anyhow::{Context, Result};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tonic::Request;
 use tonic::transport::Channel;
 use weft_object_store::{EmbeddedS3, ObjectStore, S3Store};
-use weft_service_kit::settings::{LoadError, Loader, SettingsError, shown};
+use weft_service_kit::settings::{LoadError, Loaded, Loader, SettingsError, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
 use weft_service_kit::transport::Listener;
@@ -33,28 +34,91 @@ pub struct Settings {
     cache: weft_cache_daemon::Settings,
 }
 
-/// Fills the settings from a file, `WEFT_*` variables and these flags.
+/// Settings of services that mean nothing where the mesh wires itself, and what to use instead.
+const WIRED_HERE: &[(&str, &[&str], &str)] = &[
+    ("gateway", &["listen"], "use --listen"),
+    ("gateway", &["admin_listen"], "use --admin-listen"),
+    ("gateway", &["admin_key", "admin_key_file"], "use --admin-key or --admin-key-file"),
+    ("gateway", &["registry", "workers"], "the services are in this process"),
+    ("worker", &["model"], "use --model"),
+    ("worker", &["listen", "cache", "registry"], "the services are in this process"),
+    ("registry", &["listen"], "the services are in this process"),
+    ("registry", S3_FIELDS, "the object store is in --data-dir"),
+    ("cache", &["listen"], "the services are in this process"),
+    ("cache", &["dir"], "the cache is in --data-dir"),
+    ("cache", S3_FIELDS, "the object store is in --data-dir"),
+];
+const S3_FIELDS: &[&str] = &[
+    "s3_endpoint",
+    "s3_bucket",
+    "s3_prefix",
+    "s3_region",
+    "s3_access_key_id",
+    "s3_secret_access_key",
+    "s3_path_style",
+];
+
+/// Fills the settings from a file, this process's `WEFT_*` variables and these flags.
 ///
 /// # Errors
 /// Usage, or every wrong value at once.
 pub fn load_settings(args: Vec<String>) -> Result<Settings, LoadError> {
-    let loaded = Loader::new("weft up", "The four services in one process, over one base model")
-        .section::<up::Settings>("")
-        .section::<weft_gateway::Settings>("gateway")
-        .section::<weft_worker::Settings>("worker")
-        .section::<weft_adapter_registry::Settings>("registry")
-        .section::<weft_cache_daemon::Settings>("cache")
-        .load(args, std::env::vars())?;
+    Settings::load(args, std::env::vars_os())
+}
+
+impl Settings {
+    /// Fills the settings from a file, these variables and these flags.
+    ///
+    /// # Errors
+    /// Usage, or every wrong value at once; one that would have no effect is wrong.
+    pub fn load<N: Into<OsString>>(
+        args: Vec<String>,
+        variables: impl IntoIterator<Item = (N, N)>,
+    ) -> Result<Self, LoadError> {
+        let loaded = Loader::new("weft up", "The four services in one process, over one base model")
+            .section::<up::Settings>("")
+            .section::<weft_gateway::Settings>("gateway")
+            .section::<weft_worker::Settings>("worker")
+            .section::<weft_adapter_registry::Settings>("registry")
+            .section::<weft_cache_daemon::Settings>("cache")
+            .load(args, variables)?;
+        let mut problems = without_effect(&loaded);
+        let mut keep = |error: SettingsError| problems.extend(error.problems);
+        let settings = Self {
+            up: loaded.get("").map_err(&mut keep).unwrap_or_default(),
+            gateway: weft_gateway::Settings::of(&loaded, "gateway", "").map_err(&mut keep).unwrap_or_default(),
+            worker: loaded.get("worker").map_err(&mut keep).unwrap_or_default(),
+            registry: loaded.get("registry").map_err(&mut keep).unwrap_or_default(),
+            cache: loaded.get("cache").map_err(&mut keep).unwrap_or_default(),
+        };
+        if problems.is_empty() { Ok(settings) } else { Err(SettingsError { problems }.into()) }
+    }
+
+    /// Each section as a line for the log, secrets hidden. The mesh's own has no name.
+    #[must_use]
+    pub fn shown(&self) -> [(&'static str, String); 5] {
+        [
+            ("", shown(&self.up)),
+            ("gateway", shown(&self.gateway)),
+            ("worker", shown(&self.worker)),
+            ("registry", shown(&self.registry)),
+            ("cache", shown(&self.cache)),
+        ]
+    }
+}
+
+/// A line for every place that gives a value to a setting that has no effect here.
+fn without_effect(loaded: &Loaded) -> Vec<String> {
     let mut problems = Vec::new();
-    let mut keep = |error: SettingsError| problems.extend(error.problems);
-    let settings = Settings {
-        up: loaded.get("").map_err(&mut keep).unwrap_or_default(),
-        gateway: loaded.get("gateway").map_err(&mut keep).unwrap_or_default(),
-        worker: loaded.get("worker").map_err(&mut keep).unwrap_or_default(),
-        registry: loaded.get("registry").map_err(&mut keep).unwrap_or_default(),
-        cache: loaded.get("cache").map_err(&mut keep).unwrap_or_default(),
-    };
-    if problems.is_empty() { Ok(settings) } else { Err(SettingsError { problems }.into()) }
+    for (section, fields, instead) in WIRED_HERE {
+        for field in *fields {
+            // An alias may stand for fields of several sections, of which one has an effect.
+            for given in loaded.given(section, field).iter().filter(|given| !given.by_alias) {
+                problems.push(format!("{}: has no effect in `weft up`: {instead}", given.place));
+            }
+        }
+    }
+    problems
 }
 
 /// A running mesh.
@@ -158,7 +222,9 @@ pub async fn start(settings: Result<Settings, LoadError>, shutdown: Shutdown) ->
 /// # Errors
 /// As [`start`].
 pub async fn start_demo(args: Vec<String>) -> Result<(Mesh, Shutdown)> {
-    let settings = load_settings(args).unwrap_or_else(|error| error.exit());
+    let mut settings = load_settings(args).unwrap_or_else(|error| error.exit());
+    // The proof that one batch served all tenants.
+    settings.gateway.step_headers = true;
     start_logging(&settings.up, "warn");
     let shutdown = Shutdown::on_signals()?;
     Ok((start_temporary(settings, shutdown.clone()).await?, shutdown))
@@ -198,7 +264,7 @@ async fn start_temporary(settings: Settings, shutdown: Shutdown) -> Result<Mesh>
 }
 
 fn start_logging(settings: &up::Settings, default_filter: &str) {
-    let format = if settings.log_format == "json" { LogFormat::Json } else { LogFormat::Text };
+    let format = if settings.log_format == "json" || settings.json_output { LogFormat::Json } else { LogFormat::Text };
     telemetry::init(format, &std::env::var("WEFT_LOG").unwrap_or_else(|_| default_filter.to_owned()));
 }
 
@@ -212,8 +278,10 @@ async fn start_in(
     private_dir: Option<tempfile::TempDir>,
     shutdown: Shutdown,
 ) -> Result<Mesh> {
+    for (section, settings) in settings.shown() {
+        tracing::info!(section, settings, "starting");
+    }
     let Settings { up, mut gateway, mut worker, registry, mut cache } = settings;
-    tracing::info!(mesh = shown(&up), "starting");
     // Ports first: a taken one is known at once, not after the model has been read.
     gateway.listen = up.listen.clone();
     gateway.admin_listen = up.admin_listen.clone();
@@ -238,12 +306,14 @@ async fn start_in(
 
     let (listener, registry_channel) = Listener::memory();
     let app = weft_adapter_registry::App::build(registry, store.clone(), &metrics).await.context("adapter registry")?;
+    let mut ready = vec![app.readiness()];
     let stop = storage_stop.clone();
     storage.spawn(run("adapter registry", async move { Ok(app.run(listener, stop).await?) }));
 
     cache.dir = data_dir.join("cache");
     let (listener, cache_channel) = Listener::memory();
     let app = weft_cache_daemon::App::build(cache, store, &metrics).context("cache daemon")?;
+    ready.push(app.readiness());
     let stop = storage_stop.clone();
     storage.spawn(run("cache daemon", async move { Ok(app.run(listener, stop).await?) }));
 
@@ -255,6 +325,7 @@ async fn start_in(
     let (listener, worker_channel) = Listener::memory();
     let components = weft_worker::Components { cache_daemon: cache_channel, registry: Some(registry_channel.clone()) };
     let app = weft_worker::App::build(worker, components, &metrics).await.context("worker")?;
+    ready.push(app.readiness());
     let stop = worker_stop.clone();
     workers.spawn(run("worker", async move { Ok(app.run(listener, stop).await?) }));
     let (served_name, base_digest) = describe(worker_channel.clone()).await?;
@@ -264,10 +335,16 @@ async fn start_in(
     let endpoints = vec![weft_gateway::WorkerEndpoint { address: "memory".to_owned(), channel: worker_channel }];
     let components = weft_gateway::Components { registry: registry_channel, workers: endpoints, metrics };
     let app = weft_gateway::App::build(gateway, components).context("gateway")?;
-    let readiness = app.readiness();
+    ready.push(app.readiness());
     let gateway = tokio::spawn(app.run(data, admin, shutdown.clone()));
+    // All of it: a mesh whose registry knows no base yet would refuse the first publish.
+    let all_ready = async {
+        for readiness in &ready {
+            readiness.ready().await;
+        }
+    };
     tokio::select! {
-        () = readiness.ready() => {}
+        () = all_ready => {}
         () = shutdown.wait() => {}
         Some(ended) = workers.join_next() => return Err(early(ended)),
         Some(ended) = storage.join_next() => return Err(early(ended)),

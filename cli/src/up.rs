@@ -28,8 +28,10 @@ weft_service_kit::settings! {
         pub admin_key_file: Option<PathBuf> = None,
         /// Log lines as text or json.
         pub log_format: String = "text".to_owned(),
+        /// The same as the log format json (LoRAX's name).
+        pub json_output: bool = false,
     }
-    aliases { "model-id" => model, "quantize" => dtype }
+    aliases { "model-id" => model, "quantize" => dtype, "json-output" => json_output }
 }
 
 /// Name of the file in the data folder that holds a made admin key.

@@ -97,26 +97,28 @@ async fn requests_that_cannot_be_served_say_why() {
     assert_eq!(fine.header("x-weft-adapter"), Some("harbour/pirate@1"));
 }
 
+/// Every file under the object store's folder.
+fn objects(weft: &Weft) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![weft.dir.path().join("s3")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    assert!(!files.is_empty(), "the object folder is where the test looks");
+    files
+}
+
 #[tokio::test]
 async fn a_bad_package_is_refused_with_every_reason_and_leaves_nothing() {
     let weft = Weft::up(&tiny_model(), &[]);
     weft.tenant("harbour").await;
     let hidden = tiny_shape().hidden;
     let (config, good) = package(hidden, 0.01);
-    let objects = || {
-        let mut files = Vec::new();
-        let mut folders = vec![weft.dir.path().join("s3")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() { folders.push(path) } else { files.push(path) }
-            }
-        }
-        files.sort();
-        files
-    };
-    let before = objects();
-    assert!(!before.is_empty(), "the object folder is where the test looks");
+    let before = objects(&weft);
 
     let mut nan_b = package(hidden, 0.01).1;
     let end = nan_b.len();
@@ -158,7 +160,7 @@ async fn a_bad_package_is_refused_with_every_reason_and_leaves_nothing() {
         assert!((400..=422).contains(&status), "{name}: {status}");
     }
     assert_eq!(publish(&weft, "nobody", "pirate", config.clone(), good.clone()).await.status, 404);
-    assert_eq!(objects(), before, "a refused package left something behind");
+    assert_eq!(objects(&weft), before, "a refused package left something behind");
 
     // A package that is fine, twice: one version.
     let first = publish(&weft, "harbour", "pirate", config.clone(), good.clone()).await;
@@ -172,8 +174,12 @@ async fn a_bad_package_is_refused_with_every_reason_and_leaves_nothing() {
 async fn an_upload_over_the_cap_is_413() {
     let weft = Weft::up(&tiny_model(), &["--registry-package-bytes-max", "100000"]);
     weft.tenant("harbour").await;
-    let (config, _) = package(tiny_shape().hidden, 0.01);
-    let reply = publish(&weft, "harbour", "pirate", config, vec![0; 400_000]).await;
+    let (config, good) = package(tiny_shape().hidden, 0.01);
+    let before = objects(&weft);
+    let reply = publish(&weft, "harbour", "pirate", config.clone(), vec![0; 400_000]).await;
     assert_eq!(reply.status, 413, "{}", reply.text);
     assert!(reply.text.contains("100000"), "{}", reply.text);
+    assert_eq!(objects(&weft), before, "an upload over the cap left something behind");
+    assert_eq!(publish(&weft, "harbour", "pirate", config, good).await.status, 201);
+    assert_ne!(objects(&weft), before);
 }

@@ -109,6 +109,151 @@ fn lorax_launcher_names_are_accepted() {
     assert_eq!(info["max_concurrent_requests"], 9, "{info}");
 }
 
+/// LoRAX's name, a value, and where it arrives. `-p` and `--hostname` are no variables.
+const LAUNCHER_NAMES: &[(&str, &str, &str, &str)] = &[
+    ("--model-id", "/models/x", "", "model=/models/x"),
+    ("--quantize", "f32", "", "dtype=f32"),
+    ("--hostname", "0.0.0.0", "gateway", "hostname=0.0.0.0"),
+    ("--port", "81", "gateway", "port=81"),
+    ("-p", "82", "gateway", "port=82"),
+    ("--max-input-length", "41", "worker", "prompt_tokens_max=41"),
+    ("--max-total-tokens", "61", "worker", "context_tokens_max=61"),
+    ("--max-batch-total-tokens", "901", "worker", "kv_tokens_max=901"),
+    ("--max-batch-prefill-tokens", "129", "worker", "step_tokens_max=129"),
+    ("--adapter-memory-fraction", "0.25", "worker", "adapter_memory_fraction=0.25"),
+    ("--validation-workers", "3", "worker", "tokenize_concurrency=3"),
+    ("--max-concurrent-requests", "9", "gateway", "max_concurrent_requests=9"),
+    ("--max-best-of", "5", "gateway", "max_best_of=5"),
+    ("--max-stop-sequences", "6", "gateway", "max_stop_sequences=6"),
+    ("--max-stop-sequences", "6", "worker", "stop_strings_max=6"),
+    ("--cors-allow-origin", "https://a.example", "gateway", "cors_allow_origins=[\"https://a.example\"]"),
+    ("--json-output", "true", "", "json_output=true"),
+];
+
+fn up_settings(args: &[&str], variables: &[(&str, &str)]) -> [(&'static str, String); 5] {
+    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let variables: Vec<_> = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let loaded = weft_cli::embedded::Settings::load(args, variables);
+    loaded.unwrap_or_else(|error| panic!("{error}")).shown()
+}
+
+fn has(shown: &[(&'static str, String)], section: &str, setting: &str) -> bool {
+    let of_section = shown.iter().find(|(name, _)| *name == section);
+    of_section.is_some_and(|(_, line)| line.split(' ').any(|shown| shown == setting))
+}
+
+#[test]
+fn every_launcher_name_arrives_as_a_flag_and_as_a_variable() {
+    for (name, value, section, setting) in LAUNCHER_NAMES {
+        let flag = if *name == "--json-output" { vec![*name] } else { vec![*name, *value] };
+        assert!(!has(&up_settings(&[], &[]), section, setting), "{setting} is the default");
+        assert!(has(&up_settings(&flag, &[]), section, setting), "{name}");
+        let variable = name.trim_start_matches('-').replace('-', "_").to_uppercase();
+        let is_variable = !["P", "HOSTNAME"].contains(&variable.as_str());
+        assert_eq!(has(&up_settings(&[], &[(&variable, value)]), section, setting), is_variable, "{variable}");
+    }
+    let documented = std::fs::read_to_string(support::root().join("docs/settings.md")).unwrap();
+    let cells = documented.lines().filter_map(|line| line.strip_prefix("| `-")?.split('|').next());
+    let mut documented: Vec<String> = cells
+        .flat_map(|cell| format!("`-{cell}").split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect::<Vec<_>>())
+        .collect();
+    documented.sort();
+    let mut tested: Vec<String> = LAUNCHER_NAMES.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    tested.sort();
+    tested.dedup();
+    assert_eq!(documented, tested, "docs/settings.md and this test list the same names");
+}
+
+#[test]
+fn an_origin_may_be_given_several_times() {
+    let shown = up_settings(&["--cors-allow-origin", "https://a", "--cors-allow-origin", "https://b"], &[]);
+    assert!(has(&shown, "gateway", "cors_allow_origins=[\"https://a\",\"https://b\"]"), "{shown:?}");
+}
+
+#[test]
+fn a_ports_variable_does_not_beat_listen() {
+    let shown = up_settings(&["--listen", "127.0.0.1:0"], &[("PORT", "81")]);
+    assert!(has(&shown, "gateway", "port=-"), "{shown:?}");
+    assert!(has(&up_settings(&[], &[("PORT", "81")]), "gateway", "port=81"));
+}
+
+#[test]
+fn settings_that_have_no_effect_in_one_process_are_refused_by_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[worker]\nmodel = 'x'\n[cache]\ndir = '/x'\n").unwrap();
+    let flags = [
+        "--gateway-listen",
+        "--gateway-admin-listen",
+        "--gateway-admin-key-file",
+        "--gateway-registry",
+        "--gateway-workers",
+        "--worker-listen",
+        "--worker-model",
+        "--worker-cache",
+        "--worker-registry",
+        "--registry-listen",
+        "--registry-s3-endpoint",
+        "--registry-s3-bucket",
+        "--registry-s3-prefix",
+        "--registry-s3-region",
+        "--registry-s3-access-key-id",
+        "--registry-s3-secret-access-key",
+        "--cache-listen",
+        "--cache-dir",
+        "--cache-s3-endpoint",
+        "--cache-s3-bucket",
+    ];
+    let mut args: Vec<String> = flags.iter().flat_map(|flag| [(*flag).to_owned(), "x".to_owned()]).collect();
+    args.extend(["--config".to_owned(), file.path().display().to_string(), "--cache-s3-path-style=false".to_owned()]);
+    let variables = [("WEFT_GATEWAY_ADMIN_KEY".to_owned(), "hush".to_owned())];
+    let Err(error) = weft_cli::embedded::Settings::load(args, variables) else { panic!("accepted") };
+    let said = error.to_string();
+    for name in flags.iter().chain(&["--cache-s3-path-style", "WEFT_GATEWAY_ADMIN_KEY", "worker.model", "cache.dir"]) {
+        assert!(said.lines().any(|line| line.contains(&format!("{name}: has no effect"))), "{name} in {said}");
+    }
+    assert!(!said.contains("hush"), "{said}");
+    let (status, _, err) = weft(&["up", "--cache-dir", "/x"]);
+    assert_eq!(status.code(), Some(2));
+    assert!(err.contains("--cache-dir: has no effect"), "{err}");
+}
+
+#[test]
+fn what_is_not_utf_8_is_refused_and_no_panic() {
+    use std::os::unix::ffi::OsStrExt;
+    let odd = std::ffi::OsStr::from_bytes(b"a\xff");
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_weft"));
+    let services = ["weft-gateway", "weft-worker", "weft-adapter-registry", "weft-cache-daemon"];
+    for (name, up) in [("weft", true)].into_iter().chain(services.map(|name| (name, false))) {
+        let path = program.with_file_name(name);
+        assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
+        let run = |change: &dyn Fn(&mut std::process::Command)| {
+            let mut command = std::process::Command::new(&path);
+            if up {
+                command.arg("up");
+            }
+            change(&mut command);
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{name}: {said}");
+            assert!(!said.contains("panicked"), "{name}: {said}");
+            said
+        };
+        let said = run(&|command| {
+            command.env("WEFT_LOG", odd);
+        });
+        assert!(said.contains("WEFT_LOG: the value is not UTF-8"), "{name}: {said}");
+        // A variable that is nobody's does no harm: what is refused is the flag.
+        let said = run(&|command| {
+            command.env("OTHER", odd).env(odd, "x").arg("--no-such-flag");
+        });
+        assert!(said.contains("--no-such-flag"), "{name}: {said}");
+        let said = run(&|command| {
+            command.arg("--listen").arg(odd);
+        });
+        assert!(said.to_lowercase().contains("utf-8"), "{name}: {said}");
+    }
+}
+
 fn reqwest_blocking(url: &str) -> serde_json::Value {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async { serde_json::from_str(&reqwest::get(url).await.unwrap().text().await.unwrap()).unwrap() })

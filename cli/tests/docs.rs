@@ -42,3 +42,56 @@ fn every_dependency_has_its_reason() {
         names.filter(|name| !name.starts_with("weft-") && !reasons.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "docs/dependencies.md does not mention {missing:?}");
 }
+
+/// Commands of the shell blocks: the program's name and its words.
+fn commands(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut commands = Vec::new();
+    for block in text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+        for line in block.replace("\\\n", " ").lines() {
+            let line = line.split(" #").next().unwrap_or_default();
+            // What a pipe or a substitution hides begins a command too.
+            for piece in line.split(['|', '(', '&', ';', ')']) {
+                // Without variables before it, and without what is handed on behind `--`.
+                let is_variable = |word: &&str| word.split_once('=').is_some_and(|(name, _)| !name.starts_with('-'));
+                let words = piece.split_whitespace().skip_while(is_variable).take_while(|word| *word != "--");
+                let mut words = words.map(str::to_owned);
+                let Some(first) = words.next() else { continue };
+                let program = first.rsplit('/').next().unwrap_or_default();
+                if program == "weft" || program.starts_with("weft-") {
+                    commands.push((program.to_owned(), words.collect()));
+                }
+            }
+        }
+    }
+    commands
+}
+
+#[test]
+fn every_flag_of_a_documented_command_exists() {
+    let mut checked = 0;
+    for document in DOCUMENTS {
+        let text = std::fs::read_to_string(support::root().join(document)).unwrap();
+        for (program, words) in commands(&text) {
+            let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name(&program);
+            assert!(path.exists(), "{document} runs {program}, which is not built: cargo build --release --workspace");
+            let groups = ["tenant", "key", "model"];
+            let depth = match words.first() {
+                _ if program != "weft" => 0,
+                Some(group) if groups.contains(&group.as_str()) => 2,
+                _ => 1,
+            };
+            let mut help = std::process::Command::new(path);
+            help.args(&words[..depth.min(words.len())]).arg("--help");
+            let output = help.output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{document}: {program} {words:?}");
+            for flag in words.iter().filter(|word| word.starts_with("--")) {
+                let name = flag.split('=').next().unwrap_or(flag);
+                let known = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).any(|word| word == name);
+                assert!(known, "{document}: {program} has no {name}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 15, "the README's commands are found: {checked}");
+}

@@ -27,7 +27,8 @@ fn the_demo_holds() {
         dir.path().to_str().unwrap(),
     ]);
     assert!(status.success(), "{out}\n{err}");
-    for part in ["harbour/pirate@1", "helpdesk/support-triage@1", "analytics/sql-writer@1", "sha256:", "one batch"] {
+    let proof = "one pass ran 4 requests with 4 distinct adapters, the base counting as one";
+    for part in ["harbour/pirate@1", "helpdesk/support-triage@1", "analytics/sql-writer@1", "sha256:", proof] {
         assert!(out.contains(part), "{part} in {out}");
     }
 }
@@ -72,6 +73,47 @@ async fn every_tenant_gets_its_own_behaviour_from_one_base() {
     for ((adapter, _, expected, _, _), base) in calls.iter().zip(&bases) {
         assert_ne!(base.text, *expected, "{adapter}");
         assert_eq!((base.adapter.as_str(), base.digest.as_str()), ("base", ""));
+    }
+}
+
+/// [`tiny_model`] with a layer less: a sound base that its adapters do not fit.
+fn shorter_model(dir: &std::path::Path) {
+    for entry in std::fs::read_dir(tiny_model()).unwrap().flatten() {
+        std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let layers = config["num_hidden_layers"].as_u64().unwrap();
+    config["num_hidden_layers"] = json!(layers - 1);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn an_adapter_of_an_earlier_base_is_refused_by_name() {
+    let up = Weft::up(&tiny_model(), &[]);
+    let secret = up.tenant("harbour").await;
+    up.admin().publish("harbour", "pirate", &tiny_adapter("rank8"), Some("live")).await.unwrap();
+    let model = tempfile::tempdir().unwrap();
+    shorter_model(model.path());
+    let up = Weft::up_in(up.kill(), model.path(), &[]);
+    let body = json!({ "model": "pirate", "prompt": [65, 66], "max_tokens": 2 });
+    let refused = post(&format!("{}/v1/completions", up.data_url), &secret, body).await;
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["code"]),
+        (422, &json!("adapter_wrong_base")),
+        "{}",
+        refused.text
+    );
+    assert!(up.data(&secret).complete_tokens("base", &[65, 66], 2).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_publish_right_after_serving_is_taken() {
+    for _ in 0..3 {
+        let up = Weft::up(&tiny_model(), &[]);
+        up.admin().create_tenant("harbour").await.unwrap();
+        up.admin().publish("harbour", "pirate", &tiny_adapter("rank8"), Some("live")).await.unwrap();
     }
 }
 

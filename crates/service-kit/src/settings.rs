@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// One field of a settings struct.
@@ -29,7 +30,8 @@ pub struct Field {
 pub trait Settings: DeserializeOwned + Serialize + Default {
     /// Its fields, in order.
     const FIELDS: &'static [Field];
-    /// Other names of fields: `(alias in kebab case, field)`. An alias is also a flag and an upper-case variable without prefix.
+    /// Other names of fields: `(alias in kebab case, field)`. An alias is also a flag and an upper-case variable without
+    /// prefix; one of a single letter is a short flag alone.
     const ALIASES: &'static [(&'static str, &'static str)];
 }
 
@@ -149,9 +151,69 @@ const OTHER_VARIABLES: &[&str] = &[
     "WEFT_ADMIN_KEY_FILE",
     "WEFT_DEMO_MODEL",
     "WEFT_CODEGEN",
+    "WEFT_TEST_SEED",
 ];
 /// Alias variables that container runtimes and shells set for their own purposes: accepted as flags only.
 const AMBIENT_VARIABLES: &[&str] = &["HOSTNAME"];
+
+/// Whether a variable that begins with `WEFT_` is one of those that Kubernetes and Docker set for a service named `weft-…`.
+fn is_service_variable(name: &str, value: &str) -> bool {
+    let numbered = name.split("_PORT_").nth(1).is_some_and(|rest| {
+        let (number, protocol) = rest.split_once('_').unwrap_or((rest, ""));
+        number.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].iter().any(|known| protocol.starts_with(known))
+    });
+    let link = name.ends_with("_PORT") && value.contains("://");
+    name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || numbered || link
+}
+
+/// What gave a setting a value, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The settings file.
+    File,
+    /// The upper-case variable of an alias.
+    AliasVariable,
+    /// A `WEFT_*` variable.
+    Variable,
+    /// A flag or that of an alias.
+    Flag,
+}
+
+/// One place that gave a setting a value.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// What kind of place.
+    pub source: Source,
+    /// For people, e.g. `--listen`.
+    pub place: String,
+    /// By an alias, which may stand for the fields of several sections.
+    pub by_alias: bool,
+}
+
+/// Sections while they are filled.
+#[derive(Default)]
+struct Filling {
+    values: BTreeMap<&'static str, Map<String, Value>>,
+    given: BTreeMap<(&'static str, String), Vec<Given>>,
+    problems: Vec<String>,
+}
+
+impl Filling {
+    fn put(&mut self, section: &Section, name: &str, value: Value, given: Given) {
+        self.values.entry(section.prefix).or_default().insert(name.to_owned(), value);
+        self.given.entry((section.prefix, name.to_owned())).or_default().push(given);
+    }
+
+    fn set(&mut self, section: &Section, name: &str, text: &str, given: Given) {
+        let field = section.field(name).expect("aliases name fields: tested by `settings_are_sound`");
+        let place = &given.place;
+        match (field.parse)(text) {
+            Ok(value) => self.put(section, name, value, given),
+            Err(_) if field.secret => self.problems.push(format!("{place}: the value cannot be read")),
+            Err(problem) => self.problems.push(format!("{place}: {problem}")),
+        }
+    }
+}
 
 /// Collects the sections of a program and fills them.
 pub struct Loader {
@@ -163,6 +225,7 @@ pub struct Loader {
 #[derive(Debug)]
 pub struct Loaded {
     sections: BTreeMap<&'static str, Map<String, Value>>,
+    given: BTreeMap<(&'static str, String), Vec<Given>>,
 }
 
 impl Loader {
@@ -194,29 +257,61 @@ impl Loader {
         self
     }
 
-    /// Fills the sections. `args` are the arguments without the program's name; `variables` is the environment.
+    /// Fills the sections. `args` are the arguments without the program's name; `variables` is the environment. Neither
+    /// has to be UTF-8: what is not and would be read is a problem like any other.
     ///
     /// # Errors
     /// Usage, or every wrong value at once.
-    pub fn load<A, V>(mut self, args: A, variables: V) -> Result<Loaded, LoadError>
+    pub fn load<A, V, N>(mut self, args: A, variables: V) -> Result<Loaded, LoadError>
     where
-        A: IntoIterator<Item = String>,
-        V: IntoIterator<Item = (String, String)>,
+        A: IntoIterator<Item: Into<OsString> + Clone>,
+        V: IntoIterator<Item = (N, N)>,
+        N: Into<OsString>,
     {
-        let variables: BTreeMap<String, String> = variables.into_iter().collect();
+        let mut filling = Filling::default();
+        let variables = self.readable(variables, &mut filling.problems);
         let command = self.flags();
         let matches = command.no_binary_name(true).try_get_matches_from(args)?;
-        let mut problems = Vec::new();
-        let mut values: BTreeMap<&'static str, Map<String, Value>> =
-            self.sections.iter().map(|section| (section.prefix, section.defaults.clone())).collect();
+        filling.values = self.sections.iter().map(|section| (section.prefix, section.defaults.clone())).collect();
 
         let config = matches.get_one::<String>("config").cloned().or_else(|| variables.get("WEFT_CONFIG").cloned());
         if let Some(path) = config {
-            self.fill_from_file(&path, &mut values, &mut problems);
+            self.fill_from_file(&path, &mut filling);
         }
-        self.fill_from_variables(&variables, &mut values, &mut problems);
-        self.fill_from_flags(&matches, &mut values, &mut problems);
-        if problems.is_empty() { Ok(Loaded { sections: values }) } else { Err(SettingsError { problems }.into()) }
+        self.fill_from_variables(&variables, &mut filling);
+        self.fill_from_flags(&matches, &mut filling);
+        let Filling { values, given, problems } = filling;
+        if problems.is_empty() {
+            Ok(Loaded { sections: values, given })
+        } else {
+            Err(SettingsError { problems }.into())
+        }
+    }
+
+    /// The variables that are text. Of the others only those that would be read are worth a word.
+    fn readable<N: Into<OsString>>(
+        &self,
+        variables: impl IntoIterator<Item = (N, N)>,
+        problems: &mut Vec<String>,
+    ) -> BTreeMap<String, String> {
+        let mut readable = BTreeMap::new();
+        for (name, value) in variables {
+            let Ok(name) = name.into().into_string() else { continue };
+            match value.into().into_string() {
+                Ok(value) => {
+                    readable.insert(name, value);
+                }
+                Err(_) if name.starts_with("WEFT_") || self.alias_variables().any(|alias| alias == name) => {
+                    problems.push(format!("{name}: the value is not UTF-8"));
+                }
+                Err(_) => {}
+            }
+        }
+        readable
+    }
+
+    fn alias_variables(&self) -> impl Iterator<Item = String> {
+        self.sections.iter().flat_map(|section| section.aliases).filter_map(|(alias, _)| alias_variable(alias))
     }
 
     fn flags(&mut self) -> Command {
@@ -233,96 +328,88 @@ impl Loader {
                 if !field.secret && !matches!(default, Value::Null) && default != "" {
                     help.push_str(&format!(" [default: {}]", plain(default)));
                 }
-                command = command.arg(value_arg(flag, matches!(default, Value::Bool(_))).help(help));
+                command = command.arg(value_arg(flag, default).help(help));
             }
             for (alias, name) in section.aliases {
-                let is_bool = section.defaults.get(*name).is_some_and(Value::is_boolean);
+                let default = &section.defaults[*name];
                 let taken =
                     self.sections.iter().any(|other| other.fields.iter().any(|field| other.flag(field) == *alias));
                 if !taken && aliases_seen.insert(*alias) {
-                    command = command.arg(value_arg((*alias).to_owned(), is_bool).hide(true));
+                    command = command.arg(value_arg((*alias).to_owned(), default).hide(true));
                 }
             }
         }
         command
     }
 
-    fn fill_from_file(
-        &self,
-        path: &str,
-        values: &mut BTreeMap<&'static str, Map<String, Value>>,
-        problems: &mut Vec<String>,
-    ) {
+    fn fill_from_file(&self, path: &str, filling: &mut Filling) {
         let table = match std::fs::read_to_string(path)
             .map_err(|error| error.to_string())
             .and_then(|text| toml::from_str::<Map<String, Value>>(&text).map_err(|error| error.to_string()))
         {
             Ok(table) => table,
-            Err(error) => return problems.push(format!("settings file {path}: {error}")),
+            Err(error) => return filling.problems.push(format!("settings file {path}: {error}")),
         };
+        let given =
+            |key: &str| Given { source: Source::File, place: format!("settings file {path}: {key}"), by_alias: false };
         for (key, value) in table {
-            let own_field = self.sections.iter().find(|s| s.prefix.is_empty()).and_then(|s| s.field(&key));
+            let own = self.sections.iter().find(|s| s.prefix.is_empty() && s.field(&key).is_some());
             let section = self.sections.iter().find(|s| !s.prefix.is_empty() && s.prefix == key);
-            match (own_field, section, value) {
-                (Some(_), _, value) => {
-                    values.entry("").or_default().insert(key, value);
-                }
+            match (own, section, value) {
+                (Some(own), _, value) => filling.put(own, &key, value, given(&key)),
                 (None, Some(section), Value::Object(entries)) => {
                     for (name, value) in entries {
                         if section.field(&name).is_some() {
-                            values.entry(section.prefix).or_default().insert(name, value);
+                            filling.put(section, &name, value, given(&format!("{key}.{name}")));
                         } else {
-                            problems.push(format!("settings file {path}: unknown key {key}.{name}"));
+                            filling.problems.push(format!("settings file {path}: unknown key {key}.{name}"));
                         }
                     }
                 }
-                _ => problems.push(format!("settings file {path}: unknown key {key}")),
+                _ => filling.problems.push(format!("settings file {path}: unknown key {key}")),
             }
         }
     }
 
-    fn fill_from_variables(
-        &self,
-        variables: &BTreeMap<String, String>,
-        values: &mut BTreeMap<&'static str, Map<String, Value>>,
-        problems: &mut Vec<String>,
-    ) {
+    fn fill_from_variables(&self, variables: &BTreeMap<String, String>, filling: &mut Filling) {
         for section in &self.sections {
             for (alias, name) in section.aliases {
-                let variable = alias.replace('-', "_").to_uppercase();
-                if AMBIENT_VARIABLES.contains(&variable.as_str()) {
-                    continue;
-                }
+                let Some(variable) = alias_variable(alias) else { continue };
                 if let Some(text) = variables.get(&variable) {
-                    set(section, name, text, &variable, values, problems);
+                    let given = Given { source: Source::AliasVariable, place: variable, by_alias: true };
+                    filling.set(section, name, text, given);
                 }
             }
         }
         for (variable, text) in variables.iter().filter(|(name, _)| name.starts_with("WEFT_")) {
+            if is_service_variable(variable, text) {
+                continue;
+            }
             let mut known = OTHER_VARIABLES.contains(&variable.as_str());
             for section in &self.sections {
                 if let Some(field) = section.fields.iter().find(|field| section.variable(field) == *variable) {
                     known = true;
-                    set(section, field.name, text, variable, values, problems);
+                    let given = Given { source: Source::Variable, place: variable.clone(), by_alias: false };
+                    filling.set(section, field.name, text, given);
                 }
             }
             if !known {
-                problems.push(format!("unknown variable {variable}"));
+                filling.problems.push(format!("unknown variable {variable}"));
             }
         }
     }
 
-    fn fill_from_flags(
-        &self,
-        matches: &clap::ArgMatches,
-        values: &mut BTreeMap<&'static str, Map<String, Value>>,
-        problems: &mut Vec<String>,
-    ) {
-        let given = |flag: &str| matches.try_get_one::<String>(flag).ok().flatten();
+    fn fill_from_flags(&self, matches: &clap::ArgMatches, filling: &mut Filling) {
+        // A list may be given piece by piece.
+        let given = |flag: &str| {
+            let values = matches.try_get_many::<String>(flag).ok().flatten()?;
+            Some(values.map(String::as_str).collect::<Vec<_>>().join(","))
+        };
         for section in &self.sections {
             for (alias, name) in section.aliases {
                 if let Some(text) = given(alias) {
-                    set(section, name, text, &format!("--{alias}"), values, problems);
+                    let given = Given { source: Source::Flag, place: format!("--{alias}"), by_alias: true };
+                    filling.set(section, name, &text, given);
                 }
             }
         }
@@ -330,16 +417,33 @@ impl Loader {
             for field in section.fields {
                 let flag = section.flag(field);
                 if let Some(text) = given(&flag) {
-                    set(section, field.name, text, &format!("--{flag}"), values, problems);
+                    let given = Given { source: Source::Flag, place: format!("--{flag}"), by_alias: false };
+                    filling.set(section, field.name, &text, given);
                 }
             }
         }
     }
 }
 
-fn value_arg(flag: String, is_bool: bool) -> Arg {
-    let arg = Arg::new(flag.clone()).long(flag).action(ArgAction::Set).value_name("VALUE");
-    if is_bool { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg }
+/// The upper-case variable of an alias, if it has one: a letter has not.
+fn alias_variable(alias: &str) -> Option<String> {
+    let variable = alias.replace('-', "_").to_uppercase();
+    (variable.len() > 1 && !AMBIENT_VARIABLES.contains(&variable.as_str())).then_some(variable)
+}
+
+/// A flag for a field with this default. A name of one letter makes `-x`, others `--name`.
+fn value_arg(flag: String, default: &Value) -> Arg {
+    let mut letters = flag.chars();
+    let arg = match (letters.next(), letters.next()) {
+        (Some(letter), None) => Arg::new(flag).short(letter),
+        _ => Arg::new(flag.clone()).long(flag),
+    };
+    let arg = arg.value_name("VALUE");
+    match default {
+        Value::Bool(_) => arg.action(ArgAction::Set).num_args(0..=1).require_equals(true).default_missing_value("true"),
+        Value::Array(_) => arg.action(ArgAction::Append),
+        _ => arg.action(ArgAction::Set),
+    }
 }
 
 fn plain(value: &Value) -> String {
@@ -349,25 +453,19 @@ fn plain(value: &Value) -> String {
     }
 }
 
-fn set(
-    section: &Section,
-    name: &str,
-    text: &str,
-    place: &str,
-    values: &mut BTreeMap<&'static str, Map<String, Value>>,
-    problems: &mut Vec<String>,
-) {
-    let field = section.field(name).expect("aliases name fields: tested by `settings_are_sound`");
-    match (field.parse)(text) {
-        Ok(value) => {
-            values.entry(section.prefix).or_default().insert(name.to_owned(), value);
-        }
-        Err(_) if field.secret => problems.push(format!("{place}: the value cannot be read")),
-        Err(problem) => problems.push(format!("{place}: {problem}")),
-    }
-}
-
 impl Loaded {
+    /// Every place that gave this setting a value, weakest first; empty: it has its default.
+    #[must_use]
+    pub fn given(&self, prefix: &'static str, field: &str) -> &[Given] {
+        self.given.get(&(prefix, field.to_owned())).map_or(&[], Vec::as_slice)
+    }
+
+    /// What its value comes from; none: the default.
+    #[must_use]
+    pub fn source(&self, prefix: &'static str, field: &str) -> Option<Source> {
+        self.given(prefix, field).iter().map(|given| given.source).max()
+    }
+
     /// The struct of this section.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ weft_service_kit::settings! {
         /// Who may administer.
         secret pub admin_key: Option<String> = None,
     }
-    aliases { "model-id" => model, "hostname" => listen }
+    aliases { "model-id" => model, "m" => model, "hostname" => listen, "peer" => workers }
 }
 
 fn load(args: &[&str], variables: &[(&str, &str)]) -> Result<Settings, LoadError> {
@@ -113,4 +113,72 @@ fn sections_have_their_own_names() {
     let (own, worker): (Settings, Settings) = (loaded.get("").unwrap(), loaded.get("worker").unwrap());
     assert_eq!((own.listen.as_str(), worker.listen.as_str()), ("g:1", "w:1"));
     assert!(worker.verbose && !own.verbose);
+}
+
+#[test]
+fn a_letter_is_a_short_flag_and_no_variable() {
+    assert_eq!(load(&["-m", "/m"], &[]).unwrap().model, Some("/m".into()));
+    assert_eq!(load(&[], &[("M", "/m")]).unwrap().model, None);
+}
+
+#[test]
+fn a_list_may_be_given_piece_by_piece() {
+    assert_eq!(load(&["--workers", "a:1", "--workers", "b:1,c:1"], &[]).unwrap().workers, ["a:1", "b:1", "c:1"]);
+    assert_eq!(load(&["--peer", "a:1", "--peer", "b:1"], &[]).unwrap().workers, ["a:1", "b:1"]);
+}
+
+#[test]
+fn what_a_cluster_sets_for_a_service_named_weft_is_no_setting() {
+    let variables = [
+        ("WEFT_GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("WEFT_GATEWAY_SERVICE_PORT", "8080"),
+        ("WEFT_GATEWAY_SERVICE_PORT_HTTP", "8080"),
+        ("WEFT_GATEWAY_PORT", "tcp://10.0.0.1:8080"),
+        ("WEFT_LISTEN_PORT", "udp://10.0.0.1:8080"),
+        ("WEFT_GATEWAY_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("WEFT_GATEWAY_PORT_8080_TCP_PROTO", "tcp"),
+        ("WEFT_GATEWAY_PORT_8080_TCP_PORT", "8080"),
+        ("WEFT_GATEWAY_PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("WEFT_TEST_SEED", "7"),
+    ];
+    assert!(load(&[], &variables).is_ok());
+    for typo in [("WEFT_GATEWAY_PORT", "8080"), ("WEFT_PORT_X_TCP", "1"), ("WEFT_LISTEN_HOST", "x")] {
+        assert!(load(&[], &[typo]).is_err(), "{typo:?}");
+    }
+}
+
+#[test]
+fn what_is_not_utf_8_is_a_problem_only_where_it_would_be_read() {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    let odd = || OsString::from_vec(b"a\xff".to_vec());
+    let load = |args: Vec<OsString>, variables: Vec<(OsString, OsString)>| {
+        Loader::new("example", "an example").section::<Settings>("").load(args, variables)
+    };
+    assert!(load(vec![], vec![("OTHER".into(), odd()), (odd(), "x".into())]).is_ok());
+    for name in ["WEFT_LISTEN", "WEFT_LOG", "MODEL_ID"] {
+        let Err(LoadError::Settings(error)) = load(vec![], vec![(name.into(), odd())]) else {
+            panic!("{name} accepted")
+        };
+        assert!(error.to_string().contains(&format!("{name}: the value is not UTF-8")), "{error}");
+    }
+    for args in [vec!["--listen".into(), odd()], vec![odd()]] {
+        let Err(LoadError::Usage(usage)) = load(args, vec![]) else { panic!("accepted") };
+        assert_eq!(usage.exit_code(), 2);
+    }
+}
+
+#[test]
+fn what_gave_a_value_is_known() {
+    use weft_service_kit::settings::Source;
+    let file = file("listen = 'file:1'\n");
+    let args = ["--config", file.path().to_str().unwrap(), "--model-id", "/m"].map(str::to_owned);
+    let variables = [("WEFT_LISTEN".to_owned(), "variable:1".to_owned()), ("MODEL_ID".to_owned(), "/n".to_owned())];
+    let loaded = Loader::new("example", "an example").section::<Settings>("").load(args, variables).unwrap();
+    assert_eq!(loaded.source("", "listen"), Some(Source::Variable));
+    assert_eq!(loaded.given("", "listen").len(), 2);
+    assert!(loaded.given("", "listen")[0].place.ends_with("listen"));
+    assert_eq!(loaded.source("", "model"), Some(Source::Flag));
+    assert!(loaded.given("", "model").iter().all(|given| given.by_alias));
+    assert_eq!(loaded.source("", "workers"), None);
 }

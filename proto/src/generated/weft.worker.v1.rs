@@ -214,6 +214,9 @@ pub struct TokenOut {
     pub step: u64,
     #[prost(message, repeated, tag = "6")]
     pub top: ::prost::alloc::vec::Vec<TopToken>,
+    /// What the token stands for, whatever of it is delivered: possibly part of a character; of a special token, its name.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub raw: ::prost::bytes::Bytes,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -224,6 +227,9 @@ pub struct TopToken {
     pub text: ::prost::alloc::string::String,
     #[prost(float, tag = "3")]
     pub logprob: f32,
+    /// As in TokenOut.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub raw: ::prost::bytes::Bytes,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]

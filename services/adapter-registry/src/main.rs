@@ -17,7 +17,7 @@ const USAGE: u8 = 2;
 async fn main() -> ExitCode {
     let loader =
         Loader::new("weft-adapter-registry", "Publishes, validates, versions and stores adapters; tenants and keys");
-    let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
+    let loaded = loader.section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
     let settings = loaded.and_then(|loaded| Ok(loaded.get::<Settings>("")?));
     let settings = settings.unwrap_or_else(|error| error.exit());
     let json = std::env::var("WEFT_LOG_FORMAT").is_ok_and(|format| format == "json");

@@ -154,8 +154,8 @@ impl App {
         let metrics = &gateway.mesh.metrics;
         tracing::info!(data = data.address(), admin = admin.address(), "listening");
         tokio::join!(
-            serve("data", data, self.data_router(), bounds, metrics, &closing),
-            serve("admin", admin, self.admin_router(), bounds, metrics, &closing),
+            serve("data", data, self.data_router(), bounds, metrics, &closing, || http::unasked_lines(&gateway)),
+            serve("admin", admin, self.admin_router(), bounds, metrics, &closing, || http::unasked_lines(&gateway)),
         );
         // Dropping `background` ends the followers.
     }

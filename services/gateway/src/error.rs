@@ -66,6 +66,10 @@ pub(crate) mod code {
     pub(crate) const PRECONDITION_FAILED: &str = "precondition_failed";
     pub(crate) const CONTEXT_LENGTH_EXCEEDED: &str = "context_length_exceeded";
     pub(crate) const WORKER_LOST: &str = "worker_lost";
+    pub(crate) const WRONG_BASE: &str = "wrong_base";
+    pub(crate) const ADAPTER_UNAVAILABLE: &str = "adapter_unavailable";
+    pub(crate) const ADAPTER_TOO_LARGE: &str = "adapter_too_large";
+    pub(crate) const ADAPTER_WRONG_BASE: &str = "adapter_wrong_base";
     pub(crate) const UNKNOWN_URL: &str = "unknown_url";
 }
 
@@ -101,27 +105,108 @@ impl From<Error> for Fault {
 }
 
 /// A worker's status as the tenant should see it: what the tenant asked wrongly passes; what only the mesh can mend
-/// does not look like the tenant's fault.
+/// does not look like the tenant's fault, and is told in words of ours, because the worker's may name its files, its
+/// settings and its neighbours. Those go to the log.
 pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
-    let mut fault = Fault::from(status);
-    match fault.kind {
+    let fault = Fault::from(status);
+    if matches!(fault.kind, Kind::Invalid) || (fault.kind == Kind::TooLarge && fault.param.is_some()) {
+        return fault;
+    }
+    tracing::warn!(kind = %fault.kind, code = fault.code, message = fault.message, "a worker failed a request");
+    let told = |kind, code: &str, message: &str| Fault {
+        retry_after_ms: fault.retry_after_ms,
+        ..Fault::new(kind, message).with_code(code)
+    };
+    let code = fault.code.as_str();
+    let mut told = match fault.kind {
+        // Whatever else is tried, this adapter does not fit there: another worker may be larger.
+        Kind::TooLarge | Kind::Refused if code == code::ADAPTER_TOO_LARGE || fault.kind == Kind::TooLarge => told(
+            Kind::Unavailable,
+            code::ADAPTER_TOO_LARGE,
+            "the adapter is larger than the memory set aside for adapters",
+        ),
+        Kind::Refused if code == code::WRONG_BASE => {
+            told(Kind::Unavailable, code::WRONG_BASE, "the worker serves another base model")
+        }
+        Kind::Refused if code == code::ADAPTER_WRONG_BASE => {
+            told(Kind::Refused, code::ADAPTER_WRONG_BASE, "the adapter was published for another base model")
+        }
         // The directory lists the version, so its bytes missing below is not "unknown model".
-        Kind::NotFound => {
-            fault.kind = Kind::Unavailable;
-            fault.code = "adapter_unavailable".into();
-        }
-        Kind::Unauthenticated | Kind::Conflict | Kind::Internal => {
-            // Paths and the like are for the log, not for tenants.
-            tracing::error!(code = fault.code, message = fault.message, "a worker failed");
-            fault = Fault::internal("the worker failed; its log says why");
-        }
+        Kind::NotFound => told(Kind::Unavailable, code::ADAPTER_UNAVAILABLE, ADAPTER_AWAY),
+        Kind::Unavailable if code == code::ADAPTER_UNAVAILABLE => told(Kind::Unavailable, code, ADAPTER_AWAY),
         // Without our details it was the transport that spoke: the connection or the process is gone.
-        Kind::Unavailable if status.details().is_empty() => fault.code = code::WORKER_LOST.into(),
-        Kind::Refused if fault.code == "wrong_base" => fault.kind = Kind::Unavailable,
-        _ => {}
+        Kind::Unavailable if status.details().is_empty() => {
+            told(Kind::Unavailable, code::WORKER_LOST, "the worker went away")
+        }
+        Kind::Unavailable => told(Kind::Unavailable, code, "the worker cannot answer now"),
+        Kind::Overloaded => told(Kind::Overloaded, code, "model is overloaded"),
+        Kind::Timeout => told(Kind::Timeout, code, "the worker did not answer in time"),
+        Kind::Corrupt => told(Kind::Corrupt, code, "the adapter's bytes are not those that were published"),
+        Kind::Refused => told(Kind::Refused, code, "the worker refuses the request"),
+        Kind::Unauthenticated | Kind::Conflict | Kind::Internal | Kind::Invalid | Kind::TooLarge => {
+            Fault::internal("the worker failed; its log says why")
+        }
+    };
+    if matches!(told.kind, Kind::Unavailable | Kind::Overloaded) && told.retry_after_ms.is_none() {
+        told.retry_after_ms = Some(RETRY_AWAY_MS);
     }
-    if matches!(fault.kind, Kind::Unavailable | Kind::Overloaded) && fault.retry_after_ms.is_none() {
-        fault.retry_after_ms = Some(RETRY_AWAY_MS);
+    told
+}
+
+const ADAPTER_AWAY: &str = "the adapter's bytes cannot be had now";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(fault: Fault) -> Fault {
+        from_worker(&fault.into())
     }
-    fault
+
+    #[test]
+    fn nothing_of_a_workers_inside_reaches_tenants_whatever_the_kind() {
+        let inside = "no space left in /var/lib/weft/cache for s3://bucket at 10.0.0.7:9000";
+        for kind in [
+            Kind::Unauthenticated,
+            Kind::NotFound,
+            Kind::Conflict,
+            Kind::Refused,
+            Kind::TooLarge,
+            Kind::Overloaded,
+            Kind::Unavailable,
+            Kind::Timeout,
+            Kind::Corrupt,
+            Kind::Internal,
+        ] {
+            let told = told(Fault::new(kind, inside).with_reasons(vec![inside.into()]));
+            let all = format!("{} {} {:?} {:?}", told.message, told.code, told.param, told.reasons);
+            for part in ["/var", "s3:", "10.0.0.7", "bucket"] {
+                assert!(!all.contains(part), "{kind}: {all}");
+            }
+        }
+        // The transport's own words, which name addresses.
+        let lost = from_worker(&tonic::Status::unavailable("tcp connect error: 10.0.0.7:7003"));
+        assert_eq!((lost.code.as_str(), lost.message.contains("10.0")), (code::WORKER_LOST, false));
+    }
+
+    #[test]
+    fn what_the_tenant_asked_wrongly_passes_word_for_word() {
+        let asked = Fault::invalid("max_tokens", "max_tokens is 0, allowed is 1 to 100");
+        assert_eq!(told(asked.clone()), asked);
+        let long =
+            Fault::new(Kind::TooLarge, "prompt of 9 bytes exceeds prompt_bytes_max of 8 bytes").with_param("prompt");
+        assert_eq!(told(long.clone()), long);
+    }
+
+    #[test]
+    fn an_adapter_that_fits_nowhere_is_the_meshs_fault_not_the_tenants() {
+        for fault in [
+            Fault::new(Kind::Refused, "adapter needs 9 bytes").with_code(code::ADAPTER_TOO_LARGE),
+            Fault::new(Kind::TooLarge, "blob has 9 bytes, more than the disk budget"),
+        ] {
+            let told = told(fault);
+            assert_eq!((told.kind, told.code.as_str()), (Kind::Unavailable, code::ADAPTER_TOO_LARGE));
+            assert!(told.retry_after_ms.is_some());
+        }
+    }
 }

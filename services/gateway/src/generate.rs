@@ -5,6 +5,7 @@
 
 use crate::directory::Tenant;
 use crate::error::{Error, code, from_worker};
+use crate::http::Known;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::resolve::Resolved;
@@ -22,6 +23,7 @@ use weft_types::Digest;
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub(crate) request_id: String,
+    pub(crate) known: Known,
     pub(crate) tenant: Arc<Tenant>,
     pub(crate) resolved: Resolved,
     pub(crate) base: Base,
@@ -32,7 +34,8 @@ pub(crate) struct Admission {
 /// What to generate, in the worker's own words.
 #[derive(Clone)]
 pub(crate) struct Wanted {
-    pub(crate) prompt: pb::generate_request::Prompt,
+    /// Shared by the answers to one prompt; copied only on its way to a worker.
+    pub(crate) prompt: Arc<pb::generate_request::Prompt>,
     pub(crate) sampling: pb::Sampling,
     pub(crate) stopping: pb::Stopping,
     pub(crate) logprobs: Option<pb::Logprobs>,
@@ -98,6 +101,9 @@ impl Mesh {
             else {
                 return Err(last.unwrap_or_else(|| Error::NoWorker.into()));
             };
+            if let Some(name) = worker.name() {
+                admission.known.worker(&name);
+            }
             let request = request(admission, wanted, tried.len());
             let attempt = self.attempt(admission, worker.client(), request, in_flight);
             let fault = match attempt.await {
@@ -176,7 +182,7 @@ fn request(admission: &Admission, wanted: &Wanted, attempt: usize) -> pb::Genera
         }),
         tenant_salt: Bytes::copy_from_slice(&admission.tenant.salt),
         expected_base_digest: raw(admission.base.digest),
-        prompt: Some(wanted.prompt.clone()),
+        prompt: Some((*wanted.prompt).clone()),
         sampling: Some(wanted.sampling),
         stopping: Some(wanted.stopping.clone()),
         logprobs: wanted.logprobs,

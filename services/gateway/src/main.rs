@@ -12,8 +12,8 @@ use weft_service_kit::transport::{Address, Listener, connect};
 async fn main() -> ExitCode {
     let loader =
         Loader::new("weft-gateway", "HTTP in front of a Weft mesh: OpenAI's and LoRAX's dialects, and /admin/v1");
-    let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
-    let settings: Settings = match loaded.and_then(|loaded| Ok(loaded.get("")?)) {
+    let loaded = loader.section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
+    let settings: Settings = match loaded.and_then(|loaded| Ok(Settings::of(&loaded, "", "")?)) {
         Ok(settings) => settings,
         Err(error) => error.exit(),
     };

@@ -41,6 +41,7 @@ pub(crate) struct Bounds {
 }
 
 /// Serves until the signal; then no connection is accepted, idle ones close, and answers have `grace` to finish.
+/// `refusal_headers` gives the lines of headers that a refusal of a whole connection has besides its own.
 pub(crate) async fn serve(
     name: &'static str,
     listener: Listener,
@@ -48,6 +49,7 @@ pub(crate) async fn serve(
     bounds: Bounds,
     metrics: &Metrics,
     shutdown: &Shutdown,
+    refusal_headers: impl Fn() -> String,
 ) {
     let mut incoming = listener.incoming();
     let open = metrics.connections.with_label_values(&[name]);
@@ -82,9 +84,10 @@ pub(crate) async fn serve(
         } else {
             refused.inc();
             if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                let headers = refusal_headers();
                 connections.spawn(async move {
                     let _permit = permit;
-                    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(connection)).await;
+                    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(connection, &headers)).await;
                 });
             }
         }
@@ -131,9 +134,9 @@ async fn serve_one(connection: Connection, router: Router, bounds: Bounds, shutd
 }
 
 /// Says that there is no room, as plain HTTP/1.1, and waits for the client to have read it.
-async fn refuse(mut connection: Connection) -> io::Result<()> {
+async fn refuse(mut connection: Connection, headers: &str) -> io::Result<()> {
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\nretry-after-ms: 1000\r\nconnection: close\r\n\r\n{REFUSAL_BODY}",
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\nretry-after-ms: 1000\r\n{headers}connection: close\r\n\r\n{REFUSAL_BODY}",
         REFUSAL_BODY.len()
     );
     connection.write_all(answer.as_bytes()).await?;

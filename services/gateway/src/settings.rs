@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
+use weft_service_kit::settings::{Loaded, SettingsError};
 use weft_service_kit::transport::{Address, AddressError};
 
 weft_service_kit::settings! {
@@ -87,10 +88,29 @@ weft_service_kit::settings! {
         "cors-allow-origin" => cors_allow_origins,
         "hostname" => hostname,
         "port" => port,
+        "p" => port,
     }
 }
 
 impl Settings {
+    /// The settings of this section. `hostname` and `port` replace parts of `listen` (a field of the section
+    /// `listen_section`) unless `listen` was given more explicitly: a `PORT` that a platform sets does not beat
+    /// `--listen`.
+    ///
+    /// # Errors
+    /// A value of the file has the wrong type.
+    pub fn of(loaded: &Loaded, section: &'static str, listen_section: &'static str) -> Result<Self, SettingsError> {
+        let mut settings: Self = loaded.get(section)?;
+        let listen = loaded.source(listen_section, "listen");
+        if listen > loaded.source(section, "hostname") {
+            settings.hostname = None;
+        }
+        if listen > loaded.source(section, "port") {
+            settings.port = None;
+        }
+        Ok(settings)
+    }
+
     /// Where to listen for tenants, with `hostname` and `port` taken into account.
     ///
     /// # Errors
@@ -127,5 +147,24 @@ mod tests {
         let settings = Settings { hostname: Some("0.0.0.0".into()), port: Some(80), ..Settings::default() };
         assert_eq!(settings.data_address(), Ok(Address::Tcp("0.0.0.0:80".into())));
         assert_eq!(Settings::default().data_address(), Ok(Address::Tcp("127.0.0.1:8080".into())));
+    }
+
+    #[test]
+    fn the_more_explicit_of_listen_and_port_wins() {
+        let address = |args: &[&str], variables: &[(&str, &str)]| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let loader = weft_service_kit::settings::Loader::new("x", "x").section::<Settings>("");
+            let loaded = loader.load(args, variables).unwrap();
+            let Ok(Address::Tcp(address)) = Settings::of(&loaded, "", "").unwrap().data_address() else { panic!() };
+            address
+        };
+        assert_eq!(address(&["--listen", "0.0.0.0:1"], &[("PORT", "2")]), "0.0.0.0:1");
+        assert_eq!(address(&["--listen", "0.0.0.0:1"], &[("WEFT_PORT", "2")]), "0.0.0.0:1");
+        assert_eq!(address(&[], &[("WEFT_LISTEN", "0.0.0.0:1"), ("PORT", "2")]), "0.0.0.0:1");
+        assert_eq!(address(&[], &[("PORT", "2")]), "127.0.0.1:2");
+        assert_eq!(address(&["-p", "3"], &[("WEFT_LISTEN", "0.0.0.0:1")]), "0.0.0.0:3");
+        assert_eq!(address(&["--listen", "0.0.0.0:1", "--port", "2"], &[]), "0.0.0.0:2");
+        assert_eq!(address(&["--listen", "0.0.0.0:1", "--hostname", "10.0.0.9"], &[("PORT", "2")]), "10.0.0.9:1");
     }
 }

@@ -58,6 +58,11 @@ impl Worker {
         self.client.clone()
     }
 
+    /// As it calls itself, once it has said so.
+    pub(crate) fn name(&self) -> Option<String> {
+        self.read(|seen| seen.base.as_ref().map(|base| base.description.worker.clone()))
+    }
+
     pub(crate) fn seen(&self) -> Seen {
         self.read(Clone::clone)
     }

@@ -182,7 +182,11 @@ impl Error {
             Self::LoadTimeout { .. } => Kind::Unavailable,
             Self::Deadline(_) => Kind::Timeout,
             Self::WrongBytes { .. } | Self::WrongAdapter { .. } => Kind::Corrupt,
+            // A blob over the daemon's budget is no larger request than others: this adapter cannot be served here.
+            Self::Lease { kind: Kind::TooLarge, .. } => Kind::Refused,
             Self::Lease { kind, .. } => *kind,
+            // Its bytes are right (see `load`): it is the base that is another one since it was published.
+            Self::Engine(weft_engine::Error::AdapterShape { .. }) => Kind::Refused,
             Self::Engine(error) => error.kind(),
             Self::Start { .. } | Self::Serve(_) | Self::Metrics(_) | Self::Thread(_) | Self::Panic(_) => Kind::Internal,
         }
@@ -196,8 +200,14 @@ impl Error {
             Self::NoChatTemplate => "no_chat_template",
             Self::EmptyPrompt => "empty_prompt",
             Self::QueueFull { .. } => "queue_full",
-            Self::AdapterTooLarge { .. } => "adapter_too_large",
-            Self::WrongBytes { .. } | Self::WrongAdapter { .. } => "wrong_adapter_bytes",
+            Self::AdapterTooLarge { .. } | Self::Lease { kind: Kind::TooLarge, .. } => "adapter_too_large",
+            Self::Lease { kind: Kind::Unavailable | Kind::NotFound | Kind::Timeout, .. }
+            | Self::LoadTimeout { .. }
+            | Self::AdapterFile { .. } => "adapter_unavailable",
+            Self::Engine(weft_engine::Error::AdapterShape { .. }) => "adapter_wrong_base",
+            Self::WrongBytes { .. } | Self::WrongAdapter { .. } | Self::Lease { kind: Kind::Corrupt, .. } => {
+                "wrong_adapter_bytes"
+            }
             Self::OtherBase { .. } => "wrong_base",
             _ => return None,
         })
@@ -266,5 +276,34 @@ impl From<weft_base_model::Error> for Error {
             weft_base_model::Error::Template(message) => Self::Template(message),
             other => Self::Tokenize(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(kind: Kind) -> Fault {
+        Error::Lease { digest: Digest::of(b"a"), kind, message: "as the daemon says it".into() }.into()
+    }
+
+    #[test]
+    fn what_the_cache_daemon_refuses_says_whether_another_try_can_help() {
+        let too_large = lease(Kind::TooLarge);
+        assert_eq!((too_large.kind, too_large.code.as_str()), (Kind::Refused, "adapter_too_large"));
+        for kind in [Kind::Unavailable, Kind::NotFound, Kind::Timeout] {
+            assert_eq!((lease(kind).kind, lease(kind).code.as_str()), (kind, "adapter_unavailable"));
+        }
+        assert_eq!(lease(Kind::Overloaded).kind, Kind::Overloaded);
+        let corrupt = lease(Kind::Corrupt);
+        assert_eq!((corrupt.kind, corrupt.code.as_str()), (Kind::Corrupt, "wrong_adapter_bytes"));
+    }
+
+    #[test]
+    fn an_adapter_of_another_base_is_refused_by_name() {
+        let shape =
+            weft_engine::Error::AdapterShape { layer: 3, module: "q_proj", reason: "the base has 2 layers".into() };
+        let fault = Fault::from(Error::from(shape));
+        assert_eq!((fault.kind, fault.code.as_str()), (Kind::Refused, "adapter_wrong_base"));
     }
 }

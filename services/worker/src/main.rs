@@ -14,7 +14,7 @@ const USAGE: u8 = 2;
 #[tokio::main]
 async fn main() -> ExitCode {
     let loader = Loader::new("weft-worker", "Serves one base model and many adapters");
-    let loaded = loader.section::<Settings>("").load(std::env::args().skip(1), std::env::vars());
+    let loaded = loader.section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
     let settings = loaded.and_then(|loaded| Ok(loaded.get::<Settings>("")?));
     let settings = settings.unwrap_or_else(|error| error.exit());
     let json = std::env::var("WEFT_LOG_FORMAT").is_ok_and(|format| format == "json");

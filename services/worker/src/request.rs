@@ -245,7 +245,9 @@ fn raw(adapter: Option<Digest>) -> Vec<u8> {
 }
 
 fn token_out(sampled: &Sampled, special: bool, step: u64, model: &Model) -> pb::TokenOut {
-    let top = |&(id, logprob): &(u32, f32)| pb::TopToken { id, text: model.tokenizer.token_text(id), logprob };
+    let raw = |id: u32| model.tokenizer.token_bytes(id).into_owned().into();
+    let top =
+        |&(id, logprob): &(u32, f32)| pb::TopToken { id, text: model.tokenizer.token_text(id), logprob, raw: raw(id) };
     pb::TokenOut {
         id: sampled.token,
         text: String::new(),
@@ -253,6 +255,7 @@ fn token_out(sampled: &Sampled, special: bool, step: u64, model: &Model) -> pb::
         special,
         step,
         top: sampled.top.iter().map(top).collect(),
+        raw: raw(sampled.token),
     }
 }
 

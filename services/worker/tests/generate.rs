@@ -463,3 +463,21 @@ async fn tokenize_and_describe_answer_without_the_loop() {
     assert_eq!((facts.context_tokens_max, facts.prompt_tokens_max, facts.vocabulary_size), (256, 255, 260));
     assert!(facts.has_chat_template && facts.base_digest.len() == 32 && facts.model_id.ends_with("tiny"));
 }
+
+#[tokio::test]
+async fn every_token_carries_its_own_bytes_whatever_is_delivered_of_it() {
+    let worker = TestWorker::start(settings()).await;
+    let mut crab = request(None, "🦀", 24);
+    crab.logprobs = Some(pb::Logprobs { top: 2, prompt: true });
+    stopping(&mut crab).ignore_eos = true;
+    let answer = worker.generate(crab).await.unwrap();
+    // The prompt's emoji is several tokens here, none of which is text by itself.
+    let prompt: Vec<u8> =
+        answer.finished.prompt.iter().filter(|token| !token.special).flat_map(|token| token.raw.to_vec()).collect();
+    assert_eq!(String::from_utf8(prompt).unwrap(), "🦀");
+    assert!(answer.finished.prompt.iter().any(|token| std::str::from_utf8(&token.raw).is_err()));
+    let output: Vec<u8> =
+        answer.tokens.iter().filter(|token| !token.special).flat_map(|token| token.raw.to_vec()).collect();
+    assert_eq!(String::from_utf8_lossy(&output), answer.text());
+    assert!(answer.tokens.iter().all(|token| !token.raw.is_empty() && token.top.iter().all(|top| !top.raw.is_empty())));
+}

@@ -120,14 +120,28 @@ pub(crate) async fn publish(
         })
     };
     gateway.show(shown).await;
+    let mut warnings = published.warnings;
+    if !published.created && !alias.is_empty() {
+        let aliases = gateway.aliases(&tenant, &name).await?;
+        warnings.extend(elsewhere(&aliases, &alias, published.version));
+    }
     let status = if published.created { StatusCode::CREATED } else { StatusCode::OK };
     let body = PublishedBody {
         adapter: published.adapter,
         version: published.version,
         digest: Digest::try_from(published.digest.as_ref()).ok(),
-        warnings: published.warnings,
+        warnings,
     };
     Ok((status, Json(body)).into_response())
+}
+
+/// Old bytes again move no alias back: whoever expects to have published something new is told so.
+fn elsewhere(aliases: &[pb::Alias], alias: &str, version: u64) -> Option<String> {
+    let moved = aliases.iter().find(|known| known.name == alias).filter(|known| known.version != version)?;
+    Some(format!(
+        "these bytes are version {version} already; alias {alias} stays at version {} (PUT the alias to move it)",
+        moved.version
+    ))
 }
 
 /// Runs the upload and the call side by side: a refusal half way ends the upload, a broken upload the call.

@@ -34,10 +34,44 @@ pub(crate) struct Bounds {
 /// A body that was read; its room is given back when this is dropped.
 pub(crate) struct ReadBody {
     pub(crate) bytes: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    room: Room,
 }
 
-/// Reads a body.
+impl ReadBody {
+    /// The body is parsed: its bytes go, its room stays for what was made of them.
+    pub(crate) fn parsed(self) -> Room {
+        self.room
+    }
+}
+
+/// Room for the bytes of one body, given back when dropped. To be held until the workers have what was made of them.
+pub(crate) struct Room {
+    bytes: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Room for a copy of the body on its way to a worker for each of so many answers.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn for_answers(mut self, answers: usize, limits: &Limits) -> Result<Self, Error> {
+        let copies = answers.saturating_sub(1);
+        if copies > 0 {
+            self.add(limits.body_bytes(self.bytes.saturating_mul(copies))?);
+        }
+        Ok(self)
+    }
+
+    fn add(&mut self, more: OwnedSemaphorePermit) {
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+    }
+}
+
+/// Reads a body. What is left of one that is refused is drained by [`super::identify`].
 ///
 /// # Errors
 /// Too large, too slow, broken off, or no room.
@@ -50,15 +84,11 @@ pub(crate) async fn read(
     let too_large = Error::BodyTooLarge { max: bounds.bytes_max as u64 };
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > bounds.bytes_max as u64) {
-        // Who asked "may I send?" and hears no does not send.
-        if !headers.contains_key(header::EXPECT) {
-            drain(body).await;
-        }
         return Err(too_large);
     }
     let first_room = usize::try_from(announced.unwrap_or(0)).unwrap_or(0).min(FIRST_ROOM_BYTES_MAX);
     let mut bytes = BytesMut::with_capacity(first_room);
-    let mut room: Option<OwnedSemaphorePermit> = None;
+    let mut room = Room { bytes: 0, permit: None };
     let reading = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Error::BodyBroken(error.to_string()))?;
@@ -66,25 +96,17 @@ pub(crate) async fn read(
             if bytes.len() + data.len() > bounds.bytes_max {
                 return Err(too_large);
             }
-            let more = limits.body_bytes(data.len())?;
-            match &mut room {
-                Some(room) => room.merge(more),
-                None => room = Some(more),
-            }
+            room.add(limits.body_bytes(data.len())?);
             bytes.extend_from_slice(&data);
         }
         Ok(())
     };
-    let done = tokio::time::timeout(bounds.timeout, reading).await;
-    match done {
-        Ok(Ok(())) => Ok(ReadBody { bytes: bytes.freeze(), _room: room }),
-        Ok(Err(error)) => {
-            drop(bytes);
-            drain(body).await;
-            Err(error)
-        }
-        Err(_) => Err(Error::BodyTooSlow(bounds.timeout.as_secs())),
+    match tokio::time::timeout(bounds.timeout, reading).await {
+        Ok(read) => read?,
+        Err(_) => return Err(Error::BodyTooSlow(bounds.timeout.as_secs())),
     }
+    room.bytes = bytes.len();
+    Ok(ReadBody { bytes: bytes.freeze(), room })
 }
 
 /// Reads and drops what is left of a body, within bounds.

@@ -130,8 +130,8 @@ pub(super) fn finish_reason(finished: &pb::Finished) -> &'static str {
     )
 )]
 pub(crate) async fn generate(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, LoraxError> {
-    let (call, asked) = read(&gateway, request).await?;
-    let (headers, answer) = whole(&gateway, call, asked).await?;
+    let asked = read(&gateway, request).await?;
+    let (headers, answer) = whole(&gateway, asked).await?;
     Ok((headers, Json(answer)).into_response())
 }
 
@@ -147,11 +147,11 @@ pub(crate) async fn generate_stream(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
 ) -> Result<Response, LoraxError> {
-    let (call, asked) = read(&gateway, request).await?;
-    streamed(&gateway, call, asked).await
+    let asked = read(&gateway, request).await?;
+    streamed(&gateway, asked).await
 }
 
-/// What `lorax-client` uses: an array of one answer, or with `stream` server-sent events. Also at `/invocations`.
+/// What `lorax-client` uses: an array of one answer, or with `stream` server-sent events.
 #[utoipa::path(
     post, path = "/", tag = "lorax", request_body = LoraxRequest, security(("key" = [])),
     responses(
@@ -160,19 +160,38 @@ pub(crate) async fn generate_stream(
     )
 )]
 pub(crate) async fn compat(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, LoraxError> {
-    let (call, asked) = read(&gateway, request).await?;
-    if asked.stream == Some(true) {
-        return streamed(&gateway, call, asked).await;
+    let asked = read(&gateway, request).await?;
+    if asked.request.stream == Some(true) {
+        return streamed(&gateway, asked).await;
     }
-    let (headers, answer) = whole(&gateway, call, asked).await?;
+    let (headers, answer) = whole(&gateway, asked).await?;
     Ok((headers, Json([answer])).into_response())
 }
 
-async fn read(gateway: &Gateway, request: Request) -> Result<(super::Call, LoraxRequest), Fault> {
+/// The same as `POST /`, where model hosts look for it.
+#[utoipa::path(
+    post, path = "/invocations", tag = "lorax", request_body = LoraxRequest, security(("key" = [])),
+    responses(
+        (status = 200, description = "The answer, in an array", body = Vec<LoraxAnswer>),
+        (status = 422, description = "The request is wrong", body = LoraxBody),
+    )
+)]
+pub(crate) async fn invocations(gateway: State<Arc<Gateway>>, request: Request) -> Result<Response, LoraxError> {
+    compat(gateway, request).await
+}
+
+/// A request that was read, with the room of its bytes.
+struct Asked {
+    call: super::Call,
+    request: LoraxRequest,
+    body: body::Room,
+}
+
+async fn read(gateway: &Gateway, request: Request) -> Result<Asked, Fault> {
     let (parts, body) = request.into_parts();
     let call = gateway.enter(&parts)?;
     let body = gateway.read_body(&parts, body).await?;
-    Ok((call, body::json(&body.bytes)?))
+    Ok(Asked { call, request: body::json(&body.bytes)?, body: body.parsed() })
 }
 
 /// Started generations with what their answer needs.
@@ -184,8 +203,10 @@ struct Started {
     room: OwnedSemaphorePermit,
 }
 
-async fn start(gateway: &Gateway, call: super::Call, asked: LoraxRequest, stream: bool) -> Result<Started, Fault> {
-    let checked = asked.check(stream, &gateway.settings)?;
+async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started, Fault> {
+    let Asked { call, request, body } = asked;
+    let checked = request.check(stream, &gateway.settings)?;
+    let _body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
     let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), checked.wanted.len())?;
     let validated = Instant::now();
     let starting = checked.wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted));
@@ -201,31 +222,31 @@ async fn start(gateway: &Gateway, call: super::Call, asked: LoraxRequest, stream
 /// The worker counts, but says it in its own words; LoRAX's clients know LoRAX's.
 async fn in_lorax_words(gateway: &Gateway, admission: &Admission, checked: &Checked) -> Option<Fault> {
     let (_, worker, _in_flight) = gateway.mesh.pool.choose(&admission.base.digest, None, &[])?;
-    let request = pb::TokenizeRequest { text: checked.inputs.clone(), add_special_tokens: true };
+    let request = pb::TokenizeRequest { text: checked.inputs().to_owned(), add_special_tokens: true };
     let counted = tokio::time::timeout(gateway.settings.body_timeout(), worker.client().tokenize(request)).await;
     let tokens = counted.ok()?.ok()?.into_inner().tokens.len();
-    too_long(tokens, checked.max_new_tokens, &admission.base.description)
+    too_long(checked.kept(tokens), checked.max_new_tokens, &admission.base.description)
 }
 
-async fn streamed(gateway: &Gateway, call: super::Call, asked: LoraxRequest) -> Result<Response, LoraxError> {
-    let mut started = start(gateway, call, asked, true).await?;
+async fn streamed(gateway: &Gateway, asked: Asked) -> Result<Response, LoraxError> {
+    let mut started = start(gateway, asked, true).await?;
     let mut headers = lorax_headers(&started.admission, &started.checked);
     // `best_of` is 1 in a stream, so there is exactly one.
     let generation = started.generations.remove(0);
-    headers.extend(weft_headers(&started.admission, &generation.facts));
+    headers.extend(weft_headers(&generation.facts));
     let events = lorax_stream::events(generation, started.checked, started.room);
     Ok((headers, sse::response(events)).into_response())
 }
 
-async fn whole(gateway: &Gateway, call: super::Call, asked: LoraxRequest) -> Result<(HeaderMap, LoraxAnswer), Fault> {
-    let Started { admission, generations, checked, validated, room } = start(gateway, call, asked, false).await?;
+async fn whole(gateway: &Gateway, asked: Asked) -> Result<(HeaderMap, LoraxAnswer), Fault> {
+    let Started { admission, generations, checked, validated, room } = start(gateway, asked, false).await?;
     let mut answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     drop(room);
     let best = (0..answers.len()).max_by(|a, b| mean_logprob(&answers[*a]).total_cmp(&mean_logprob(&answers[*b])));
     answers.swap(0, best.unwrap_or(0));
 
     let mut headers = lorax_headers(&admission, &checked);
-    headers.extend(weft_headers(&admission, &answers[0].facts));
+    headers.extend(weft_headers(&answers[0].facts));
     timing_headers(&mut headers, &admission, validated, &answers);
     step_headers(gateway, &answers, &mut headers);
 
@@ -260,7 +281,7 @@ fn sequence(answer: Collected, checked: &Checked) -> (crate::generate::Facts, Be
         logprob: Some(token.logprob).filter(|logprob| logprob.is_finite()),
     });
     let sequence = BestOfSequence {
-        generated_text: if checked.full_text { format!("{}{}", checked.inputs, answer.text) } else { answer.text },
+        generated_text: if checked.full_text { format!("{}{}", checked.inputs(), answer.text) } else { answer.text },
         finish_reason: finish_reason(&answer.finished),
         generated_tokens: answer.finished.completion_tokens,
         seed: checked.sampled.then_some(answer.finished.seed),
@@ -276,8 +297,8 @@ fn lorax_headers(admission: &Admission, checked: &Checked) -> HeaderMap {
     let description = &admission.base.description;
     let compute = if device(description) == "cuda" { "gpu+optimized" } else { "cpu+optimized" };
     put(&mut headers, "x-compute-type", compute);
-    put(&mut headers, "x-compute-characters", &checked.inputs.chars().count().to_string());
-    put(&mut headers, "x-model-id", &description.model_id);
+    put(&mut headers, "x-compute-characters", &checked.inputs().chars().count().to_string());
+    put(&mut headers, "x-model-id", model_id(description));
     if let crate::resolve::Resolved::Adapter { name, .. } = &admission.resolved {
         put(&mut headers, "x-adapter-id", name);
         // Every adapter comes from the mesh's own registry, whatever the request says.
@@ -319,6 +340,12 @@ fn device(description: &pb::DescribeResponse) -> &'static str {
     if description.isa.starts_with("sm_") || description.isa.starts_with("cuda") { "cuda" } else { "cpu" }
 }
 
+/// Where the model came from, without the folders of the worker's machine.
+fn model_id(description: &pb::DescribeResponse) -> &str {
+    let id = description.model_id.as_str();
+    if id.starts_with('/') { id.trim_end_matches('/').rsplit('/').next().unwrap_or(id) } else { id }
+}
+
 /// A text to tokenize.
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct TokenizeRequest {
@@ -346,13 +373,18 @@ pub(crate) async fn tokenize(
     request: Request,
 ) -> Result<Json<Vec<TextToken>>, LoraxError> {
     let (parts, body) = request.into_parts();
-    let _call = gateway.enter(&parts)?;
+    let call = gateway.enter(&parts)?;
     let body = gateway.read_body(&parts, body).await?;
     let asked: TokenizeRequest = body::json(&body.bytes)?;
-    drop(body);
+    let _body = body.parsed();
     let base = gateway.mesh.pool.base()?;
+    call.known.base(&base);
+    call.known.resolved(&call.tenant.name, &crate::resolve::Resolved::Base);
     let chosen = gateway.mesh.pool.choose(&base.digest, None, &[]).ok_or(crate::error::Error::NoWorker)?;
     let (_, worker, _in_flight) = chosen;
+    if let Some(name) = worker.name() {
+        call.known.worker(&name);
+    }
     let request =
         pb::TokenizeRequest { text: asked.inputs, add_special_tokens: asked.add_special_tokens != Some(false) };
     let answer = tokio::time::timeout(gateway.settings.request_timeout(), worker.client().tokenize(request)).await;
@@ -407,7 +439,7 @@ pub(crate) async fn info(State(gateway): State<Arc<Gateway>>) -> Result<Json<Inf
         other => other.to_owned(),
     };
     Ok(Json(Info {
-        model_id: description.model_id.clone(),
+        model_id: model_id(description).to_owned(),
         model_sha: base.digest.hex(),
         model_dtype: dtype,
         model_device_type: device(description),
@@ -430,7 +462,7 @@ pub(crate) async fn info(State(gateway): State<Arc<Gateway>>) -> Result<Json<Inf
     }))
 }
 
-/// Whether requests can be answered: an empty body, or LoRAX's error. Also at `/` and `/ping`.
+/// Whether requests can be answered: an empty body, or LoRAX's error. Also at `GET /`.
 #[utoipa::path(
     get, path = "/health", tag = "lorax",
     responses((status = 200, description = "Ready"), (status = 503, description = "Not ready", body = LoraxBody))
@@ -441,4 +473,13 @@ pub(crate) async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     }
     let body = serde_json::json!({"error": "unhealthy", "error_type": "healthcheck"});
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+/// The same as `/health`, where model hosts look for it.
+#[utoipa::path(
+    get, path = "/ping", tag = "lorax",
+    responses((status = 200, description = "Ready"), (status = 503, description = "Not ready", body = LoraxBody))
+)]
+pub(crate) async fn ping(gateway: State<Arc<Gateway>>) -> Response {
+    health(gateway).await
 }

@@ -8,6 +8,7 @@ use super::body::Given;
 use crate::generate::Wanted;
 use crate::settings::Settings;
 use serde::Deserialize;
+use std::sync::Arc;
 use utoipa::ToSchema;
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
@@ -73,7 +74,6 @@ pub(crate) struct Parameters {
 /// A checked request.
 pub(crate) struct Checked {
     pub(crate) wanted: Vec<Wanted>,
-    pub(crate) inputs: String,
     pub(crate) adapter_id: Option<String>,
     pub(crate) max_new_tokens: Option<u32>,
     pub(crate) details: bool,
@@ -82,6 +82,28 @@ pub(crate) struct Checked {
     pub(crate) alternatives: bool,
     /// The answer is drawn, so its seed means something.
     pub(crate) sampled: bool,
+}
+
+impl Checked {
+    fn prompt(&self) -> Option<&pb::TextPrompt> {
+        match self.wanted.first().map(|wanted| &*wanted.prompt) {
+            Some(pb::generate_request::Prompt::Text(prompt)) => Some(prompt),
+            _ => None,
+        }
+    }
+
+    /// The prompt's text.
+    pub(crate) fn inputs(&self) -> &str {
+        self.prompt().map_or("", |prompt| &prompt.text)
+    }
+
+    /// Tokens that are left of a prompt of so many.
+    pub(crate) fn kept(&self, tokens: usize) -> usize {
+        match self.prompt().map_or(0, |prompt| prompt.truncate as usize) {
+            0 => tokens,
+            truncate => tokens.min(truncate),
+        }
+    }
 }
 
 /// A refusal in LoRAX's words; the HTTP layer puts `Input validation error: ` before them.
@@ -125,17 +147,15 @@ impl LoraxRequest {
             }
             k => k.unwrap_or(0).unsigned_abs(),
         };
-        let prompt =
-            pb::TextPrompt { text: self.inputs.clone(), add_special_tokens: true, truncate, parse_special: true };
+        let prompt = pb::TextPrompt { text: self.inputs, add_special_tokens: true, truncate, parse_special: true };
         let one = Wanted {
-            prompt: pb::generate_request::Prompt::Text(prompt),
+            prompt: Arc::new(pb::generate_request::Prompt::Text(prompt)),
             sampling,
             stopping,
             logprobs: (top > 0 || prefill).then_some(pb::Logprobs { top, prompt: prefill }),
         };
         Ok(Checked {
             wanted: vec![one; best_of],
-            inputs: self.inputs,
             adapter_id: p.adapter_id,
             max_new_tokens: p.max_new_tokens,
             details: p.details == Some(true) || prefill,

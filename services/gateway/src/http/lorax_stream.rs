@@ -54,7 +54,7 @@ pub(crate) fn events<G: Send + 'static>(
     checked: Checked,
     guard: G,
 ) -> impl Stream<Item = Event> + Send + 'static {
-    let text = if checked.full_text { checked.inputs.clone() } else { String::new() };
+    let text = if checked.full_text { checked.inputs().to_owned() } else { String::new() };
     let running =
         Running { generation: Some(generation), checked, text, held: None, out: VecDeque::new(), _guard: guard };
     stream::unfold(running, |mut running| async move {

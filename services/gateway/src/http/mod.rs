@@ -10,6 +10,7 @@ mod admin_publish;
 mod admin_workers;
 mod body;
 mod errors;
+mod identify;
 mod lorax;
 mod lorax_request;
 mod lorax_stream;
@@ -23,6 +24,7 @@ mod openapi;
 mod ops;
 mod sse;
 
+pub(crate) use identify::{Known, RequestId, unasked_lines};
 pub use openapi::openapi_json;
 pub(crate) use ops::Waiting;
 
@@ -33,9 +35,9 @@ use crate::resolve::resolve;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use errors::{LoraxError, OpenAiError};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
@@ -43,90 +45,122 @@ use std::any::Any;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use weft_fault::Fault;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const REQUEST_ID_BYTES_MAX: usize = 128;
+/// A path and what answers there. Routers are built from tables of these, and so is the test that all are documented.
+type Route = (&'static str, MethodRouter<Arc<Gateway>>);
 
-/// The id of a request: the client's if it is short and plain, else ours.
-#[derive(Clone)]
-pub(crate) struct RequestId(pub(crate) String);
+fn openai_routes() -> Vec<Route> {
+    vec![
+        ("/v1/chat/completions", post(openai_chat::chat)),
+        ("/v1/completions", post(openai_completions::completions)),
+        ("/v1/models", get(models::list)),
+        ("/v1/models/{*id}", get(models::one)),
+    ]
+}
+
+fn lorax_routes() -> Vec<Route> {
+    vec![
+        ("/", get(lorax::health).post(lorax::compat)),
+        ("/generate", post(lorax::generate)),
+        ("/generate_stream", post(lorax::generate_stream)),
+        ("/invocations", post(lorax::invocations)),
+        ("/tokenize", post(lorax::tokenize)),
+        ("/info", get(lorax::info)),
+        ("/health", get(lorax::health)),
+        ("/ping", get(lorax::ping)),
+    ]
+}
+
+/// What both listeners have.
+fn ops_routes() -> Vec<Route> {
+    vec![("/livez", get(ops::livez)), ("/openapi.json", get(openapi::document)), ("/docs", get(openapi::page))]
+}
+
+fn data_ops_routes() -> Vec<Route> {
+    vec![("/readyz", get(ops::readyz))]
+}
+
+/// What needs an admin key.
+fn admin_routes() -> Vec<Route> {
+    vec![
+        ("/admin/v1/tenants", get(admin::list_tenants).post(admin::create_tenant)),
+        ("/admin/v1/tenants/{tenant}/keys", get(admin::list_keys).post(admin::create_key)),
+        ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key)),
+        ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/versions", get(admin::list_versions).post(admin_publish::publish)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases)),
+        (
+            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
+            get(admin_aliases::get_alias).put(admin_aliases::set_alias),
+        ),
+        ("/admin/v1/workers", get(admin_workers::workers)),
+        ("/admin/v1/residency", get(admin_workers::residency)),
+    ]
+}
+
+fn admin_ops_routes() -> Vec<Route> {
+    vec![("/metrics", get(ops::metrics)), ("/readyz", get(ops::readyz_in_full))]
+}
+
+fn router(routes: Vec<Route>) -> Router<Arc<Gateway>> {
+    routes.into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods))
+}
 
 /// What tenants reach.
 pub(crate) fn data_router(gateway: &Arc<Gateway>) -> Router {
-    let openai = Router::new()
-        .route("/v1/chat/completions", post(openai_chat::chat))
-        .route("/v1/completions", post(openai_completions::completions))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one))
+    let openai = router(openai_routes())
         .method_not_allowed_fallback(openai_wrong_method)
         .layer(CatchPanicLayer::custom(openai_panic));
-    let lorax = Router::new()
-        .route("/", get(lorax::health).post(lorax::compat))
-        .route("/generate", post(lorax::generate))
-        .route("/generate_stream", post(lorax::generate_stream))
-        .route("/invocations", post(lorax::compat))
-        .route("/tokenize", post(lorax::tokenize))
-        .route("/info", get(lorax::info))
-        .route("/health", get(lorax::health))
-        .route("/ping", get(lorax::health))
+    let lorax = router(lorax_routes())
         .method_not_allowed_fallback(lorax_wrong_method)
         .layer(CatchPanicLayer::custom(lorax_panic));
-    let router = around(openai.merge(lorax).merge(ops_router()), gateway);
-    match cors(&gateway.settings.cors_allow_origins) {
-        Some(cors) => router.layer(cors),
-        None => router,
-    }
+    let ops = router(ops_routes()).merge(router(data_ops_routes()));
+    around(openai.merge(lorax).merge(ops), gateway, cors(&gateway.settings.cors_allow_origins))
 }
 
 /// What operators reach.
 pub(crate) fn admin_router(gateway: &Arc<Gateway>) -> Router {
-    let admin = Router::new()
-        .route("/admin/v1/tenants", get(admin::list_tenants).post(admin::create_tenant))
-        .route("/admin/v1/tenants/{tenant}/keys", get(admin::list_keys).post(admin::create_key))
-        .route("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key))
-        .route("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters))
-        .route(
-            "/admin/v1/tenants/{tenant}/adapters/{name}/versions",
-            get(admin::list_versions).post(admin_publish::publish),
-        )
-        .route("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases))
-        .route(
-            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
-            get(admin_aliases::get_alias).put(admin_aliases::set_alias),
-        )
-        .route("/admin/v1/workers", get(admin_workers::workers))
-        .route("/admin/v1/residency", get(admin_workers::residency))
+    let admin = router(admin_routes())
         // Bodies have limits of ours, with answers of ours: see `body` and `admin_publish`.
         .layer(DefaultBodyLimit::disable())
         // Before any route is run, and so also before a body is read.
-        .route_layer(from_fn_with_state(Arc::clone(gateway), admin::require_operator))
-        .route("/metrics", get(ops::metrics));
-    let admin = admin.merge(ops_router());
-    around(admin.method_not_allowed_fallback(openai_wrong_method).layer(CatchPanicLayer::custom(openai_panic)), gateway)
+        .route_layer(from_fn_with_state(Arc::clone(gateway), admin::require_operator));
+    let admin = admin.merge(router(ops_routes())).merge(router(admin_ops_routes()));
+    let admin = admin.method_not_allowed_fallback(openai_wrong_method).layer(CatchPanicLayer::custom(openai_panic));
+    around(admin, gateway, None)
 }
 
-/// What both listeners have.
-fn ops_router() -> Router<Arc<Gateway>> {
-    Router::new()
-        .route("/livez", get(ops::livez))
-        .route("/readyz", get(ops::readyz))
-        .route("/openapi.json", get(openapi::document))
-        .route("/docs", get(openapi::page))
-}
-
-/// Around every request, from the outside in: its id, its metrics. The fallback is inside, so that unknown paths are
-/// counted and identified too.
-fn around(router: Router<Arc<Gateway>>, gateway: &Arc<Gateway>) -> Router {
+/// Around every request, from the outside in: its id, what browsers ask before it, its metrics. The fallback is inside,
+/// so that unknown paths are counted and identified too.
+fn around(router: Router<Arc<Gateway>>, gateway: &Arc<Gateway>, cors: Option<CorsLayer>) -> Router {
     router
         .fallback(unknown_path)
         .layer(from_fn_with_state(Arc::clone(gateway), observe))
-        .layer(from_fn(identify))
+        .layer(option_layer(cors))
+        .layer(from_fn_with_state(Arc::clone(gateway), identify::identify))
         .with_state(Arc::clone(gateway))
 }
 
+/// Headers of an answer that a page may read, besides those that it always may.
+const EXPOSED: [HeaderName; 11] = [
+    identify::REQUEST_ID,
+    HeaderName::from_static(identify::ADAPTER),
+    HeaderName::from_static(identify::ADAPTER_DIGEST),
+    HeaderName::from_static(identify::BASE_DIGEST),
+    HeaderName::from_static(identify::WORKER),
+    HeaderName::from_static("x-weft-first-step"),
+    HeaderName::from_static("x-weft-last-step"),
+    HeaderName::from_static("x-weft-adapters-in-step-max"),
+    HeaderName::from_static("x-weft-requests-in-step-max"),
+    http::header::RETRY_AFTER,
+    HeaderName::from_static("retry-after-ms"),
+];
+
+/// A browser may send whatever headers its client library adds: none of them means anything here but `authorization`.
 fn cors(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
@@ -136,26 +170,13 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     } else {
         AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
-    let headers = [http::header::AUTHORIZATION, http::header::CONTENT_TYPE, REQUEST_ID];
     Some(
         CorsLayer::new()
             .allow_origin(allowed)
             .allow_methods([http::Method::GET, http::Method::POST])
-            .allow_headers(headers),
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(EXPOSED),
     )
-}
-
-async fn identify(mut request: Request, next: Next) -> Response {
-    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    let usable =
-        |id: &&str| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|b| b.is_ascii_graphic());
-    let id = given.filter(usable).map_or_else(|| format!("req_{}", uuid::Uuid::now_v7().simple()), ToOwned::to_owned);
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = next.run(request).await;
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
-    response
 }
 
 async fn observe(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
@@ -222,6 +243,7 @@ fn lorax_panic(panic: Box<dyn Any + Send>) -> Response<Body> {
 pub(crate) struct Call {
     tenant: Arc<crate::directory::Tenant>,
     request_id: String,
+    known: Known,
     arrived: Instant,
     room: OwnedSemaphorePermit,
 }
@@ -233,7 +255,7 @@ impl Gateway {
         let tenant = authenticate::tenant(&*self.directory.snapshot()?, &parts.headers)?;
         let room = self.mesh.limits.generations(1)?;
         let request_id = parts.extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
-        Ok(Call { tenant, request_id, arrived, room })
+        Ok(Call { tenant, request_id, known: Known::of(&parts.extensions), arrived, room })
     }
 
     /// Reads the body within the limits of the data listener.
@@ -250,13 +272,16 @@ impl Gateway {
         answers: usize,
     ) -> Result<(Admission, OwnedSemaphorePermit), Fault> {
         let base = self.mesh.pool.base()?;
+        call.known.base(&base);
         let resolved = resolve(&call.tenant, model, base.served_name())?;
+        call.known.resolved(&call.tenant.name, &resolved);
         let mut room = call.room;
         if answers > 1 {
             room.merge(self.mesh.limits.generations(answers - 1)?);
         }
         let admission = Admission {
             request_id: call.request_id,
+            known: call.known,
             tenant: call.tenant,
             resolved,
             base,
@@ -267,15 +292,10 @@ impl Gateway {
     }
 }
 
-/// `x-weft-*`: whose bytes answered, and where.
-fn weft_headers(admission: &Admission, facts: &Facts) -> HeaderMap {
+/// `x-weft-*` of an answer that has begun: with several, those of the first.
+fn weft_headers(facts: &Facts) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    put(&mut headers, "x-weft-adapter", &admission.resolved.label(&admission.tenant.name));
-    if let Some(digest) = admission.resolved.digest() {
-        put(&mut headers, "x-weft-adapter-digest", &digest.to_string());
-    }
-    put(&mut headers, "x-weft-base-digest", &admission.base.digest.to_string());
-    put(&mut headers, "x-weft-worker", &facts.worker);
+    put(&mut headers, identify::WORKER, &facts.worker);
     headers
 }
 

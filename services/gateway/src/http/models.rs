@@ -1,13 +1,13 @@
 //! `GET /v1/models` and `/v1/models/{id}`: the base and the tenant's own adapters.
 
-use super::InPath;
 use super::errors::{OpenAiBody, OpenAiError};
+use super::{InPath, Known};
 use crate::app::Gateway;
 use crate::authenticate;
 use crate::directory::Tenant;
 use crate::resolve::{Resolved, resolve};
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use http::HeaderMap;
 use serde::Serialize;
 use std::sync::Arc;
@@ -106,10 +106,12 @@ pub(crate) async fn list(
 pub(crate) async fn one(
     State(gateway): State<Arc<Gateway>>,
     InPath(id): InPath<String>,
+    Extension(known): Extension<Known>,
     headers: HeaderMap,
 ) -> Result<Json<Model>, OpenAiError> {
     let tenant = authenticate::tenant(&*gateway.directory.snapshot()?, &headers)?;
     let base = gateway.mesh.pool.base()?;
     let resolved = resolve(&tenant, Some(&id), base.served_name())?;
+    known.resolved(&tenant.name, &resolved);
     Ok(Json(model(&gateway, &tenant, &id, &resolved, &base)))
 }

@@ -289,6 +289,18 @@ pub(crate) fn finish_reason(finished: &pb::Finished) -> &'static str {
     }
 }
 
+/// A token as OpenAI spells it: its text, or the bytes of one that is only part of a character. A token has this name
+/// whatever of it was delivered and when. `text` stands in for a worker that does not send the bytes.
+pub(crate) fn token_name(raw: &[u8], text: &str) -> String {
+    if raw.is_empty() {
+        return text.to_owned();
+    }
+    match std::str::from_utf8(raw) {
+        Ok(name) => name.to_owned(),
+        Err(_) => raw.iter().map(|byte| format!("\\x{byte:02x}")).collect(),
+    }
+}
+
 pub(crate) fn logprob(value: f32) -> f32 {
     if value.is_finite() { value.max(LOGPROB_MIN) } else { LOGPROB_MIN }
 }

@@ -216,32 +216,33 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     let common: Common = body::json(&body.bytes)?;
     let fields: ChatFields = body::json(&body.bytes)?;
     openai::refuse_unsupported(&body.bytes)?;
-    drop(body);
-
     let choices = common.choices(gateway.settings.max_choices)?;
-    let prompt = pb::generate_request::Prompt::Chat(pb::ChatPrompt {
+    let body = body.parsed().for_answers(choices, &gateway.mesh.limits)?;
+
+    let prompt = Arc::new(pb::generate_request::Prompt::Chat(pb::ChatPrompt {
         messages_json: turns(&fields.messages)?,
         tools_json: String::new(),
         continue_final_message: fields.continue_final_message == Some(true),
-    });
+    }));
     let stopping = common.stopping(fields.max_tokens(&common)?, gateway.settings.max_stop_sequences)?;
     let logprobs = fields.logprobs()?;
     let mut wanted = Vec::with_capacity(choices);
     for index in 0..choices {
-        let (prompt, stopping) = (prompt.clone(), stopping.clone());
+        let (prompt, stopping) = (Arc::clone(&prompt), stopping.clone());
         wanted.push(Wanted { prompt, sampling: common.sampling(index)?, stopping, logprobs });
     }
 
     let (admission, room) = gateway.admit(call, common.model.as_deref(), choices)?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_chat_words)?;
+    drop(body);
     let head = Head {
         id: format!("chatcmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),
         model: openai::echoed_model(common.model.as_deref(), &admission),
         system_fingerprint: admission.base.fingerprint(),
     };
-    let mut headers = weft_headers(&admission, &generations[0].facts);
+    let mut headers = weft_headers(&generations[0].facts);
 
     if common.streams() {
         let mut usage = Usage::default();

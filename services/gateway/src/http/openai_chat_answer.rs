@@ -73,8 +73,8 @@ impl ChatLogprobs {
     fn of(tokens: Vec<pb::TokenOut>) -> Self {
         let content = tokens.into_iter().map(|token| TokenLogprob {
             logprob: openai::logprob(token.logprob),
-            bytes: token.text.clone().into_bytes(),
-            token: token.text,
+            token: openai::token_name(&token.raw, &token.text),
+            bytes: bytes_of(&token.raw, &token.text),
             top_logprobs: token.top.into_iter().map(TopLogprob::of).collect(),
         });
         Self { content: content.collect(), refusal: None }
@@ -83,8 +83,16 @@ impl ChatLogprobs {
 
 impl TopLogprob {
     fn of(top: pb::TopToken) -> Self {
-        Self { logprob: openai::logprob(top.logprob), bytes: top.text.clone().into_bytes(), token: top.text }
+        Self {
+            logprob: openai::logprob(top.logprob),
+            bytes: bytes_of(&top.raw, &top.text),
+            token: openai::token_name(&top.raw, &top.text),
+        }
     }
+}
+
+fn bytes_of(raw: &[u8], text: &str) -> Vec<u8> {
+    if raw.is_empty() { text.as_bytes().to_vec() } else { raw.to_vec() }
 }
 
 impl ChatCompletion {

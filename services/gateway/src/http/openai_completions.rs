@@ -199,14 +199,10 @@ impl Plan {
             .then(|| pb::Logprobs { top: self.logprobs.unwrap_or(0), prompt: prompt_tokens });
         let mut wanted = Vec::with_capacity(self.answers());
         for prompt in 0..self.prompts.len() {
+            let prompt = Arc::new(self.prompts.get(prompt));
             for choice in 0..self.choices {
                 let sampling = common.sampling(choice)?;
-                wanted.push(Wanted {
-                    prompt: self.prompts.get(prompt),
-                    sampling,
-                    stopping: stopping.clone(),
-                    logprobs,
-                });
+                wanted.push(Wanted { prompt: Arc::clone(&prompt), sampling, stopping: stopping.clone(), logprobs });
             }
         }
         Ok(wanted)
@@ -238,20 +234,21 @@ pub(crate) async fn completions(
     let common: Common = body::json(&body.bytes)?;
     let fields: CompletionFields = body::json(&body.bytes)?;
     openai::refuse_unsupported(&body.bytes)?;
-    drop(body);
-
     let plan = Plan::new(&common, fields, gateway.settings.max_choices)?;
+    let body = body.parsed().for_answers(plan.answers(), &gateway.mesh.limits)?;
+
     let wanted = plan.wanted(&common, gateway.settings.max_stop_sequences)?;
     let (admission, room) = gateway.admit(call, common.model.as_deref(), wanted.len())?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_our_words)?;
+    drop(body);
     let head = Head {
         id: format!("cmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),
         model: openai::echoed_model(common.model.as_deref(), &admission),
         system_fingerprint: admission.base.fingerprint(),
     };
-    let mut headers = weft_headers(&admission, &generations[0].facts);
+    let mut headers = weft_headers(&generations[0].facts);
 
     if common.streams() {
         let mut usage = Usage::default();

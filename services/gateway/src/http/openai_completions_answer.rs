@@ -62,16 +62,23 @@ impl CompletionLogprobs {
         let known = !token.logprob.is_nan();
         let mut top = serde_json::Map::new();
         for other in token.top {
-            top.insert(other.text, openai::logprob(other.logprob).into());
+            top.insert(name(&other.raw, &other.text), openai::logprob(other.logprob).into());
         }
+        let own = name(&token.raw, &token.text);
         // The token itself is listed even where it is not among the likeliest.
-        top.entry(token.text.clone()).or_insert_with(|| openai::logprob(token.logprob).into());
+        top.entry(own.clone()).or_insert_with(|| openai::logprob(token.logprob).into());
         self.text_offset.push(*offset);
         *offset += token.text.chars().count();
-        self.tokens.push(token.text);
+        self.tokens.push(own);
         self.token_logprobs.push(known.then(|| openai::logprob(token.logprob)));
         self.top_logprobs.push(known.then_some(top));
     }
+}
+
+/// This route marks bytes as such.
+fn name(raw: &[u8], text: &str) -> String {
+    let name = openai::token_name(raw, text);
+    if std::str::from_utf8(raw).is_ok() { name } else { format!("bytes:{name}") }
 }
 
 impl Completion {

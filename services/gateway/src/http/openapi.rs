@@ -12,8 +12,8 @@ use utoipa::{Modify, OpenApi};
     info(title = "Weft", description = "One base model, many LoRA adapters. `/admin/v1` and `/metrics` are on the admin listener, all else that generates on the data listener."),
     paths(
         openai_chat::chat, openai_completions::completions, models::list, models::one,
-        lorax::compat, lorax::generate, lorax::generate_stream, lorax::tokenize, lorax::info, lorax::health,
-        ops::livez, ops::readyz, ops::metrics,
+        lorax::compat, lorax::generate, lorax::generate_stream, lorax::invocations, lorax::tokenize, lorax::info,
+        lorax::health, lorax::ping, document, page, ops::livez, ops::readyz, ops::metrics,
         admin::create_tenant, admin::list_tenants, admin::create_key, admin::list_keys, admin::revoke_key,
         admin::list_adapters, admin::list_versions, admin_publish::publish, admin_aliases::list_aliases, admin_aliases::get_alias,
         admin_aliases::set_alias, admin_workers::workers, admin_workers::residency,
@@ -48,11 +48,15 @@ pub fn openapi_json() -> String {
     Document::openapi().to_pretty_json().unwrap_or_default()
 }
 
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "operations", responses((status = 200, description = "All routes")))]
 pub(crate) async fn document() -> Response {
     let json = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, json)], openapi_json()).into_response()
 }
 
+/// A page that shows it.
+#[utoipa::path(get, path = "/docs", tag = "operations", responses((status = 200, description = "HTML")))]
 pub(crate) async fn page() -> Html<&'static str> {
     Html(include_str!("docs.html"))
 }
@@ -66,32 +70,18 @@ mod tests {
         let text = openapi_json();
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();
         let paths = document["paths"].as_object().unwrap();
-        for path in [
-            "/v1/chat/completions",
-            "/v1/completions",
-            "/v1/models",
-            "/v1/models/{id}",
-            "/",
-            "/generate",
-            "/generate_stream",
-            "/tokenize",
-            "/info",
-            "/health",
-            "/livez",
-            "/readyz",
-            "/metrics",
-            "/admin/v1/tenants",
-            "/admin/v1/tenants/{tenant}/keys",
-            "/admin/v1/tenants/{tenant}/keys/{id}",
-            "/admin/v1/tenants/{tenant}/adapters",
-            "/admin/v1/tenants/{tenant}/adapters/{name}/versions",
-            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases",
-            "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
-            "/admin/v1/workers",
-            "/admin/v1/residency",
-        ] {
-            assert!(paths.contains_key(path), "{path} is missing");
-        }
+        let tables = [
+            super::super::openai_routes(),
+            super::super::lorax_routes(),
+            super::super::ops_routes(),
+            super::super::data_ops_routes(),
+            super::super::admin_routes(),
+            super::super::admin_ops_routes(),
+        ];
+        let served: std::collections::BTreeSet<String> =
+            tables.into_iter().flatten().map(|(path, _)| path.replace("{*", "{")).collect();
+        let documented: std::collections::BTreeSet<String> = paths.keys().cloned().collect();
+        assert_eq!(documented, served);
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for reference in text.split("\"#/components/schemas/").skip(1) {
             let name = reference.split('"').next().unwrap();

@@ -42,7 +42,20 @@ pub(crate) async fn livez() -> Json<serde_json::Value> {
     responses((status = 200, description = "Ready", body = Ready), (status = 503, description = "Not ready, and why", body = Ready))
 )]
 pub(crate) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
-    let waiting_for = gateway.waiting_for();
+    // Anybody may ask this: where the workers are and what ails them is for operators.
+    let waiting = gateway.waiting_for().into_iter().map(|waiting| match waiting.condition {
+        "worker" => Waiting { why: "no worker is ready".into(), ..waiting },
+        _ => waiting,
+    });
+    ready(&gateway, waiting.collect())
+}
+
+/// The same on the admin listener, with each worker's address and problem.
+pub(crate) async fn readyz_in_full(State(gateway): State<Arc<Gateway>>) -> Response {
+    ready(&gateway, gateway.waiting_for())
+}
+
+fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>) -> Response {
     let ready = Ready {
         ready: waiting_for.is_empty(),
         waiting_for,

@@ -213,3 +213,46 @@ async fn the_model_is_echoed_as_it_was_asked() {
         assert_eq!((status, &body["model"]), (200, &json!(echoed)));
     }
 }
+
+/// An emoji in two tokens, then the end: what each token is does not depend on what was delivered of it.
+fn emoji(request: &weft_proto::worker::v1::GenerateRequest) -> Vec<crate::support::worker::Step> {
+    use crate::support::worker::{echoed, finished, started, token, tokens};
+    let digest = echoed(request);
+    let bytes = "🦀".as_bytes();
+    let (mut first, mut second, mut end) = (token(1, ""), token(2, "🦀"), token(3, ""));
+    first.raw = bytes[..2].to_vec().into();
+    first.top[0].raw = first.raw.clone();
+    first.top[0].text = "\u{fffd}".into();
+    second.raw = bytes[2..].to_vec().into();
+    second.top.clear();
+    (end.raw, end.special) = ("<|im_end|>".into(), true);
+    end.top.clear();
+    vec![
+        started(digest.clone()),
+        tokens(digest.clone(), vec![first, second]),
+        tokens(digest.clone(), vec![end]),
+        finished(digest, weft_proto::worker::v1::FinishReason::Eos, 3),
+    ]
+}
+
+#[tokio::test]
+async fn log_probabilities_name_the_tokens_and_not_what_was_delivered() {
+    let mesh = mesh_with(settings(), vec![crate::support::worker::FakeWorker::playing("w", emoji)]).await;
+    let asked = with(chat_body("base"), json!({"logprobs": true, "top_logprobs": 2}));
+    let (status, body) = mesh.send("/v1/chat/completions", asked.clone()).await;
+    assert_eq!((status, &body["choices"][0]["message"]["content"]), (200, &json!("🦀")));
+    let content = body["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let of = |key: &str| content.iter().map(|token| token[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("token"), [json!("\\xf0\\x9f"), json!("\\xa6\\x80"), json!("<|im_end|>")]);
+    assert_eq!(of("bytes"), [json!([0xf0, 0x9f]), json!([0xa6, 0x80]), json!(b"<|im_end|>")]);
+    assert_eq!(content[0]["top_logprobs"][0]["bytes"], json!([0xf0, 0x9f]));
+    let events = mesh.events("/v1/chat/completions", with(asked, json!({"stream": true}))).await.join("");
+    assert!(events.contains("[166,128]"), "{events}");
+
+    let (_, body) = mesh.send("/v1/completions", json!({"prompt": "x", "logprobs": 2})).await;
+    let logprobs = &body["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["bytes:\\xf0\\x9f", "bytes:\\xa6\\x80", "<|im_end|>"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 0, 1]));
+    assert_eq!(logprobs["top_logprobs"][0], json!({"bytes:\\xf0\\x9f": -0.25, "other": -2.0}));
+    assert!(!logprobs["top_logprobs"].to_string().contains("\"\":"), "{logprobs}");
+}

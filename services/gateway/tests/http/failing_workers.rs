@@ -70,7 +70,10 @@ async fn after_the_first_token_the_stream_ends_with_an_error_and_no_done() {
     .await;
     let events = mesh.events("/v1/chat/completions", streaming()).await;
     let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
-    assert_eq!((&last["error"]["type"], &last["error"]["message"]), (&json!("server_error"), &json!("died")));
+    assert_eq!(
+        (&last["error"]["type"], &last["error"]["message"]),
+        (&json!("server_error"), &json!("the worker went away"))
+    );
     assert!(events.iter().any(|event| event.contains("one")));
 }
 
@@ -130,11 +133,76 @@ async fn an_adapter_that_cannot_be_loaded_does_not_make_its_worker_suspect() {
 
 #[tokio::test]
 async fn what_broke_inside_a_worker_is_not_told_to_tenants() {
-    let worker = FakeWorker::playing("w", |_| vec![Step::Fail(Fault::internal("cannot map /secret/path").into())]);
-    let mesh = mesh_with(settings(), vec![worker]).await;
-    let (status, body) = mesh.chat("pirate").await;
-    assert_eq!(status, 500);
-    assert!(!body.to_string().contains("/secret/path"), "{body}");
+    let inside = "cannot map /secret/path from 10.0.0.7:9000";
+    let mesh = mesh_with(settings(), vec![FakeWorker::new("w")]).await;
+    for (kind, expected) in [
+        (Kind::Unauthenticated, 500),
+        (Kind::NotFound, 503),
+        (Kind::Conflict, 500),
+        (Kind::Refused, 422),
+        (Kind::TooLarge, 503),
+        (Kind::Overloaded, 429),
+        (Kind::Unavailable, 503),
+        (Kind::Timeout, 504),
+        (Kind::Corrupt, 500),
+        (Kind::Internal, 500),
+    ] {
+        mesh.workers[0].play(move |_| vec![Step::Fail(Fault::new(kind, inside).with_code("x").into())]);
+        for (path, body) in [
+            ("/v1/chat/completions", chat_body("pirate")),
+            ("/", json!({"inputs": "x", "parameters": {"adapter_id": "pirate"}})),
+        ] {
+            let (status, body) = mesh.send(path, body).await;
+            assert_eq!(status, expected, "{kind} {path}");
+            let text = body.to_string();
+            assert!(!text.contains("/secret") && !text.contains("10.0.0.7"), "{kind}: {text}");
+        }
+        // In the middle of a stream too.
+        mesh.workers[0].play(move |request| {
+            let digest = echoed(request);
+            let fault = Fault::new(kind, inside).with_code("x");
+            vec![started(digest.clone()), tokens(digest, vec![token(1, "one")]), Step::Fail(fault.into())]
+        });
+        let events = mesh.events("/v1/chat/completions", streaming()).await.join("\n");
+        assert!(events.contains("error") && !events.contains("/secret"), "{kind}: {events}");
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_that_fits_no_worker_is_503_and_tried_once_at_each() {
+    for fault in [
+        Fault::new(Kind::Refused, "adapter needs 9 bytes").with_code("adapter_too_large"),
+        Fault::new(Kind::TooLarge, "blob has 9 bytes, more than the disk budget of 8"),
+    ] {
+        let workers = ["a", "b"].map(|name| {
+            let fault = fault.clone();
+            FakeWorker::playing(name, move |_| vec![Step::Fail(fault.clone().into())])
+        });
+        let mesh = mesh_with(settings(), workers.into()).await;
+        mesh.until("two workers ready", async || mesh.metric("gateway_workers_ready").await == 2.0).await;
+        let response = mesh.post("/v1/chat/completions", &chat_body("pirate")).send().await.unwrap();
+        assert!(response.headers().contains_key("retry-after"));
+        let (status, body) = crate::support::read(response).await;
+        assert_eq!((status, &body["error"]["code"]), (503, &json!("adapter_too_large")));
+        let asked: Vec<_> = mesh.workers.iter().map(|worker| worker.requests().len()).collect();
+        assert_eq!(asked, [1, 1]);
+    }
+}
+
+#[tokio::test]
+async fn where_workers_are_is_told_to_operators_only() {
+    let dead = weft_gateway::WorkerEndpoint {
+        address: "10.0.0.7:7003".into(),
+        channel: weft_service_kit::transport::connect(&"127.0.0.1:1".parse().unwrap()),
+    };
+    let registry = crate::support::registry::FakeRegistry::with_tenants();
+    let (listener, channel) = weft_service_kit::transport::Listener::memory();
+    let servers = vec![registry.serve(listener)];
+    let mesh = crate::support::start(settings(), channel, vec![dead], registry, vec![], servers).await;
+    let ready = async |url: &str| mesh.client.get(format!("{url}/readyz")).send().await.unwrap().text().await.unwrap();
+    mesh.until("known to be dead", async || ready(&mesh.admin).await.contains("10.0.0.7:7003: ")).await;
+    let told = ready(&mesh.data).await;
+    assert!(told.contains("no worker is ready") && !told.contains("10.0.0.7") && !told.contains("127.0.0.1"), "{told}");
 }
 
 #[tokio::test]

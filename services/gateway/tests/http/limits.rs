@@ -87,6 +87,10 @@ async fn more_connections_than_allowed_are_told_so() {
     second.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let answer = read_all(&mut second).await;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after-ms"), "{answer}");
+    assert!(
+        answer.contains("\r\nx-request-id: req_") && answer.contains("\r\nx-weft-base-digest: sha256:"),
+        "{answer}"
+    );
     let body: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     assert_eq!(body["error"]["code"], "too_many_connections");
 }
@@ -143,10 +147,125 @@ async fn browsers_may_call_from_the_origins_that_are_set() {
     let preflight = async |origin: &str| {
         let request = mesh.client.request(reqwest::Method::OPTIONS, format!("{}/v1/chat/completions", mesh.data));
         let request = request.header("origin", origin).header("access-control-request-method", "POST");
-        request.header("access-control-request-headers", "authorization,content-type").send().await.unwrap()
+        // What the OpenAI library for JavaScript sends.
+        let headers = "authorization,content-type,x-stainless-arch,x-stainless-retry-count";
+        request.header("access-control-request-headers", headers).send().await.unwrap()
     };
     let allowed = preflight("https://app.example").await;
     assert_eq!(allowed.status(), 200);
     assert_eq!(allowed.headers()["access-control-allow-origin"], "https://app.example");
+    let headers = allowed.headers()["access-control-allow-headers"].to_str().unwrap();
+    assert!(headers.contains("x-stainless-retry-count"), "{headers}");
+    assert!(allowed.headers()["x-request-id"].to_str().unwrap().starts_with("req_"));
+    let request = mesh.post("/v1/chat/completions", &chat_body("pirate")).header("origin", "https://app.example");
+    let answer = request.send().await.unwrap();
+    let exposed = answer.headers()["access-control-expose-headers"].to_str().unwrap();
+    for name in ["x-request-id", "x-weft-adapter", "x-weft-adapter-digest", "x-weft-base-digest", "x-weft-worker"] {
+        assert!(exposed.split(',').any(|exposed| exposed.trim() == name), "{name} in {exposed}");
+        assert!(answer.headers().contains_key(name), "{name}");
+    }
     assert!(!preflight("https://evil.example").await.headers().contains_key("access-control-allow-origin"));
+}
+
+/// A body of about this many bytes that asks for so many answers, by dialect.
+fn heavy(path: &str, bytes: usize, answers: usize) -> Value {
+    let text = "x".repeat(bytes);
+    match path {
+        "/v1/chat/completions" => json!({"messages": [{"role": "user", "content": text}], "n": answers}),
+        "/v1/completions" => json!({"prompt": text, "n": answers}),
+        _ => json!({"inputs": text, "parameters": {"best_of": answers, "do_sample": true}, "stream": false}),
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_counts_once_for_each_answer_until_the_workers_have_it() {
+    let (begin, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (begins, ends) = (begin.clone(), end.clone());
+    let worker = FakeWorker::playing("waits", move |request| {
+        let digest = echoed(request);
+        vec![
+            Step::Wait(begins.clone()),
+            started(digest.clone()),
+            tokens(digest.clone(), vec![token(1, "x")]),
+            Step::Wait(ends.clone()),
+            finished(digest, FinishReason::Eos, 1),
+        ]
+    });
+    let settings = Settings { body_bytes_in_flight_max: 128 << 10, max_best_of: 8, ..settings() };
+    let mesh = mesh_with(settings, vec![worker]).await;
+    for (path, streaming, answers) in [
+        ("/v1/chat/completions", "/v1/chat/completions", 2),
+        ("/v1/completions", "/v1/completions", 2),
+        ("/generate", "/generate_stream", 1),
+    ] {
+        assert_eq!(mesh.send(path, heavy(path, 16 << 10, 8)).await.0, 429, "8 answers of 16 KiB at {path}");
+        let mut body = heavy(streaming, (64 << 10) / answers, answers);
+        body["stream"] = json!(true);
+        let running = tokio::spawn(mesh.post(streaming, &body).send());
+        mesh.until("running", async || mesh.workers[0].running() == answers).await;
+        // Nothing has begun: the bytes still count, although the body is long parsed.
+        assert_eq!(mesh.send(path, heavy(path, 80 << 10, 1)).await.0, 429, "{path}");
+        mesh.until("begun", async || {
+            begin.notify_waiters();
+            running.is_finished()
+        })
+        .await;
+        let running = running.await.unwrap().unwrap();
+        assert_eq!(running.status(), 200, "{path}");
+        // The prompt is the worker's now: there is room again, although nothing has ended.
+        let next = tokio::spawn(mesh.post(path, &heavy(path, 80 << 10, 1)).send());
+        mesh.until("the next came", async || mesh.workers[0].running() == answers + 1).await;
+        drop(running);
+        mesh.until("ended", async || {
+            begin.notify_waiters();
+            end.notify_waiters();
+            mesh.workers[0].running() == 0
+        })
+        .await;
+        assert_eq!(next.await.unwrap().unwrap().status(), 200, "{path}");
+    }
+}
+
+/// Sends everything before it reads anything, as simple clients do, and gives the answer's first line.
+async fn sends_all_first(url: &str, path: &str, key: &str, kind: &str, bytes: usize) -> String {
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: {kind}\r\ncontent-length: {bytes}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let piece = vec![b'x'; 64 << 10];
+    for _ in 0..bytes / piece.len() {
+        stream.write_all(&piece).await.expect("the connection is not reset while the client sends");
+    }
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("the answer is read without a reset");
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn who_sends_a_large_body_gets_to_read_an_early_answer() {
+    let settings = Settings { max_concurrent_requests: 0, ..settings() };
+    let full = mesh_with(settings, vec![FakeWorker::new("w")]).await;
+    let mesh = mesh().await;
+    let bytes = 24 << 20;
+    for path in ["/v1/chat/completions", "/v1/completions", "/", "/generate", "/tokenize"] {
+        let line = sends_all_first(&mesh.data, path, "wrong", "application/json", bytes).await;
+        assert!(line.contains("401"), "{path}: {line}");
+        let line = sends_all_first(&full.data, path, "harbour-key", "application/json", bytes).await;
+        assert!(line.contains("429"), "{path}: {line}");
+        let line = sends_all_first(&mesh.data, path, "harbour-key", "application/json", bytes).await;
+        assert!(line.contains("413"), "{path}: {line}");
+    }
+    let upload = "/admin/v1/tenants/harbour/adapters/x/versions";
+    let multipart = "multipart/form-data; boundary=b";
+    for (path, key, kind, expected) in [
+        (upload, "wrong", multipart, "401"),
+        (upload, crate::support::ADMIN_KEY, "text/plain", "400"),
+        ("/admin/v1/tenants/harbour/adapters/x/versions?alias=A", crate::support::ADMIN_KEY, multipart, "400"),
+        ("/admin/v1/nothing", "wrong", multipart, "404"),
+    ] {
+        let line = sends_all_first(&mesh.admin, path, key, kind, bytes).await;
+        assert!(line.contains(expected), "{path}: {line}");
+    }
+    assert_eq!(mesh.chat("pirate").await.0, 200);
 }

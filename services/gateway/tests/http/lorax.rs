@@ -225,6 +225,22 @@ async fn a_prompt_that_is_too_long_is_refused_in_loraxs_words() {
     let (status, body) = mesh.send("/", json!({"inputs": inputs, "parameters": {"max_new_tokens": 30}})).await;
     let text = "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 100. Given: 80 `inputs` tokens and 30 `max_new_tokens`";
     assert_eq!((status, body), (422, json!({"error": text, "error_type": "validation"})));
+    // What `truncate` cuts off is not counted.
+    let parameters = json!({"max_new_tokens": 50, "truncate": 60});
+    let (_, body) = mesh.send("/", json!({"inputs": inputs, "parameters": parameters})).await;
+    let error = body["error"].as_str().unwrap();
+    assert!(error.ends_with("Given: 60 `inputs` tokens and 50 `max_new_tokens`"), "{error}");
+}
+
+#[tokio::test]
+async fn folders_of_the_workers_machine_are_not_told() {
+    let worker = FakeWorker::new("w");
+    worker.describe_as(|description| description.model_id = "/srv/models/tiny.gguf".into());
+    let mesh = mesh_with(settings(), vec![worker]).await;
+    let (_, info) = read(mesh.client.get(format!("{}/info", mesh.data)).send().await.unwrap()).await;
+    assert_eq!(info["model_id"], "tiny.gguf");
+    let answer = mesh.post("/", &client_body(json!({}), false)).send().await.unwrap();
+    assert_eq!(answer.headers()["x-model-id"], "tiny.gguf");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod disconnect;
 mod failing_workers;
+mod headers;
 mod limits;
 mod lorax;
 mod models;

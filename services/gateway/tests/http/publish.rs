@@ -41,6 +41,21 @@ async fn a_package_becomes_a_version_that_answers_at_once() {
 
     let (status, again) = publish(&mesh, "harbour/adapters/fresh/versions", package(&weights)).await;
     assert_eq!((status, &again["version"]), (200, &json!(1)));
+    assert!(!again["warnings"].to_string().contains("stays"), "{again}");
+}
+
+#[tokio::test]
+async fn old_bytes_again_say_that_the_alias_stays() {
+    let mesh = mesh().await;
+    for (bytes, status) in [(b"one", 201), (b"two", 201)] {
+        assert_eq!(publish(&mesh, "harbour/adapters/fresh/versions", package(bytes)).await.0, status);
+    }
+    let (status, again) = publish(&mesh, "harbour/adapters/fresh/versions", package(b"one")).await;
+    assert_eq!((status, &again["version"]), (200, &json!(1)));
+    let warnings = again["warnings"].to_string();
+    assert!(warnings.contains("alias live stays at version 2"), "{warnings}");
+    let (_, none) = publish(&mesh, "harbour/adapters/fresh/versions?alias=none", package(b"one")).await;
+    assert!(!none["warnings"].to_string().contains("stays"), "{none}");
 }
 
 #[tokio::test]

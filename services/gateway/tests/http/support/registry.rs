@@ -210,7 +210,9 @@ impl Registry for FakeRegistry {
                     adapter.versions.len() as u64
                 }
             };
-            if !upload.start.alias.is_empty() {
+            // An alias never moves back by a publish.
+            let is_older = adapter.aliases.get(&upload.start.alias).is_none_or(|(now, _)| *now < version);
+            if !upload.start.alias.is_empty() && is_older {
                 let etag = adapter.aliases.get(&upload.start.alias).map_or(1, |(_, etag)| etag + 1);
                 adapter.aliases.insert(upload.start.alias.clone(), (version, etag));
             }

@@ -72,10 +72,18 @@ pub(crate) fn started(adapter_digest: Bytes) -> Step {
 
 pub(crate) fn token(id: u32, text: &str) -> pb::TokenOut {
     let top = vec![
-        pb::TopToken { id, text: text.into(), logprob: -0.25 },
-        pb::TopToken { id: id + 1000, text: "other".into(), logprob: -2.0 },
+        pb::TopToken { id, text: text.into(), logprob: -0.25, raw: text.to_owned().into() },
+        pb::TopToken { id: id + 1000, text: "other".into(), logprob: -2.0, raw: "other".into() },
     ];
-    pb::TokenOut { id, text: text.into(), logprob: -0.25, special: false, step: u64::from(id), top }
+    pb::TokenOut {
+        id,
+        text: text.into(),
+        logprob: -0.25,
+        special: false,
+        step: u64::from(id),
+        top,
+        raw: text.to_owned().into(),
+    }
 }
 
 pub(crate) fn tokens(adapter_digest: Bytes, tokens: Vec<pb::TokenOut>) -> Step {
