@@ -7,6 +7,8 @@ CARGO ?= cargo
 # Third-party Python (real clients, peers of the benchmarks) lives in a private venv.
 export PYTHON_VENV ?= $(CURDIR)/.cache/venv
 export CARGO_INCREMENTAL ?= 0
+# Where cargo puts what it builds.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help
 help: ## Lists the verbs
@@ -16,7 +18,7 @@ help: ## Lists the verbs
 demo: ## Three tenants, three adapters, one base model, then serves on 127.0.0.1:8080 until Ctrl-C (DEMO_ONCE=1: stops after the transcript)
 	@scripts/setup.sh build demo
 	$(CARGO) build --release --bin weft
-	@exec target/release/weft demo $(if $(filter 1,$(DEMO_ONCE)),--once)
+	@exec $(TARGET)/release/weft demo $(if $(filter 1,$(DEMO_ONCE)),--once)
 
 .PHONY: test
 test: ## Every test there is on a machine without a GPU

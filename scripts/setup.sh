@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${PYTHON_VENV:-$PWD/.cache/venv}
+nextest_version=0.9.143
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -59,8 +60,8 @@ for part in "$@"; do
     case $part in
         test)
             if ! cargo nextest --version >/dev/null 2>&1; then
-                say "installing cargo-nextest with cargo (some minutes)"
-                cargo install --quiet --locked cargo-nextest
+                say "installing cargo-nextest $nextest_version with cargo (some minutes)"
+                cargo install --quiet --locked --version "$nextest_version" cargo-nextest
             fi
             python_packages tests/clients/requirements.txt
             ;;

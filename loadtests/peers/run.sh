@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Measures Weft and llama.cpp's server on the same base, adapters and prompts, in one run, and prints the ratios.
-# Needs target/release/weft and what `scripts/setup.sh bench` installs. Figures: target/bench/{serve,llama_cpp}.json.
+# Needs the release build of weft and what `scripts/setup.sh bench` installs. Figures: target/bench/{serve,llama_cpp}.json.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 venv=${PYTHON_VENV:-$PWD/.cache/venv}
 workload=target/bench/workload
-weft=target/release/weft
+weft=${CARGO_TARGET_DIR:-target}/release/weft
 model=$("$weft" model fetch demo)
 mkdir -p "$workload"
 "$weft" bench --export "$workload"
