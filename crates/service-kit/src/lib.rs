@@ -6,8 +6,11 @@
 //! 2. [`telemetry`]: logs to stderr, as text or JSON.
 //! 3. [`transport`]: listeners and channels over TCP, Unix sockets or memory.
 //! 4. [`readiness`]: what the service still waits for.
-//! 5. [`shutdown`]: from SIGTERM to the last running request.
+//! 5. [`health`]: readiness as `grpc.health.v1`; [`operations`]: readiness and metrics over HTTP.
+//! 6. [`shutdown`]: from SIGTERM to the last running request.
 
+pub mod health;
+pub mod operations;
 pub mod readiness;
 pub mod settings;
 pub mod shutdown;

@@ -56,11 +56,33 @@ impl Readiness {
         self.0.borrow().values().all(Option::is_none)
     }
 
+    /// Wakes whoever waits for a change of any condition, from this moment on.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes { receiver: self.0.subscribe(), _sender: Arc::clone(&self.0) }
+    }
+
     /// Waits until every condition is met. Cancel safe.
     pub async fn ready(&self) {
         let mut changes = self.0.subscribe();
         // The sender lives in `self`, so the channel cannot close while we wait.
         let _ = changes.wait_for(|conditions| conditions.values().all(Option::is_none)).await;
+    }
+}
+
+/// Changes of the conditions, each call the next one since the last; several may count as one.
+#[derive(Debug)]
+pub struct Changes {
+    receiver: watch::Receiver<Conditions>,
+    /// So that the channel outlives everybody else's handle.
+    _sender: Arc<watch::Sender<Conditions>>,
+}
+
+impl Changes {
+    /// Waits for the next change. Cancel safe.
+    pub async fn next(&mut self) {
+        // The sender lives in `self`, so the channel cannot close while we wait.
+        let _ = self.receiver.changed().await;
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_object_store::ObjectStore;
-use weft_proto::registry::v1::registry_server::RegistryServer;
+use weft_proto::registry::v1::registry_server::{RegistryServer, SERVICE_NAME};
+use weft_service_kit::health::Health;
 use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::{Shutdown, within_grace};
 use weft_service_kit::transport::{self, Backoff, Listener, MESSAGE_BYTES_MAX};
@@ -71,8 +72,12 @@ impl App {
         let service = RegistryServer::new(Service::new(Arc::clone(&self.core), stopping.clone()))
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        // The server as a whole serves before a base is announced: the worker that announces it must get through, and
+        // a balancer that waited for the base would keep it out.
+        let health = Health::new(&shutdown).report("", &Readiness::new()).report(SERVICE_NAME, &self.readiness);
         let serving = transport::server()
             .add_service(service)
+            .add_service(health.into_server())
             .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
         let background = async {
             tokio::join!(self.core.keep_fresh(stopping.clone()), watch_for_base(&self.core, &self.readiness, &stopping))

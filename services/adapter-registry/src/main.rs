@@ -5,6 +5,7 @@ use std::sync::Arc;
 use weft_adapter_registry::{App, Error, Settings};
 use weft_fault::{Fault, Kind};
 use weft_object_store::S3Store;
+use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
@@ -39,15 +40,22 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
     // The port first: a taken one is known at once, not after the store has been read.
     let listener = Listener::bind(&address).await.map_err(|error| Fault::unavailable(error.to_string()))?;
+    let metrics = prometheus::Registry::new();
+    let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await;
+    let operations = operations.map_err(|error| Fault::unavailable(error.to_string()))?;
+    if let Some(address) = operations.address() {
+        println!("metrics on {address}");
+    }
     let store = S3Store::connect(&settings.s3()).await?;
     let ready = async {
         ensure_bucket(&store, settings.store_wait_ms).await?;
-        Ok::<_, Fault>(App::build(settings, Arc::new(store), &prometheus::Registry::new()).await?)
+        Ok::<_, Fault>(App::build(settings, Arc::new(store), &metrics).await?)
     };
     let app = tokio::select! {
         app = ready => app?,
         () = shutdown.wait() => return Ok(()),
     };
+    operations.follow(&app.readiness());
     // One line for whoever started us: with port 0 it is the only way to know the port.
     println!("listening on {}", listener.address());
     app.run(listener, shutdown).await.map_err(|error: Error| error.into())

@@ -9,6 +9,9 @@ weft_service_kit::settings! {
     pub struct Settings {
         /// Where it listens: `host:port` or `unix:/path`.
         pub listen: String = "127.0.0.1:7001".to_owned(),
+        /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
+        /// admin listener and does not use this.
+        pub metrics_listen: String = String::new(),
         /// Largest `adapter_model.safetensors` in bytes.
         pub package_bytes_max: u64 = 1 << 30,
         /// Largest rank of an adapter.
@@ -83,6 +86,7 @@ impl Settings {
         if let Some(dir) = self.spool_dir.as_ref().filter(|dir| !dir.is_dir()) {
             problems.push(format!("spool_dir {} is no folder", dir.display()));
         }
+        problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
     }
 }

@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use weft_object_store::ObjectStore;
-use weft_proto::cache::v1::cache_daemon_server::CacheDaemonServer;
+use weft_proto::cache::v1::cache_daemon_server::{CacheDaemonServer, SERVICE_NAME};
+use weft_service_kit::health::Health;
 use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::{Shutdown, within_grace};
 use weft_service_kit::transport::{self, Listener};
@@ -63,8 +64,10 @@ impl App {
         background.spawn(prefetch::run(self.prefetches.clone(), self.prefetch_work, stopping.clone()));
 
         let service = CacheService::new(self.cache, self.prefetches, running.clone(), stopping.clone());
+        let health = Health::new(&shutdown).report("", &self.readiness).report(SERVICE_NAME, &self.readiness);
         let serving = transport::server()
             .add_service(CacheDaemonServer::new(service))
+            .add_service(health.into_server())
             .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
         let served = within_grace(serving, &shutdown, grace).await;
 

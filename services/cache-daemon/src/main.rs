@@ -5,6 +5,7 @@ use std::sync::Arc;
 use weft_cache_daemon::{App, Error, Settings};
 use weft_fault::{Fault, Kind};
 use weft_object_store::S3Store;
+use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
@@ -37,9 +38,17 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     settings.check()?;
     let address: Address = settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("{error}")))?;
     let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
-    let store = S3Store::connect(&settings.s3()).await?;
-    let app = App::build(settings, Arc::new(store), &prometheus::Registry::new())?;
+    // The ports first: a taken one is known at once, before the folders are touched.
     let listener = Listener::bind(&address).await.map_err(|error| Fault::unavailable(error.to_string()))?;
+    let metrics = prometheus::Registry::new();
+    let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await;
+    let operations = operations.map_err(|error| Fault::unavailable(error.to_string()))?;
+    if let Some(address) = operations.address() {
+        println!("metrics on {address}");
+    }
+    let store = S3Store::connect(&settings.s3()).await?;
+    let app = App::build(settings, Arc::new(store), &metrics)?;
+    operations.follow(&app.readiness());
     // One line for whoever started us: with port 0 it is the only way to know the port.
     println!("listening on {}", listener.address());
     app.run(listener, shutdown).await.map_err(|error: Error| error.into())

@@ -9,6 +9,9 @@ weft_service_kit::settings! {
     pub struct Settings {
         /// Where it listens: `host:port` or `unix:/path`.
         pub listen: String = "127.0.0.1:7002".to_owned(),
+        /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
+        /// admin listener and does not use this.
+        pub metrics_listen: String = String::new(),
         /// Folder of the disk tier. One process owns it.
         pub dir: PathBuf = PathBuf::from("weft-cache"),
         /// Budget of the disk tier in bytes.
@@ -102,6 +105,7 @@ impl Settings {
         if self.memory_dir.as_ref() == Some(&self.dir) {
             problems.push(format!("memory_dir and dir are both {}", self.dir.display()));
         }
+        problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
     }
 }

@@ -4,6 +4,7 @@
 mod aliases;
 mod directory;
 mod kill;
+mod operations;
 mod publish;
 mod races;
 mod refusals;

@@ -8,5 +8,6 @@ mod exactly_once;
 mod leases;
 mod memory;
 mod prefetch;
+mod process;
 mod restart;
 mod support;

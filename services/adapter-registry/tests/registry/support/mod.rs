@@ -34,6 +34,7 @@ pub(crate) struct World {
 /// One registry of the world, in this process.
 pub(crate) struct Running {
     pub(crate) client: Client,
+    pub(crate) channel: Channel,
     pub(crate) metrics: prometheus::Registry,
     shutdown: Shutdown,
     task: tokio::task::JoinHandle<Result<(), weft_adapter_registry::Error>>,
@@ -64,7 +65,7 @@ impl World {
         let (listener, channel) = Listener::memory();
         let shutdown = Shutdown::new();
         let task = tokio::spawn(app.run(listener, shutdown.clone()));
-        Running { client: client(channel), metrics, shutdown, task }
+        Running { client: client(channel.clone()), channel, metrics, shutdown, task }
     }
 
     /// A registry that knows the base and has one tenant.
