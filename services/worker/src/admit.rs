@@ -57,15 +57,8 @@ pub(crate) fn admit(
     if !matches!(request.tenant_salt.len(), 0 | 32) {
         return Err(Error::field("tenant_salt", format!("{} bytes", request.tenant_salt.len()), "32 bytes or none"));
     }
-    for (field, name) in [("tenant", &request.tenant), ("request_id", &request.request_id)] {
-        if name.len() > NAME_BYTES_MAX {
-            return Err(Error::field(
-                field,
-                format!("{} bytes", name.len()),
-                format!("at most {NAME_BYTES_MAX} bytes"),
-            ));
-        }
-    }
+    check_name("tenant", &request.tenant)?;
+    check_name("request_id", &request.request_id)?;
     let sampling = sampling(request.sampling.unwrap_or_default())?;
     let stopping = request.stopping.unwrap_or_default();
     check_stops(&stopping.stop, settings)?;
@@ -93,6 +86,15 @@ pub(crate) fn admit(
         deadline_ms: request.deadline_ms,
         received,
     })
+}
+
+/// A name that is short enough to keep.
+pub(crate) fn check_name<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Error> {
+    if name.len() > NAME_BYTES_MAX {
+        let allowed = format!("at most {NAME_BYTES_MAX} bytes");
+        return Err(Error::field(field, format!("{} bytes", name.len()), allowed));
+    }
+    Ok(name)
 }
 
 /// The text of a tokenize request, as ids with their places.
@@ -166,6 +168,13 @@ fn check_bytes(bytes: usize, settings: &Settings) -> Result<(), Error> {
     if bytes > limit { Err(Error::PromptBytes { bytes, limit }) } else { Ok(()) }
 }
 
+/// Refuses what cannot fit whatever its tokens are, before the time is spent to find them.
+fn check_room(bytes: usize, model: &Model) -> Result<(), Error> {
+    let Some(per_token) = model.tokenizer.text_bytes_per_token_max() else { return Ok(()) };
+    let (tokens_min, limit) = (bytes.div_ceil(per_token), model.prompt_tokens_max);
+    if tokens_min > limit { Err(Error::SurelyTooLong { bytes, tokens_min, limit }) } else { Ok(()) }
+}
+
 fn prompt_ids(
     prompt: Option<pb::generate_request::Prompt>,
     model: &Model,
@@ -191,6 +200,10 @@ fn prompt_ids(
 
 fn text_ids(text: &pb::TextPrompt, model: &Model, settings: &Settings) -> Result<Vec<u32>, Error> {
     check_bytes(text.text.len(), settings)?;
+    // One that is to be cut to its last tokens may be longer than they are.
+    if text.truncate == 0 {
+        check_room(text.text.len(), model)?;
+    }
     let special = if text.parse_special { SpecialText::Parse } else { SpecialText::Literal };
     let mut ids = model.tokenizer.encode(&text.text, text.add_special_tokens, special)?;
     if text.truncate > 0 && ids.len() > text.truncate as usize {
@@ -210,6 +223,7 @@ fn chat_ids(chat: &pb::ChatPrompt, model: &Model, settings: &Settings) -> Result
     let tools = if chat.tools_json.is_empty() { None } else { Some(array("tools", &chat.tools_json)?) };
     let opens_turn = !chat.continue_final_message;
     let rendered = template.render(&messages, tools.as_ref(), opens_turn, chat.continue_final_message)?;
+    check_room(rendered.text().len(), model)?;
     Ok(model.tokenizer.encode_rendered(&rendered)?)
 }
 

@@ -1,5 +1,7 @@
 //! The one place where the worker's parts meet.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Sender, channel};
@@ -8,7 +10,8 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tonic::transport::Channel;
-use weft_proto::worker::v1::worker_server::WorkerServer;
+use weft_proto::worker::v1::worker_server::{SERVICE_NAME, WorkerServer};
+use weft_service_kit::health::Health;
 use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::{Shutdown, within_grace};
 use weft_service_kit::transport::{self, Listener, MESSAGE_BYTES_MAX};
@@ -22,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::model::{self, Model};
 use crate::settings::Settings;
 use crate::step_loop::{Command, Parts, StepLoop};
+use crate::turns::Turns;
 use crate::view::View;
 
 /// What a worker reaches others through.
@@ -97,7 +101,7 @@ impl App {
             commands,
             next_id: Arc::new(AtomicU64::new(1)),
             arrivals: Arc::new(Semaphore::new(settings.queue_requests_max + settings.running_requests_max)),
-            tokenizing: Arc::new(Semaphore::new(settings.tokenize_concurrency)),
+            turns: Turns::new(settings.tokenize_concurrency, settings.queue_requests_max),
             open_calls: Arc::new(watch::Sender::new(0)),
             settings: Arc::new(settings.clone()),
         };
@@ -114,7 +118,8 @@ impl App {
     /// ended with "unavailable".
     ///
     /// # Errors
-    /// [`Error::Serve`] if the listener fails.
+    /// [`Error::Serve`] if the listener fails; [`Error::LoopEnded`] if the loop ends without being told to: whoever runs
+    /// this worker should start it again.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
         let announcing = self.registry.map(|channel| {
             let interval = Duration::from_secs(self.settings.announce_interval_s);
@@ -125,19 +130,30 @@ impl App {
         let server = WorkerServer::new(self.service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let health = Health::new(&shutdown).report("", &self.readiness).report(SERVICE_NAME, &self.readiness);
         // The listener outlives the drain, so that new callers are told "unavailable" and go elsewhere.
         let hang_up = Shutdown::new();
         let serving = transport::server()
             .add_service(server)
+            .add_service(health.into_server())
             .serve_with_incoming_shutdown(listener.incoming(), hang_up.wait_owned());
         let mut serving = std::pin::pin!(serving);
+        let mut loop_ended = self.step_loop.ended.clone();
         let served = tokio::select! {
-            served = &mut serving => served,
+            served = &mut serving => served.map_err(Error::from),
+            why = unasked_end(&mut loop_ended) => {
+                tracing::error!(why, "the step loop has ended; this worker ends with it");
+                self.readiness.wait_for(LOOP_CONDITION, format!("it has ended: {why}"));
+                hang_up.trigger();
+                // Every open stream ends with a status; those get a moment to go out.
+                let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+                Err(Error::LoopEnded)
+            }
             () = drain(&view, open_calls, &shutdown, Duration::from_secs(self.settings.shutdown_grace_s)) => {
                 // Ending the loop ends every stream that is left with a status; those get a moment to go out.
                 self.step_loop.stop();
                 hang_up.trigger();
-                tokio::time::timeout(LAST_WORDS, serving).await.unwrap_or(Ok(()))
+                tokio::time::timeout(LAST_WORDS, serving).await.unwrap_or(Ok(())).map_err(Error::from)
             }
         };
         if let Some(announcing) = announcing {
@@ -146,7 +162,7 @@ impl App {
         // The loop may be within a step: joining must not hold up the runtime.
         let step_loop = self.step_loop;
         let _ = tokio::task::spawn_blocking(move || drop(step_loop)).await;
-        served.map_err(Error::from)
+        served
     }
 }
 
@@ -163,20 +179,41 @@ async fn drain(view: &View, mut open_calls: watch::Receiver<usize>, shutdown: &S
     }
 }
 
+/// What is not met once the loop has ended by itself.
+const LOOP_CONDITION: &str = "step loop";
+
+/// Waits until the loop ends without being told to, and says why.
+async fn unasked_end(ended: &mut watch::Receiver<Option<String>>) -> String {
+    match ended.wait_for(Option::is_some).await {
+        Ok(why) => why.clone().unwrap_or_default(),
+        // The sender lives as long as the thread and speaks before it goes.
+        Err(_) => "its thread is gone".to_owned(),
+    }
+}
+
 /// How long the last statuses may take to reach their callers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The loop's thread. Dropping it stops the loop and waits for the step that runs.
 struct RunningLoop {
     commands: Sender<Command>,
+    /// Why it ended, if nobody told it to.
+    ended: watch::Receiver<Option<String>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl RunningLoop {
     fn start(step_loop: StepLoop, commands: Sender<Command>) -> Result<Self, Error> {
+        let (tell, ended) = watch::channel(None);
         let thread = std::thread::Builder::new().name("weft-step-loop".to_owned());
-        let thread = thread.spawn(move || step_loop.run()).map_err(Error::Thread)?;
-        Ok(Self { commands, thread: Some(thread) })
+        let work = move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| step_loop.run()));
+            if let Err(panic) = ended {
+                tell.send_replace(Some(panic_text(&*panic)));
+            }
+        };
+        let thread = thread.spawn(work).map_err(Error::Thread)?;
+        Ok(Self { commands, ended, thread: Some(thread) })
     }
 
     fn stop(&self) {
@@ -185,12 +222,21 @@ impl RunningLoop {
     }
 }
 
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("without a message"))
+}
+
 impl Drop for RunningLoop {
     fn drop(&mut self) {
         self.stop();
         if let Some(thread) = self.thread.take() {
-            // A panic was reported by the panic hook; there is nothing left to save.
+            // A panic within was caught and told.
             let _ = thread.join();
         }
     }
 }
+
+#[cfg(test)]
+#[path = "app_tests.rs"]
+mod tests;

@@ -49,6 +49,16 @@ pub enum Error {
         /// Most tokens.
         limit: usize,
     },
+    /// The prompt has so many bytes that it exceeds the context whatever its tokens are; it was not tokenized.
+    #[error("prompt of {bytes} bytes has at least {tokens_min} tokens and exceeds the limit of {limit} tokens")]
+    SurelyTooLong {
+        /// Bytes of the prompt.
+        bytes: usize,
+        /// Tokens, if each stood for as much text as the longest of the vocabulary.
+        tokens_min: usize,
+        /// Most tokens.
+        limit: usize,
+    },
     /// The prompt is too large even to be tokenized.
     #[error("prompt of {bytes} bytes exceeds prompt_bytes_max of {limit} bytes")]
     PromptBytes {
@@ -85,6 +95,9 @@ pub enum Error {
         /// Most requests that wait.
         limit: usize,
     },
+    /// The thread that computes has ended without being told to: a bug. The worker ends, to be started again.
+    #[error("the worker's step loop has ended unexpectedly")]
+    LoopEnded,
     /// The worker stops.
     #[error("worker is shutting down")]
     Draining,
@@ -171,6 +184,7 @@ impl Error {
             Self::Settings(_)
             | Self::Field { .. }
             | Self::ContextLength { .. }
+            | Self::SurelyTooLong { .. }
             | Self::EmptyPrompt
             | Self::NoChatTemplate
             | Self::Template(_)
@@ -178,7 +192,7 @@ impl Error {
             Self::PromptBytes { .. } => Kind::TooLarge,
             Self::OtherBase { .. } | Self::AdapterTooLarge { .. } => Kind::Refused,
             Self::QueueFull { .. } => Kind::Overloaded,
-            Self::Draining | Self::AdapterFile { .. } => Kind::Unavailable,
+            Self::Draining | Self::LoopEnded | Self::AdapterFile { .. } => Kind::Unavailable,
             Self::LoadTimeout { .. } => Kind::Unavailable,
             Self::Deadline(_) => Kind::Timeout,
             Self::WrongBytes { .. } | Self::WrongAdapter { .. } => Kind::Corrupt,
@@ -195,7 +209,7 @@ impl Error {
     /// Stable machine word, where it says more than the kind.
     fn code(&self) -> Option<&'static str> {
         Some(match self {
-            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::ContextLength { .. } | Self::SurelyTooLong { .. } => "context_length_exceeded",
             Self::Template(_) => "template_error",
             Self::NoChatTemplate => "no_chat_template",
             Self::EmptyPrompt => "empty_prompt",
@@ -217,9 +231,11 @@ impl Error {
         match self {
             Self::Field { field, .. } => Some(field),
             Self::ContextLength { max_tokens: Some(_), .. } => Some("max_tokens"),
-            Self::ContextLength { .. } | Self::PromptBytes { .. } | Self::EmptyPrompt | Self::Tokenize(_) => {
-                Some("prompt")
-            }
+            Self::ContextLength { .. }
+            | Self::SurelyTooLong { .. }
+            | Self::PromptBytes { .. }
+            | Self::EmptyPrompt
+            | Self::Tokenize(_) => Some("prompt"),
             Self::Template(_) | Self::NoChatTemplate => Some("messages"),
             _ => None,
         }

@@ -12,6 +12,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use weft_batching::RequestId;
 use weft_proto::worker::v1 as pb;
+use weft_proto::worker::v1::generate_event::Event;
 use weft_proto::worker::v1::worker_server::Worker;
 
 use crate::Error;
@@ -19,6 +20,7 @@ use crate::admit;
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::step_loop::Command;
+use crate::turns::{Turn, Turns};
 use crate::view::View;
 
 /// Answers the calls of the package. Cheap to clone.
@@ -32,8 +34,8 @@ pub(crate) struct Service {
     pub(crate) next_id: Arc<AtomicU64>,
     /// Requests between their receipt and the scheduler, which has its own limit.
     pub(crate) arrivals: Arc<Semaphore>,
-    /// Prompts that are tokenized at once.
-    pub(crate) tokenizing: Arc<Semaphore>,
+    /// Whose text is read next.
+    pub(crate) turns: Turns,
     /// `Generate` calls that are not over, their streams included.
     pub(crate) open_calls: Arc<watch::Sender<usize>>,
 }
@@ -49,21 +51,24 @@ impl Worker for Service {
         if self.view.is_draining() {
             return Err(Error::Draining.into());
         }
-        let Ok(arrival) = Arc::clone(&self.arrivals).try_acquire_owned() else {
-            let limit = self.settings.queue_requests_max;
-            return Err(Error::QueueFull { queued: limit, limit }.into());
-        };
         let (model, settings) = (Arc::clone(&self.model), Arc::clone(&self.settings));
         let request = request.into_inner();
-        let job = self.off_the_runtime(move || admit::admit(request, received, &model, &settings)).await?;
+        let tenant = admit::check_name("tenant", &request.tenant)?.to_owned();
+        let (job, turn) =
+            self.off_the_runtime(&tenant, move || admit::admit(request, received, &model, &settings)).await?;
+        // With the turn in hand, so that a loop that is behind holds up the reading and not the order. Never closed.
+        let arrival = Arc::clone(&self.arrivals).acquire_owned().await.map_err(|_| self.gone())?;
+        drop(turn);
 
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (events, inbox) = mpsc::unbounded_channel();
         let command = Command::Submit { id, job: Box::new(job), events, arrival };
-        self.commands.send(command).map_err(|_| Error::Draining)?;
+        self.commands.send(command).map_err(|_| self.gone())?;
         let mut stream = EventStream {
             inbox,
             first: None,
+            is_over: false,
+            view: Arc::clone(&self.view),
             _cancel: CancelOnDrop { id, commands: self.commands.clone() },
             _open: open,
         };
@@ -71,7 +76,7 @@ impl Worker for Service {
         match stream.inbox.recv().await {
             Some(Ok(event)) => stream.first = Some(event),
             Some(Err(status)) => return Err(status),
-            None => return Err(Error::Draining.into()),
+            None => return Err(self.gone().into()),
         }
         Ok(Response::new(stream))
     }
@@ -111,25 +116,35 @@ impl Worker for Service {
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
         let (model, settings) = (Arc::clone(&self.model), Arc::clone(&self.settings));
         let request = request.into_inner();
-        let Ok(_arrival) = self.arrivals.try_acquire() else {
-            let limit = self.settings.queue_requests_max;
-            return Err(Error::QueueFull { queued: limit, limit }.into());
-        };
-        let tokens = self.off_the_runtime(move || admit::tokenize(&request, &model, &settings)).await?;
+        // Nobody's: these calls take turns with the tenants as one more of them.
+        let (tokens, _) = self.off_the_runtime("", move || admit::tokenize(&request, &model, &settings)).await?;
         Ok(Response::new(pb::TokenizeResponse { tokens }))
     }
 }
 
 impl Service {
-    /// Runs text work on a blocking thread, a few at a time. A panic in it is that request's failure.
-    async fn off_the_runtime<T: Send + 'static>(
+    /// Runs text work on a blocking thread when it is the tenant's turn, and gives the turn back with the result. The
+    /// work keeps the turn until it is done, whether anybody still waits for it or not. A panic in it is that
+    /// request's failure.
+    pub(crate) async fn off_the_runtime<T: Send + 'static>(
         &self,
+        tenant: &str,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        // The semaphore is never closed.
-        let _turn = self.tokenizing.acquire().await.map_err(|_| Error::Draining)?;
-        tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panic("reading the prompt")))
+    ) -> Result<(T, Turn), Error> {
+        let turn = self.turns.turn(tenant).await?;
+        let done = tokio::task::spawn_blocking(move || work().map(|result| (result, turn))).await;
+        done.unwrap_or(Err(Error::Panic("reading the prompt")))
     }
+
+    /// Why the loop takes no commands.
+    fn gone(&self) -> Error {
+        gone(&self.view)
+    }
+}
+
+/// Why the loop says nothing: it was told to stop, after the drain had begun, or it panicked.
+fn gone(view: &View) -> Error {
+    if view.is_draining() { Error::Draining } else { Error::LoopEnded }
 }
 
 /// Counts a call while it lives.
@@ -166,6 +181,9 @@ pub(crate) struct EventStream {
     inbox: mpsc::UnboundedReceiver<Result<pb::GenerateEvent, Status>>,
     /// Already taken from `inbox`.
     first: Option<pb::GenerateEvent>,
+    /// The last event or an error went out.
+    is_over: bool,
+    view: Arc<View>,
     _cancel: CancelOnDrop,
     _open: OpenCall,
 }
@@ -174,9 +192,19 @@ impl Stream for EventStream {
     type Item = Result<pb::GenerateEvent, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match self.first.take() {
-            Some(event) => Poll::Ready(Some(Ok(event))),
-            None => self.inbox.poll_recv(context),
-        }
+        let next = match self.first.take() {
+            Some(event) => Some(Ok(event)),
+            None => std::task::ready!(self.inbox.poll_recv(context)),
+        };
+        let next = match next {
+            // The loop is gone without a last word: an answer is never silently cut short.
+            None if !self.is_over => Some(Err(gone(&self.view).into())),
+            next => next,
+        };
+        self.is_over |= match &next {
+            Some(Ok(event)) => matches!(event.event, Some(Event::Finished(_))),
+            Some(Err(_)) | None => true,
+        };
+        Poll::Ready(next)
     }
 }

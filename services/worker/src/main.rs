@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
@@ -40,10 +41,15 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     // The port first: a taken one is known at once, not after the model has been read.
     let listener = Listener::bind(&settings.listen_address()?).await?;
     let metrics = prometheus::Registry::new();
+    let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await?;
+    if let Some(address) = operations.address() {
+        println!("metrics on {address}");
+    }
     let app = tokio::select! {
         app = App::build(settings, components, &metrics) => app?,
         () = shutdown.wait() => return Ok(()),
     };
+    operations.follow(&app.readiness());
     // One line for whoever started us: with port 0 it is the only way to know the port.
     println!("listening on {}", listener.address());
     Ok(app.run(listener, shutdown).await?)

@@ -13,6 +13,9 @@ weft_service_kit::settings! {
     pub struct Settings {
         /// Where the worker listens: host:port or unix:/path.
         pub listen: String = "127.0.0.1:7003".to_owned(),
+        /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
+        /// admin listener and does not use this.
+        pub metrics_listen: String = String::new(),
         /// Name of this worker, in answers and logs.
         pub name: String = "worker-1".to_owned(),
         /// The base model: a GGUF file or a Hugging Face folder.
@@ -155,6 +158,7 @@ impl Settings {
                 problems.push(format!("{name} is 0, allowed is 1 or more"));
             }
         }
+        problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
         let adapter_memory = match self.adapter_memory_fraction {
             None => self.adapter_memory_bytes,
             Some(fraction) if fraction > 0.0 && fraction < 1.0 => match machine_memory_bytes() {
@@ -249,13 +253,20 @@ mod tests {
             isa: "mmx".into(),
             step_tokens_max: 0,
             adapter_memory_fraction: Some(1.5),
+            metrics_listen: "nowhere".into(),
             ..Settings::default()
         };
         let Err(error) = settings.check() else { panic!("accepted") };
         let text = error.to_string();
-        for part in
-            ["model is not set", "dtype is \"q3\"", "adapter_dtype is \"q4\"", "mmx", "step_tokens_max is 0", "1.5"]
-        {
+        for part in [
+            "model is not set",
+            "dtype is \"q3\"",
+            "adapter_dtype is \"q4\"",
+            "mmx",
+            "step_tokens_max is 0",
+            "1.5",
+            "metrics_listen",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

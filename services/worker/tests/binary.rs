@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use support::golden;
@@ -56,4 +56,34 @@ fn it_says_where_it_listens_and_leaves_on_sigterm() {
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "", "nothing else on stdout");
+}
+
+/// Status and body of a plain HTTP GET.
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+#[test]
+fn its_metrics_and_its_readiness_can_be_read_over_http() {
+    let model = golden().join("tiny");
+    let (model, nobody) = (model.to_str().unwrap(), "127.0.0.1:1");
+    let flags = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--model", model, "--cache", nobody];
+    let mut child =
+        worker(&flags).args(["--registry", nobody]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let metrics = lines.next().unwrap();
+    let metrics = metrics.strip_prefix("metrics on ").unwrap_or_else(|| panic!("said {metrics:?}"));
+    assert_eq!(get(metrics, "/livez").0, 200);
+    assert!(lines.next().unwrap().starts_with("listening on "));
+    let (status, body) = get(metrics, "/metrics");
+    assert!(status == 200 && body.contains("worker_kv_blocks_used"), "{status} {body}");
+    let (status, body) = get(metrics, "/readyz");
+    assert!(status == 503 && body.contains("announcing the base"), "{status} {body}");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

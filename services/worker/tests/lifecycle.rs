@@ -11,6 +11,9 @@ use std::task::{Context, Poll};
 use support::{Answer, HELLO, TestWorker, blob, golden, golden_greedy, request, settings};
 use tokio::sync::mpsc;
 use tonic::body::Body;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_service_kit::transport::Listener;
@@ -137,6 +140,41 @@ async fn shutdown_finishes_what_is_open_and_refuses_what_comes() {
     let answer = Answer::read(open.await.unwrap().unwrap().into_inner()).await.unwrap();
     assert_eq!(answer.ids(), golden_greedy(Some("rank8")));
     (&mut worker.running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn health_says_serving_only_between_readiness_and_drain() {
+    let (heard, mut announcements) = mpsc::unbounded_channel();
+    let ear = Ear { heard, calls: Arc::default() };
+    let (listener, registry) = Listener::memory();
+    let settings = Settings { announce_interval_s: 1, ..settings() };
+    let worker = TestWorker::start_with(settings, support::shelf::Shelf::new().await, Some(registry)).await;
+    let mut health = HealthClient::new(worker.channel.clone());
+    let about = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    let mut check = async |service| health.check(about(service)).await.unwrap().into_inner().status();
+    // Nobody has heard of the base: the registry does not answer yet.
+    for service in ["", "weft.worker.v1.Worker"] {
+        assert_eq!(check(service).await, ServingStatus::NotServing);
+    }
+    tokio::spawn(weft_service_kit::transport::server().add_service(ear).serve_with_incoming(listener.incoming()));
+    announcements.recv().await.unwrap();
+    while check("").await != ServingStatus::Serving {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(check("weft.worker.v1.Worker").await, ServingStatus::Serving);
+
+    // An open request keeps the drain open; the listener still answers.
+    let digest = worker.shelf.put(&blob("rank8"));
+    worker.shelf.hold();
+    let mut client = worker.client.clone();
+    let open = tokio::spawn(async move { client.generate(request(Some(digest), HELLO, 16)).await });
+    worker.load_when(|load| load.loading_requests == 1).await;
+    worker.shutdown.trigger();
+    for service in ["", "weft.worker.v1.Worker"] {
+        assert_eq!(check(service).await, ServingStatus::NotServing);
+    }
+    worker.shelf.let_go();
+    Answer::read(open.await.unwrap().unwrap().into_inner()).await.unwrap();
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //!
 //! Tokens that were added to a vocabulary but are not marked special stay whole in both ways: they are words.
 
+mod bound;
 mod bytes;
 mod gguf;
 
@@ -57,6 +58,7 @@ struct Inner {
     /// The pre-tokenizer for a piece that does not begin the text, where that differs.
     inner_pre_tokenizer: Option<PreTokenizerWrapper>,
     bytes: TokenBytes,
+    text_bytes_per_token_max: Option<usize>,
     special: BTreeSet<u32>,
     bos_id: Option<u32>,
     eos_ids: Vec<u32>,
@@ -72,11 +74,13 @@ impl Tokenizer {
         literal.set_encode_special_tokens(true);
         let special = hf.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
         let eos_ids: BTreeSet<u32> = eos_ids.iter().copied().collect();
+        let bytes = TokenBytes::of(&hf)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 literal,
                 inner_pre_tokenizer: hf.get_pre_tokenizer().and_then(without_first_prefix),
-                bytes: TokenBytes::of(&hf)?,
+                text_bytes_per_token_max: bound::text_bytes_per_token_max(&hf, bytes.longest()),
+                bytes,
                 special,
                 bos_id,
                 eos_ids: eos_ids.into_iter().collect(),
@@ -197,6 +201,13 @@ impl Tokenizer {
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.hf.token_to_id(token)
+    }
+
+    /// Most bytes of text that one token can stand for; `None` where there is no such bound. A text of more than
+    /// `n` times this has more than `n` tokens.
+    #[must_use]
+    pub fn text_bytes_per_token_max(&self) -> Option<usize> {
+        self.inner.text_bytes_per_token_max
     }
 
     /// One more than the largest id.

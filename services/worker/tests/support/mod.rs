@@ -105,6 +105,7 @@ pub(crate) fn settings() -> Settings {
 /// A running worker. Dropped: it stops.
 pub(crate) struct TestWorker {
     pub(crate) client: WorkerClient<Channel>,
+    pub(crate) channel: Channel,
     pub(crate) shelf: Shelf,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: prometheus::Registry,
@@ -123,7 +124,7 @@ impl TestWorker {
         let (listener, channel) = Listener::memory();
         let shutdown = Shutdown::new();
         let running = tokio::spawn(app.run(listener, shutdown.clone()));
-        Self { client: WorkerClient::new(channel), shelf, shutdown, metrics, running }
+        Self { client: WorkerClient::new(channel.clone()), channel, shelf, shutdown, metrics, running }
     }
 
     /// Runs the request to its end.
