@@ -12,10 +12,14 @@ use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, Digest, Selector, TenantName, VersionNumber};
 
-/// So that a directory with everything at its limit still fits one message.
+/// So that a directory with everything at its limit still fits one message; a test adds it up.
 pub(crate) const TENANTS_MAX: usize = 10_000;
-const KEYS_MAX: usize = 100_000;
+/// Keys that are not revoked.
+pub(crate) const KEYS_MAX: usize = 100_000;
 const KEYS_PER_TENANT_MAX: usize = 1_000;
+/// Records of revoked keys that are kept, so that a list can say when and by whom; the oldest go first.
+const REVOKED_KEYS_PER_TENANT_MAX: usize = 1_000;
+pub(crate) const ALIASES_MAX: usize = 100_000;
 const ALIASES_PER_ADAPTER_MAX: usize = 100;
 /// Labels, actors and other free text of people.
 const TEXT_BYTES_MAX: usize = 128;
@@ -119,7 +123,7 @@ impl Core {
         check_actor(actor)?;
         check_text("label", label, TEXT_BYTES_MAX)?;
         self.require_tenant(&tenant).await?;
-        let here = self.catalog().tenant(&tenant).map_or(0, |tenant| tenant.keys.len());
+        let here = self.catalog().tenant(&tenant).map_or(0, |tenant| tenant.live_keys());
         for (what, count, max) in [
             (format!("keys of tenant {tenant}"), here, KEYS_PER_TENANT_MAX),
             ("keys".to_owned(), self.counts().keys, KEYS_MAX),
@@ -167,6 +171,7 @@ impl Core {
         });
         revoked.await?;
         tracing::info!(%tenant, key = id, actor, "revoked a key");
+        self.drop_revoked_keys(&tenant, REVOKED_KEYS_PER_TENANT_MAX).await;
         Ok(())
     }
 
@@ -186,6 +191,29 @@ impl Core {
         found.ok_or_else(|| Error::NotFound(format!("tenant {tenant} has no adapter {adapter}@{selector}")))
     }
 
+    /// Whether the adapter may have this alias: it has it, or there is room for one more.
+    pub(crate) fn check_room_for_alias(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        alias: &AliasName,
+    ) -> Result<(), Error> {
+        let catalog = self.catalog();
+        let here = catalog.adapter(tenant, adapter).map(|adapter| &adapter.aliases);
+        if here.is_some_and(|aliases| aliases.contains_key(alias)) {
+            return Ok(());
+        }
+        for (what, count, max) in [
+            (format!("aliases of {adapter}"), here.map_or(0, |aliases| aliases.len()), ALIASES_PER_ADAPTER_MAX),
+            ("aliases".to_owned(), catalog.counts().aliases, ALIASES_MAX),
+        ] {
+            if count >= max {
+                return Err(Error::Full { what, max });
+            }
+        }
+        Ok(())
+    }
+
     /// Moves an alias to a version that exists.
     pub(crate) async fn set_alias(
         &self,
@@ -198,13 +226,7 @@ impl Core {
     ) -> Result<(AliasRecord, ETag), Error> {
         check_actor(actor)?;
         let target = self.resolve(&tenant, &adapter, &Selector::Version(version)).await?;
-        let aliases = self
-            .catalog()
-            .adapter(&tenant, &adapter)
-            .map_or(0, |adapter| if adapter.aliases.contains_key(&alias) { 0 } else { adapter.aliases.len() });
-        if aliases >= ALIASES_PER_ADAPTER_MAX {
-            return Err(Error::Full { what: format!("aliases of {adapter}"), max: ALIASES_PER_ADAPTER_MAX });
-        }
+        self.check_room_for_alias(&tenant, &adapter, &alias)?;
         let conflict = |is: String| Err(Error::Conflict(format!("alias {alias} of {adapter} {is}")));
         let place = Place::Alias(tenant.clone(), adapter.clone(), alias.clone());
         let moved = self.update(&place, |found: Option<(&AliasRecord, &ETag)>| {

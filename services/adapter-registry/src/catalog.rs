@@ -1,8 +1,9 @@
 //! What this process knows of the records, and the directory made of it. No IO.
 //!
-//! Records are never deleted and only grow newer, so merging is a join: in whatever order and however often records
-//! arrive, from a listing or from our own write, the catalog ends up with the newest of each. A listing that began
-//! before a write therefore cannot undo it.
+//! Records only grow newer, so merging is a join: in whatever order and however often records arrive, from a listing or
+//! from our own write, the catalog ends up with the newest of each. A listing that began before a write therefore cannot
+//! undo it. Only records of revoked keys are ever deleted, the oldest when there are too many ([`Catalog::forget_key`]);
+//! their ids are random and never used again.
 
 use crate::layout::Place;
 use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
@@ -38,9 +39,11 @@ pub(crate) struct Adapter {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) tenants: usize,
+    /// That are not revoked.
     pub(crate) keys: usize,
     pub(crate) adapters: usize,
     pub(crate) versions: usize,
+    pub(crate) aliases: usize,
 }
 
 impl Catalog {
@@ -101,6 +104,19 @@ impl Catalog {
         is_newer
     }
 
+    /// Forgets a key whose object is gone. Returns whether it was known.
+    pub(crate) fn forget_key(&mut self, tenant: &TenantName, id: &str) -> bool {
+        self.etags.remove(&Place::Key(tenant.clone(), id.to_owned()).key());
+        self.tenants.get_mut(tenant).is_some_and(|tenant| tenant.keys.remove(id).is_some())
+    }
+
+    /// The keys whose objects lie below this prefix. Cost: one string a key.
+    pub(crate) fn keys_below(&self, prefix: &str) -> Vec<(TenantName, String)> {
+        let all = self.tenants.iter().flat_map(|(name, tenant)| tenant.keys.keys().map(move |id| (name, id)));
+        let below = all.filter(|(name, id)| Place::Key((*name).clone(), (*id).clone()).key().starts_with(prefix));
+        below.map(|(name, id)| (name.clone(), id.clone())).collect()
+    }
+
     fn tenant_mut(&mut self, name: &TenantName) -> &mut Tenant {
         self.tenants.entry(name.clone()).or_default()
     }
@@ -130,13 +146,14 @@ impl Catalog {
         }
     }
 
-    /// How much there is. Cost: one step an adapter.
+    /// How much there is. Cost: one step a key and an adapter.
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = Counts { tenants: self.tenants.len(), ..Counts::default() };
         for tenant in self.tenants.values() {
-            counts.keys += tenant.keys.len();
+            counts.keys += tenant.live_keys();
             counts.adapters += tenant.adapters.len();
             counts.versions += tenant.adapters.values().map(|adapter| adapter.versions.len()).sum::<usize>();
+            counts.aliases += tenant.adapters.values().map(|adapter| adapter.aliases.len()).sum::<usize>();
         }
         counts
     }
@@ -154,6 +171,22 @@ impl Catalog {
             })
         });
         pb::Directory { generation, incarnation: incarnation.to_owned(), tenants: tenants.collect() }
+    }
+}
+
+impl Tenant {
+    /// Keys that are not revoked.
+    pub(crate) fn live_keys(&self) -> usize {
+        self.keys.values().filter(|key| key.revoked.is_none()).count()
+    }
+
+    /// Ids of the revoked keys beyond the `kept` newest, the oldest first.
+    pub(crate) fn revoked_beyond(&self, kept: usize) -> Vec<String> {
+        let revoked = self.keys.values().filter_map(|key| Some((key.revoked.as_ref()?.at_ms, &key.id)));
+        let mut revoked: Vec<_> = revoked.collect();
+        revoked.sort_unstable();
+        let beyond = revoked.len().saturating_sub(kept);
+        revoked.into_iter().take(beyond).map(|(_, id)| id.clone()).collect()
     }
 }
 

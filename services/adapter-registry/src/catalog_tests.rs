@@ -133,3 +133,72 @@ proptest! {
         prop_assert_eq!(directory_of(repeated), directory_of(all()));
     }
 }
+
+#[test]
+fn only_live_keys_count_and_the_oldest_revoked_go_first() {
+    let mut catalog = Catalog::default();
+    let (place, record, etag) = tenant_record();
+    catalog.merge(&place, record, etag);
+    for (id, revoked_at) in [("a", None), ("b", Some(7)), ("c", Some(3)), ("d", None), ("e", Some(5))] {
+        let Record::Key(record) = key(1).1 else { unreachable!("a key") };
+        let revoked = revoked_at.map(|at_ms| Revocation { at_ms, actor: String::new() });
+        let record = KeyRecord { id: id.to_owned(), revoked, ..record };
+        catalog.merge(&Place::Key(tenant(), id.to_owned()), record.into(), ETag::new(id));
+    }
+    assert_eq!(catalog.counts().keys, 2);
+    let found = catalog.tenant(&tenant()).unwrap();
+    assert_eq!(
+        (found.live_keys(), found.revoked_beyond(1), found.revoked_beyond(3)),
+        (2, vec!["c".into(), "e".into()], vec![])
+    );
+    assert_eq!(catalog.keys_below("registry/tenants/harbour/").len(), 5);
+    assert_eq!(catalog.keys_below("registry/tenants/harbour/adapters/").len(), 0);
+    assert!(catalog.forget_key(&tenant(), "c") && !catalog.forget_key(&tenant(), "c"));
+    assert!(!catalog.has_seen(&Place::Key(tenant(), "c".to_owned()).key(), &ETag::new("c")));
+}
+
+/// Names as long as names may be, all different.
+fn long(prefix: &str, number: usize, bytes: usize) -> String {
+    format!("{prefix}{number:0width$}", width = bytes - prefix.len())
+}
+
+#[test]
+fn a_directory_with_everything_at_its_limit_fits_one_message() {
+    use crate::admin::{ALIASES_MAX, KEYS_MAX, TENANTS_MAX};
+    use crate::publish::{ADAPTERS_MAX, VERSIONS_MAX};
+    use prost::Message;
+    use weft_service_kit::transport::MESSAGE_BYTES_MAX;
+
+    let mut catalog = Catalog::default();
+    let (digest, etag) = (Digest::of(b""), || ETag::new("e"));
+    let tenants: Vec<TenantName> = (0..TENANTS_MAX).map(|n| long("t", n, 63).parse().unwrap()).collect();
+    for name in &tenants {
+        let Record::Tenant(record) = tenant_record().1 else { unreachable!("a tenant") };
+        let record = TenantRecord { name: name.clone(), default_adapter: long("a", 0, 128), ..record };
+        catalog.merge(&Place::Tenant(name.clone()), record.into(), etag());
+    }
+    for n in 0..KEYS_MAX {
+        let Record::Key(record) = key(1).1 else { unreachable!("a key") };
+        let record = KeyRecord { id: format!("{n:016x}"), ..record };
+        catalog.merge(&Place::Key(tenants[n % TENANTS_MAX].clone(), record.id.clone()), record.into(), etag());
+    }
+    for n in 0..ADAPTERS_MAX {
+        let (tenant, adapter) = (&tenants[n % TENANTS_MAX], long("a", n, 128).parse::<AdapterName>().unwrap());
+        for number in 1..=(VERSIONS_MAX / ADAPTERS_MAX) as u64 {
+            let Record::Version(record) = version(number).1 else { unreachable!("a version") };
+            // Large enough for every field to take its most bytes; blobs are far smaller than a TiB.
+            let record = VersionRecord { number, digest, bytes: 1 << 40, created_ms: 1 << 42, ..record };
+            catalog.merge(&Place::Version(tenant.clone(), adapter.clone(), number), record.into(), etag());
+        }
+        for alias in 0..ALIASES_MAX / ADAPTERS_MAX {
+            let record = AliasRecord::moved(None, 4, digest, 1, "");
+            let alias = long("l", alias, 63).parse().unwrap();
+            catalog.merge(&Place::Alias(tenant.clone(), adapter.clone(), alias), record.into(), etag());
+        }
+    }
+    let counts = catalog.counts();
+    let expected = (TENANTS_MAX, KEYS_MAX, ADAPTERS_MAX, VERSIONS_MAX, ALIASES_MAX);
+    assert_eq!((counts.tenants, counts.keys, counts.adapters, counts.versions, counts.aliases), expected);
+    let bytes = catalog.directory(u64::MAX, &"0".repeat(36)).encoded_len();
+    assert!(bytes <= MESSAGE_BYTES_MAX, "{bytes} bytes, a message has {MESSAGE_BYTES_MAX}");
+}

@@ -9,13 +9,14 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use weft_object_store::{ETag, Object, ObjectStore, PutOutcome};
 use weft_proto::registry::v1 as pb;
 use weft_service_kit::shutdown::Shutdown;
+use weft_types::TenantName;
 
 /// Objects read at once.
 const READS_MAX: usize = 32;
@@ -68,12 +69,30 @@ impl Core {
 
     /// Takes records in. If any is news, the directory is renewed before this returns.
     fn merge(&self, records: impl IntoIterator<Item = (Place, Record, ETag)>) {
+        self.change(|catalog| {
+            let mut changed = false;
+            for (place, record, etag) in records {
+                changed |= catalog.merge(&place, record, etag);
+            }
+            changed
+        });
+    }
+
+    /// Drops keys whose objects are gone.
+    fn forget_keys(&self, keys: impl IntoIterator<Item = (TenantName, String)>) {
+        self.change(|catalog| {
+            let mut changed = false;
+            for (tenant, id) in keys {
+                changed |= catalog.forget_key(&tenant, &id);
+            }
+            changed
+        });
+    }
+
+    /// Changes the catalog; if `work` says that it did, the directory is renewed before this returns.
+    fn change(&self, work: impl FnOnce(&mut Catalog) -> bool) {
         let mut catalog = self.catalog();
-        let mut changed = false;
-        for (place, record, etag) in records {
-            changed |= catalog.merge(&place, record, etag);
-        }
-        if changed {
+        if work(&mut catalog) {
             // Under the catalog's lock, so that a larger generation never shows less.
             let generation = self.directory.borrow().generation + 1;
             self.directory.send_replace(Arc::new(catalog.directory(generation, &self.incarnation)));
@@ -91,7 +110,16 @@ impl Core {
     }
 
     async fn refresh_objects(&self, prefix: &str) -> Result<(), Error> {
+        // A key that is known before the listing begins and is not in it was deleted by another registry: listings of S3
+        // show every write that was answered before.
+        let known_keys = self.catalog().keys_below(prefix);
         let listed = self.store.list(prefix).await?;
+        if !known_keys.is_empty() {
+            let there: HashSet<&str> = listed.iter().map(|object| object.key.as_str()).collect();
+            let is_gone =
+                |(tenant, id): &(TenantName, String)| !there.contains(&*Place::Key(tenant.clone(), id.clone()).key());
+            self.forget_keys(known_keys.into_iter().filter(is_gone));
+        }
         let unseen: Vec<Place> = {
             let catalog = self.catalog();
             let unseen = listed.iter().filter(|object| !catalog.has_seen(&object.key, &object.etag));
@@ -197,6 +225,19 @@ impl Core {
             return Ok((record, etag));
         }
         Err(Error::Conflict(format!("{key} was changed by others in each of {WRITE_ATTEMPTS_MAX} tries")))
+    }
+
+    /// Deletes the records of this tenant's oldest revoked keys, so that at most `kept` remain. What cannot be deleted now
+    /// is next time.
+    pub(crate) async fn drop_revoked_keys(&self, tenant: &TenantName, kept: usize) {
+        let beyond = self.catalog().tenant(tenant).map_or_else(Vec::new, |found| found.revoked_beyond(kept));
+        for id in beyond {
+            if let Err(error) = self.store.delete(&Place::Key(tenant.clone(), id.clone()).key()).await {
+                tracing::warn!(%tenant, key = id, error = &error as &dyn std::error::Error, "a revoked key's record stays");
+                return;
+            }
+            self.forget_keys([(tenant.clone(), id)]);
+        }
     }
 
     /// Lists everything again and again, so that what other registries write is seen.

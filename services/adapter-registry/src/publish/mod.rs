@@ -23,8 +23,8 @@ use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, Digest, TenantName};
 
 /// So that a directory with everything at its limit still fits one message.
-const ADAPTERS_MAX: usize = 50_000;
-const VERSIONS_MAX: usize = 200_000;
+pub(crate) const ADAPTERS_MAX: usize = 50_000;
+pub(crate) const VERSIONS_MAX: usize = 200_000;
 /// So that a list of versions fits one message.
 const VERSIONS_PER_ADAPTER_MAX: usize = 4_096;
 const WARNINGS_MAX: usize = 16;
@@ -151,7 +151,11 @@ impl Publisher {
         versions.find(same).cloned()
     }
 
+    /// Before anything is put: a version without the alias that was asked for would be half a publish.
     fn check_room(&self, target: &Target) -> Result<(), Error> {
+        if let Some(alias) = &target.alias {
+            self.core.check_room_for_alias(&target.tenant, &target.adapter, alias)?;
+        }
         let versions =
             self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions.len());
         let counts = self.core.counts();

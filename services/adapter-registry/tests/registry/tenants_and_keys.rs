@@ -1,6 +1,7 @@
 //! Tenants keep their salt; keys are stored as hashes, shown once and revocable.
 
 use crate::support::{TENANT, World};
+use futures::{StreamExt, TryStreamExt};
 use weft_fault::{Fault, Kind};
 use weft_object_store::ObjectStore;
 use weft_proto::registry::v1 as pb;
@@ -112,4 +113,68 @@ async fn a_revoked_key_is_gone_before_the_answer_and_stays_revoked() {
     let request = pb::ListKeysRequest { tenant: TENANT.to_owned() };
     let keys = registry.client.list_keys(request).await.unwrap().into_inner().keys;
     assert!(keys.iter().all(|listed| (listed.revoked_ms > 0) == (listed.id == key.id)));
+}
+
+/// Puts copies of the key's record into the store: as many as it says, under ids of their own.
+async fn put_copies(world: &World, of: &str, count: u64, change: impl Fn(u64, &mut serde_json::Value)) {
+    let key = |id: &str| format!("registry/tenants/{TENANT}/keys/{id}.json");
+    let record = world.store.get(&key(of)).await.unwrap().unwrap().bytes;
+    let puts = (1..=count).map(|n| {
+        let (id, mut record): (_, serde_json::Value) = (format!("{n:016x}"), serde_json::from_slice(&record).unwrap());
+        record["id"] = id.clone().into();
+        change(n, &mut record);
+        async move { world.store.put(&key(&id), record.to_string().into()).await.map(drop) }
+    });
+    futures::stream::iter(puts).buffer_unordered(16).try_collect::<()>().await.unwrap();
+}
+
+async fn listed(client: &mut crate::support::Client) -> Vec<pb::Key> {
+    let request = pb::ListKeysRequest { tenant: TENANT.to_owned() };
+    client.list_keys(request).await.unwrap().into_inner().keys
+}
+
+fn revoke(id: &str) -> pb::RevokeKeyRequest {
+    pb::RevokeKeyRequest { tenant: TENANT.to_owned(), id: id.to_owned(), actor: "ada".to_owned() }
+}
+
+#[tokio::test]
+async fn revoked_keys_take_no_place_and_the_oldest_records_of_them_go() {
+    let (world, mut registry) = World::ready().await;
+    let live = registry.client.create_key(create_key("kept")).await.unwrap().into_inner();
+    // As many renewals as a tenant may have keys, and some; the lowest id was revoked first.
+    put_copies(&world, &live.id, 1_010, |n, record| {
+        record["revision"] = 2.into();
+        record["revoked"] = serde_json::json!({"at_ms": n, "actor": "ada"});
+    })
+    .await;
+    let mut other = world.start().await;
+    for client in [&mut registry.client, &mut other.client] {
+        assert_eq!(listed(client).await.len(), 1_011);
+    }
+    let renewed = registry.client.create_key(create_key("")).await.unwrap().into_inner();
+    registry.client.revoke_key(revoke(&renewed.id)).await.unwrap();
+
+    // The one just revoked and the 999 before it. A registry that knew the others forgets them by listing.
+    for client in [&mut registry.client, &mut other.client] {
+        let keys = listed(client).await;
+        let revoked: Vec<_> = keys.iter().filter(|key| key.revoked_ms > 0).collect();
+        assert_eq!((keys.len(), revoked.len()), (1_001, 1_000));
+        assert!(revoked.iter().any(|key| key.id == renewed.id));
+        assert!(revoked.iter().all(|key| key.revoked_ms > 11), "an older one stayed");
+    }
+    assert_eq!(world.keys().await.iter().filter(|key| key.contains("/keys/")).count(), 1_001);
+    let ids: Vec<_> = other.directory().await.tenants[0].keys.iter().map(|key| key.id.clone()).collect();
+    assert_eq!(ids, [live.id]);
+}
+
+#[tokio::test]
+async fn one_key_more_than_a_tenant_may_have_is_refused_until_one_is_revoked() {
+    let (world, mut registry) = World::ready().await;
+    let first = registry.client.create_key(create_key("")).await.unwrap().into_inner();
+    put_copies(&world, &first.id, 999, |_, _| {}).await;
+    assert_eq!(listed(&mut registry.client).await.len(), 1_000);
+    let fault = Fault::from(registry.client.create_key(create_key("")).await.unwrap_err());
+    assert!(fault.message.contains("1000") && fault.message.contains("keys of tenant"), "{fault}");
+    registry.client.revoke_key(revoke(&first.id)).await.unwrap();
+    registry.client.create_key(create_key("")).await.unwrap();
 }
