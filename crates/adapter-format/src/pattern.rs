@@ -8,6 +8,8 @@
 //! Patterns come from outside: their length, depth and compiled size are bounded. Those without look-around and back
 //! references run in linear time; the others under a step limit, and only a few are accepted per package.
 
+#[cfg(test)]
+mod properties;
 mod translate;
 
 use crate::error::shown;

@@ -1,35 +1,13 @@
 //! No bytes make the GGUF reader panic or ask for memory out of proportion to the file.
 
 mod support;
+#[path = "support/watching.rs"]
+mod watching;
 
 use proptest::prelude::*;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_base_model::{OpenOptions, open};
-
-/// Remembers the largest single request for memory.
-struct Watching;
-
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system allocator unchanged.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's duties are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's duties are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
 
 /// The tiny file has 122 kB; its tokenizer's hash tables are the largest thing an honest file of that size needs.
 const ALLOCATION_MAX: usize = 8 << 20;
@@ -44,11 +22,11 @@ fn open_bytes(bytes: &[u8]) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = folder.path().join("hostile.gguf");
     std::fs::write(&path, bytes).unwrap();
-    LARGEST.store(0, Ordering::Relaxed);
+    watching::start();
     let opened = open(&path, &OpenOptions::default()).map(|model| {
         model.weights.names().for_each(|name| drop(model.weights.load_f32(name).unwrap()));
     });
-    let largest = LARGEST.load(Ordering::Relaxed);
+    let largest = watching::largest();
     assert!(largest <= ALLOCATION_MAX, "asked for {largest} bytes at once");
     opened.is_ok()
 }

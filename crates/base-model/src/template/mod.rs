@@ -14,6 +14,8 @@
 
 mod json;
 mod mark;
+#[cfg(test)]
+mod random;
 
 use crate::Error;
 use mark::Marker;
