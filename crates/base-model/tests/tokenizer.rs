@@ -24,6 +24,11 @@ fn ids_equal_hugging_faces_on_a_thousand_lines() {
     let tokenizer = demo().tokenizer;
     let lines = golden_lines();
     assert_eq!(lines.len(), 1000);
+    assert_eq!(
+        lines.iter().map(|(text, ..)| text).collect::<std::collections::BTreeSet<_>>().len(),
+        1000,
+        "no text twice"
+    );
     assert!(lines.iter().filter(|(_, parsed, literal)| parsed != literal).count() > 100);
     for (text, parsed, literal) in lines {
         assert_eq!(tokenizer.encode(&text, false, SpecialText::Parse).unwrap(), parsed, "{text:?}");

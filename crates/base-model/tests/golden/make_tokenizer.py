@@ -78,7 +78,14 @@ def main():
     tokenizer = reference.tokenizer(sys.argv[1])._tokenizer
     rng = random.Random(20240607)
     fixed = ["", " ", "\n", "<|im_end|>", " <|im_end|> ", "a<|im_start|>b", "0123456789", "'s 't 're 've 'm 'll 'd 'S 'T"] + CODE + OTHER + EMOJI + BROKEN + SPECIAL + SPACE
-    texts = fixed + [line(rng) for _ in range(LINES - len(fixed))]
+    texts = list(dict.fromkeys(fixed))
+    # Short lines come up again and again: each text counts once.
+    known = set(texts)
+    while len(texts) < LINES:
+        text = line(rng)
+        if text not in known:
+            known.add(text)
+            texts.append(text)
     rows = []
     for text in texts:
         tokenizer.encode_special_tokens = False
