@@ -42,9 +42,12 @@ const WIRED_HERE: &[(&str, &[&str], &str)] = &[
     ("gateway", &["registry", "workers"], "the services are in this process"),
     ("worker", &["model"], "use --model"),
     ("worker", &["listen", "cache", "registry"], "the services are in this process"),
+    ("worker", &["metrics_listen"], "/metrics is on --admin-listen"),
     ("registry", &["listen"], "the services are in this process"),
+    ("registry", &["metrics_listen"], "/metrics is on --admin-listen"),
     ("registry", S3_FIELDS, "the object store is in --data-dir"),
     ("cache", &["listen"], "the services are in this process"),
+    ("cache", &["metrics_listen"], "/metrics is on --admin-listen"),
     ("cache", &["dir"], "the cache is in --data-dir"),
     ("cache", S3_FIELDS, "the object store is in --data-dir"),
 ];

@@ -152,6 +152,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "WEFT_DEMO_MODEL",
     "WEFT_CODEGEN",
     "WEFT_TEST_SEED",
+    "WEFT_TEST_MOUNT",
 ];
 /// Alias variables that container runtimes and shells set for their own purposes: accepted as flags only.
 const AMBIENT_VARIABLES: &[&str] = &["HOSTNAME"];

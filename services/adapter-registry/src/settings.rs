@@ -10,7 +10,7 @@ weft_service_kit::settings! {
         /// Where it listens: `host:port` or `unix:/path`.
         pub listen: String = "127.0.0.1:7001".to_owned(),
         /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
-        /// admin listener and does not use this.
+        /// admin listener and refuses this.
         pub metrics_listen: String = String::new(),
         /// Largest `adapter_model.safetensors` in bytes.
         pub package_bytes_max: u64 = 1 << 30,

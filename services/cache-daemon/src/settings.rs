@@ -10,7 +10,7 @@ weft_service_kit::settings! {
         /// Where it listens: `host:port` or `unix:/path`.
         pub listen: String = "127.0.0.1:7002".to_owned(),
         /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
-        /// admin listener and does not use this.
+        /// admin listener and refuses this.
         pub metrics_listen: String = String::new(),
         /// Folder of the disk tier. One process owns it.
         pub dir: PathBuf = PathBuf::from("weft-cache"),

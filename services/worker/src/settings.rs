@@ -14,7 +14,7 @@ weft_service_kit::settings! {
         /// Where the worker listens: host:port or unix:/path.
         pub listen: String = "127.0.0.1:7003".to_owned(),
         /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
-        /// admin listener and does not use this.
+        /// admin listener and refuses this.
         pub metrics_listen: String = String::new(),
         /// Name of this worker, in answers and logs.
         pub name: String = "worker-1".to_owned(),
