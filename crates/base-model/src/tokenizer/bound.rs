@@ -35,14 +35,13 @@ pub(super) fn text_bytes_per_token_max(hf: &tokenizers::Tokenizer, longest: usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
-    use tokenizers::models::bpe::BPE;
+    use tokenizers::models::bpe::{BPE, Vocab};
     use tokenizers::normalizers::{NFC, Strip};
     use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
     use tokenizers::{AddedToken, Tokenizer};
 
     fn bytes_only() -> Tokenizer {
-        let vocab: HashMap<String, u32> =
+        let vocab: Vocab =
             ByteLevel::alphabet().iter().enumerate().map(|(id, byte)| (byte.to_string(), id as u32)).collect();
         let model = BPE::builder().vocab_and_merges(vocab, Vec::new()).build().unwrap();
         let mut hf = Tokenizer::new(model);
@@ -68,9 +67,7 @@ mod tests {
         hf.add_special_tokens([AddedToken::from("<|x|>", true).rstrip(true)]).unwrap();
         assert_eq!(text_bytes_per_token_max(&hf, 7), None);
 
-        let mut hf = Tokenizer::new(
-            BPE::builder().vocab_and_merges(HashMap::from([("a".to_owned(), 0)]), vec![]).build().unwrap(),
-        );
+        let mut hf = Tokenizer::new(BPE::builder().vocab_and_merges([("a".to_owned(), 0)], vec![]).build().unwrap());
         hf.with_pre_tokenizer(Some(ByteLevel::new(false, true, false)));
         assert_eq!(text_bytes_per_token_max(&hf, 7), None, "unknown bytes vanish");
     }
