@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use support::{ADMIN_KEY, Reply, demo_model, example_adapter, post, tiny_adapter, tiny_model};
-use weft_cli::client::{Admin, Data};
+use weft_cli::client::{Admin, Data, Published};
 use weft_object_store::{EmbeddedS3, ObjectStore, S3Settings, S3Store};
 
 /// The binaries lie beside each other; `cargo nextest run --workspace` builds all of them.
@@ -150,7 +150,6 @@ impl Apart {
         }
     }
 
-    /// Waits until requests and packages are taken: a registry that heard of no base yet refuses packages.
     async fn ready(&mut self) {
         self.until_ready_is(true).await;
     }
@@ -167,6 +166,19 @@ impl Apart {
 
     async fn tenant(&self, name: &str) -> Data {
         Data::new(&self.data_url, &self.secret(name).await)
+    }
+
+    /// Publishes. A registry that heard of no base yet cannot check packages and says so; the gateway does not wait for that.
+    async fn publish(&self, tenant: &str, name: &str, folder: &Path) -> Published {
+        loop {
+            match self.admin.publish(tenant, name, folder, Some("live")).await {
+                Ok(published) => return published,
+                Err(error) if error.to_string().contains("no worker has announced") => {
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     async fn ask(&self, secret: &str, model: &str) -> Reply {
@@ -212,7 +224,7 @@ async fn the_three_tenant_story_over_real_grpc() {
     ];
     for (tenant, adapter, question, begins) in stories {
         let data = apart.tenant(tenant).await;
-        let published = apart.admin.publish(tenant, adapter, &example_adapter(adapter), Some("live")).await.unwrap();
+        let published = apart.publish(tenant, adapter, &example_adapter(adapter)).await;
         let answer = data.chat(adapter, question, 24).await.unwrap();
         assert!(answer.text.starts_with(begins), "{adapter}: {}", answer.text);
         assert_eq!((answer.digest, answer.adapter), (published.digest, format!("{tenant}/{adapter}@1")));
@@ -233,34 +245,37 @@ async fn wrong_bytes_behind_a_right_name_fail_the_request() {
     let mut apart = Apart::start(&tiny_model(), FORWARD, Plan::default()).await;
     let secret = apart.secret("harbour").await;
     let data = Data::new(&apart.data_url, &secret);
-    let right = apart.admin.publish("harbour", "right", &tiny_adapter("rank8"), Some("live")).await.unwrap();
-    let other = apart.admin.publish("harbour", "other", &tiny_adapter("rank16"), Some("live")).await.unwrap();
+    let right = apart.publish("harbour", "right", &tiny_adapter("rank8")).await;
+    let other = apart.publish("harbour", "other", &tiny_adapter("rank16")).await;
     // In S3: the blob of `right` becomes that of `other`, a perfectly valid adapter. The daemon's hash sees it.
     let store = S3Store::connect(&apart.s3.settings("weft")).await.unwrap();
     let key = |digest: &str| weft_object_store::keys::blob(&digest.parse().unwrap());
     let foreign = store.get(&key(&other.digest)).await.unwrap().expect("published").bytes;
-    let genuine = store.get(&key(&right.digest)).await.unwrap().expect("published").bytes;
     store.put(&key(&right.digest), foreign.clone()).await.unwrap();
     assert_eq!(refused(&apart.ask(&secret, "right").await), (500, "wrong_adapter_bytes".to_owned()));
     // The others are untouched, and everything still answers with its own digest.
     let fine = data.complete_tokens("other", &[65, 66], 4).await.unwrap();
     assert_eq!(fine.digest, other.digest);
-    // With the right bytes back, so is the adapter: nothing wrong was kept.
-    store.put(&key(&right.digest), genuine).await.unwrap();
-    assert_eq!(data.complete_tokens("right", &[65, 66], 4).await.unwrap().digest, right.digest);
 
     // On the daemon's disk, after it has checked the file: only the worker's own hash is left to see it.
-    let hex = right.digest.trim_start_matches("sha256:");
+    let third = apart.publish("harbour", "third", &tiny_adapter("rank4")).await;
+    assert_eq!(data.complete_tokens("third", &[65, 66], 4).await.unwrap().digest, third.digest);
+    let hex = third.digest.trim_start_matches("sha256:");
     let cached = find(&apart.cache_dir(), hex).expect("the daemon keeps the blob under its digest");
+    // Same size, same inode, same time of change, as a failing disk does it: anything else the daemon sees itself.
+    let modified = std::fs::metadata(&cached).unwrap().modified().unwrap();
+    let mut rotten = std::fs::read(&cached).unwrap();
+    *rotten.last_mut().unwrap() ^= 1;
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&cached, std::fs::Permissions::from_mode(0o644)).unwrap();
-    std::fs::write(&cached, &foreign).unwrap();
+    std::fs::write(&cached, &rotten).unwrap();
+    std::fs::File::options().write(true).open(&cached).unwrap().set_modified(modified).unwrap();
     std::fs::set_permissions(&cached, std::fs::Permissions::from_mode(0o444)).unwrap();
     apart.kill("weft-worker");
     apart.until_ready_is(false).await;
     apart.launch("weft-worker");
     apart.ready().await;
-    let reply = apart.ask(&secret, "right").await;
+    let reply = apart.ask(&secret, "third").await;
     assert_eq!(refused(&reply), (500, "wrong_adapter_bytes".to_owned()));
     assert!(!reply.text.contains(apart.dir.path().to_str().unwrap()), "{}", reply.text);
     let log = std::fs::read_to_string(apart.log("weft-gateway")).unwrap();
@@ -295,7 +310,7 @@ async fn a_full_disk_in_the_cache_daemon_is_503_and_tells_nothing_of_the_disk() 
     let plan = Plan { cache_file_bytes_max: Some(4096), ..Plan::default() };
     let apart = Apart::start(&tiny_model(), FORWARD, plan).await;
     let secret = apart.secret("harbour").await;
-    apart.admin.publish("harbour", "pirate", &tiny_adapter("rank16"), Some("live")).await.unwrap();
+    apart.publish("harbour", "pirate", &tiny_adapter("rank16")).await;
     cannot_be_had(&apart, &secret, "adapter_unavailable").await;
     let log = std::fs::read_to_string(apart.log("weft-gateway")).unwrap();
     assert!(log.contains("no space left"), "the log says why: {log}");
@@ -307,7 +322,7 @@ async fn a_cache_budget_below_the_adapter_is_503_and_not_the_tenants_fault() {
     let plan = Plan { cache_flags: flags(&[("disk-bytes-max", "4096".to_owned())]), ..Plan::default() };
     let apart = Apart::start(&tiny_model(), FORWARD, plan).await;
     let secret = apart.secret("harbour").await;
-    apart.admin.publish("harbour", "pirate", &tiny_adapter("rank16"), Some("live")).await.unwrap();
+    apart.publish("harbour", "pirate", &tiny_adapter("rank16")).await;
     cannot_be_had(&apart, &secret, "adapter_too_large").await;
     apart.stop().await;
 }

@@ -215,7 +215,7 @@ impl Error {
             Self::EmptyPrompt => "empty_prompt",
             Self::QueueFull { .. } => "queue_full",
             Self::AdapterTooLarge { .. } | Self::Lease { kind: Kind::TooLarge, .. } => "adapter_too_large",
-            Self::Lease { kind: Kind::Unavailable | Kind::NotFound | Kind::Timeout, .. }
+            Self::Lease { kind: Kind::Unavailable | Kind::Timeout, .. }
             | Self::LoadTimeout { .. }
             | Self::AdapterFile { .. } => "adapter_unavailable",
             Self::Engine(weft_engine::Error::AdapterShape { .. }) => "adapter_wrong_base",
@@ -307,7 +307,7 @@ mod tests {
     fn what_the_cache_daemon_refuses_says_whether_another_try_can_help() {
         let too_large = lease(Kind::TooLarge);
         assert_eq!((too_large.kind, too_large.code.as_str()), (Kind::Refused, "adapter_too_large"));
-        for kind in [Kind::Unavailable, Kind::NotFound, Kind::Timeout] {
+        for kind in [Kind::Unavailable, Kind::Timeout] {
             assert_eq!((lease(kind).kind, lease(kind).code.as_str()), (kind, "adapter_unavailable"));
         }
         assert_eq!(lease(Kind::Overloaded).kind, Kind::Overloaded);
