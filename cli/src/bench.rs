@@ -1,8 +1,8 @@
 //! `weft bench`: what many adapters cost, measured over HTTP on the embedded mesh in one run.
 //!
-//! Three kinds of traffic with the same prompts, in turn, several rounds: the base alone, one adapter shared by all
-//! requests, and a different adapter for every request. Prompts are fresh random token ids in every round, so that no
-//! cache flatters a figure; outputs have a fixed length. What counts is the ratio within a round; the median is kept.
+//! Three kinds of traffic, in turn, several rounds: the base alone, one adapter shared by all requests, and a different
+//! adapter for every request. Prompts are fresh random token ids in every round and kind, so that no prefix cache
+//! flatters a figure; outputs have a fixed length. What counts is the ratio within a round; the median is kept.
 
 use crate::client::{Admin, Data};
 use crate::embedded::{self, Mesh};
@@ -106,8 +106,8 @@ fn packages(options: &Options, model: &ModelConfig) -> Vec<Package> {
     (0..options.concurrency as u64).map(|n| synthetic::lora(model, options.rank, &modules, SEED + n)).collect()
 }
 
-fn prompts(options: &Options, vocabulary: usize, round: u64) -> Vec<Vec<u32>> {
-    let mut random = StdRng::seed_from_u64(SEED ^ (round << 32));
+fn prompts(options: &Options, vocabulary: usize, round: u64, kind: u64) -> Vec<Vec<u32>> {
+    let mut random = StdRng::seed_from_u64(SEED ^ (round << 32) ^ (kind << 56));
     // The first thousand ids hold special tokens and single bytes.
     let mut id = || random.random_range(1000.min(vocabulary as u32 / 2)..vocabulary as u32);
     (0..options.concurrency).map(|_| (0..options.prompt_tokens).map(|_| id()).collect()).collect()
@@ -124,7 +124,7 @@ fn export(options: &Options, model: &ModelConfig, folder: &Path) -> Result<()> {
         std::fs::write(dir.join("adapter_config.json"), package.config)?;
         std::fs::write(dir.join("adapter_model.safetensors"), package.weights)?;
     }
-    let rounds: Vec<_> = (0..options.rounds as u64).map(|round| prompts(options, model.vocab_size, round)).collect();
+    let rounds: Vec<_> = (0..options.rounds as u64).map(|round| prompts(options, model.vocab_size, round, 0)).collect();
     std::fs::write(folder.join("prompts.json"), serde_json::to_vec(&rounds)?)?;
     Ok(())
 }
@@ -145,8 +145,8 @@ async fn measure(options: &Options, mesh: &Mesh, model: &ModelConfig) -> Result<
     let mut rounds: [Vec<Round>; 3] = Default::default();
     // One round warms up: adapters get their slots, pages get touched.
     for round in 0..=options.rounds as u64 {
-        let prompts = prompts(options, model.vocab_size, round);
         for (index, (_, names)) in kinds.iter().enumerate() {
+            let prompts = prompts(options, model.vocab_size, round, index as u64);
             let measured = one_round(options, &data, &prompts, *names).await?;
             if round > 0 {
                 rounds[index].push(measured);

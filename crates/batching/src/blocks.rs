@@ -1,16 +1,22 @@
-//! Physical KV blocks: each is free or has exactly one owner.
+//! Physical KV blocks: each is free, referenced by tables, or idle: kept for its content until the memory is needed.
+
+use crate::prefix::{BlockHash, PrefixIndex};
+use crate::turns::Tenant;
 
 /// The KV blocks of one request, in the order of its positions: block `i` holds positions
 /// `i * block_size .. (i + 1) * block_size`.
 ///
-/// A table owns its blocks. It can neither be copied nor made from numbers, so that a block has one owner; it must go
-/// back to its pool by [`BlockPool::release`].
+/// A table holds one reference to each of its blocks. It can neither be copied nor made from numbers, so that references are
+/// counted right; it must go back to its pool by [`BlockPool::release`].
+///
+/// A block that came by [`BlockPool::try_grow`] has this table alone until [`BlockPool::cache`] says that its content is
+/// complete; from then on it is never written until it is reclaimed. Hence a block that is written has one reference.
 #[derive(Debug, Default)]
 #[must_use = "blocks that are not released are lost"]
 pub struct BlockTable(Vec<u32>);
 
 impl BlockTable {
-    /// A table that owns nothing.
+    /// A table without blocks.
     pub fn new() -> Self {
         Self::default()
     }
@@ -21,26 +27,38 @@ impl BlockTable {
         &self.0
     }
 
-    /// How many blocks it owns.
+    /// How many blocks it has.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether it owns none.
+    /// Whether it has none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
+/// A cached prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cached {
+    /// Its length.
+    pub blocks: usize,
+    /// Of these, how many have a reference now: to share them takes nothing from the free blocks.
+    pub referenced: usize,
+}
+
 /// All KV blocks of an engine, numbered from 0.
 #[derive(Debug)]
 pub struct BlockPool {
-    /// Free blocks; the last is handed out next, so that recently used (cache-warm) memory is used again first.
-    free: Vec<u32>,
-    /// Owned or not, by block: catches a table that belongs to another pool.
-    owned: Vec<bool>,
+    /// Blocks without content; the last is handed out next, so that recently used (cache-warm) memory is used again
+    /// first.
+    blank: Vec<u32>,
+    /// Tables that hold the block, by block.
+    references: Vec<u32>,
+    index: PrefixIndex,
+    reclaimed: u64,
     block_size: usize,
 }
 
@@ -53,7 +71,13 @@ impl BlockPool {
     pub fn new(blocks: usize, block_size: usize) -> Self {
         assert!(block_size > 0, "a block holds at least one token");
         let count = u32::try_from(blocks).expect("block numbers are 32 bits wide");
-        Self { free: (0..count).rev().collect(), owned: vec![false; blocks], block_size }
+        Self {
+            blank: (0..count).rev().collect(),
+            references: vec![0; blocks],
+            index: PrefixIndex::default(),
+            reclaimed: 0,
+            block_size,
+        }
     }
 
     /// Tokens in a block.
@@ -65,13 +89,25 @@ impl BlockPool {
     /// Blocks in all.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.owned.len()
+        self.references.len()
     }
 
-    /// Blocks that nobody owns.
+    /// Blocks that no table holds, idle ones included: all can be had at once.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.blank.len() + self.index.idle()
+    }
+
+    /// Blocks that no table holds, kept for their content.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.index.idle()
+    }
+
+    /// Idle blocks that were taken for other content, since the start.
+    #[must_use]
+    pub fn reclaimed(&self) -> u64 {
+        self.reclaimed
     }
 
     /// Blocks that hold this many tokens.
@@ -80,30 +116,74 @@ impl BlockPool {
         tokens.div_ceil(self.block_size)
     }
 
-    /// Grows the table until it holds `tokens` tokens. Says whether it does; if not, nothing has changed.
-    /// Cost: no allocation beyond the table's own growth.
+    /// Grows the table until it holds `tokens` tokens, with blocks that nobody else holds. Says whether it does; if not,
+    /// nothing has changed. Idle blocks are reclaimed when there are no blank ones.
     pub fn try_grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
         let missing = self.blocks_for(tokens).saturating_sub(table.len());
-        if missing > self.free.len() {
+        if missing > self.free() {
             return false;
         }
-        for block in self.free.drain(self.free.len() - missing..).rev() {
-            self.owned[block as usize] = true;
+        for _ in 0..missing {
+            let block = self.blank.pop().or_else(|| self.reclaim()).expect("invariant: free blocks were counted");
+            let references = &mut self.references[block as usize];
+            assert_eq!(*references, 0, "invariant: a free block is in no table");
+            *references = 1;
             table.0.push(block);
         }
         true
     }
 
-    /// Takes back all blocks of the table and leaves it empty.
+    /// Takes back all blocks of the table and leaves it empty. Cached ones that no table holds any more become idle, the last
+    /// of the table as the oldest: without the blocks before it a block is of no use.
     ///
     /// # Panics
     /// If a block is free already: the table came from another pool, which is a bug in our code.
     pub fn release(&mut self, table: &mut BlockTable) {
         for block in table.0.drain(..).rev() {
-            let owned = std::mem::replace(&mut self.owned[block as usize], false);
-            assert!(owned, "invariant: a block in a table is owned");
-            self.free.push(block);
+            let references = &mut self.references[block as usize];
+            *references = references.checked_sub(1).expect("invariant: a block in a table has a reference");
+            if *references == 0 && !self.index.keep_idle(block) {
+                self.blank.push(block);
+            }
         }
+    }
+
+    /// The longest cached prefix of blocks with these hashes.
+    #[must_use]
+    pub fn cached(&self, hashes: &[BlockHash]) -> Cached {
+        let mut cached = Cached::default();
+        for block in hashes.iter().map_while(|hash| self.index.get(hash)) {
+            cached.blocks += 1;
+            cached.referenced += usize::from(self.references[block as usize] > 0);
+        }
+        cached
+    }
+
+    /// Puts the longest cached prefix of blocks with these hashes into an empty table. They must not be written.
+    ///
+    /// # Panics
+    /// If the table is not empty.
+    pub fn adopt(&mut self, table: &mut BlockTable, hashes: &[BlockHash]) {
+        assert!(table.is_empty(), "invariant: a prefix is at the beginning");
+        for hash in hashes {
+            let Some(block) = self.index.get(hash) else { return };
+            self.index.wake(block);
+            self.references[block as usize] += 1;
+            table.0.push(block);
+        }
+    }
+
+    /// The content of a block in a table is complete: others may find it by this hash. If they find the same content in
+    /// another block already, nothing changes.
+    pub fn cache(&mut self, block: u32, hash: BlockHash, tenant: &Tenant) {
+        assert!(self.references[block as usize] > 0, "invariant: only a block in a table is cached");
+        self.index.insert(block, hash, tenant);
+    }
+
+    fn reclaim(&mut self) -> Option<u32> {
+        let block = self.index.reclaim()?;
+        self.reclaimed += 1;
+        Some(block)
     }
 }
 
@@ -134,5 +214,56 @@ mod tests {
         assert!(pool.try_grow(&mut two, 48));
         pool.release(&mut two);
         assert_eq!(pool.free(), 3);
+    }
+
+    fn hashes(numbers: std::ops::Range<u8>) -> Vec<BlockHash> {
+        numbers.map(|number| BlockHash([number; 32])).collect()
+    }
+
+    /// A table of full blocks with the hashes 0, 1, 2 and so on.
+    fn cached_table(pool: &mut BlockPool, blocks: u8) -> BlockTable {
+        let mut table = BlockTable::new();
+        assert!(pool.try_grow(&mut table, usize::from(blocks) * pool.block_size()));
+        for (block, hash) in table.blocks().to_vec().into_iter().zip(hashes(0..blocks)) {
+            pool.cache(block, hash, &"a".into());
+        }
+        table
+    }
+
+    #[test]
+    fn a_shared_block_is_free_when_the_last_table_lets_go() {
+        let mut pool = BlockPool::new(4, 16);
+        let mut one = cached_table(&mut pool, 3);
+        let mut two = BlockTable::new();
+        assert_eq!(pool.cached(&hashes(0..2)), Cached { blocks: 2, referenced: 2 });
+        pool.adopt(&mut two, &hashes(0..2));
+        assert_eq!((two.blocks(), pool.free()), (&one.blocks()[..2], 1));
+        pool.release(&mut one);
+        assert_eq!((pool.free(), pool.idle()), (2, 1));
+        pool.release(&mut two);
+        assert_eq!((pool.free(), pool.idle()), (4, 3));
+        assert_eq!(pool.cached(&hashes(0..4)), Cached { blocks: 3, referenced: 0 });
+    }
+
+    #[test]
+    fn memory_that_is_needed_takes_idle_blocks_from_the_end_of_a_prefix() {
+        let mut pool = BlockPool::new(4, 16);
+        let mut one = cached_table(&mut pool, 3);
+        pool.release(&mut one);
+        assert!(pool.try_grow(&mut one, 32));
+        assert_eq!((pool.cached(&hashes(0..3)).blocks, pool.reclaimed()), (2, 1));
+        let mut two = BlockTable::new();
+        assert!(!pool.try_grow(&mut two, 48));
+        assert_eq!((pool.cached(&hashes(0..3)).blocks, pool.reclaimed()), (2, 1), "a refused growth changes nothing");
+        assert!(pool.try_grow(&mut two, 32));
+        assert_eq!((pool.cached(&hashes(0..3)).blocks, pool.free()), (0, 0));
+    }
+
+    #[test]
+    fn a_gap_ends_a_prefix() {
+        let mut pool = BlockPool::new(4, 16);
+        let mut one = cached_table(&mut pool, 3);
+        assert_eq!(pool.cached(&[&hashes(0..1)[..], &hashes(7..8), &hashes(2..3)].concat()).blocks, 1);
+        pool.release(&mut one);
     }
 }

@@ -1,26 +1,33 @@
 //! Queues, a token budget and KV blocks, turned into the plan of one step.
 //!
 //! What this room is for: it decides who runs in the next step, with how many tokens and in which KV blocks. It holds
-//! counts and names only. It must not know token ids, text, logits, bytes of adapters, clocks or threads: the worker's
+//! counts, names and hashes only. It must not know token ids, text, logits, bytes of adapters, clocks or threads: the worker's
 //! loop asks for a plan, runs it on the engine and reports back.
 //!
 //! Parts, in the order in which a request meets them:
 //! 1. [`turns`]: first come, first served within a tenant; tenants take turns.
 //! 2. [`Scheduler`]: waiting, running and preempted requests, and requests that wait beside the queue for their adapter.
-//! 3. [`BlockPool`]: physical KV blocks, handed out one owner at a time.
+//! 3. [`BlockPool`]: physical KV blocks; full ones may be shared by requests that begin alike.
+//! 4. [`prefix`]: which full blocks can be found again, by whom, and which go first.
 //!
-//! Promises, kept by `tests/properties.rs`:
+//! Promises, kept by `tests/properties.rs` and `tests/prefix_cache.rs`:
 //! - a plan never holds more than `step_tokens_max` tokens, nor more requests than `running_max`;
-//! - no two requests ever hold one block, and no block is lost;
-//! - every token of a request is computed once for every time that it has to be (once, and again after a preemption);
+//! - a block that is written is held by one request, a block that several hold is only read, and none is lost;
+//! - every token of a request is computed once for every time that it has to be (once, and again after a preemption), or
+//!   read from a block that holds the same tokens in the same namespace;
+//! - what a plan looks like does not depend on the content of prompts in other namespaces;
 //! - every request that is admitted finishes, and a tenant waits at most one admission of each other tenant for its turn.
 
 mod blocks;
+pub mod prefix;
 mod scheduler;
 pub mod turns;
 
-pub use blocks::{BlockPool, BlockTable};
-pub use scheduler::{Chunk, Limits, Load, NewRequest, Phase, RequestId, Scheduler, StepPlan, Submitted, Tenant};
+pub use blocks::{BlockPool, BlockTable, Cached};
+pub use prefix::{BlockHash, Prefix};
+pub use scheduler::{
+    Chunk, Limits, Load, NewRequest, Phase, PrefixCounts, RequestId, Scheduler, StepPlan, Submitted, Tenant,
+};
 
 /// Why a request is not taken, or the scheduler cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,8 +9,11 @@ use std::ops::Range;
 
 pub use crate::turns::Tenant;
 use crate::turns::TurnQueue;
-use crate::{BlockPool, BlockTable, Error};
+use crate::{BlockPool, BlockTable, Error, Prefix};
+pub use cached::PrefixCounts;
 use weft_types::Digest;
+
+mod cached;
 
 /// A request, numbered by arrival: the smaller the older. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,6 +44,8 @@ pub struct NewRequest {
     pub prompt_tokens: usize,
     /// At least 1.
     pub output_tokens_max: usize,
+    /// Its part in the prefix cache; none: it neither reads nor fills it.
+    pub prefix: Option<Prefix>,
 }
 
 /// Where a request is.
@@ -71,7 +76,8 @@ pub struct Chunk {
     pub id: RequestId,
     /// Positions to compute, as indices into prompt and output. Never empty.
     pub tokens: Range<usize>,
-    /// Physical KV blocks; they cover `0..tokens.end`.
+    /// Physical KV blocks; they cover `0..tokens.end`. Those before the one that holds `tokens.start` may be in other
+    /// chunks too.
     pub blocks: Vec<u32>,
     /// The chunk ends with the last known token: its logits choose the next one.
     pub samples: bool,
@@ -97,8 +103,10 @@ pub struct Load {
     pub waiting: usize,
     /// Requests whose adapter is on its way.
     pub beside: usize,
-    /// KV blocks with an owner.
+    /// KV blocks that requests hold.
     pub blocks_used: usize,
+    /// KV blocks that nobody holds, kept for the prefix cache.
+    pub blocks_idle: usize,
     /// KV blocks in all.
     pub blocks_total: usize,
 }
@@ -115,6 +123,7 @@ struct Request {
     /// Prompt and output at most.
     known_max: usize,
     blocks: BlockTable,
+    prefix: Option<Prefix>,
     /// Number of its first admission: the larger, the sooner it is preempted.
     admission: u64,
     /// Step in which it last got prompt tokens.
@@ -150,6 +159,7 @@ pub struct Scheduler {
     open: HashSet<Digest>,
     admissions: u64,
     steps: u64,
+    prefix_counts: PrefixCounts,
 }
 
 impl Scheduler {
@@ -170,6 +180,7 @@ impl Scheduler {
             open: HashSet::new(),
             admissions: 0,
             steps: 0,
+            prefix_counts: PrefixCounts::default(),
         }
     }
 
@@ -208,6 +219,7 @@ impl Scheduler {
                 computed: 0,
                 known_max,
                 blocks: BlockTable::new(),
+                prefix: new.prefix,
                 admission: 0,
                 prefill_step: 0,
             },
@@ -270,11 +282,15 @@ impl Scheduler {
 
     /// The step was computed. Requests that were removed meanwhile are passed over.
     pub fn commit(&mut self, plan: &StepPlan) {
-        for chunk in &plan.chunks {
-            if let Some(request) = self.requests.get_mut(&chunk.id) {
-                debug_assert_eq!(request.computed, chunk.tokens.start, "invariant: a token is computed once");
-                request.computed = chunk.tokens.end;
-            }
+        plan.chunks.iter().for_each(|chunk| self.commit_chunk(chunk));
+    }
+
+    /// This part of the step was computed, as it should be: whoever begins alike may read its full blocks from now on.
+    pub fn commit_chunk(&mut self, chunk: &Chunk) {
+        if let Some(request) = self.requests.get_mut(&chunk.id) {
+            debug_assert_eq!(request.computed, chunk.tokens.start, "invariant: a token is computed once");
+            request.computed = chunk.tokens.end;
+            self.cache_completed(chunk.id, chunk.tokens.start);
         }
     }
 
@@ -316,6 +332,7 @@ impl Scheduler {
             waiting: self.waiting.len(),
             beside: self.beside.len(),
             blocks_used: self.pool.total() - self.pool.free(),
+            blocks_idle: self.pool.idle(),
             blocks_total: self.pool.total(),
         }
     }
@@ -404,7 +421,8 @@ impl Scheduler {
         while *tokens_left > 0 {
             let Some(id) = self.next_admission() else { return };
             let request = self.requests.get_mut(&id).expect("invariant: queued requests are known");
-            if request.phase == Phase::Preempted {
+            let first_time = request.phase != Phase::Preempted;
+            if !first_time {
                 self.preempted.remove(&request.admission);
             } else {
                 self.waiting.pop();
@@ -417,6 +435,7 @@ impl Scheduler {
             let request = self.requests.get_mut(&id).expect("invariant: queued requests are known");
             request.phase = Phase::Running;
             self.running.insert(request.admission, id);
+            self.start_behind_cached(id, first_time);
             let chunk = self.prefill_tokens(id, *tokens_left);
             self.push_chunk(id, chunk, plan);
             *tokens_left -= chunk;
@@ -432,6 +451,7 @@ impl Scheduler {
         let id = self.preempted.first_key_value().map(|(_, id)| *id).or_else(|| self.waiting.peek())?;
         let request = &self.requests[&id];
         let own = self.pool.blocks_for((request.known + 1).min(request.known_max - 1));
+        let own = own - self.cached(request).referenced;
         // Blocks that running prompts still have to take, and one for each that decodes: else the next step preempts.
         let promised: usize = self
             .running

@@ -49,8 +49,14 @@ impl World {
     ) -> Result<RequestId, Error> {
         let id = RequestId(self.next);
         self.next += 1;
-        let new =
-            NewRequest { id, tenant: tenant.into(), adapter, prompt_tokens: prompt, output_tokens_max: output_max };
+        let new = NewRequest {
+            id,
+            tenant: tenant.into(),
+            adapter,
+            prompt_tokens: prompt,
+            output_tokens_max: output_max,
+            prefix: None,
+        };
         let submitted = self.scheduler.submit(new)?;
         if let Some(pushed_out) = submitted.pushed_out {
             let seen = self.seen.remove(&pushed_out).expect("only known requests are pushed out");

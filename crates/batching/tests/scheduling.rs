@@ -8,7 +8,14 @@ fn scheduler(blocks: usize, step_tokens_max: usize, running_max: usize) -> Sched
 }
 
 fn request(id: u64, tenant: &str, prompt_tokens: usize, output_tokens_max: usize) -> NewRequest {
-    NewRequest { id: RequestId(id), tenant: tenant.into(), adapter: None, prompt_tokens, output_tokens_max }
+    NewRequest {
+        id: RequestId(id),
+        tenant: tenant.into(),
+        adapter: None,
+        prompt_tokens,
+        output_tokens_max,
+        prefix: None,
+    }
 }
 
 /// Runs the step; everybody who sampled goes on.

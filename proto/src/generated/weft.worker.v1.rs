@@ -11,7 +11,8 @@ pub struct GenerateRequest {
     /// Absent: the base alone.
     #[prost(message, optional, tag = "3")]
     pub adapter: ::core::option::Option<AdapterRef>,
-    /// HMAC(tenant secret), part of every cache key (invariant 2). 32 bytes.
+    /// HMAC(tenant secret), part of every cache key (invariant 2). 32 bytes; empty: nothing is shared with any other
+    /// request.
     #[prost(bytes = "bytes", tag = "4")]
     pub tenant_salt: ::prost::bytes::Bytes,
     /// If not empty, the worker refuses (FAILED_PRECONDITION) unless its base has this digest.
@@ -315,6 +316,7 @@ pub struct GetLoadResponse {
     /// Requests whose adapter is on its way.
     #[prost(uint32, tag = "3")]
     pub loading_requests: u32,
+    /// Held by requests.
     #[prost(uint64, tag = "4")]
     pub kv_blocks_used: u64,
     #[prost(uint64, tag = "5")]
@@ -339,6 +341,18 @@ pub struct GetLoadResponse {
     /// Mean time of the last steps, microseconds.
     #[prost(uint64, tag = "14")]
     pub step_us: u64,
+    /// KV blocks that nobody holds, kept for the prefix cache; they are free for whoever needs them.
+    #[prost(uint64, tag = "20")]
+    pub kv_blocks_idle: u64,
+    /// Idle KV blocks that were taken for other content.
+    #[prost(uint64, tag = "21")]
+    pub kv_blocks_reclaimed_total: u64,
+    /// Prompt tokens of requests that could read the prefix cache, and those of them found there. Neither counts a
+    /// replay after a preemption.
+    #[prost(uint64, tag = "22")]
+    pub prefix_lookup_tokens_total: u64,
+    #[prost(uint64, tag = "23")]
+    pub prefix_hit_tokens_total: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

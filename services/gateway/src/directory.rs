@@ -23,6 +23,8 @@ use weft_types::Digest;
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Tags what the salt is for, so that the same secret can serve other ends later.
 const SALT_TAG: &[u8] = b"weft.tenant-salt.v1";
+/// Bytes of a tenant's secret.
+const SECRET_BYTES: usize = 32;
 
 pub(crate) type Registry = RegistryClient<Channel>;
 
@@ -47,8 +49,9 @@ pub(crate) struct Snapshot {
 pub(crate) struct Tenant {
     pub(crate) name: String,
     pub(crate) default_adapter: Option<String>,
-    /// HMAC of the tenant's secret: part of every cache key below (invariant 2).
-    pub(crate) salt: [u8; 32],
+    /// HMAC of the tenant's secret: part of every cache key below (invariant 2). None without a proper secret: then nothing
+    /// of this tenant is cached, for it would share with others who have none.
+    pub(crate) salt: Option<[u8; 32]>,
     pub(crate) adapters: BTreeMap<String, Adapter>,
 }
 
@@ -111,10 +114,13 @@ impl Adapter {
     }
 }
 
-fn salt(secret: &[u8]) -> [u8; 32] {
+fn salt(secret: &[u8]) -> Option<[u8; 32]> {
+    if secret.len() != SECRET_BYTES {
+        return None;
+    }
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes a key of any length");
     mac.update(SALT_TAG);
-    mac.finalize().into_bytes().into()
+    Some(mac.finalize().into_bytes().into())
 }
 
 /// The current snapshot and its age. Cheap to share behind an `Arc`.
@@ -279,8 +285,9 @@ mod tests {
 
     #[test]
     fn the_salt_is_neither_the_secret_nor_shared() {
-        assert_ne!(salt(b"one"), salt(b"two"));
-        assert_ne!(salt(&[7; 32]), [7; 32]);
-        assert_eq!(salt(b"one"), salt(b"one"));
+        assert_ne!(salt(&[7; 32]), salt(&[8; 32]));
+        assert_ne!(salt(&[7; 32]), Some([7; 32]));
+        assert_eq!(salt(&[7; 32]), salt(&[7; 32]));
+        assert_eq!((salt(b""), salt(&[7; 31])), (None, None), "what is no secret makes no salt");
     }
 }

@@ -180,7 +180,7 @@ fn request(admission: &Admission, wanted: &Wanted, attempt: usize) -> pb::Genera
             digest: raw(digest),
             label: admission.resolved.label(&admission.tenant.name),
         }),
-        tenant_salt: Bytes::copy_from_slice(&admission.tenant.salt),
+        tenant_salt: admission.tenant.salt.map_or_else(Bytes::new, |salt| Bytes::copy_from_slice(&salt)),
         expected_base_digest: raw(admission.base.digest),
         prompt: Some((*wanted.prompt).clone()),
         sampling: Some(wanted.sampling),

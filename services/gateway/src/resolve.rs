@@ -83,7 +83,7 @@ mod tests {
         Tenant {
             name: "t".into(),
             default_adapter: default_adapter.map(Into::into),
-            salt: [0; 32],
+            salt: None,
             adapters: BTreeMap::from([("org/a".into(), adapter)]),
         }
     }

@@ -3,12 +3,14 @@
 use std::time::Instant;
 
 use weft_base_model::SpecialText;
+use weft_batching::Prefix;
 use weft_engine::sampling::SamplingParams;
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
 use crate::Error;
 use crate::model::Model;
+use crate::prefix::{HashChain, Namespace};
 use crate::settings::Settings;
 
 /// Most alternatives per token.
@@ -25,6 +27,10 @@ pub(crate) struct Job {
     pub(crate) adapter: Option<Digest>,
     /// Not empty.
     pub(crate) prompt: Vec<u32>,
+    /// Its part in the prefix cache, for the scheduler to take; none: no part.
+    pub(crate) prefix: Option<Prefix>,
+    /// Goes on where `prefix` ends.
+    pub(crate) hash_chain: Option<HashChain>,
     pub(crate) sampling: SamplingParams,
     /// 1 or more; prompt and output fit the context.
     pub(crate) max_tokens: usize,
@@ -71,11 +77,27 @@ pub(crate) fn admit(
     };
     let prompt = prompt_ids(request.prompt, model, settings)?;
     let max_tokens = max_tokens(prompt.len(), stopping.max_tokens as usize, model)?;
+    // Without a salt nobody is known to whom these blocks could be shown again.
+    let caches = settings.prefix_cache && !request.tenant_salt.is_empty();
+    let (hash_chain, prefix) = caches
+        .then(|| {
+            let namespace = Namespace {
+                base: &model.digest,
+                adapter: adapter.as_ref(),
+                tenant_salt: &request.tenant_salt,
+                dtype: model.dtype.as_str(),
+            };
+            // Log-probabilities of the prompt need every row of it.
+            HashChain::of_prompt(namespace, &prompt, !prompt_logprobs)
+        })
+        .unzip();
     Ok(Job {
         request_id: request.request_id,
         tenant: request.tenant,
         adapter,
         prompt,
+        prefix,
+        hash_chain,
         sampling,
         max_tokens,
         stops: stopping.stop,

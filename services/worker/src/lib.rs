@@ -5,7 +5,8 @@
 //!
 //! A request's way, file by file:
 //! 1. `grpc.rs`: the call; waits for the first event, cancels when the caller goes.
-//! 2. `admit.rs`: checks, renders the chat template, tokenizes, on a blocking thread, when `turns.rs` says so.
+//! 2. `admit.rs`: checks, renders the chat template, tokenizes, on a blocking thread, when `turns.rs` says so; `prefix.rs`
+//!    names the prompt's KV blocks.
 //! 3. `step_loop.rs`: one thread that owns engine and requests; plans come from `weft_batching`.
 //! 4. `adapters/`: lease from the cache daemon, pack and hash beside the loop, slot in the loop.
 //! 5. `request.rs`: sampling and what the caller is told; `text.rs`: whole characters and stop strings.
@@ -21,6 +22,7 @@ mod error;
 mod grpc;
 mod metrics;
 mod model;
+mod prefix;
 mod request;
 mod settings;
 mod step_loop;

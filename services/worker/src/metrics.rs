@@ -30,7 +30,12 @@ pub(crate) struct Metrics {
     pub(crate) running_requests: IntGauge,
     pub(crate) queued_requests: IntGauge,
     pub(crate) kv_blocks_used: IntGauge,
+    pub(crate) kv_blocks_idle: IntGauge,
     pub(crate) kv_blocks_total: IntGauge,
+    pub(crate) kv_blocks_reclaimed: IntCounter,
+    pub(crate) prefix_lookup_tokens: IntCounter,
+    /// Divided by `prefix_lookup_tokens`: the hit ratio of the prefix cache.
+    pub(crate) prefix_hit_tokens: IntCounter,
     pub(crate) slot_bytes_used: IntGauge,
     pub(crate) slot_bytes_total: IntGauge,
 }
@@ -72,8 +77,15 @@ impl Metrics {
             adapter_evictions: counter("worker_adapter_evictions_total", "Adapters that lost their slot")?,
             running_requests: gauge("worker_running_requests", "Requests that run")?,
             queued_requests: gauge("worker_queued_requests", "Requests that wait, in the queue and for adapters")?,
-            kv_blocks_used: gauge("worker_kv_blocks_used", "KV blocks with an owner")?,
+            kv_blocks_used: gauge("worker_kv_blocks_used", "KV blocks that requests hold")?,
+            kv_blocks_idle: gauge("worker_kv_blocks_idle", "KV blocks that nobody holds, kept for the prefix cache")?,
             kv_blocks_total: gauge("worker_kv_blocks_limit", "KV blocks in all")?,
+            kv_blocks_reclaimed: counter("worker_kv_blocks_reclaimed_total", "Idle KV blocks taken for other content")?,
+            prefix_lookup_tokens: counter(
+                "worker_prefix_lookup_tokens_total",
+                "Prompt tokens of requests that could read the prefix cache",
+            )?,
+            prefix_hit_tokens: counter("worker_prefix_hit_tokens_total", "Prompt tokens found in the prefix cache")?,
             slot_bytes_used: gauge("worker_slot_bytes_used", "Bytes of resident adapters")?,
             slot_bytes_total: gauge("worker_slot_bytes_limit", "Bytes that resident adapters may take")?,
         })

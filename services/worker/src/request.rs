@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use tokio::sync::mpsc;
+use weft_batching::BlockHash;
 use weft_engine::sampling::{Sampled, Sampler, logprob_of};
 use weft_engine::{LogitsWanted, SeqOutput};
 use weft_fault::Fault;
@@ -89,6 +90,11 @@ impl Active {
         self.tokens.len() - self.job.prompt.len()
     }
 
+    /// The hash of the block that the last token filled.
+    pub(crate) fn filled_block(&mut self) -> Option<BlockHash> {
+        self.job.hash_chain.as_mut()?.next(&self.tokens)
+    }
+
     pub(crate) fn has_started(&self) -> bool {
         self.first_step.is_some()
     }
@@ -120,7 +126,7 @@ impl Active {
             return Err(Error::WrongAdapter { wanted: self.job.adapter, found: output.adapter });
         }
         if self.first_step.is_none() {
-            self.send(pb::generate_event::Event::Started(self.started(output.adapter, step, model)));
+            self.send(pb::generate_event::Event::Started(self.started(start, output.adapter, step, model)));
             self.first_step = Some(step.number);
         }
         self.last_step = step.number;
@@ -204,13 +210,14 @@ impl Active {
         Ok(())
     }
 
-    fn started(&self, adapter: Option<Digest>, step: &StepFacts, model: &Model) -> pb::Started {
+    /// The first chunk begins behind what was cached.
+    fn started(&self, cached: usize, adapter: Option<Digest>, step: &StepFacts, model: &Model) -> pb::Started {
         let micros = |until: Instant| until.saturating_duration_since(self.job.received).as_micros() as u64;
         pb::Started {
             adapter_digest: raw(adapter).into(),
             base_digest: model.digest.to_vec().into(),
             prompt_tokens: self.job.prompt.len() as u32,
-            cached_tokens: 0,
+            cached_tokens: cached as u32,
             queue_us: micros(step.started),
             adapter_wait_us: self.adapter_ready.map_or(0, micros),
             worker: model.worker.clone(),

@@ -47,6 +47,8 @@ weft_service_kit::settings! {
         pub kv_memory_bytes: u64 = 1 << 30,
         /// Tokens in the KV memory; 0: as many as kv_memory_bytes hold. The smaller of the two counts.
         pub kv_tokens_max: usize = 0,
+        /// Whether what was computed for a prompt is used again for prompts of the same tenant that begin alike.
+        pub prefix_cache: bool = true,
         /// Memory for resident adapters, in bytes.
         pub adapter_memory_bytes: u64 = 1 << 30,
         /// Memory for resident adapters as a fraction of the machine's memory, instead of adapter_memory_bytes.

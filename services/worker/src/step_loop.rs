@@ -174,13 +174,14 @@ impl StepLoop {
         true
     }
 
-    fn submit(&mut self, id: RequestId, job: Job, events: Events) {
+    fn submit(&mut self, id: RequestId, mut job: Job, events: Events) {
         let new = NewRequest {
             id,
             tenant: job.tenant.as_str().into(),
             adapter: job.adapter,
             prompt_tokens: job.prompt.len(),
             output_tokens_max: job.max_tokens,
+            prefix: job.prefix.take(),
         };
         self.active.insert(id, Active::new(job, events));
         let error = match self.scheduler.submit(new) {
@@ -335,7 +336,6 @@ impl StepLoop {
             }
         }
         self.output = output;
-        self.scheduler.commit(plan);
     }
 
     /// The plan in the engine's terms. A request that is unknown or has no slot is a bug; it fails, and nobody else.
@@ -409,9 +409,19 @@ impl StepLoop {
                 Some(before) => self.parts.metrics.step.inter_token(now - before),
             }
         }
-        match advanced.unwrap_or(Err(Error::Panic("sampling"))) {
+        let advanced = advanced.unwrap_or(Err(Error::Panic("sampling")));
+        if advanced.is_ok() {
+            // Only now: the right adapter was used, so others may read these blocks. And before an end frees them.
+            self.scheduler.commit_chunk(chunk);
+        }
+        match advanced {
             Ok(Progress::Prefilled) => {}
-            Ok(Progress::Sampled) => self.scheduler.sampled(chunk.id),
+            Ok(Progress::Sampled) => {
+                self.scheduler.sampled(chunk.id);
+                if let Some(hash) = active.filled_block() {
+                    self.scheduler.block_filled(chunk.id, hash);
+                }
+            }
             Ok(Progress::Finished(finished)) => {
                 self.count_end(match finished.reason() {
                     pb::FinishReason::Stop => "stop",
@@ -493,14 +503,17 @@ impl StepLoop {
         self.load.queued_requests = load.waiting as u32;
         self.load.loading_requests = load.beside as u32;
         self.load.kv_blocks_used = load.blocks_used as u64;
+        self.load.kv_blocks_idle = load.blocks_idle as u64;
         self.load.kv_blocks_max = load.blocks_total as u64;
         self.load.slot_bytes_used = self.slots.bytes_used();
         self.load.slot_bytes_max = self.slots.bytes_max();
+        self.count_prefixes();
         self.parts.view.set_load(self.load);
         let metrics = &self.parts.metrics;
         metrics.running_requests.set(load.running as i64);
         metrics.queued_requests.set((load.waiting + load.beside) as i64);
         metrics.kv_blocks_used.set(load.blocks_used as i64);
+        metrics.kv_blocks_idle.set(load.blocks_idle as i64);
         metrics.slot_bytes_used.set(self.slots.bytes_used() as i64);
         let now = (self.slots.generation(), self.users_changed);
         if self.generation_shown != Some(now) {
@@ -514,6 +527,18 @@ impl StepLoop {
         }
         for ending in self.endings.drain(..) {
             ending.tell();
+        }
+    }
+
+    fn count_prefixes(&mut self) {
+        let (counts, metrics) = (self.scheduler.prefix_counts(), &self.parts.metrics);
+        for (total, shown, metric) in [
+            (counts.lookup_tokens, &mut self.load.prefix_lookup_tokens_total, &metrics.prefix_lookup_tokens),
+            (counts.hit_tokens, &mut self.load.prefix_hit_tokens_total, &metrics.prefix_hit_tokens),
+            (counts.reclaimed_blocks, &mut self.load.kv_blocks_reclaimed_total, &metrics.kv_blocks_reclaimed),
+        ] {
+            metric.inc_by(total - *shown);
+            *shown = total;
         }
     }
 

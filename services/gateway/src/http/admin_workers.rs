@@ -38,7 +38,10 @@ pub(crate) async fn workers(State(gateway): State<Arc<Gateway>>) -> Json<serde_j
                 "slot_bytes_max": l.slot_bytes_max, "steps_total": l.steps_total,
                 "prompt_tokens_total": l.prompt_tokens_total, "output_tokens_total": l.output_tokens_total,
                 "mixed_steps_total": l.mixed_steps_total, "preemptions_total": l.preemptions_total,
-                "draining": l.draining, "step_us": l.step_us,
+                "draining": l.draining, "step_us": l.step_us, "kv_blocks_idle": l.kv_blocks_idle,
+                "kv_blocks_reclaimed_total": l.kv_blocks_reclaimed_total,
+                "prefix_lookup_tokens_total": l.prefix_lookup_tokens_total,
+                "prefix_hit_tokens_total": l.prefix_hit_tokens_total,
             })
         });
         serde_json::json!({"address": worker.address, "up": seen.up, "problem": seen.problem, "describes": base, "load": load})
