@@ -1,6 +1,6 @@
 //! The books of one byte budget.
 
-use crate::value::{LogValue, Uses};
+use crate::value::{LogValue, Worth};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
@@ -44,8 +44,7 @@ struct Entry {
     leases: u32,
     pinned: bool,
     unlinked: bool,
-    uses: Uses,
-    reload_cost: f64,
+    worth: Worth,
     /// Breaks ties: the entry that came first goes first.
     serial: u64,
 }
@@ -113,19 +112,15 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
     /// The same with what it costs to bring these bytes back once lost: any unit, the same for all entries (we use
     /// milliseconds). Not a number, zero and less count as the least there is.
     pub fn insert_with_cost(&mut self, key: K, bytes: u64, reload_cost: f64, now_ms: u64) -> bool {
+        self.insert_worth(key, bytes, Worth::new(reload_cost, now_ms))
+    }
+
+    /// The same for an entry that has a past: it comes from another ledger or was here before. No use is counted.
+    pub fn insert_worth(&mut self, key: K, bytes: u64, worth: Worth) -> bool {
         if self.entries.contains_key(&key) {
             return false;
         }
-        let reload_cost = if reload_cost.is_nan() { 0.0 } else { reload_cost };
-        let entry = Entry {
-            bytes,
-            leases: 0,
-            pinned: false,
-            unlinked: false,
-            uses: Uses::first(now_ms),
-            reload_cost,
-            serial: self.next_serial,
-        };
+        let entry = Entry { bytes, leases: 0, pinned: false, unlinked: false, worth, serial: self.next_serial };
         self.next_serial += 1;
         self.used += bytes;
         self.entries.insert(key.clone(), entry);
@@ -133,12 +128,23 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         true
     }
 
+    /// What an entry that is not unlinked is worth, to take along when its bytes go elsewhere.
+    #[must_use]
+    pub fn worth(&self, key: &K) -> Option<Worth> {
+        self.entries.get(key).filter(|entry| !entry.unlinked).map(|entry| entry.worth)
+    }
+
+    /// Corrects what it costs to bring an entry back. False if there is no such entry.
+    pub fn set_reload_cost(&mut self, key: &K, reload_cost: f64) -> bool {
+        self.update(key, |entry| entry.worth = entry.worth.with_reload_cost(reload_cost))
+    }
+
     /// Takes one more lease, which counts as a use. False if there is no such entry, or it is unlinked.
     pub fn lease(&mut self, key: &K, now_ms: u64) -> bool {
         let half_life_ms = self.half_life_ms;
         self.update(key, |entry| {
             entry.leases += 1;
-            entry.uses.add(now_ms, half_life_ms);
+            entry.worth.uses.add(now_ms, half_life_ms);
         })
     }
 
@@ -178,7 +184,7 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
     /// Counts a use without a lease. False if there is no such entry.
     pub fn touch(&mut self, key: &K, now_ms: u64) -> bool {
         let half_life_ms = self.half_life_ms;
-        self.update(key, |entry| entry.uses.add(now_ms, half_life_ms))
+        self.update(key, |entry| entry.worth.uses.add(now_ms, half_life_ms))
     }
 
     /// Removes an entry, whatever holds it, and tells its bytes; none if there is no such entry.
@@ -345,7 +351,7 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
     /// Where this entry stands in `idle`, if it does, and its bytes.
     fn place_of(&self, key: &K) -> Option<((LogValue, u64), u64)> {
         let entry = self.entries.get(key).filter(|entry| entry.is_idle())?;
-        let value = entry.uses.log_value(entry.bytes, entry.reload_cost, self.half_life_ms);
+        let value = entry.worth.uses.log_value(entry.bytes, entry.worth.reload_cost, self.half_life_ms);
         Some(((value, entry.serial), entry.bytes))
     }
 

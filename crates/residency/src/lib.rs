@@ -7,8 +7,12 @@
 //!
 //! 1. [`Ledger`]: entries, leases, pins, the budget and what may go.
 //! 2. `value`: what an entry is worth keeping, as one number that does not change while nobody uses the entry.
+//! 3. [`Past`]: what entries that are gone were worth, for when they come back.
 
 mod ledger;
+mod past;
 mod value;
 
 pub use ledger::{EntryView, Ledger, Room};
+pub use past::Past;
+pub use value::Worth;

@@ -77,6 +77,39 @@ impl Uses {
     }
 }
 
+/// Why an entry is worth keeping: its uses and what it costs to bring back. Goes with the bytes from one ledger to
+/// another, and can be kept when the bytes are gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Worth {
+    pub(crate) uses: Uses,
+    pub(crate) reload_cost: f64,
+}
+
+impl Worth {
+    /// Used once, at `now_ms`. The cost may have any unit, the same for all entries (we use milliseconds); not a
+    /// number, zero and less count as the least there is.
+    #[must_use]
+    pub fn new(reload_cost: f64, now_ms: u64) -> Self {
+        Self { uses: Uses::first(now_ms), reload_cost: sound(reload_cost) }
+    }
+
+    /// The same uses, with what the last load has taught about the cost.
+    #[must_use]
+    pub fn with_reload_cost(self, reload_cost: f64) -> Self {
+        Self { reload_cost: sound(reload_cost), ..self }
+    }
+
+    /// The cost.
+    #[must_use]
+    pub fn reload_cost(&self) -> f64 {
+        self.reload_cost
+    }
+}
+
+fn sound(reload_cost: f64) -> f64 {
+    if reload_cost.is_nan() { 0.0 } else { reload_cost }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

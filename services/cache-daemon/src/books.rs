@@ -7,8 +7,11 @@ use crate::{Error, flight};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use weft_residency::{Ledger, Room};
+use weft_residency::{Ledger, Past, Room, Worth};
 use weft_types::Digest;
+
+/// Evicted files whose worth is remembered: some 100 bytes each.
+const PAST_MAX: usize = 16 << 10;
 
 /// One file in the life of this process: a digest may be dropped and fetched again while the old file is still held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +66,8 @@ pub(crate) struct Tier {
     pub(crate) kind: TierKind,
     pub(crate) folder: Arc<Folder>,
     ledger: Ledger<FileKey>,
+    /// Of evicted files: one that comes back is not taken for one that nobody ever asked for.
+    past: Past<Digest>,
     files: HashMap<Digest, CachedFile>,
     next_serial: u64,
     metrics: Arc<Metrics>,
@@ -82,7 +87,15 @@ impl Tier {
         if !found.is_empty() {
             ledger.hold_until(hold_until_ms);
         }
-        let mut tier = Self { kind, folder: Arc::new(folder), ledger, files: HashMap::new(), next_serial: 0, metrics };
+        let mut tier = Self {
+            kind,
+            folder: Arc::new(folder),
+            ledger,
+            past: Past::new(PAST_MAX),
+            files: HashMap::new(),
+            next_serial: 0,
+            metrics,
+        };
         for Found { digest, stamp } in found {
             let key = tier.next_key(digest);
             tier.ledger.insert_with_cost(key, stamp.bytes, flight::reload_cost_ms(kind, stamp.bytes), 0);
@@ -172,7 +185,12 @@ impl Tier {
             Room::TooLarge => return Reserve::TooLarge,
         };
         let key = self.next_key(digest);
-        self.ledger.insert_with_cost(key, bytes, flight::reload_cost_ms(self.kind, bytes), now_ms);
+        let reload_ms = flight::reload_cost_ms(self.kind, bytes);
+        let worth = match self.past.take(&digest) {
+            Some(worth) => worth.with_reload_cost(reload_ms),
+            None => Worth::new(reload_ms, now_ms),
+        };
+        self.ledger.insert_worth(key, bytes, worth);
         self.ledger.hold(&key);
         self.show();
         Reserve::Booked(key, asides)
@@ -235,6 +253,9 @@ impl Tier {
             let bytes = self.ledger.bytes(key).unwrap_or(0);
             tracing::debug!(digest = %key.digest, tier = %self.kind, bytes, "evicted");
             self.metrics.evicted(self.kind, bytes);
+            if let Some(worth) = self.ledger.worth(key) {
+                self.past.keep(key.digest, worth);
+            }
             asides.extend(self.forget(key));
         }
         asides
