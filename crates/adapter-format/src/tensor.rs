@@ -61,10 +61,19 @@ impl TensorView<'_> {
     /// All elements, row-major, widened to single precision (exact). Cost: one pass, one allocation.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = Vec::new();
+        self.read_f32(&mut values);
+        values
+    }
+
+    /// [`Self::to_f32`] in place of what `values` holds, whose memory is used again.
+    pub fn read_f32(&self, values: &mut Vec<f32>) {
+        values.clear();
         match self.dtype {
-            Dtype::F32 => four_bytes(self.bytes).map(f32::from_le_bytes).collect(),
-            Dtype::F16 => two_bytes(self.bytes).map(|raw| half::f16::from_bits(raw).to_f32()).collect(),
-            Dtype::Bf16 => two_bytes(self.bytes).map(|raw| half::bf16::from_bits(raw).to_f32()).collect(),
+            Dtype::F32 => values.extend(four_bytes(self.bytes).map(f32::from_le_bytes)),
+            Dtype::F16 => values.extend(two_bytes(self.bytes).map(|raw| half::f16::from_bits(raw).to_f32())),
+            // The upper half of a single: `half` asks for NaN first, which keeps the loop from becoming vectors.
+            Dtype::Bf16 => values.extend(two_bytes(self.bytes).map(|raw| f32::from_bits(u32::from(raw) << 16))),
         }
     }
 }

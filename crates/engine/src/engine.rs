@@ -254,9 +254,17 @@ impl Engine {
         self.slots.install(adapter.0)
     }
 
-    /// Empties a slot and gives back its bytes; none if it holds no such adapter. The id is never valid again.
-    pub fn remove(&mut self, slot: SlotId) -> Option<u64> {
-        self.slots.remove(slot).map(|adapter| adapter.bytes)
+    /// Empties a slot and gives back what was in it, as ready for a slot as before; none if it holds no such adapter.
+    /// The id is never valid again. Moves a pointer; never waits.
+    pub fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {
+        self.slots.remove(slot).map(PreparedAdapter)
+    }
+
+    /// Whether a slot is the very memory that a prepared adapter lies in. True for processors: then bytes of prepared
+    /// adapters and bytes of slots are the same bytes. A device with its own memory says false.
+    #[must_use]
+    pub fn slots_are_main_memory(&self) -> bool {
+        true
     }
 
     /// The digest in a slot's entry.

@@ -65,9 +65,11 @@ fn a_slot_id_dies_with_its_adapter() {
     let mut engine = engine(&model, Dtype::F32, 8);
     let golden = golden();
     let first = install(&mut engine, golden.case("rank4"), &model.config).unwrap();
-    let bytes = engine.remove(first).unwrap();
-    assert!(bytes > 0);
-    assert_eq!((engine.remove(first), engine.slot_digest(first)), (None, None));
+    let digest = engine.slot_digest(first).unwrap();
+    let removed = engine.remove(first).unwrap();
+    assert!(removed.bytes() > 0);
+    assert_eq!(removed.digest(), digest);
+    assert!(engine.remove(first).is_none() && engine.slot_digest(first).is_none());
     // The next adapter takes the same room; the old id must not mean it.
     let second = install(&mut engine, golden.case("rank8"), &model.config).unwrap();
     assert_ne!(first, second);
@@ -76,6 +78,10 @@ fn a_slot_id_dies_with_its_adapter() {
     let good = prefill(&[1], Some(second), 1, LogitsWanted::Last);
     let output = engine.step(&StepBatch { seqs: vec![good] }).unwrap();
     assert_eq!(output.seqs[0].adapter, engine.slot_digest(second));
+    // What was taken out goes in again as it is, under an id of its own.
+    let again = engine.install(removed);
+    assert_ne!(again, first);
+    assert_eq!(engine.slot_digest(again), Some(digest));
 }
 
 #[test]
