@@ -159,6 +159,30 @@ impl Admin {
         self.get(&format!("tenants/{}/adapters/{}/versions", segment(tenant), segment(name))).await
     }
 
+    /// Keeps the adapter in its slot on every worker, loading it first where it is not.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn pin(&self, tenant: &str, name: &str) -> Result<Value> {
+        self.send(self.request(Method::PUT, &residency(tenant, name, "pin"))).await
+    }
+
+    /// Ends a pin.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn unpin(&self, tenant: &str, name: &str) -> Result<Value> {
+        self.send(self.request(Method::DELETE, &residency(tenant, name, "pin"))).await
+    }
+
+    /// Frees the adapter's memory on every worker where nobody uses it.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn evict(&self, tenant: &str, name: &str) -> Result<Value> {
+        self.send(self.request(Method::POST, &residency(tenant, name, "evict"))).await
+    }
+
     /// Moves an alias to a version; with `if_match` only if its ETag is still that.
     ///
     /// # Errors
@@ -178,6 +202,10 @@ impl Admin {
         }
         self.send(request).await
     }
+}
+
+fn residency(tenant: &str, name: &str, what: &str) -> String {
+    format!("tenants/{}/adapters/{}/{what}", segment(tenant), segment(name))
 }
 
 /// The JSON of a success, or the error object as text.

@@ -77,6 +77,12 @@ enum Command {
         #[command(flatten)]
         api: Api,
     },
+    /// Keep an adapter in its slot on every worker: `name`, `name@alias` or `name@3`
+    Pin(Named),
+    /// End a pin
+    Unpin(Named),
+    /// Free an adapter's memory on every worker where nobody uses it
+    Evict(Named),
     /// Tenants
     Tenant {
         #[command(subcommand)]
@@ -143,6 +149,16 @@ enum KeyCommand {
         #[command(flatten)]
         api: Api,
     },
+}
+
+/// An adapter of a tenant.
+#[derive(Args)]
+struct Named {
+    #[arg(long)]
+    tenant: String,
+    name: String,
+    #[command(flatten)]
+    api: Api,
 }
 
 /// How to reach the admin API.
@@ -230,6 +246,9 @@ async fn run(command: Command) -> Result<()> {
         Command::Alias { tenant, name, alias, version, if_match, api } => {
             print_json(&api.client()?.set_alias(&tenant, &name, &alias, version, if_match.as_deref()).await?)
         }
+        Command::Pin(Named { tenant, name, api }) => print_json(&api.client()?.pin(&tenant, &name).await?),
+        Command::Unpin(Named { tenant, name, api }) => print_json(&api.client()?.unpin(&tenant, &name).await?),
+        Command::Evict(Named { tenant, name, api }) => print_json(&api.client()?.evict(&tenant, &name).await?),
         Command::Tenant { command: TenantCommand::Create { name, api } } => {
             print_json(&api.client()?.create_tenant(&name).await?)
         }

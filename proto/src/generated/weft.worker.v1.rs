@@ -360,8 +360,10 @@ pub struct ListResidencyRequest {}
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListResidencyResponse {
+    /// Those that hold a slot.
     #[prost(message, repeated, tag = "1")]
     pub adapters: ::prost::alloc::vec::Vec<ResidentAdapter>,
+    /// May exceed slot_bytes_max by what busy slots borrow of prepared_bytes_max, where both are main memory.
     #[prost(uint64, tag = "2")]
     pub slot_bytes_used: u64,
     #[prost(uint64, tag = "3")]
@@ -369,6 +371,13 @@ pub struct ListResidencyResponse {
     /// Grows by one at every change.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
+    /// Packed, without a slot: they get one by moving a pointer.
+    #[prost(message, repeated, tag = "5")]
+    pub prepared: ::prost::alloc::vec::Vec<ResidentAdapter>,
+    #[prost(uint64, tag = "6")]
+    pub prepared_bytes_used: u64,
+    #[prost(uint64, tag = "7")]
+    pub prepared_bytes_max: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -382,6 +391,44 @@ pub struct ResidentAdapter {
     pub users: u32,
     #[prost(bool, tag = "4")]
     pub pinned: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinResponse {
+    /// In the slot.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinResponse {
+    #[prost(bool, tag = "1")]
+    pub was_pinned: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EvictRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EvictResponse {
+    /// 0: it was not here.
+    #[prost(uint64, tag = "1")]
+    pub bytes_freed: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -636,6 +683,72 @@ pub mod worker_client {
                 .insert(GrpcMethod::new("weft.worker.v1.Worker", "ListResidency"));
             self.inner.unary(req, path, codec).await
         }
+        /// Keeps an adapter in its slot until it is unpinned or the worker ends, loading it first if it is not here. Answers
+        /// once it has its slot; FAILED_PRECONDITION when pins have their part of the slots.
+        pub async fn pin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PinRequest>,
+        ) -> std::result::Result<tonic::Response<super::PinResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.worker.v1.Worker/Pin",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("weft.worker.v1.Worker", "Pin"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a pin, also one that still waits for its adapter.
+        pub async fn unpin(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnpinRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnpinResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.worker.v1.Worker/Unpin",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.worker.v1.Worker", "Unpin"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Frees the memory of an adapter that nobody uses. ABORTED while requests run with it or a pin holds it.
+        pub async fn evict(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EvictRequest>,
+        ) -> std::result::Result<tonic::Response<super::EvictResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.worker.v1.Worker/Evict",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.worker.v1.Worker", "Evict"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Text to token ids, with the base's tokenizer. No request enters the step loop.
         pub async fn tokenize(
             &mut self,
@@ -710,6 +823,22 @@ pub mod worker_server {
             tonic::Response<super::ListResidencyResponse>,
             tonic::Status,
         >;
+        /// Keeps an adapter in its slot until it is unpinned or the worker ends, loading it first if it is not here. Answers
+        /// once it has its slot; FAILED_PRECONDITION when pins have their part of the slots.
+        async fn pin(
+            &self,
+            request: tonic::Request<super::PinRequest>,
+        ) -> std::result::Result<tonic::Response<super::PinResponse>, tonic::Status>;
+        /// Ends a pin, also one that still waits for its adapter.
+        async fn unpin(
+            &self,
+            request: tonic::Request<super::UnpinRequest>,
+        ) -> std::result::Result<tonic::Response<super::UnpinResponse>, tonic::Status>;
+        /// Frees the memory of an adapter that nobody uses. ABORTED while requests run with it or a pin holds it.
+        async fn evict(
+            &self,
+            request: tonic::Request<super::EvictRequest>,
+        ) -> std::result::Result<tonic::Response<super::EvictResponse>, tonic::Status>;
         /// Text to token ids, with the base's tokenizer. No request enters the step loop.
         async fn tokenize(
             &self,
@@ -957,6 +1086,135 @@ pub mod worker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListResidencySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.worker.v1.Worker/Pin" => {
+                    #[allow(non_camel_case_types)]
+                    struct PinSvc<T: Worker>(pub Arc<T>);
+                    impl<T: Worker> tonic::server::UnaryService<super::PinRequest>
+                    for PinSvc<T> {
+                        type Response = super::PinResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Worker>::pin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.worker.v1.Worker/Unpin" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnpinSvc<T: Worker>(pub Arc<T>);
+                    impl<T: Worker> tonic::server::UnaryService<super::UnpinRequest>
+                    for UnpinSvc<T> {
+                        type Response = super::UnpinResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnpinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Worker>::unpin(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnpinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.worker.v1.Worker/Evict" => {
+                    #[allow(non_camel_case_types)]
+                    struct EvictSvc<T: Worker>(pub Arc<T>);
+                    impl<T: Worker> tonic::server::UnaryService<super::EvictRequest>
+                    for EvictSvc<T> {
+                        type Response = super::EvictResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EvictRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Worker>::evict(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EvictSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -136,7 +136,7 @@ pub(crate) fn tokenize(
     Ok(tokens.into_iter().map(token).collect())
 }
 
-fn digest(field: &'static str, raw: &[u8]) -> Result<Digest, Error> {
+pub(crate) fn digest(field: &'static str, raw: &[u8]) -> Result<Digest, Error> {
     Digest::try_from(raw).map_err(|_| Error::field(field, format!("{} bytes", raw.len()), "32 bytes"))
 }
 

@@ -19,6 +19,9 @@ use weft_service_kit::transport::{self, Listener, MESSAGE_BYTES_MAX};
 use crate::Error;
 use crate::adapters::lease::Leases;
 use crate::adapters::load::Loader;
+use crate::adapters::prefetch::Prefetch;
+use crate::adapters::slots::Budgets;
+use crate::age;
 use crate::announce;
 use crate::grpc::Service;
 use crate::metrics::Metrics;
@@ -44,6 +47,7 @@ pub struct App {
     registry: Option<Channel>,
     readiness: Readiness,
     settings: Settings,
+    metrics: Metrics,
 }
 
 impl App {
@@ -60,6 +64,13 @@ impl App {
         let checked = settings.check()?;
         let metrics = Metrics::new(metrics)?;
         let slot_bytes_max = checked.adapter_memory_bytes;
+        let budgets = Budgets {
+            slots: slot_bytes_max,
+            prepared: settings.adapter_prepared_bytes,
+            pins: (slot_bytes_max as f64 * settings.adapter_pinned_fraction_max) as u64,
+            pins_waiting: settings.adapter_leases_max,
+        };
+        metrics.prepared_bytes_total.set(i64::try_from(budgets.prepared).unwrap_or(i64::MAX));
         let opened = tokio::task::spawn_blocking(move || model::open(&checked)).await;
         let (model, engine) = opened.unwrap_or(Err(Error::Panic("loading the base model")))?;
         let model = Arc::new(model);
@@ -73,12 +84,15 @@ impl App {
         if components.registry.is_some() {
             readiness.wait_for(announce::CONDITION, "announcing the base");
         }
+        let prefetch = Prefetch::connect(components.cache_daemon.clone());
         let leases = Leases::connect(components.cache_daemon, settings.name.clone(), readiness.clone());
         let loader = Loader {
             leases,
             preparer: engine.preparer(),
             timeout: Duration::from_secs(settings.adapter_load_timeout_s),
             slot_bytes_max,
+            turns: Arc::new(Semaphore::new(settings.adapter_loads_max)),
+            queue: Arc::default(),
         };
         let view = Arc::new(View::default());
         let (commands, inbox) = channel();
@@ -86,11 +100,12 @@ impl App {
             engine,
             model: Arc::clone(&model),
             settings: settings.clone(),
-            slot_bytes_max,
+            budgets,
             loader,
+            prefetch,
             runtime: tokio::runtime::Handle::current(),
             view: Arc::clone(&view),
-            metrics,
+            metrics: metrics.clone(),
             commands: commands.clone(),
         };
         let step_loop = RunningLoop::start(StepLoop::new(parts, inbox), commands.clone())?;
@@ -105,7 +120,7 @@ impl App {
             open_calls: Arc::new(watch::Sender::new(0)),
             settings: Arc::new(settings.clone()),
         };
-        Ok(Self { service, step_loop, model, registry: components.registry, readiness, settings })
+        Ok(Self { service, step_loop, model, registry: components.registry, readiness, settings, metrics })
     }
 
     /// What the worker still waits for before it should get requests.
@@ -125,6 +140,14 @@ impl App {
             let interval = Duration::from_secs(self.settings.announce_interval_s);
             let (readiness, shutdown) = (self.readiness.clone(), shutdown.clone());
             tokio::spawn(announce::announce(channel, Arc::clone(&self.model), interval, readiness, shutdown))
+        });
+        let (readiness, start_seconds) = (self.readiness.clone(), self.metrics.start_seconds);
+        let ready = tokio::spawn(async move {
+            readiness.ready().await;
+            if let Some(age) = age::of_process() {
+                start_seconds.set(age.as_secs_f64());
+                tracing::info!(seconds = age.as_secs_f64(), "ready");
+            }
         });
         let (view, open_calls) = (Arc::clone(&self.service.view), self.service.open_calls.subscribe());
         let server = WorkerServer::new(self.service)
@@ -156,6 +179,7 @@ impl App {
                 tokio::time::timeout(LAST_WORDS, serving).await.unwrap_or(Ok(())).map_err(Error::from)
             }
         };
+        ready.abort();
         if let Some(announcing) = announcing {
             announcing.abort();
         }

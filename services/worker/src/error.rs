@@ -149,6 +149,37 @@ pub enum Error {
         /// The setting.
         seconds: u64,
     },
+    /// Pins have their part of the slots.
+    #[error(
+        "adapter {digest} needs {bytes} bytes; pins hold {pinned} of the {limit} bytes they may take \
+         (adapter_pinned_fraction_max of adapter_memory_bytes)"
+    )]
+    PinBudget {
+        /// Which adapter.
+        digest: Digest,
+        /// Bytes in a slot.
+        bytes: u64,
+        /// Bytes of pinned adapters.
+        pinned: u64,
+        /// Most bytes of pinned adapters.
+        limit: u64,
+    },
+    /// Too many pins wait for their adapters.
+    #[error("{0} pins wait for their adapters already (adapter_leases_max)")]
+    PinsWaiting(usize),
+    /// A pin was taken back before its adapter came.
+    #[error("adapter {0} was unpinned before it had a slot")]
+    Unpinned(Digest),
+    /// The adapter cannot be evicted.
+    #[error("adapter {digest} is in use: {users} requests run with it{}", if *.pinned { ", and it is pinned" } else { "" })]
+    InUse {
+        /// Which adapter.
+        digest: Digest,
+        /// Requests that run with it.
+        users: u32,
+        /// Whether it is pinned.
+        pinned: bool,
+    },
     /// The leased file cannot be mapped.
     #[error("adapter file {path} cannot be read", path = path.display())]
     AdapterFile {
@@ -191,7 +222,9 @@ impl Error {
             | Self::Tokenize(_) => Kind::Invalid,
             Self::PromptBytes { .. } => Kind::TooLarge,
             Self::OtherBase { .. } | Self::AdapterTooLarge { .. } => Kind::Refused,
-            Self::QueueFull { .. } => Kind::Overloaded,
+            Self::PinBudget { .. } => Kind::Refused,
+            Self::QueueFull { .. } | Self::PinsWaiting(_) => Kind::Overloaded,
+            Self::Unpinned(_) | Self::InUse { .. } => Kind::Conflict,
             Self::Draining | Self::LoopEnded | Self::AdapterFile { .. } => Kind::Unavailable,
             Self::LoadTimeout { .. } => Kind::Unavailable,
             Self::Deadline(_) => Kind::Timeout,
@@ -222,6 +255,8 @@ impl Error {
             Self::WrongBytes { .. } | Self::WrongAdapter { .. } | Self::Lease { kind: Kind::Corrupt, .. } => {
                 "wrong_adapter_bytes"
             }
+            Self::PinBudget { .. } => "pin_budget",
+            Self::InUse { .. } => "adapter_in_use",
             Self::OtherBase { .. } => "wrong_base",
             _ => return None,
         })

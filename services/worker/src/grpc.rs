@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use weft_batching::RequestId;
@@ -19,7 +19,7 @@ use crate::Error;
 use crate::admit;
 use crate::model::Model;
 use crate::settings::Settings;
-use crate::step_loop::Command;
+use crate::step_loop::{Command, Wish};
 use crate::turns::{Turn, Turns};
 use crate::view::View;
 
@@ -113,6 +113,24 @@ impl Worker for Service {
         Ok(Response::new(self.view.residency()))
     }
 
+    async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::PinResponse>, Status> {
+        let digest = admit::digest("digest", &request.into_inner().digest)?;
+        let bytes = self.wish(|reply| Wish::Pin(digest, reply)).await??;
+        Ok(Response::new(pb::PinResponse { bytes }))
+    }
+
+    async fn unpin(&self, request: Request<pb::UnpinRequest>) -> Result<Response<pb::UnpinResponse>, Status> {
+        let digest = admit::digest("digest", &request.into_inner().digest)?;
+        let was_pinned = self.wish(|reply| Wish::Unpin(digest, reply)).await?;
+        Ok(Response::new(pb::UnpinResponse { was_pinned }))
+    }
+
+    async fn evict(&self, request: Request<pb::EvictRequest>) -> Result<Response<pb::EvictResponse>, Status> {
+        let digest = admit::digest("digest", &request.into_inner().digest)?;
+        let bytes_freed = self.wish(|reply| Wish::Evict(digest, reply)).await??;
+        Ok(Response::new(pb::EvictResponse { bytes_freed }))
+    }
+
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
         let (model, settings) = (Arc::clone(&self.model), Arc::clone(&self.settings));
         let request = request.into_inner();
@@ -123,6 +141,13 @@ impl Worker for Service {
 }
 
 impl Service {
+    /// Asks the loop, which answers between two steps, or when what is wished for has come.
+    async fn wish<T>(&self, wish: impl FnOnce(oneshot::Sender<T>) -> Wish) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Residency(wish(reply))).map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())
+    }
+
     /// Runs text work on a blocking thread when it is the tenant's turn, and gives the turn back with the result. The
     /// work keeps the turn until it is done, whether anybody still waits for it or not. A panic in it is that
     /// request's failure.

@@ -12,10 +12,12 @@
 //! 5. `request.rs`: sampling and what the caller is told; `text.rs`: whole characters and stop strings.
 //!
 //! Beside it: `model.rs` (the base and the sizes that follow), `view.rs` (load and residency for others), `announce.rs` (the base
-//! to the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, and `app.rs`, where all of it meets.
+//! to the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
+//! all of it meets.
 
 mod adapters;
 mod admit;
+mod age;
 mod announce;
 mod app;
 mod error;

@@ -1,7 +1,7 @@
 //! What a worker counts. Labels are few and bounded; adapters and tenants are fields of spans, never labels.
 
 use crate::step_metrics::StepMetrics;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// All metrics of a worker. Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +27,10 @@ pub(crate) struct Metrics {
     pub(crate) adapter_loads: IntCounterVec,
     pub(crate) adapter_load_seconds: Histogram,
     pub(crate) adapter_evictions: IntCounter,
+    /// Adapters that got a slot from the second tier, without a load.
+    pub(crate) adapter_returns: IntCounter,
+    /// Adapters that the cache daemon was asked to bring near for requests that wait.
+    pub(crate) adapter_hints: IntCounter,
     pub(crate) running_requests: IntGauge,
     pub(crate) queued_requests: IntGauge,
     pub(crate) kv_blocks_used: IntGauge,
@@ -38,6 +42,10 @@ pub(crate) struct Metrics {
     pub(crate) prefix_hit_tokens: IntCounter,
     pub(crate) slot_bytes_used: IntGauge,
     pub(crate) slot_bytes_total: IntGauge,
+    pub(crate) prepared_bytes_used: IntGauge,
+    pub(crate) prepared_bytes_total: IntGauge,
+    /// From the start of the process to a loop that takes requests.
+    pub(crate) start_seconds: Gauge,
 }
 
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -75,6 +83,11 @@ impl Metrics {
             adapter_loads: by_result("worker_adapter_loads_total", "Adapter loads that ended")?,
             adapter_load_seconds: histogram("worker_adapter_load_seconds", "From wanted to packed", SECONDS)?,
             adapter_evictions: counter("worker_adapter_evictions_total", "Adapters that lost their slot")?,
+            adapter_returns: counter(
+                "worker_adapter_returns_total",
+                "Adapters that got a slot from the second tier, without a load",
+            )?,
+            adapter_hints: counter("worker_adapter_hints_total", "Prefetches asked of the cache daemon")?,
             running_requests: gauge("worker_running_requests", "Requests that run")?,
             queued_requests: gauge("worker_queued_requests", "Requests that wait, in the queue and for adapters")?,
             kv_blocks_used: gauge("worker_kv_blocks_used", "KV blocks that requests hold")?,
@@ -88,6 +101,15 @@ impl Metrics {
             prefix_hit_tokens: counter("worker_prefix_hit_tokens_total", "Prompt tokens found in the prefix cache")?,
             slot_bytes_used: gauge("worker_slot_bytes_used", "Bytes of resident adapters")?,
             slot_bytes_total: gauge("worker_slot_bytes_limit", "Bytes that resident adapters may take")?,
+            prepared_bytes_used: gauge("worker_prepared_bytes_used", "Bytes of packed adapters without a slot")?,
+            prepared_bytes_total: gauge(
+                "worker_prepared_bytes_limit",
+                "Bytes that packed adapters without a slot may take",
+            )?,
+            start_seconds: register(
+                registry,
+                Gauge::new("worker_start_seconds", "From the start of the process until requests are taken")?,
+            )?,
         })
     }
 }

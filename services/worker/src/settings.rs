@@ -53,9 +53,16 @@ weft_service_kit::settings! {
         pub adapter_memory_bytes: u64 = 1 << 30,
         /// Memory for resident adapters as a fraction of the machine's memory, instead of adapter_memory_bytes.
         pub adapter_memory_fraction: Option<f64> = None,
-        /// Adapters that are loaded at the same time.
+        /// Memory for adapters that lost their slot and stay packed, in bytes: they come back by moving a pointer. Where
+        /// slots are main memory too, busy slots may borrow from it. 0: none.
+        pub adapter_prepared_bytes: u64 = 512 << 20,
+        /// Adapters that are packed, or packed and waiting for a slot, at the same time.
         pub adapter_loads_max: usize = 4,
-        /// Seconds until a load is given up.
+        /// Adapters that are leased or waited for at the same time; for later ones the cache daemon gets a hint.
+        pub adapter_leases_max: usize = 64,
+        /// Most of adapter_memory_bytes that pinned adapters may take.
+        pub adapter_pinned_fraction_max: f64 = 0.5,
+        /// Seconds until a lease is given up.
         pub adapter_load_timeout_s: u64 = 30,
         /// Most tokens of one step, prompts and outputs together.
         pub step_tokens_max: usize = 256,
@@ -146,6 +153,7 @@ impl Settings {
             ("running_requests_max", self.running_requests_max),
             ("queue_requests_max", self.queue_requests_max),
             ("adapter_loads_max", self.adapter_loads_max),
+            ("adapter_leases_max", self.adapter_leases_max),
             ("tokenize_concurrency", self.tokenize_concurrency),
             ("prompt_bytes_max", self.prompt_bytes_max),
         ] {
@@ -161,6 +169,10 @@ impl Settings {
             }
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
+        if !(0.0..=1.0).contains(&self.adapter_pinned_fraction_max) {
+            let value = self.adapter_pinned_fraction_max;
+            problems.push(format!("adapter_pinned_fraction_max is {value}, allowed is 0 to 1"));
+        }
         let adapter_memory = match self.adapter_memory_fraction {
             None => self.adapter_memory_bytes,
             Some(fraction) if fraction > 0.0 && fraction < 1.0 => match machine_memory_bytes() {
@@ -256,6 +268,7 @@ mod tests {
             step_tokens_max: 0,
             adapter_memory_fraction: Some(1.5),
             metrics_listen: "nowhere".into(),
+            adapter_pinned_fraction_max: f64::NAN,
             ..Settings::default()
         };
         let Err(error) = settings.check() else { panic!("accepted") };
@@ -268,6 +281,7 @@ mod tests {
             "step_tokens_max is 0",
             "1.5",
             "metrics_listen",
+            "NaN",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

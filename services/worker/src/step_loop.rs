@@ -3,7 +3,9 @@
 //! Each round takes what arrived (requests, cancellations, loaded adapters), finds slots, starts loads, plans a step,
 //! runs it and tells the callers. Nothing in it waits for IO; it sleeps only when nobody can run.
 
-use std::collections::{HashMap, HashSet};
+mod residency;
+
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
@@ -11,14 +13,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use weft_batching::{BlockPool, Chunk, Limits, NewRequest, Phase, RequestId, Scheduler, StepPlan, Submitted};
-use weft_engine::{Engine, PreparedAdapter, SeqOutput, SeqStep, StepBatch, StepOutput};
+use weft_engine::{Engine, SeqOutput, SeqStep, StepBatch, StepOutput};
 use weft_fault::Kind;
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
+pub(crate) use residency::Wish;
+
 use crate::Error;
-use crate::adapters::load::Loader;
-use crate::adapters::slots::{Placed, Slots};
+use crate::adapters::load::{Brought, Loader};
+use crate::adapters::loads::Loads;
+use crate::adapters::prefetch::Prefetch;
+use crate::adapters::slots::{Budgets, Slots};
 use crate::admit::Job;
 use crate::error::chain;
 use crate::metrics::Metrics;
@@ -33,8 +39,10 @@ pub(crate) enum Command {
     Submit { id: RequestId, job: Box<Job>, events: Events, arrival: OwnedSemaphorePermit },
     /// The caller is gone.
     Cancel(RequestId),
-    /// A load ended.
-    Loaded { digest: Digest, result: Result<PreparedAdapter, Error>, took: Duration },
+    /// A load ended, or waits for its turn.
+    Brought { digest: Digest, result: Result<Brought, Error> },
+    /// An operator's wish.
+    Residency(Wish),
     /// End now; whoever is left is told so.
     Stop,
 }
@@ -44,8 +52,9 @@ pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) model: Arc<Model>,
     pub(crate) settings: Settings,
-    pub(crate) slot_bytes_max: u64,
+    pub(crate) budgets: Budgets,
     pub(crate) loader: Loader,
+    pub(crate) prefetch: Prefetch,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) view: Arc<View>,
     pub(crate) metrics: Metrics,
@@ -59,7 +68,7 @@ pub(crate) struct StepLoop {
     scheduler: Scheduler,
     slots: Slots,
     active: HashMap<RequestId, Active>,
-    loading: HashSet<Digest>,
+    loads: Loads,
     /// Last words, told after the next [`StepLoop::show`].
     endings: Vec<Ending>,
     /// Used again by every step.
@@ -79,14 +88,14 @@ impl StepLoop {
             queue_max: parts.settings.queue_requests_max,
         };
         parts.metrics.kv_blocks_total.set(parts.engine.kv_blocks() as i64);
-        parts.metrics.slot_bytes_total.set(i64::try_from(parts.slot_bytes_max).unwrap_or(i64::MAX));
+        parts.metrics.slot_bytes_total.set(i64::try_from(parts.budgets.slots).unwrap_or(i64::MAX));
         let pool = BlockPool::new(parts.engine.kv_blocks(), BLOCK_SIZE);
         Self {
             inbox,
             scheduler: Scheduler::new(limits, pool),
-            slots: Slots::new(parts.slot_bytes_max),
+            slots: Slots::new(&parts.budgets),
             active: HashMap::new(),
-            loading: HashSet::new(),
+            loads: Loads::new(parts.settings.adapter_leases_max),
             endings: Vec::new(),
             output: StepOutput::default(),
             born: Instant::now(),
@@ -106,8 +115,7 @@ impl StepLoop {
                 break;
             }
             self.expire();
-            self.place_adapters();
-            self.start_loads();
+            self.bring_adapters();
             let planning = Instant::now();
             let plan = self.scheduler.plan();
             self.parts.metrics.step.plan(planning.elapsed());
@@ -168,7 +176,8 @@ impl StepLoop {
                     self.forget(id);
                 }
             }
-            Command::Loaded { digest, result, took } => self.loaded(digest, result, took),
+            Command::Brought { digest, result } => self.brought(digest, result),
+            Command::Residency(wish) => self.grant(wish),
             Command::Stop => return false,
         }
         true
@@ -185,9 +194,10 @@ impl StepLoop {
         };
         self.active.insert(id, Active::new(job, events));
         let error = match self.scheduler.submit(new) {
-            Ok(Submitted { pushed_out: None }) => return,
+            Ok(Submitted { pushed_out: None }) => return self.hint(id),
             Ok(Submitted { pushed_out: Some(victim) }) => {
                 let queued = self.parts.settings.queue_requests_max;
+                self.hint(id);
                 return self.fail(victim, &Error::QueueFull { queued, limit: queued });
             }
             Err(weft_batching::Error::QueueFull { queued, limit }) => Error::QueueFull { queued, limit },
@@ -199,27 +209,6 @@ impl StepLoop {
         self.fail(id, &error);
     }
 
-    fn loaded(&mut self, digest: Digest, result: Result<PreparedAdapter, Error>, took: Duration) {
-        self.loading.remove(&digest);
-        self.parts.metrics.adapter_load_seconds.observe(took.as_secs_f64());
-        let word = result.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
-        self.parts.metrics.adapter_loads.with_label_values(&[word]).inc();
-        match result {
-            // Compared where the bytes were hashed; once more here, where it counts.
-            Ok(prepared) if prepared.digest() == digest => self.slots.arrive(prepared),
-            Ok(prepared) => self.fail_beside(digest, &Error::WrongBytes { wanted: digest, found: prepared.digest() }),
-            Err(error) => self.fail_beside(digest, &error),
-        }
-    }
-
-    /// A load failed: so do the requests that waited for it, and nobody else.
-    fn fail_beside(&mut self, digest: Digest, error: &Error) {
-        tracing::warn!(%digest, kind = %error.kind(), message = chain(error), "adapter was not loaded");
-        for id in self.scheduler.of_adapter(&digest, Phase::Beside) {
-            self.fail(id, error);
-        }
-    }
-
     /// Ends whoever is over its deadline.
     fn expire(&mut self) {
         let now = Instant::now();
@@ -228,51 +217,6 @@ impl StepLoop {
         for id in expired {
             let deadline_ms = self.active[&id].job.deadline_ms;
             self.fail(id, &Error::Deadline(deadline_ms));
-        }
-    }
-
-    fn place_adapters(&mut self) {
-        let now_ms = self.now_ms();
-        for placed in self.slots.place(&mut self.parts.engine, &mut self.scheduler, now_ms) {
-            match placed {
-                Placed::Installed(digest) => {
-                    let now = Instant::now();
-                    for id in self.scheduler.of_adapter(&digest, Phase::Waiting) {
-                        if let Some(active) = self.active.get_mut(&id) {
-                            active.adapter_ready = Some(now);
-                        }
-                    }
-                    tracing::debug!(%digest, "adapter installed");
-                }
-                Placed::Evicted(digest) => {
-                    self.parts.metrics.adapter_evictions.inc();
-                    tracing::debug!(%digest, "adapter evicted");
-                }
-                Placed::Dropped(digest) => tracing::debug!(%digest, "adapter came too late"),
-                Placed::TooLarge { digest, bytes } => {
-                    let limit = self.slots.bytes_max();
-                    self.fail_beside(digest, &Error::AdapterTooLarge { digest, bytes, limit });
-                }
-            }
-        }
-    }
-
-    /// Starts loads for what waits beside the queue, as many as may run at once; each digest once.
-    fn start_loads(&mut self) {
-        while self.loading.len() + self.slots.arrived_len() < self.parts.settings.adapter_loads_max {
-            let (loading, slots) = (&self.loading, &self.slots);
-            let Some(digest) = self.scheduler.next_wanted(|digest| loading.contains(digest) || slots.has(digest))
-            else {
-                return;
-            };
-            self.loading.insert(digest);
-            let (loader, commands) = (self.parts.loader.clone(), self.parts.commands.clone());
-            self.parts.runtime.spawn(async move {
-                let started = Instant::now();
-                let result = loader.load(digest).await;
-                // An error means that the loop has ended.
-                let _ = commands.send(Command::Loaded { digest, result, took: started.elapsed() });
-            });
         }
     }
 
@@ -515,15 +459,11 @@ impl StepLoop {
         metrics.kv_blocks_used.set(load.blocks_used as i64);
         metrics.kv_blocks_idle.set(load.blocks_idle as i64);
         metrics.slot_bytes_used.set(self.slots.bytes_used() as i64);
+        metrics.prepared_bytes_used.set(self.slots.prepared_bytes_used() as i64);
         let now = (self.slots.generation(), self.users_changed);
         if self.generation_shown != Some(now) {
             self.generation_shown = Some(now);
-            self.parts.view.set_residency(pb::ListResidencyResponse {
-                adapters: self.slots.residents(),
-                slot_bytes_used: self.slots.bytes_used(),
-                slot_bytes_max: self.slots.bytes_max(),
-                generation: now.0,
-            });
+            self.parts.view.set_residency(self.slots.residency());
         }
         for ending in self.endings.drain(..) {
             ending.tell();

@@ -51,7 +51,7 @@ pub(crate) async fn workers(State(gateway): State<Arc<Gateway>>) -> Json<serde_j
 
 /// Which adapters hold a slot where. Null for a worker that does not answer.
 #[utoipa::path(get, path = "/admin/v1/residency", tag = "admin", security(("admin" = [])),
-    responses((status = 200, description = "Slots of every worker", body = serde_json::Value)))]
+    responses((status = 200, description = "Slots of every worker, and what it holds packed without a slot", body = serde_json::Value)))]
 pub(crate) async fn residency(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> {
     let asked = gateway.mesh.pool.workers().iter().map(|worker| async move {
         let mut client = worker.client();
@@ -61,9 +61,14 @@ pub(crate) async fn residency(State(gateway): State<Arc<Gateway>>) -> Json<serde
             let adapters: Vec<_> = residency.adapters.iter().map(|adapter| serde_json::json!({
                 "digest": digest(&adapter.digest), "bytes": adapter.bytes, "users": adapter.users, "pinned": adapter.pinned,
             })).collect();
+            let prepared: Vec<_> = residency.prepared.iter().map(|adapter| serde_json::json!({
+                "digest": digest(&adapter.digest), "bytes": adapter.bytes,
+            })).collect();
             serde_json::json!({
                 "adapters": adapters, "slot_bytes_used": residency.slot_bytes_used,
                 "slot_bytes_max": residency.slot_bytes_max, "generation": residency.generation,
+                "prepared": prepared, "prepared_bytes_used": residency.prepared_bytes_used,
+                "prepared_bytes_max": residency.prepared_bytes_max,
             })
         });
         serde_json::json!({"address": worker.address, "slots": slots})

@@ -7,6 +7,7 @@
 mod admin;
 mod admin_aliases;
 mod admin_publish;
+mod admin_residency;
 mod admin_workers;
 mod body;
 mod errors;
@@ -97,6 +98,11 @@ fn admin_routes() -> Vec<Route> {
             "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
             get(admin_aliases::get_alias).put(admin_aliases::set_alias),
         ),
+        (
+            "/admin/v1/tenants/{tenant}/adapters/{name}/pin",
+            axum::routing::put(admin_residency::pin).delete(admin_residency::unpin),
+        ),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/evict", post(admin_residency::evict)),
         ("/admin/v1/workers", get(admin_workers::workers)),
         ("/admin/v1/residency", get(admin_workers::residency)),
     ]

@@ -55,6 +55,41 @@ async fn operators_see_workers_and_slots() {
 }
 
 #[tokio::test]
+async fn operators_pin_unpin_and_evict_what_a_name_means() {
+    let workers = [FakeWorker::new("one"), FakeWorker::new("two")];
+    let digest = crate::support::registry::digest_of("pirate 2");
+    workers[0].holds(&[digest]);
+    let mesh = mesh_with(settings(), workers.to_vec()).await;
+    let call = async |method: &str, path: &str| {
+        read(mesh.operate(method, &format!("/tenants/harbour/adapters/{path}")).send().await.unwrap()).await
+    };
+    let (status, pinned) = call("PUT", "pirate/pin").await;
+    assert_eq!((status, &pinned["digest"]), (200, &json!(digest.to_string())), "{pinned}");
+    assert_eq!(pinned["workers"].as_array().unwrap().len(), 2);
+    assert_eq!(pinned["workers"][1]["bytes"], 77);
+    assert!(workers.iter().all(|worker| worker.pinned() == [digest]));
+
+    let (status, refused) = call("POST", "pirate/evict").await;
+    assert_eq!((status, &refused["error"]["code"]), (409, &json!("adapter_in_use")), "{refused}");
+    let (_, unpinned) = call("DELETE", "pirate@2/pin").await;
+    assert_eq!(unpinned["workers"][0]["was_pinned"], true);
+    let (_, evicted) = call("POST", "pirate/evict").await;
+    assert_eq!((&evicted["workers"][0]["bytes"], &evicted["workers"][1]["bytes"]), (&json!(77), &json!(0)));
+
+    // One that cannot is named; if none can, that is the answer.
+    workers[0].refuse_pins();
+    let (status, partly) = call("PUT", "pirate/pin").await;
+    assert_eq!((status, &partly["workers"][1]["problem"]), (200, &json!(null)));
+    assert!(partly["workers"][0]["problem"].as_str().unwrap().contains("90 of the 100"), "{partly}");
+    workers[1].refuse_pins();
+    let (status, refused) = call("PUT", "pirate/pin").await;
+    assert_eq!((status, &refused["error"]["code"]), (422, &json!("pin_budget")), "{refused}");
+    for name in ["nobody", "pirate@7", "base", "default"] {
+        assert_eq!(call("PUT", &format!("{name}/pin")).await.0, 404, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_drain_turns_readiness_and_lets_answers_finish() {
     let told = Arc::new(Notify::new());
     let waiting = told.clone();

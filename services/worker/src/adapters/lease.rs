@@ -30,6 +30,8 @@ pub(crate) struct Lease {
     id: u64,
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
+    /// Where the bytes were when they were asked for.
+    pub(crate) tier: pb::Tier,
     asks: mpsc::UnboundedSender<Ask>,
 }
 
@@ -40,7 +42,7 @@ impl Drop for Lease {
     }
 }
 
-/// Bounded by the loads that run at once: each has one lease.
+/// Bounded by `adapter_leases_max`: each load has one lease.
 enum Ask {
     Acquire { digest: Digest, reply: oneshot::Sender<Result<Lease, Error>> },
     Release(u64),
@@ -195,7 +197,8 @@ impl Keeper {
         };
         let Some(asks) = self.asks.upgrade() else { return };
         self.held.insert(id, waiting.digest);
-        let lease = Lease { id, path: granted.path.into(), bytes: granted.bytes, asks };
+        let tier = granted.tier();
+        let lease = Lease { id, path: granted.path.into(), bytes: granted.bytes, tier, asks };
         // If nobody waits any more, the lease comes back in the error and its drop releases it.
         let _ = waiting.reply.send(Ok(lease));
     }

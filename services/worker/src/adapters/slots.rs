@@ -1,19 +1,31 @@
 //! Which adapters hold a slot, who uses them, and who has to go. Owned by the step loop; never waits.
 //!
-//! A loaded adapter that finds no room waits here, in order. Room comes from idle adapters; if there is not enough, the
-//! least used of the busy ones take no new requests (their waiting requests step beside the queue), so that they get idle
-//! within the time of the requests that run. An adapter that has served nobody since it came is spared, so that every load
-//! serves at least one request.
+//! An adapter that arrived and finds no room waits here, in order. Room comes from idle adapters, the least valuable first
+//! (`weft_residency`); they stay packed in the second tier as far as its budget goes. If all are busy and slots are main
+//! memory anyway, the slot borrows its bytes from the second tier. Else the least used of the busy ones take no new
+//! requests (their waiting requests step beside the queue), so that they get idle within the time of the requests that
+//! run. An adapter that has served nobody since it came is spared, so that every load serves at least one request.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use weft_batching::{Phase, Scheduler};
 use weft_engine::{Engine, PreparedAdapter, SlotId};
 use weft_proto::worker::v1 as pb;
-use weft_residency::{Ledger, Room};
+use weft_residency::{Ledger, Room, Worth};
 use weft_types::Digest;
 
-/// What became of a loaded adapter.
+use super::load::{Packed, Turn};
+use super::pins::{Pins, Reply};
+use super::prepared::Prepared;
+use super::rates::Rates;
+use crate::Error;
+
+/// A use that lies this far back counts half. Short enough to follow what is asked for now, long enough that a burst of
+/// cold adapters is worth less than what is asked for all the time (`crates/residency/tests/hit_ratio.rs`).
+pub(super) const HALF_LIFE_MS: u64 = 120_000;
+
+/// What became of an adapter that arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
     /// It holds a slot; its requests wait in the queue now.
@@ -22,8 +34,18 @@ pub(crate) enum Placed {
     TooLarge { digest: Digest, bytes: u64 },
     /// Nobody asks for it any more, and it would cost another its slot.
     Dropped(Digest),
-    /// It took the slot of this idle one.
+    /// It lost its slot to make room.
     Evicted(Digest),
+}
+
+/// Budgets in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budgets {
+    pub(crate) slots: u64,
+    pub(crate) prepared: u64,
+    pub(crate) pins: u64,
+    /// Pins that may wait for their adapter.
+    pub(crate) pins_waiting: usize,
 }
 
 struct Slot {
@@ -32,21 +54,41 @@ struct Slot {
     served: bool,
 }
 
+/// An adapter that waits for room.
+struct Arrival {
+    digest: Digest,
+    bytes: u64,
+    from: From,
+}
+
+enum From {
+    /// In hand, with the turn that its load took.
+    Hand(PreparedAdapter, Worth, Option<Turn>),
+    /// Still in the second tier, held.
+    Prepared,
+}
+
 pub(crate) struct Slots {
     ledger: Ledger<Digest>,
     slots: HashMap<Digest, Slot>,
-    /// Loaded, in order, waiting for room. At most `adapter_loads_max`.
-    arrived: VecDeque<PreparedAdapter>,
+    prepared: Prepared,
+    pins: Pins,
+    rates: Rates,
+    /// In order. From loads: at most `adapter_loads_max`, each with its turn.
+    arrived: VecDeque<Arrival>,
     /// Busy ones that take no new requests until room is found.
     draining: HashSet<Digest>,
     generation: u64,
 }
 
 impl Slots {
-    pub(crate) fn new(bytes_max: u64) -> Self {
+    pub(crate) fn new(budgets: &Budgets) -> Self {
         Self {
-            ledger: Ledger::new(bytes_max),
+            ledger: Ledger::new(budgets.slots).with_half_life_ms(HALF_LIFE_MS),
             slots: HashMap::new(),
+            prepared: Prepared::new(budgets.prepared),
+            pins: Pins::new(budgets.pins, budgets.pins_waiting),
+            rates: Rates::default(),
             arrived: VecDeque::new(),
             draining: HashSet::new(),
             generation: 0,
@@ -57,13 +99,9 @@ impl Slots {
         self.slots.get(digest).map(|slot| slot.id)
     }
 
-    /// Whether it is here, or loaded and waiting for room.
+    /// Whether it is here, or waiting for room.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
-        self.slots.contains_key(digest) || self.arrived.iter().any(|prepared| prepared.digest() == *digest)
-    }
-
-    pub(crate) fn arrived_len(&self) -> usize {
-        self.arrived.len()
+        self.slots.contains_key(digest) || self.arrived.iter().any(|arrival| arrival.digest == *digest)
     }
 
     /// A request runs with it from now on.
@@ -80,43 +118,61 @@ impl Slots {
         self.ledger.release(digest);
     }
 
-    /// Takes in a loaded adapter; [`Slots::place`] finds it a slot.
-    pub(crate) fn arrive(&mut self, prepared: PreparedAdapter) {
-        self.arrived.push_back(prepared);
+    /// Takes in a loaded adapter; [`Slots::place`] finds it a slot. `step` is the mean time of a step.
+    pub(crate) fn arrive(&mut self, packed: Packed, step: Duration, now_ms: u64) {
+        self.rates.note(packed.tier, packed.blob_bytes, packed.took);
+        let reload_ms = self.rates.reload_ms(packed.tier, packed.blob_bytes, step);
+        let (digest, bytes) = (packed.prepared.digest(), packed.prepared.bytes());
+        let worth = self.prepared.recall(&digest, reload_ms, now_ms);
+        self.arrived.push_back(Arrival { digest, bytes, from: From::Hand(packed.prepared, worth, Some(packed.turn)) });
     }
 
-    /// Puts loaded adapters into slots, in order, as far as there is room.
+    /// The same for one of the second tier, without a load. False: it is not there.
+    pub(crate) fn bring_back(&mut self, digest: &Digest) -> bool {
+        let Some(bytes) = self.prepared.bytes(digest) else { return false };
+        self.prepared.hold(digest);
+        self.arrived.push_back(Arrival { digest: *digest, bytes, from: From::Prepared });
+        true
+    }
+
+    /// Puts adapters that arrived into slots, in order, as far as there is room.
     pub(crate) fn place(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) -> Vec<Placed> {
         let mut placed = Vec::new();
-        while let Some(prepared) = self.arrived.front() {
-            let (digest, bytes) = (prepared.digest(), prepared.bytes());
-            self.spare_unserved(scheduler);
-            let is_wanted = !scheduler.of_adapter(&digest, Phase::Beside).is_empty();
-            let evict = match self.ledger.make_room(bytes, now_ms) {
-                Room::Fits => Vec::new(),
+        if self.arrived.is_empty() && self.draining.is_empty() && self.borrowed(0) == 0 {
+            return placed;
+        }
+        self.spare_unserved(scheduler);
+        self.give_back_borrowed(engine, scheduler, now_ms, &mut placed);
+        while let Some(arrival) = self.arrived.front() {
+            let (digest, bytes) = (arrival.digest, arrival.bytes);
+            let is_wanted = self.is_wanted(&digest, scheduler);
+            match self.ledger.make_room(bytes, now_ms) {
+                Room::Fits => {}
                 Room::TooLarge => {
+                    self.lift_first();
                     self.arrived.pop_front();
                     placed.push(Placed::TooLarge { digest, bytes });
                     continue;
                 }
                 _ if !is_wanted => {
-                    self.arrived.pop_front();
+                    self.lay_aside_first(now_ms);
                     placed.push(Placed::Dropped(digest));
                     continue;
                 }
-                Room::Evict(victims) => victims,
+                Room::Evict(victims) => {
+                    // Out of the second tier first, so that those who lose their slots find its room there.
+                    self.lift_first();
+                    self.evict(&victims, engine, scheduler, now_ms, &mut placed);
+                }
+                Room::Full { .. } if self.may_borrow(engine) => {}
                 Room::Full { .. } => {
                     self.drain_busy(bytes, scheduler);
                     return placed;
                 }
-            };
-            for victim in evict {
-                self.evict(&victim, engine, scheduler);
-                placed.push(Placed::Evicted(victim));
             }
-            let Some(prepared) = self.arrived.pop_front() else { break };
-            self.install(prepared, engine, scheduler, now_ms);
+            self.install_first(engine, scheduler, now_ms);
             placed.push(Placed::Installed(digest));
+            self.spare_unserved(scheduler);
         }
         for digest in std::mem::take(&mut self.draining) {
             if self.slots.contains_key(&digest) {
@@ -126,45 +182,126 @@ impl Slots {
         placed
     }
 
-    fn install(&mut self, prepared: PreparedAdapter, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) {
-        let (digest, bytes) = (prepared.digest(), prepared.bytes());
-        let id = engine.install(prepared);
-        self.ledger.insert(digest, bytes, now_ms);
+    /// Whether a request or a pin waits for it.
+    pub(crate) fn is_wanted(&self, digest: &Digest, scheduler: &Scheduler) -> bool {
+        self.pins.awaits(digest) || !scheduler.of_adapter(digest, Phase::Beside).is_empty()
+    }
+
+    /// Takes the first one that arrived into our hands.
+    fn lift_first(&mut self) {
+        if let Some(arrival) = self.arrived.front_mut()
+            && matches!(arrival.from, From::Prepared)
+            && let Some((adapter, worth)) = self.prepared.take(&arrival.digest)
+        {
+            arrival.from = From::Hand(adapter, worth, None);
+        }
+    }
+
+    fn install_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) {
+        self.lift_first();
+        let Some(Arrival { digest, bytes, from: From::Hand(adapter, worth, _turn) }) = self.arrived.pop_front() else {
+            return;
+        };
+        self.ledger.insert_worth(digest, bytes, worth);
+        let id = engine.install(adapter);
         self.slots.insert(digest, Slot { id, served: false });
+        self.tell_prepared(now_ms);
         self.generation += 1;
         scheduler.open(digest);
+        self.pin_if_awaited(digest);
     }
 
-    fn evict(&mut self, digest: &Digest, engine: &mut Engine, scheduler: &mut Scheduler) {
+    /// The first one that arrived gets no slot.
+    fn lay_aside_first(&mut self, now_ms: u64) {
+        self.lift_first();
+        if let Some(Arrival { from: From::Hand(adapter, worth, _turn), .. }) = self.arrived.pop_front() {
+            self.prepared.put(adapter, worth, now_ms);
+            self.generation += 1;
+        }
+    }
+
+    fn evict(
+        &mut self,
+        victims: &[Digest],
+        engine: &mut Engine,
+        scheduler: &mut Scheduler,
+        now_ms: u64,
+        placed: &mut Vec<Placed>,
+    ) {
+        for digest in victims {
+            if let Some((adapter, worth)) = self.take_out(digest, engine, scheduler) {
+                self.tell_prepared(now_ms);
+                self.prepared.put(adapter, worth, now_ms);
+            }
+            placed.push(Placed::Evicted(*digest));
+        }
+    }
+
+    fn take_out(
+        &mut self,
+        digest: &Digest,
+        engine: &mut Engine,
+        scheduler: &mut Scheduler,
+    ) -> Option<(PreparedAdapter, Worth)> {
         scheduler.close(digest);
         self.draining.remove(digest);
+        let worth = self.ledger.worth(digest)?;
         self.ledger.remove(digest);
-        if let Some(slot) = self.slots.remove(digest) {
-            engine.remove(slot.id);
-        }
         self.generation += 1;
+        let adapter = engine.remove(self.slots.remove(digest)?.id)?;
+        Some((adapter, worth))
     }
 
-    /// Pins exactly those that came for a request which still waits.
+    /// Pins those that came for a request which still waits, and those that an operator has pinned.
     fn spare_unserved(&mut self, scheduler: &Scheduler) {
         for (digest, slot) in &self.slots {
             let awaited = !slot.served && !scheduler.of_adapter(digest, Phase::Waiting).is_empty();
-            if awaited && !self.ledger.is_pinned(digest) {
+            let stays = awaited || self.pins.has(digest);
+            if stays && !self.ledger.is_pinned(digest) {
                 self.ledger.pin(digest);
-            } else if !awaited && self.ledger.is_pinned(digest) {
+            } else if !stays && self.ledger.is_pinned(digest) {
                 self.ledger.unpin(digest);
             }
         }
     }
 
+    /// Bytes of slots beyond their own budget, with these ones more.
+    fn borrowed(&self, more: u64) -> u64 {
+        (self.ledger.used() + more).saturating_sub(self.ledger.bytes_max())
+    }
+
+    /// Whether the first one that arrived may have a slot in memory of the second tier.
+    fn may_borrow(&self, engine: &Engine) -> bool {
+        let Some(arrival) = self.arrived.front() else { return false };
+        let borrowed = self.borrowed(arrival.bytes);
+        let own = if matches!(arrival.from, From::Prepared) { arrival.bytes } else { 0 };
+        engine.slots_are_main_memory() && self.prepared.can_lend(borrowed.saturating_sub(own))
+    }
+
+    fn tell_prepared(&mut self, now_ms: u64) {
+        self.prepared.set_lent(self.borrowed(0), now_ms);
+    }
+
+    fn give_back_borrowed(
+        &mut self,
+        engine: &mut Engine,
+        scheduler: &mut Scheduler,
+        now_ms: u64,
+        placed: &mut Vec<Placed>,
+    ) {
+        if let Room::Evict(victims) = self.ledger.make_room(0, now_ms) {
+            self.evict(&victims, engine, scheduler, now_ms, placed);
+        }
+    }
+
     /// Closes the least used busy adapters, until their bytes and the idle ones' would be enough.
     fn drain_busy(&mut self, bytes: u64, scheduler: &mut Scheduler) {
-        let mut missing = (self.ledger.used() + bytes).saturating_sub(self.ledger.bytes_max());
+        let mut missing = self.borrowed(bytes);
         let mut busy: Vec<(u32, Digest, u64)> = Vec::new();
         for entry in self.ledger.iter() {
             if entry.leases == 0 && !entry.pinned || self.draining.contains(entry.key) {
                 missing = missing.saturating_sub(entry.bytes);
-            } else if entry.leases > 0 {
+            } else if entry.leases > 0 && !self.pins.has(entry.key) {
                 busy.push((entry.leases, *entry.key, entry.bytes));
             }
         }
@@ -179,6 +316,80 @@ impl Slots {
         }
     }
 
+    /// Pins an adapter, at once if it has a slot, else when it gets one.
+    pub(crate) fn pin(&mut self, digest: Digest, reply: Reply) {
+        self.pins.wait(digest, reply);
+        if self.slots.contains_key(&digest) {
+            self.pin_if_awaited(digest);
+        }
+    }
+
+    fn pin_if_awaited(&mut self, digest: Digest) {
+        let waiting = self.pins.take_waiting(&digest);
+        if waiting.is_empty() {
+            return;
+        }
+        let bytes = self.ledger.bytes(&digest).unwrap_or(0);
+        let of_others = self.ledger.iter().filter(|entry| self.pins.has(entry.key)).map(|entry| entry.bytes).sum();
+        for reply in waiting {
+            let pinned = self.pins.pin(digest, bytes, of_others);
+            self.generation += u64::from(pinned.is_ok());
+            // Whoever does not wait for the answer any more sees it in the residency.
+            let _ = reply.send(pinned.map_err(Into::into));
+        }
+        if self.pins.has(&digest) {
+            self.ledger.pin(&digest);
+        }
+    }
+
+    /// Ends a pin. False if there is none. The next [`Slots::place`] may evict it.
+    pub(crate) fn unpin(&mut self, digest: &Digest) -> bool {
+        let was_pinned = self.pins.unpin(digest);
+        self.generation += u64::from(was_pinned);
+        was_pinned
+    }
+
+    /// The load of this adapter failed: those who wait for its pin.
+    pub(crate) fn take_pins(&mut self, digest: &Digest) -> Vec<Reply> {
+        self.pins.take_waiting(digest)
+    }
+
+    /// Adapters that only a pin waits for: neither here nor skipped.
+    pub(crate) fn wanted_by_pin(&mut self, skip: impl Fn(&Digest) -> bool) -> Option<Digest> {
+        self.pins.drop_gone();
+        self.pins.awaited().find(|digest| !self.has(digest) && !skip(digest)).copied()
+    }
+
+    /// Frees the bytes of an idle adapter, slot and second tier, and tells how many; 0 if it is not here.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] while requests run or a pin holds it.
+    pub(crate) fn evict_now(
+        &mut self,
+        digest: &Digest,
+        engine: &mut Engine,
+        scheduler: &mut Scheduler,
+    ) -> Result<u64, Error> {
+        let users = self.ledger.leases(digest);
+        let pinned = self.pins.has(digest);
+        let waits = self.arrived.iter().any(|arrival| arrival.digest == *digest);
+        if users > 0 || pinned || waits {
+            return Err(Error::InUse { digest: *digest, users, pinned });
+        }
+        let found = match self.prepared.take(digest) {
+            Some(found) => Some(found),
+            None => self.take_out(digest, engine, scheduler),
+        };
+        let Some((adapter, worth)) = found else { return Ok(0) };
+        self.prepared.remember(*digest, worth);
+        self.generation += 1;
+        Ok(adapter.bytes())
+    }
+
+    pub(crate) fn is_prepared(&self, digest: &Digest) -> bool {
+        self.prepared.has(digest)
+    }
+
     pub(crate) fn bytes_used(&self) -> u64 {
         self.ledger.used()
     }
@@ -187,21 +398,42 @@ impl Slots {
         self.ledger.bytes_max()
     }
 
-    /// Grows with every install and eviction.
+    pub(crate) fn prepared_bytes_used(&self) -> u64 {
+        self.prepared.bytes_used()
+    }
+
+    /// Grows with every install, eviction and pin.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// For `ListResidency`. Cost: linear in slots.
-    pub(crate) fn residents(&self) -> Vec<pb::ResidentAdapter> {
+    /// For `ListResidency`. Cost: linear in resident adapters.
+    pub(crate) fn residency(&self) -> pb::ListResidencyResponse {
         let resident = |entry: weft_residency::EntryView<'_, Digest>| pb::ResidentAdapter {
             digest: entry.key.to_vec().into(),
             bytes: entry.bytes,
             users: entry.leases,
+            pinned: self.pins.has(entry.key),
+        };
+        let prepared = |(digest, bytes): (&Digest, u64)| pb::ResidentAdapter {
+            digest: digest.to_vec().into(),
+            bytes,
+            users: 0,
             pinned: false,
         };
-        let mut residents: Vec<pb::ResidentAdapter> = self.ledger.iter().map(resident).collect();
-        residents.sort_unstable_by(|a, b| a.digest.cmp(&b.digest));
-        residents
+        let mut adapters: Vec<pb::ResidentAdapter> = self.ledger.iter().map(resident).collect();
+        let mut prepared: Vec<pb::ResidentAdapter> = self.prepared.iter().map(prepared).collect();
+        for list in [&mut adapters, &mut prepared] {
+            list.sort_unstable_by(|a, b| a.digest.cmp(&b.digest));
+        }
+        pb::ListResidencyResponse {
+            adapters,
+            slot_bytes_used: self.bytes_used(),
+            slot_bytes_max: self.bytes_max(),
+            generation: self.generation,
+            prepared,
+            prepared_bytes_used: self.prepared.bytes_used(),
+            prepared_bytes_max: self.prepared.bytes_max(),
+        }
     }
 }

@@ -97,6 +97,7 @@ pub(crate) fn settings() -> Settings {
         threads: 1,
         kv_memory_bytes: 16 << 20,
         adapter_memory_bytes: 16 << 20,
+        adapter_prepared_bytes: 0,
         step_tokens_max: 64,
         ..Settings::default()
     }
@@ -125,6 +126,28 @@ impl TestWorker {
         let shutdown = Shutdown::new();
         let running = tokio::spawn(app.run(listener, shutdown.clone()));
         Self { client: WorkerClient::new(channel.clone()), channel, shelf, shutdown, metrics, running }
+    }
+
+    /// What is in slots and in the second tier.
+    pub(crate) async fn residency(&self) -> pb::ListResidencyResponse {
+        self.client.clone().list_residency(pb::ListResidencyRequest {}).await.unwrap().into_inner()
+    }
+
+    pub(crate) async fn pin(&self, digest: Digest) -> Result<u64, Fault> {
+        let request = pb::PinRequest { digest: digest.to_vec().into() };
+        let answer = self.client.clone().pin(request).await;
+        answer.map(|answer| answer.into_inner().bytes).map_err(Fault::from)
+    }
+
+    pub(crate) async fn unpin(&self, digest: Digest) -> bool {
+        let request = pb::UnpinRequest { digest: digest.to_vec().into() };
+        self.client.clone().unpin(request).await.unwrap().into_inner().was_pinned
+    }
+
+    pub(crate) async fn evict(&self, digest: Digest) -> Result<u64, Fault> {
+        let request = pb::EvictRequest { digest: digest.to_vec().into() };
+        let answer = self.client.clone().evict(request).await;
+        answer.map(|answer| answer.into_inner().bytes_freed).map_err(Fault::from)
     }
 
     /// Runs the request to its end.

@@ -1,6 +1,6 @@
 //! A cache daemon over a temporary folder: the real protocol, and a test's hand on what it grants and when.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -28,6 +28,8 @@ struct Inner {
     /// Grows when all lease streams are to be cut.
     cut: watch::Sender<u64>,
     leases: watch::Sender<usize>,
+    /// Digests that prefetches named.
+    hints: watch::Sender<HashSet<Digest>>,
 }
 
 #[derive(Default)]
@@ -36,6 +38,8 @@ struct State {
     asked: HashMap<Digest, usize>,
     written: usize,
     hellos: Vec<String>,
+    /// Their grants wait.
+    held_back: HashSet<Digest>,
 }
 
 impl Shelf {
@@ -46,6 +50,7 @@ impl Shelf {
             open: watch::Sender::new(true),
             cut: watch::Sender::new(0),
             leases: watch::Sender::new(0),
+            hints: watch::Sender::default(),
         });
         let (listener, channel) = Listener::memory();
         let service = CacheDaemonServer::from_arc(Arc::new(Daemon(inner.clone())));
@@ -83,7 +88,13 @@ impl Shelf {
         self.inner.open.send_replace(false);
     }
 
+    /// Grants of this one wait from now on.
+    pub(crate) fn hold_back(&self, digest: Digest) {
+        self.inner.state.lock().unwrap().held_back.insert(digest);
+    }
+
     pub(crate) fn let_go(&self) {
+        self.inner.state.lock().unwrap().held_back.clear();
         self.inner.open.send_replace(true);
     }
 
@@ -95,6 +106,12 @@ impl Shelf {
     /// How often the digest was asked for.
     pub(crate) fn asked(&self, digest: &Digest) -> usize {
         self.inner.state.lock().unwrap().asked.get(digest).copied().unwrap_or(0)
+    }
+
+    /// Waits until a prefetch has named all of these, and says what else was named.
+    pub(crate) async fn hinted(&self, digests: &[Digest]) -> HashSet<Digest> {
+        let mut hints = self.inner.hints.subscribe();
+        hints.wait_for(|hints| digests.iter().all(|digest| hints.contains(digest))).await.unwrap().clone()
     }
 
     pub(crate) fn hellos(&self) -> Vec<String> {
@@ -150,7 +167,10 @@ impl CacheDaemon for Daemon {
         Ok(Response::new(ReceiverStream::new(outbox)))
     }
 
-    async fn prefetch(&self, _: Request<pb::PrefetchRequest>) -> Result<Response<pb::PrefetchResponse>, Status> {
+    async fn prefetch(&self, request: Request<pb::PrefetchRequest>) -> Result<Response<pb::PrefetchResponse>, Status> {
+        let digests = request.into_inner().digests;
+        let digests = digests.iter().map(|raw| Digest::try_from(&raw[..]).unwrap());
+        self.0.hints.send_modify(|hints| hints.extend(digests));
         Ok(Response::new(pb::PrefetchResponse::default()))
     }
 
@@ -165,7 +185,8 @@ impl CacheDaemon for Daemon {
 async fn grant(inner: Arc<Inner>, acquire: pb::Acquire, answers: mpsc::Sender<Result<pb::LeaseResponse, Status>>) {
     let digest = Digest::try_from(&acquire.digest[..]).unwrap();
     *inner.state.lock().unwrap().asked.entry(digest).or_default() += 1;
-    inner.open.subscribe().wait_for(|open| *open).await.unwrap();
+    let held_back = || inner.state.lock().unwrap().held_back.contains(&digest);
+    inner.open.subscribe().wait_for(|open| *open && !held_back()).await.unwrap();
     let path = inner.state.lock().unwrap().files.get(&digest).cloned();
     let response = match path {
         Some(path) => pb::lease_response::Response::Granted(pb::Granted {

@@ -3,12 +3,13 @@
 use super::{grpc, spawn_server};
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::generate_event::Event;
 use weft_proto::worker::v1::worker_server::{Worker, WorkerServer};
@@ -49,6 +50,9 @@ struct Inner {
     requests: Mutex<Vec<pb::GenerateRequest>>,
     description: Mutex<pb::DescribeResponse>,
     resident: Mutex<Vec<Digest>>,
+    /// Pinned ones; "full" refuses the next pin.
+    pinned: Mutex<Vec<Digest>>,
+    pins_full: AtomicBool,
     running: AtomicUsize,
     dropped: AtomicUsize,
 }
@@ -149,6 +153,8 @@ impl FakeWorker {
             requests: Mutex::default(),
             description: Mutex::new(description),
             resident: Mutex::default(),
+            pinned: Mutex::default(),
+            pins_full: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
         };
@@ -169,6 +175,14 @@ impl FakeWorker {
 
     pub(crate) fn holds(&self, digests: &[Digest]) {
         *self.inner.resident.lock().unwrap() = digests.to_vec();
+    }
+
+    pub(crate) fn pinned(&self) -> Vec<Digest> {
+        self.inner.pinned.lock().unwrap().clone()
+    }
+
+    pub(crate) fn refuse_pins(&self) {
+        self.inner.pins_full.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn requests(&self) -> Vec<pb::GenerateRequest> {
@@ -251,6 +265,34 @@ impl Worker for FakeWorker {
         let resident = self.inner.resident.lock().unwrap();
         let adapters = resident.iter().map(|digest| pb::ResidentAdapter { digest: raw(*digest), ..Default::default() });
         Ok(Response::new(pb::ListResidencyResponse { adapters: adapters.collect(), ..Default::default() }))
+    }
+
+    async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::PinResponse>, Status> {
+        if self.inner.pins_full.load(Ordering::SeqCst) {
+            return Err(Fault::new(Kind::Refused, "pins hold 90 of the 100 bytes").with_code("pin_budget").into());
+        }
+        let digest = Digest::try_from(&request.into_inner().digest[..]).unwrap();
+        self.inner.pinned.lock().unwrap().push(digest);
+        Ok(Response::new(pb::PinResponse { bytes: 77 }))
+    }
+
+    async fn unpin(&self, request: Request<pb::UnpinRequest>) -> Result<Response<pb::UnpinResponse>, Status> {
+        let digest = Digest::try_from(&request.into_inner().digest[..]).unwrap();
+        let mut pinned = self.inner.pinned.lock().unwrap();
+        let before = pinned.len();
+        pinned.retain(|held| *held != digest);
+        Ok(Response::new(pb::UnpinResponse { was_pinned: pinned.len() < before }))
+    }
+
+    async fn evict(&self, request: Request<pb::EvictRequest>) -> Result<Response<pb::EvictResponse>, Status> {
+        let digest = Digest::try_from(&request.into_inner().digest[..]).unwrap();
+        if self.inner.pinned.lock().unwrap().contains(&digest) {
+            return Err(Fault::new(Kind::Conflict, "adapter is pinned").with_code("adapter_in_use").into());
+        }
+        let mut resident = self.inner.resident.lock().unwrap();
+        let before = resident.len();
+        resident.retain(|held| *held != digest);
+        Ok(Response::new(pb::EvictResponse { bytes_freed: 77 * (before - resident.len()) as u64 }))
     }
 
     /// One token a word.

@@ -1,0 +1,181 @@
+//! The loop's part in residency: loads that start and end, slots that are filled, and what operators wish.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use weft_batching::{Phase, RequestId};
+use weft_types::Digest;
+
+use super::{Command, StepLoop};
+use crate::Error;
+use crate::adapters::load::{Brought, Packed};
+use crate::adapters::pins::Reply;
+use crate::adapters::slots::Placed;
+use crate::error::chain;
+
+/// What an operator wishes for one adapter; each is answered once.
+pub(crate) enum Wish {
+    /// Load it if it is not here, and keep it in its slot. Told its bytes.
+    Pin(Digest, Reply),
+    /// Told whether there was a pin.
+    Unpin(Digest, oneshot::Sender<bool>),
+    /// Drop it now. Told the bytes that got free.
+    Evict(Digest, Reply),
+}
+
+impl StepLoop {
+    /// A load came near, ended or failed.
+    pub(super) fn brought(&mut self, digest: Digest, result: Result<Brought, Error>) {
+        let packed = match result {
+            Ok(Brought::Near(near)) => return self.loads.came_near(digest, near),
+            Ok(Brought::Packed(packed)) => Ok(packed),
+            Err(error) => Err(error),
+        };
+        self.loads.ended(&digest);
+        let word = packed.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
+        self.parts.metrics.adapter_loads.with_label_values(&[word]).inc();
+        match packed {
+            // Compared where the bytes were hashed; once more here, where it counts.
+            Ok(packed) if packed.prepared.digest() == digest => self.loaded(packed),
+            Ok(packed) => {
+                let found = packed.prepared.digest();
+                self.fail_beside(digest, &Error::WrongBytes { wanted: digest, found });
+            }
+            Err(error) => self.fail_beside(digest, &error),
+        }
+    }
+
+    fn loaded(&mut self, packed: Packed) {
+        self.parts.metrics.adapter_load_seconds.observe(packed.took.as_secs_f64());
+        let step = Duration::from_micros(self.load.step_us);
+        self.slots.arrive(packed, step, self.now_ms());
+    }
+
+    /// Finds slots for what has arrived and starts loads for what is wanted.
+    pub(super) fn bring_adapters(&mut self) {
+        // What comes back from the second tier can be placed at once, and more may come back after it.
+        while self.place_adapters() | self.start_loads() {}
+    }
+
+    /// Whether something changed place.
+    fn place_adapters(&mut self) -> bool {
+        let now_ms = self.now_ms();
+        let placed = self.slots.place(&mut self.parts.engine, &mut self.scheduler, now_ms);
+        let any = !placed.is_empty();
+        for placed in placed {
+            match placed {
+                Placed::Installed(digest) => {
+                    let now = Instant::now();
+                    for id in self.scheduler.of_adapter(&digest, Phase::Waiting) {
+                        if let Some(active) = self.active.get_mut(&id) {
+                            active.adapter_ready = Some(now);
+                        }
+                    }
+                    tracing::debug!(%digest, "adapter installed");
+                }
+                Placed::Evicted(digest) => {
+                    self.parts.metrics.adapter_evictions.inc();
+                    tracing::debug!(%digest, "adapter evicted");
+                }
+                Placed::Dropped(digest) => tracing::debug!(%digest, "adapter came too late"),
+                Placed::TooLarge { digest, bytes } => {
+                    let limit = self.slots.bytes_max();
+                    self.fail_beside(digest, &Error::AdapterTooLarge { digest, bytes, limit });
+                }
+            }
+        }
+        any
+    }
+
+    /// Starts what may run at once of what waits beside the queue: packing of leased bytes, then returns from the second
+    /// tier and asks for leases, each digest once. True if something came back from the second tier.
+    fn start_loads(&mut self) -> bool {
+        self.start_packing();
+        let mut came_back = false;
+        while let Some(digest) = self.next_to_bring() {
+            if self.slots.bring_back(&digest) {
+                self.parts.metrics.adapter_returns.inc();
+                came_back = true;
+                continue;
+            }
+            self.loads.ask(digest);
+            let load = self.parts.loader.clone().bring(digest);
+            self.spawn_load(digest, load);
+        }
+        came_back
+    }
+
+    fn next_to_bring(&mut self) -> Option<Digest> {
+        let (loads, slots) = (&self.loads, &self.slots);
+        // With no room for leases, what is in the second tier may still come back.
+        let skip =
+            |digest: &Digest| slots.has(digest) || loads.has(digest) || (loads.is_full() && !slots.is_prepared(digest));
+        match self.scheduler.next_wanted(skip) {
+            Some(digest) => Some(digest),
+            None => self.slots.wanted_by_pin(|digest| self.loads.has(digest) || self.loads.is_full()),
+        }
+    }
+
+    fn start_packing(&mut self) {
+        if !self.loads.any_near() {
+            return;
+        }
+        let (slots, scheduler) = (&self.slots, &self.scheduler);
+        self.loads.retain_near(|digest| slots.is_wanted(digest, scheduler));
+        while self.loads.any_near()
+            && let Some(turn) = self.parts.loader.turn()
+        {
+            let loads = &self.loads;
+            let next = match self.scheduler.next_wanted(|digest| !loads.is_near(digest)) {
+                Some(digest) => Some(digest),
+                None => self.slots.wanted_by_pin(|digest| !self.loads.is_near(digest)),
+            };
+            let Some(digest) = next else { return };
+            let Some(near) = self.loads.start_packing(digest) else { return };
+            let loader = self.parts.loader.clone();
+            self.spawn_load(digest, async move { loader.pack(near, digest, turn).await.map(Brought::Packed) });
+        }
+    }
+
+    fn spawn_load(&self, digest: Digest, load: impl Future<Output = Result<Brought, Error>> + Send + 'static) {
+        let commands = self.parts.commands.clone();
+        self.parts.runtime.spawn(async move {
+            let result = load.await;
+            // An error means that the loop has ended.
+            let _ = commands.send(Command::Brought { digest, result });
+        });
+    }
+
+    /// A new request whose adapter will not be leased soon: the daemon may bring it near meanwhile.
+    pub(super) fn hint(&self, id: RequestId) {
+        let Some(digest) = self.active.get(&id).and_then(|active| active.job.adapter) else { return };
+        let known = self.slots.has(&digest) || self.slots.is_prepared(&digest) || self.loads.has(&digest);
+        if self.loads.is_full() && !known && self.parts.prefetch.hint(digest) {
+            self.parts.metrics.adapter_hints.inc();
+        }
+    }
+
+    /// A load failed: so do the requests and pins that waited for it, and nobody else.
+    fn fail_beside(&mut self, digest: Digest, error: &Error) {
+        tracing::warn!(%digest, kind = %error.kind(), message = chain(error), "adapter was not loaded");
+        for id in self.scheduler.of_adapter(&digest, Phase::Beside) {
+            self.fail(id, error);
+        }
+        for reply in self.slots.take_pins(&digest) {
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(error.into()));
+        }
+    }
+
+    /// Carries out an operator's wish. A caller that has gone needs no answer.
+    pub(super) fn grant(&mut self, wish: Wish) {
+        match wish {
+            Wish::Pin(digest, reply) => self.slots.pin(digest, reply),
+            Wish::Unpin(digest, reply) => drop(reply.send(self.slots.unpin(&digest))),
+            Wish::Evict(digest, reply) => {
+                let evicted = self.slots.evict_now(&digest, &mut self.parts.engine, &mut self.scheduler);
+                drop(reply.send(evicted.map_err(Into::into)));
+            }
+        }
+    }
+}
