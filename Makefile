@@ -33,11 +33,38 @@ asan: ## The kernels' tests under the address sanitizer (part of make test)
 	@scripts/setup.sh build test
 	scripts/asan.sh
 
+# CHECK=1: a figure that is not what it should be ends the run with status 1, after everything has been measured.
+check_flag = $(if $(filter 1,$(CHECK)),--check)
+loadtest = $(TARGET)/release/weft-loadtest
+
 .PHONY: bench
-bench: ## The benchmarks: a table, and target/bench/*.json
-	@scripts/setup.sh build demo bench
-	$(CARGO) build --release --bin weft
-	loadtests/peers/run.sh
+bench: bench-build ## The benchmarks: tables with floors, and target/bench/*.{json,svg} (CHECK=1: status 1 if a figure falls short)
+	@scripts/setup.sh bench
+	@failed=0; run() { echo; echo "== $$*"; "$$@" || failed=1; }; \
+	run $(CARGO) bench -q -p weft-kernels --bench kernels; \
+	run $(CARGO) bench -q -p weft-engine --bench step; \
+	run loadtests/peers/run.sh $(check_flag); \
+	run $(loadtest) scenario start $(check_flag); \
+	run $(loadtest) scenario many --seconds 20 --rounds 2 --prompt-tokens 8-128 --output-tokens 8-128 $(check_flag); \
+	run $(loadtest) scenario cliff --seconds 12 --rate 5 $(check_flag); \
+	run $(loadtest) scenario long-prompt --seconds 15 --every 5 $(check_flag); \
+	run $(loadtest) scenario fairness --seconds 12 --rounds 2 $(check_flag); \
+	exit $$failed
+
+.PHONY: bench-quick
+bench-quick: bench-build ## The benchmarks without other engines, as short as they can be: shows that they run
+	@mkdir -p target/bench
+	$(TARGET)/release/weft bench --rounds 1 $(check_flag)
+	$(loadtest) scenario start --rounds 2 $(check_flag)
+	$(loadtest) scenario many --many 200 --seconds 5 --rounds 1 --prompt-tokens 8-64 --output-tokens 8-32 $(check_flag)
+	$(loadtest) scenario cliff --slots 4 --seconds 5 --rate 5 $(check_flag)
+	$(loadtest) scenario long-prompt --seconds 6 --every 3 --rounds 1 $(check_flag)
+	$(loadtest) scenario fairness --seconds 5 --rounds 1 --cold-adapters 100 $(check_flag)
+
+.PHONY: bench-build
+bench-build:
+	@scripts/setup.sh build demo
+	$(CARGO) build --release --bin weft --bin weft-loadtest
 
 .PHONY: check
 check: ## Formatting and lints

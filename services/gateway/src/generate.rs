@@ -56,6 +56,8 @@ pub(crate) struct Facts {
     pub(crate) prompt_tokens: u32,
     pub(crate) cached_tokens: u32,
     pub(crate) queue_us: u64,
+    /// Until its adapter was resident; `None` for the base.
+    pub(crate) adapter_wait_us: Option<u64>,
     pub(crate) first_token_after: Duration,
 }
 
@@ -206,6 +208,7 @@ impl Generation {
             prompt_tokens: started.prompt_tokens,
             cached_tokens: started.cached_tokens,
             queue_us: started.queue_us,
+            adapter_wait_us: (!started.adapter_digest.is_empty()).then_some(started.adapter_wait_us),
             first_token_after: self.admission.arrived.elapsed(),
         };
         self.metrics.prompt_tokens.inc_by(u64::from(started.prompt_tokens));

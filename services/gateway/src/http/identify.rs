@@ -26,6 +26,8 @@ pub(super) const ADAPTER: &str = "x-weft-adapter";
 pub(super) const ADAPTER_DIGEST: &str = "x-weft-adapter-digest";
 pub(super) const BASE_DIGEST: &str = "x-weft-base-digest";
 pub(super) const WORKER: &str = "x-weft-worker";
+/// Microseconds until the answer's adapter was resident; 0 if it was.
+pub(super) const ADAPTER_WAIT_US: &str = "x-weft-adapter-wait-us";
 
 /// The id of a request: the client's if it is short and plain, else ours.
 #[derive(Clone)]

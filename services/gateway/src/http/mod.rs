@@ -302,6 +302,9 @@ impl Gateway {
 fn weft_headers(facts: &Facts) -> HeaderMap {
     let mut headers = HeaderMap::new();
     put(&mut headers, identify::WORKER, &facts.worker);
+    if let Some(wait_us) = facts.adapter_wait_us {
+        put(&mut headers, identify::ADAPTER_WAIT_US, &wait_us.to_string());
+    }
     headers
 }
 

@@ -39,6 +39,7 @@ async fn headers_say_whose_bytes_answered_and_where() {
     assert_eq!(header("x-weft-adapter-digest"), crate::support::registry::digest_of("pirate 1").to_string());
     assert_eq!(header("x-weft-base-digest"), crate::support::worker::base().to_string());
     assert_eq!(header("x-weft-worker"), "fake");
+    assert_eq!(header("x-weft-adapter-wait-us"), "1500");
     assert!(header("x-request-id").starts_with("req_"));
     assert!(!answer.headers().contains_key("x-weft-first-step"));
 
@@ -50,6 +51,7 @@ async fn headers_say_whose_bytes_answered_and_where() {
         .unwrap();
     assert_eq!(base.headers()["x-weft-adapter"], "base");
     assert!(!base.headers().contains_key("x-weft-adapter-digest"));
+    assert!(!base.headers().contains_key("x-weft-adapter-wait-us"));
     assert_eq!(base.headers()["x-request-id"], "mine-1");
 }
 

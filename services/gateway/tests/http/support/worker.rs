@@ -69,7 +69,7 @@ pub(crate) fn started(adapter_digest: Bytes) -> Step {
         prompt_tokens: 7,
         cached_tokens: 3,
         queue_us: 2000,
-        adapter_wait_us: 0,
+        adapter_wait_us: 1500,
         worker: "fake".into(),
     }))
 }
