@@ -36,7 +36,8 @@ async fn main() -> ExitCode {
 
 async fn run(settings: Settings) -> Result<(), Fault> {
     settings.check()?;
-    let address: Address = settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("listen: {error}")))?;
+    let address: Address =
+        settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("listen: {error}")))?;
     let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
     // The ports first: a taken one is known at once, before the folders are touched.
     let listener = Listener::bind(&address).await.map_err(|error| Fault::unavailable(error.to_string()))?;

@@ -167,13 +167,18 @@ impl StepLoop {
         }
     }
 
-    /// Carries out an operator's wish. A caller that has gone needs no answer.
+    /// Carries out an operator's wish; whoever is answered sees its effect. A caller that has gone needs no answer.
     pub(super) fn grant(&mut self, wish: Wish) {
         match wish {
             Wish::Pin(digest, reply) => self.slots.pin(digest, reply),
-            Wish::Unpin(digest, reply) => drop(reply.send(self.slots.unpin(&digest))),
+            Wish::Unpin(digest, reply) => {
+                let was_pinned = self.slots.unpin(&digest);
+                self.show();
+                drop(reply.send(was_pinned));
+            }
             Wish::Evict(digest, reply) => {
                 let evicted = self.slots.evict_now(&digest, &mut self.parts.engine, &mut self.scheduler);
+                self.show();
                 drop(reply.send(evicted.map_err(Into::into)));
             }
         }
