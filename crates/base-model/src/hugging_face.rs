@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::catch_unwind;
 use std::path::{Component, Path, PathBuf};
 
 /// Sizes of the text files read whole.
@@ -31,8 +32,7 @@ pub(crate) fn open(folder: &Path) -> Result<Parts, Error> {
 
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer_bytes = read(&tokenizer_path, TOKENIZER_BYTES_MAX)?;
-    let hf = tokenizers::Tokenizer::from_bytes(&tokenizer_bytes)
-        .map_err(|error| Error::broken(&tokenizer_path, error.to_string()))?;
+    let hf = tokenizer_of(&tokenizer_bytes).map_err(|problem| Error::broken(&tokenizer_path, problem))?;
     let special_names = tokenizer_config.special_names();
     let bos_id = raw.bos_token_id.as_ref().and_then(|ids| ids.list().first().copied());
     let eos_ids = eos_ids(&raw, &generation, &special_names, &hf);
@@ -141,6 +141,16 @@ fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Error> {
         return Err(Error::broken(path, format!("it has {bytes} bytes, more than {bytes_max}")));
     }
     std::fs::read(path).map_err(|source| Error::io(path, source))
+}
+
+/// What `tokenizers` makes of the file. The crate panics over some contents instead of refusing them, e.g. JSON that ends
+/// within a decoder: text that is no JSON is refused before, and a panic over the rest is caught.
+fn tokenizer_of(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| error.to_string())?;
+    match catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes)) {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(_) => Err("it is not a tokenizer that the tokenizers crate can read".to_owned()),
+    }
 }
 
 fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, Error> {

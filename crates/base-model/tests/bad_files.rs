@@ -181,6 +181,14 @@ fn folders_with_broken_parts_are_refused_by_file() {
     assert_says(no_tokenizer, Kind::NotFound, &["tokenizer.json"]);
     let bad_tokenizer = folder_after(|folder| std::fs::write(folder.join("tokenizer.json"), b"{\"model\":").unwrap());
     assert_says(bad_tokenizer, Kind::Corrupt, &["tokenizer.json"]);
+    // Ends within the decoder, over which the tokenizers crate panics.
+    let cut = folder_after(|folder| {
+        let bytes = std::fs::read(folder.join("tokenizer.json")).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let at = text.find("\"decoder\"").expect("it has a decoder") + "\"decoder\": {\"type\":".len();
+        std::fs::write(folder.join("tokenizer.json"), &text[..at]).unwrap();
+    });
+    assert_says(cut, Kind::Corrupt, &["tokenizer.json", "EOF"]);
     let bad_template = folder_after(|folder| std::fs::write(folder.join("chat_template.jinja"), b"{% if %}").unwrap());
     assert_says(bad_template, Kind::Invalid, &["chat template", "syntax"]);
 }

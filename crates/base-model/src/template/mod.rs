@@ -220,8 +220,9 @@ fn without_generation_tags(source: &str) -> String {
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
+        // Behind the opening: the two may share their percent sign.
+        let Some(end) = tag[2..].find("%}").map(|at| at + 2) else { break };
         out.push_str(before);
-        let Some(end) = tag.find("%}") else { break };
         let (tag, after) = tag.split_at(end + 2);
         match tag[2..end].trim_matches(['-', '+']).trim() {
             "generation" => out.push_str(&tag.replace("generation", "if true")),

@@ -44,6 +44,15 @@ fn what_the_template_raises_reaches_the_caller_in_its_own_words() {
 }
 
 #[test]
+fn tags_that_are_none_are_a_syntax_error_and_no_panic() {
+    for source in ["{%}}", "{%}", "a {% if", "a {%"] {
+        let sources = Sources { default: source.to_owned(), tool_use: None };
+        assert!(ChatTemplate::new(sources, SpecialNames::new(), Vec::new()).is_err(), "{source}");
+        assert_eq!(without_generation_tags(source), source);
+    }
+}
+
+#[test]
 fn a_template_that_runs_for_ever_or_grows_without_bound_is_stopped() {
     let hundred = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}";
     let doubling = "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}";
