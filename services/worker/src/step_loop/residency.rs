@@ -174,7 +174,7 @@ impl StepLoop {
             Wish::Unpin(digest, reply) => {
                 let was_pinned = self.slots.unpin(&digest);
                 self.show();
-                drop(reply.send(was_pinned));
+                let _ = reply.send(was_pinned);
             }
             Wish::Evict(digest, reply) => {
                 let evicted = self.slots.evict_now(&digest, &mut self.parts.engine, &mut self.scheduler);
