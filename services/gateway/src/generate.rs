@@ -39,6 +39,7 @@ pub(crate) struct Wanted {
     pub(crate) sampling: pb::Sampling,
     pub(crate) stopping: pb::Stopping,
     pub(crate) logprobs: Option<pb::Logprobs>,
+    pub(crate) grammar: Option<pb::Grammar>,
 }
 
 /// Where generations run.
@@ -188,6 +189,7 @@ fn request(admission: &Admission, wanted: &Wanted, attempt: usize) -> pb::Genera
         sampling: Some(wanted.sampling),
         stopping: Some(wanted.stopping.clone()),
         logprobs: wanted.logprobs,
+        grammar: wanted.grammar.clone(),
         deadline_ms: admission.time_left().as_millis().try_into().unwrap_or(u64::MAX).max(1),
     }
 }

@@ -82,6 +82,18 @@ weft_service_kit::settings! {
         pub stop_strings_max: usize = 16,
         /// Most bytes of one stop string.
         pub stop_bytes_max: usize = 512,
+        /// Most bytes of a JSON schema, a regular expression or a grammar.
+        pub grammar_bytes_max: usize = 64 << 10,
+        /// Most lexer states that the answers of one grammar may visit; 1 to 2 KB each.
+        pub grammar_states_max: usize = 20_000,
+        /// Compiled grammars that are kept, each for one tenant.
+        pub grammar_cache_entries: usize = 256,
+        /// Memory for compiled grammars, in bytes.
+        pub grammar_cache_bytes: u64 = 256 << 20,
+        /// Grammars that are compiled at the same time, tenants in turn.
+        pub grammar_compile_concurrency: usize = 2,
+        /// Threads that compute token masks while a step runs. 0: the step loop computes them itself.
+        pub mask_threads: usize = 1,
         /// Seconds that running requests get to finish after SIGTERM.
         pub shutdown_grace_s: u64 = 30,
     }
@@ -155,6 +167,7 @@ impl Settings {
             ("adapter_loads_max", self.adapter_loads_max),
             ("adapter_leases_max", self.adapter_leases_max),
             ("tokenize_concurrency", self.tokenize_concurrency),
+            ("grammar_compile_concurrency", self.grammar_compile_concurrency),
             ("prompt_bytes_max", self.prompt_bytes_max),
         ] {
             if value == 0 {
