@@ -23,8 +23,11 @@ fn of_tenant(tenant: &str, salt: u8, mut request: pb::GenerateRequest) -> pb::Ge
     request
 }
 
+/// A token, the bits of its log-probability, and its alternatives with theirs.
+type Bits = (u32, u32, Vec<(u32, u32)>);
+
 /// Everything that was computed, to the bit.
-fn outcome(answer: &Answer) -> Vec<(u32, u32, Vec<(u32, u32)>)> {
+fn outcome(answer: &Answer) -> Vec<Bits> {
     let top = |token: &pb::TokenOut| token.top.iter().map(|top| (top.id, top.logprob.to_bits())).collect();
     answer.tokens.iter().map(|token| (token.id, token.logprob.to_bits(), top(token))).collect()
 }
