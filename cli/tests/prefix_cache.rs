@@ -33,9 +33,9 @@ async fn usage(up: &Weft, secret: &str, route: &str, mut body: Value, stream: bo
         return reply.json()["usage"].clone();
     }
     let events = reply.text.lines().filter_map(|line| line.strip_prefix("data: "));
-    let usages =
+    let mut usages =
         events.filter_map(|event| serde_json::from_str::<Value>(event).ok()).map(|event| event["usage"].clone());
-    usages.filter(Value::is_object).last().expect("a last event with the usage")
+    usages.rfind(Value::is_object).expect("a last event with the usage")
 }
 
 fn cached(usage: &Value) -> u64 {

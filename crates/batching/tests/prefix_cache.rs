@@ -155,9 +155,9 @@ impl World {
     fn read(&self, plan: &StepPlan) {
         for chunk in &plan.chunks {
             let content = contents(self.seen[&chunk.id].namespace, &self.seen[&chunk.id].tokens);
-            for position in 0..chunk.tokens.end {
+            for (position, wanted) in content[..chunk.tokens.end].iter().enumerate() {
                 let cell = self.memory[chunk.blocks[position / BLOCK] as usize][position % BLOCK];
-                assert_eq!(cell, content[position], "keys and values of other tokens or of another namespace");
+                assert_eq!(cell, *wanted, "keys and values of other tokens or of another namespace");
             }
         }
     }
@@ -175,7 +175,7 @@ impl World {
             return self.remove(id);
         }
         self.scheduler.sampled(id);
-        if seen.tokens.len() % BLOCK == 0 {
+        if seen.tokens.len().is_multiple_of(BLOCK) {
             let content = contents(seen.namespace, &seen.tokens);
             self.scheduler.block_filled(id, block_hash(content[content.len() - 1]));
         }
@@ -293,7 +293,14 @@ proptest! {
             prompt_tokens: blocks * BLOCK, output_tokens_max: 1, prefix: None,
         };
         world.scheduler.submit(new).unwrap();
-        while !world.scheduler.plan().chunks.iter().map(|chunk| { world.scheduler.commit_chunk(chunk); chunk.samples }).any(|samples| samples) {}
+        let mut samples = false;
+        while !samples {
+            let plan = world.scheduler.plan();
+            for chunk in &plan.chunks {
+                world.scheduler.commit_chunk(chunk);
+                samples |= chunk.samples;
+            }
+        }
         prop_assert_eq!(world.scheduler.load().blocks_idle, 0);
         world.scheduler.remove(RequestId(u64::MAX));
         prop_assert_eq!(world.scheduler.load().blocks_idle, 0, "it left nothing behind either");

@@ -38,7 +38,9 @@ fn main() {
         let blob = random_blob(&model.config, rank, modules);
         let megabytes = blob.len() as f64 / 1e6;
         let copy = best(|| drop(black_box(blob.clone())));
-        let hash = best(|| drop(black_box(Digest::of(&blob))));
+        let hash = best(|| {
+            black_box(Digest::of(&blob));
+        });
         let parse = best(|| drop(black_box(CanonicalAdapter::parse(&blob).expect("canonical"))));
         let prepare = best(|| drop(black_box(preparer.prepare(&blob).expect("it fits"))));
         println!(
