@@ -4,8 +4,14 @@ mod support;
 
 use std::path::Path;
 
-const DOCUMENTS: &[&str] =
-    &["README.md", "ARCHITECTURE.md", "docs/dependencies.md", "docs/settings.md", "docs/performance.md"];
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "ARCHITECTURE.md",
+    "docs/dependencies.md",
+    "docs/settings.md",
+    "docs/performance.md",
+    "docs/fairness.md",
+];
 const ROOTS: &[&str] =
     &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];
 

@@ -7,13 +7,19 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
-pub use crate::turns::Tenant;
-use crate::turns::TurnQueue;
+use crate::counters::{Counters, Fairness, Priority, Weight};
+use crate::fair_queue::{Entry, FairQueue};
+use crate::foresight::OutputLengths;
+use crate::loads::Loads;
+use crate::pace::{Pace, Room, StepCosts, StepShape};
+use crate::turns::Tenant;
 use crate::{BlockPool, BlockTable, Error, Prefix};
 pub use cached::PrefixCounts;
 use weft_types::Digest;
 
+mod admission;
 mod cached;
+mod turns;
 
 /// A request, numbered by arrival: the smaller the older. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,8 +42,12 @@ pub struct Limits {
 pub struct NewRequest {
     /// Its name, larger than all before.
     pub id: RequestId,
-    /// Whose turn it uses.
+    /// Who is charged for it.
     pub tenant: Tenant,
+    /// The tenant's share, from this request on.
+    pub weight: Weight,
+    /// Its class.
+    pub priority: Priority,
     /// The adapter that must hold a slot while it runs; none for the base alone.
     pub adapter: Option<Digest>,
     /// At least 1.
@@ -90,7 +100,7 @@ pub struct StepPlan {
     pub chunks: Vec<Chunk>,
     /// Requests that run for the first time: from now on they use their adapter's slot.
     pub admitted: Vec<RequestId>,
-    /// Requests whose KV blocks were taken for older ones.
+    /// Requests whose KV blocks were taken for others.
     pub preempted: Vec<RequestId>,
 }
 
@@ -115,7 +125,15 @@ pub struct Load {
 struct Request {
     tenant: Tenant,
     adapter: Option<Digest>,
+    priority: Priority,
+    /// Its place among the tenant's requests; see [`Entry`].
+    stamp: u64,
     phase: Phase,
+    prompt: usize,
+    /// Prompt tokens that were charged: those computed at least once.
+    charged: usize,
+    /// Output tokens expected when it came.
+    output_expected: usize,
     /// Prompt and output so far.
     known: usize,
     /// Of these, how many are in the KV blocks.
@@ -124,10 +142,8 @@ struct Request {
     known_max: usize,
     blocks: BlockTable,
     prefix: Option<Prefix>,
-    /// Number of its first admission: the larger, the sooner it is preempted.
+    /// Number of its first admission: the larger, the younger.
     admission: u64,
-    /// Step in which it last got prompt tokens.
-    prefill_step: u64,
 }
 
 impl Request {
@@ -139,6 +155,10 @@ impl Request {
     fn decodes(&self) -> bool {
         self.computed > 0 && self.missing() == 1
     }
+
+    fn entry(&self, id: RequestId) -> Entry {
+        Entry { stamp: self.stamp, id, priority: self.priority }
+    }
 }
 
 /// Turns requests into step plans. The caller asks for a plan, runs it, and reports with [`Scheduler::commit`],
@@ -146,48 +166,67 @@ impl Request {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
+    fairness: Fairness,
+    pace: Pace,
     pool: BlockPool,
     requests: HashMap<RequestId, Request>,
-    waiting: TurnQueue<RequestId>,
-    beside: TurnQueue<RequestId>,
-    /// Waiting and beside, by tenant.
-    queued_by_tenant: HashMap<Tenant, usize>,
+    waiting: FairQueue,
+    beside: FairQueue,
+    counters: Counters,
+    loads: Loads,
+    lengths: OutputLengths,
+    costs: StepCosts,
     /// By first admission, so that the last is the youngest.
     running: BTreeMap<u64, RequestId>,
     preempted: BTreeMap<u64, RequestId>,
     /// Adapters that hold a slot and take new requests.
     open: HashSet<Digest>,
     admissions: u64,
-    steps: u64,
     prefix_counts: PrefixCounts,
 }
 
 impl Scheduler {
-    /// A scheduler over the blocks of this pool.
+    /// A scheduler over the blocks of this pool, with the default prices and pace.
     #[must_use]
     pub fn new(limits: Limits, pool: BlockPool) -> Self {
         let step_tokens_max = limits.step_tokens_max.max(1);
         let limits = Limits { step_tokens_max, running_max: limits.running_max.clamp(1, step_tokens_max), ..limits };
         Self {
             limits,
+            fairness: Fairness::default(),
+            pace: Pace::default(),
             pool,
             requests: HashMap::new(),
-            waiting: TurnQueue::default(),
-            beside: TurnQueue::default(),
-            queued_by_tenant: HashMap::new(),
+            waiting: FairQueue::default(),
+            beside: FairQueue::default(),
+            counters: Counters::default(),
+            loads: Loads::default(),
+            lengths: OutputLengths::default(),
+            costs: StepCosts::default(),
             running: BTreeMap::new(),
             preempted: BTreeMap::new(),
             open: HashSet::new(),
             admissions: 0,
-            steps: 0,
             prefix_counts: PrefixCounts::default(),
         }
     }
 
+    /// With these prices and bounds among tenants.
+    #[must_use]
+    pub fn with_fairness(self, fairness: Fairness) -> Self {
+        Self { fairness, ..self }
+    }
+
+    /// With this pace of prompts beside decodes.
+    #[must_use]
+    pub fn with_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
+    }
+
     /// Takes a request in.
     ///
-    /// When the queue is full, the newest request of the tenant that has most of it makes room, if that tenant has
-    /// at least two more than this one: a flood pushes out its own.
+    /// When the queue is full, the tenant that has most of it for its weight makes room with the newest request of its
+    /// lowest class, if it has at least two more than this one: a flood pushes out its own.
     ///
     /// # Errors
     /// The queue is full of others who have no more than this tenant; the request can never fit the KV memory; a
@@ -207,46 +246,48 @@ impl Scheduler {
         if known_max - 1 > limit {
             return Err(Error::TooLong { tokens: known_max - 1, limit });
         }
-        let pushed_out = self.make_room_in_queue(&new.tenant)?;
+        let pushed_out = self.make_room_in_queue(&new.tenant, new.weight)?;
         let ready = new.adapter.is_none_or(|digest| self.open.contains(&digest));
+        let phase = if ready { Phase::Waiting } else { Phase::Beside };
+        let stamp = self.arrive(&new.tenant, new.weight, phase) + self.fairness.head_start(new.priority);
         self.requests.insert(
             new.id,
             Request {
+                output_expected: self.lengths.expect(&new.tenant, new.adapter, new.output_tokens_max),
                 tenant: new.tenant,
                 adapter: new.adapter,
-                phase: Phase::Waiting,
+                priority: new.priority,
+                stamp,
+                phase,
+                prompt: new.prompt_tokens,
+                charged: 0,
                 known: new.prompt_tokens,
                 computed: 0,
                 known_max,
                 blocks: BlockTable::new(),
                 prefix: new.prefix,
                 admission: 0,
-                prefill_step: 0,
             },
         );
-        self.enqueue(new.id, if ready { Phase::Waiting } else { Phase::Beside });
+        self.enqueue(new.id, phase);
         Ok(Submitted { pushed_out })
     }
 
     /// The adapter holds a slot: its requests join the queue, at their age.
     pub fn open(&mut self, adapter: Digest) {
         self.open.insert(adapter);
+        // Whoever did not say how large it was pays the usual.
+        self.charge_load(&adapter, None);
         self.requeue(adapter, Phase::Beside, Phase::Waiting);
     }
 
     /// The adapter takes no new requests: those that wait go beside the queue. Running and preempted ones go on.
     pub fn close(&mut self, adapter: &Digest) {
         self.open.remove(adapter);
+        if !self.loads.is_on_its_way(adapter) {
+            self.loads.end(adapter);
+        }
         self.requeue(*adapter, Phase::Waiting, Phase::Beside);
-    }
-
-    /// The adapter that should be brought next, among those with requests beside the queue that `skip` does not
-    /// know: tenants take turns, the oldest request of a tenant first.
-    pub fn next_wanted(&mut self, skip: impl Fn(&Digest) -> bool) -> Option<Digest> {
-        let requests = &self.requests;
-        let adapter_of = |id: RequestId| requests.get(&id).and_then(|request| request.adapter);
-        let id = self.beside.take_turn(|id| adapter_of(id).is_some_and(|digest| !skip(&digest)))?;
-        adapter_of(id)
     }
 
     /// Requests in this phase that name the adapter. Cost: linear in all requests.
@@ -262,21 +303,21 @@ impl Scheduler {
 
     /// The next step. Empty if nobody can run; then something must arrive, finish or be loaded first.
     pub fn plan(&mut self) -> StepPlan {
-        self.steps += 1;
         let mut plan = StepPlan::default();
         let mut tokens_left = self.limits.step_tokens_max;
         self.plan_decodes(&mut plan, &mut tokens_left);
+        let mut room = self.costs.room(plan.chunks.len(), self.will_run(), tokens_left, &self.pace);
         // What was taken from a request in this step is not given back to it in the same step.
         let may_admit = plan.preempted.is_empty();
         let newcomer_waits = may_admit && self.next_admission().is_some();
         // A long prompt leaves half of the room to whoever waits for its first tokens.
-        let kept_for_newcomer = if newcomer_waits { tokens_left / 2 } else { 0 };
-        let mut prefill_tokens_left = tokens_left - kept_for_newcomer;
-        self.plan_prefills(&mut plan, &mut prefill_tokens_left);
-        tokens_left = prefill_tokens_left + kept_for_newcomer;
+        let kept_for_newcomer = if newcomer_waits { room.split() } else { Room::default() };
+        self.plan_prefills(&mut plan, &mut room);
+        room.join(kept_for_newcomer);
         if may_admit {
-            self.plan_admissions(&mut plan, &mut tokens_left);
+            self.plan_admissions(&mut plan, &mut room);
         }
+        self.costs.note_planned(StepShape::of(&plan));
         plan
     }
 
@@ -292,6 +333,18 @@ impl Scheduler {
             request.computed = chunk.tokens.end;
             self.cache_completed(chunk.id, chunk.tokens.start);
         }
+    }
+
+    /// How long the step of this plan took, in microseconds: prompts are paced by it. Not for a step in which something
+    /// failed.
+    pub fn observe(&mut self, plan: &StepPlan, micros: f64) {
+        self.costs.observe(StepShape::of(plan), micros);
+    }
+
+    /// What steps cost, as far as it was observed.
+    #[must_use]
+    pub fn costs(&self) -> &StepCosts {
+        &self.costs
     }
 
     /// The request has one more token. After its last one the caller removes it instead.
@@ -311,9 +364,13 @@ impl Scheduler {
         let mut request = self.requests.remove(&id)?;
         match phase {
             Phase::Running => drop(self.running.remove(&request.admission)),
-            Phase::Preempted => drop(self.preempted.remove(&request.admission)),
-            Phase::Waiting | Phase::Beside => {}
+            Phase::Preempted => {
+                self.preempted.remove(&request.admission);
+                self.note_left(&request.tenant);
+            }
+            Phase::Waiting | Phase::Beside => self.forget_unwanted_load(request.adapter),
         }
+        self.learn_length(&request);
         self.pool.release(&mut request.blocks);
         Some(phase)
     }
@@ -337,37 +394,35 @@ impl Scheduler {
         }
     }
 
-    /// Every running request gets the block it needs for its next token; the youngest pay for it.
+    /// How many of those who are here can run at once.
+    fn will_run(&self) -> usize {
+        (self.running.len() + self.preempted.len() + self.waiting.len()).min(self.limits.running_max)
+    }
+
+    /// Every running request gets the block it needs for its next token; those ranked last pay for it.
     fn plan_decodes(&mut self, plan: &mut StepPlan, tokens_left: &mut usize) {
-        let oldest_first: Vec<RequestId> = self.running.values().copied().collect();
-        for id in oldest_first {
-            let request = &self.requests[&id];
-            // Preempted by an older one a moment ago, or not there yet.
-            if request.phase != Phase::Running || !request.decodes() {
-                continue;
-            }
-            if self.grow_by_preemption(id, plan) {
+        let mut ranked = self.rank_running();
+        let mut next = 0;
+        while next < ranked.len() {
+            let id = ranked[next];
+            next += 1;
+            if self.requests[&id].decodes() && self.grow_by_preemption(id, &mut ranked, plan) {
                 self.push_chunk(id, 1, plan);
                 *tokens_left -= 1;
             }
         }
     }
 
-    /// Grows to all known tokens. Takes the blocks of younger requests if it has to, at last its own. Requests are
-    /// served oldest first, so the victim has no chunk in this plan yet.
-    fn grow_by_preemption(&mut self, id: RequestId, plan: &mut StepPlan) -> bool {
+    /// Grows to all known tokens. Takes the blocks of those ranked last if it has to, at last its own: requests are
+    /// served in rank, so the victim has no chunk in this plan yet.
+    fn grow_by_preemption(&mut self, id: RequestId, ranked: &mut Vec<RequestId>, plan: &mut StepPlan) -> bool {
         loop {
             let request = self.requests.get_mut(&id).expect("invariant: running requests are known");
             if self.pool.try_grow(&mut request.blocks, request.known) {
                 return true;
             }
-            let (&admission, &victim) = self.running.last_key_value().expect("invariant: the request itself runs");
-            self.running.remove(&admission);
-            self.preempted.insert(admission, victim);
-            let request = self.requests.get_mut(&victim).expect("invariant: running requests are known");
-            request.phase = Phase::Preempted;
-            request.computed = 0;
-            self.pool.release(&mut request.blocks);
+            let victim = ranked.pop().expect("invariant: the request itself is ranked");
+            self.preempt(victim);
             plan.preempted.push(victim);
             if victim == id {
                 return false;
@@ -375,152 +430,87 @@ impl Scheduler {
         }
     }
 
-    /// Prompts that run go on; tenants take turns, so that the prompts of one do not hold up another's.
-    fn plan_prefills(&mut self, plan: &mut StepPlan, tokens_left: &mut usize) {
-        let mut last_turn: HashMap<Tenant, u64> = HashMap::new();
-        let mut open: Vec<RequestId> = Vec::new();
-        for id in self.running.values() {
-            let request = &self.requests[id];
-            let turn = last_turn.entry(request.tenant.clone()).or_default();
-            *turn = (*turn).max(request.prefill_step);
-            if !request.decodes() && request.missing() > 0 {
-                open.push(*id);
-            }
-        }
-        while *tokens_left > 0 && !open.is_empty() {
-            let next = (0..open.len())
-                .min_by_key(|index| {
-                    let request = &self.requests[&open[*index]];
-                    (last_turn.get(&request.tenant).copied(), request.admission)
-                })
-                .expect("invariant: not empty");
-            let id = open.remove(next);
-            let chunk = self.prefill_tokens(id, *tokens_left);
-            if chunk == 0 {
-                continue;
-            }
-            last_turn.insert(self.requests[&id].tenant.clone(), self.steps);
-            self.push_chunk(id, chunk, plan);
-            *tokens_left -= chunk;
-        }
-    }
-
-    /// Grows for as many missing tokens as budget and free blocks allow, and says for how many. An answer of 0 is not
-    /// for ever: decodes that took the blocks finish, and the blocks of all running prompts were free at admission.
-    fn prefill_tokens(&mut self, id: RequestId, tokens_left: usize) -> usize {
+    fn preempt(&mut self, id: RequestId) {
         let request = self.requests.get_mut(&id).expect("invariant: running requests are known");
-        let room = (request.blocks.len() + self.pool.free()) * self.pool.block_size() - request.computed;
-        let chunk = request.missing().min(tokens_left).min(room);
-        let grown = self.pool.try_grow(&mut request.blocks, request.computed + chunk);
-        debug_assert!(grown, "invariant: the chunk was cut to the room");
-        request.prefill_step = self.steps;
-        if grown { chunk } else { 0 }
+        let tenant = request.tenant.clone();
+        request.phase = Phase::Preempted;
+        request.computed = 0;
+        self.pool.release(&mut request.blocks);
+        self.running.remove(&request.admission);
+        let admission = request.admission;
+        self.lift(&tenant, Phase::Waiting);
+        self.preempted.insert(admission, id);
     }
 
-    fn plan_admissions(&mut self, plan: &mut StepPlan, tokens_left: &mut usize) {
-        while *tokens_left > 0 {
-            let Some(id) = self.next_admission() else { return };
-            let request = self.requests.get_mut(&id).expect("invariant: queued requests are known");
-            let first_time = request.phase != Phase::Preempted;
-            if !first_time {
-                self.preempted.remove(&request.admission);
-            } else {
-                self.waiting.pop();
-                self.admissions += 1;
-                request.admission = self.admissions;
-                plan.admitted.push(id);
-                let tenant = request.tenant.clone();
-                self.count_queued(&tenant, false);
-            }
-            let request = self.requests.get_mut(&id).expect("invariant: queued requests are known");
-            request.phase = Phase::Running;
-            self.running.insert(request.admission, id);
-            self.start_behind_cached(id, first_time);
-            let chunk = self.prefill_tokens(id, *tokens_left);
-            self.push_chunk(id, chunk, plan);
-            *tokens_left -= chunk;
+    /// Prompts that run go on, those of the least charged tenant first: as each chunk is charged at once, tenants share
+    /// the room over the steps.
+    fn plan_prefills(&mut self, plan: &mut StepPlan, room: &mut Room) {
+        let open = self.running.values().copied();
+        let mut open: Vec<RequestId> =
+            open.filter(|id| !self.requests[id].decodes() && self.requests[id].missing() > 0).collect();
+        while room.tokens > 0 && !open.is_empty() {
+            let rank = |index: &usize| (self.key_of(open[*index]), self.requests[&open[*index]].admission);
+            let next = (0..open.len()).min_by_key(rank).expect("invariant: not empty");
+            let id = open.remove(next);
+            self.prefill(id, plan, room);
         }
     }
 
-    /// Who is admitted next, if its blocks are free: preempted requests first, the oldest of them; then whose turn it
-    /// is. Nobody overtakes a request that does not fit yet, so that it will.
-    fn next_admission(&self) -> Option<RequestId> {
-        if self.running.len() >= self.limits.running_max {
-            return None;
+    /// Plans as many missing tokens as room and free blocks allow. None is not for ever: decodes that took the blocks
+    /// finish, and the blocks of all running prompts were free at admission.
+    fn prefill(&mut self, id: RequestId, plan: &mut StepPlan, room: &mut Room) {
+        let request = self.requests.get_mut(&id).expect("invariant: running requests are known");
+        let places = (request.blocks.len() + self.pool.free()) * self.pool.block_size() - request.computed;
+        let start = request.computed;
+        let tokens = self.costs.fit(room, start, request.missing()).min(places);
+        let grown = self.pool.try_grow(&mut request.blocks, start + tokens);
+        debug_assert!(grown, "invariant: the chunk was cut to the places");
+        if grown && tokens > 0 {
+            self.costs.spend(room, start, tokens);
+            self.push_chunk(id, tokens, plan);
         }
-        let id = self.preempted.first_key_value().map(|(_, id)| *id).or_else(|| self.waiting.peek())?;
-        let request = &self.requests[&id];
-        let own = self.pool.blocks_for((request.known + 1).min(request.known_max - 1));
-        let own = own - self.cached(request).referenced;
-        // Blocks that running prompts still have to take, and one for each that decodes: else the next step preempts.
-        let promised: usize = self
-            .running
-            .values()
-            .map(|id| &self.requests[id])
-            .map(|running| self.pool.blocks_for(running.known).saturating_sub(running.blocks.len()) + 1)
-            .sum();
-        (own + promised <= self.pool.free()).then_some(id)
     }
 
+    /// Plans the request's next tokens and charges those that are computed for the first time.
     fn push_chunk(&mut self, id: RequestId, tokens: usize, plan: &mut StepPlan) {
-        let request = &self.requests[&id];
+        let request = self.requests.get_mut(&id).expect("invariant: running requests are known");
         let end = request.computed + tokens;
+        let samples = end == request.known;
         plan.chunks.push(Chunk {
             id,
             tokens: request.computed..end,
             blocks: request.blocks.blocks()[..self.pool.blocks_for(end)].to_vec(),
-            samples: end == request.known,
+            samples,
         });
-    }
-
-    fn make_room_in_queue(&mut self, tenant: &Tenant) -> Result<Option<RequestId>, Error> {
-        let queued = self.waiting.len() + self.beside.len();
-        if queued < self.limits.queue_max {
-            return Ok(None);
-        }
-        let full = Error::QueueFull { queued, limit: self.limits.queue_max };
-        let own = self.queued_by_tenant.get(tenant).copied().unwrap_or(0);
-        let longest = self.queued_by_tenant.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0)));
-        let Some((longest, &count)) = longest else { return Err(full) };
-        if count < own + 2 {
-            return Err(full);
-        }
-        let newest = self.waiting.newest_of(longest).max(self.beside.newest_of(longest));
-        let victim = newest.expect("invariant: counted requests are queued");
-        self.remove(victim);
-        Ok(Some(victim))
+        let first_time = end.min(request.prompt).saturating_sub(request.charged.max(request.computed));
+        request.charged = request.charged.max(end.min(request.prompt));
+        let cost = Fairness::tokens_cost(first_time, usize::from(samples));
+        self.counters.charge(&request.tenant, cost);
     }
 
     fn enqueue(&mut self, id: RequestId, phase: Phase) {
         let request = self.requests.get_mut(&id).expect("invariant: only known requests are queued");
         request.phase = phase;
-        let tenant = request.tenant.clone();
-        if phase == Phase::Waiting { &mut self.waiting } else { &mut self.beside }.push(&tenant, id);
-        self.count_queued(&tenant, true);
+        let (tenant, entry) = (request.tenant.clone(), request.entry(id));
+        self.lift(&tenant, phase);
+        if phase == Phase::Waiting { &mut self.waiting } else { &mut self.beside }.push(&tenant, entry);
     }
 
     fn dequeue(&mut self, id: RequestId) {
         let request = &self.requests[&id];
-        let tenant = request.tenant.clone();
-        if request.phase == Phase::Waiting { &mut self.waiting } else { &mut self.beside }.remove(&tenant, id);
-        self.count_queued(&tenant, false);
+        let (tenant, entry) = (request.tenant.clone(), request.entry(id));
+        if request.phase == Phase::Waiting {
+            self.waiting.remove(&tenant, &entry);
+            self.note_left(&tenant);
+        } else {
+            self.beside.remove(&tenant, &entry);
+        }
     }
 
     fn requeue(&mut self, adapter: Digest, from: Phase, to: Phase) {
         for id in self.of_adapter(&adapter, from) {
             self.dequeue(id);
             self.enqueue(id, to);
-        }
-    }
-
-    fn count_queued(&mut self, tenant: &Tenant, joined: bool) {
-        if joined {
-            *self.queued_by_tenant.entry(tenant.clone()).or_default() += 1;
-        } else if let Some(count) = self.queued_by_tenant.get_mut(tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.queued_by_tenant.remove(tenant);
-            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Queues by tenant: within a tenant the oldest first, among tenants one after another.
 //!
 //! The bound that this gives: when a tenant has something queued, at most one entry of each other tenant is taken
-//! before its next. A tenant that comes (back) joins the end of the round, so that coming often gains nothing.
-//! Weighted virtual token counters can replace the ring behind the same five functions.
+//! before its next. A tenant that comes (back) joins the end of the round, so that coming often gains nothing. The
+//! scheduler's own queues go by what requests cost instead (`fair_queue.rs`).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -66,20 +66,6 @@ impl<T: Copy + Ord> TurnQueue<T> {
         Some(entry)
     }
 
-    /// The oldest entry that `wanted` accepts of the first tenant in the round that has one. The entry stays; the
-    /// tenant's turn is used up. Cost: looks at entries in turn until one is accepted.
-    pub fn take_turn(&mut self, mut wanted: impl FnMut(T) -> bool) -> Option<T> {
-        for index in 0..self.ring.len() {
-            let queue = self.by_tenant.get(&self.ring[index])?;
-            if let Some(entry) = queue.iter().copied().find(|entry| wanted(*entry)) {
-                let tenant = self.ring.remove(index)?;
-                self.ring.push_back(tenant);
-                return Some(entry);
-            }
-        }
-        None
-    }
-
     /// Removes this entry. Says whether it was there.
     pub fn remove(&mut self, tenant: &str, entry: T) -> bool {
         let Some(queue) = self.by_tenant.get_mut(tenant) else { return false };
@@ -140,15 +126,6 @@ mod tests {
         assert_eq!(queue.newest_of("a"), Some(5));
         let order: Vec<u32> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(order, [1, 2, 3, 5]);
-    }
-
-    #[test]
-    fn a_turn_can_be_used_without_taking_the_entry() {
-        let mut queue = queue(&[("a", 1), ("a", 2), ("b", 3)]);
-        assert_eq!(queue.take_turn(|entry| entry == 2), Some(2));
-        assert_eq!(queue.take_turn(|_| true), Some(3));
-        assert_eq!(queue.len(), 3);
-        assert_eq!(queue.take_turn(|_| false), None);
     }
 
     #[test]

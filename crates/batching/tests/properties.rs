@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use weft_batching::{BlockPool, Error, Limits, NewRequest, Phase, RequestId, Scheduler, StepPlan};
+use weft_batching::{BlockPool, Error, Limits, NewRequest, Phase, Priority, RequestId, Scheduler, StepPlan, Weight};
 use weft_types::Digest;
 
 const BLOCK: usize = 4;
@@ -26,6 +26,8 @@ struct World {
     seen: HashMap<RequestId, Seen>,
     next: u64,
     finished: usize,
+    /// Requests have different classes and weights.
+    mixed: bool,
 }
 
 impl World {
@@ -37,6 +39,7 @@ impl World {
             seen: HashMap::new(),
             next: 0,
             finished: 0,
+            mixed: false,
         }
     }
 
@@ -49,9 +52,14 @@ impl World {
     ) -> Result<RequestId, Error> {
         let id = RequestId(self.next);
         self.next += 1;
+        let kind = |seed: usize| if self.mixed { seed % 3 } else { 0 };
+        let priority = [Priority::Normal, Priority::High, Priority::Low][kind(id.0 as usize)];
+        let weight = [1.0, 0.3, 8.0][kind(tenant.bytes().map(usize::from).sum())];
         let new = NewRequest {
             id,
             tenant: tenant.into(),
+            weight: Weight::new(weight).unwrap(),
+            priority,
             adapter,
             prompt_tokens: prompt,
             output_tokens_max: output_max,
@@ -107,6 +115,8 @@ impl World {
             }
         }
         self.scheduler.commit(&plan);
+        // A machine on which a step costs a millisecond and each token a tenth of it, so that prompts are paced.
+        self.scheduler.observe(&plan, 1000.0 + 100.0 * tokens as f64);
         for chunk in &plan.chunks {
             let seen = self.seen.get_mut(&chunk.id).expect("known");
             seen.computed = chunk.tokens.end;
@@ -178,6 +188,7 @@ proptest! {
     ) {
         let running_max = running_max.min(step_tokens_max);
         let mut world = World::new(blocks, Limits { step_tokens_max, running_max, queue_max });
+        world.mixed = true;
         let mut open = [false; 3];
         for event in events {
             match event {

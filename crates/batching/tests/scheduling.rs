@@ -1,6 +1,6 @@
 //! Behaviour of the scheduler, one case at a time.
 
-use weft_batching::{BlockPool, Error, Limits, NewRequest, Phase, RequestId, Scheduler, StepPlan};
+use weft_batching::{BlockPool, Error, Limits, NewRequest, Phase, Priority, RequestId, Scheduler, StepPlan, Weight};
 use weft_types::Digest;
 
 fn scheduler(blocks: usize, step_tokens_max: usize, running_max: usize) -> Scheduler {
@@ -11,6 +11,8 @@ fn request(id: u64, tenant: &str, prompt_tokens: usize, output_tokens_max: usize
     NewRequest {
         id: RequestId(id),
         tenant: tenant.into(),
+        weight: Weight::default(),
+        priority: Priority::Normal,
         adapter: None,
         prompt_tokens,
         output_tokens_max,
@@ -53,29 +55,82 @@ fn a_short_prompt_does_not_wait_for_the_end_of_a_long_one() {
     assert_eq!(shape(&run(&mut scheduler)), [(1, 8, 12), (2, 0, 4)]);
 }
 
+/// Lets the scheduler see that this tenant's outputs are one token long, so that it expects no more of the next.
+fn learn_short_outputs(scheduler: &mut Scheduler, tenant: &str, first_id: u64) {
+    for id in first_id..first_id + 30 {
+        scheduler.submit(request(id, tenant, 1, 9)).unwrap();
+        run(scheduler);
+        scheduler.remove(RequestId(id));
+    }
+}
+
 #[test]
-fn the_youngest_is_preempted_and_replays_what_it_had() {
-    // Four blocks of four tokens: two requests of six tokens fit, until one needs a third block.
-    let mut scheduler = scheduler(4, 16, 2);
-    scheduler.submit(request(1, "a", 4, 9)).unwrap();
-    assert_eq!(shape(&run(&mut scheduler)), [(1, 0, 4)]);
-    scheduler.submit(request(2, "a", 3, 6)).unwrap();
+fn a_request_is_let_in_when_the_expected_peak_fits() {
+    // Four blocks of four tokens. At its end the first holds three, the second two: they fit one after the other only.
+    let mut one = scheduler(4, 16, 2);
+    one.submit(request(1, "a", 4, 9)).unwrap();
+    run(&mut one);
+    one.submit(request(2, "a", 3, 6)).unwrap();
+    assert_eq!(shape(&run(&mut one)), [(1, 4, 5)], "as long as nothing is known, the whole output is expected");
+    // The first ends long before the second needs its second block.
+    let mut other = scheduler(4, 16, 2);
+    other.submit(request(1, "a", 4, 4)).unwrap();
+    run(&mut other);
+    other.submit(request(2, "a", 3, 9)).unwrap();
+    assert_eq!(shape(&run(&mut other)), [(1, 4, 5), (2, 0, 3)]);
+}
+
+#[test]
+fn whoever_outgrows_the_prediction_preempts_the_youngest_which_replays_what_it_had() {
+    let mut scheduler = scheduler(6, 32, 2);
+    learn_short_outputs(&mut scheduler, "a", 100);
+    scheduler.submit(request(201, "a", 4, 13)).unwrap();
+    assert_eq!(shape(&run(&mut scheduler)), [(201, 0, 4)]);
+    scheduler.submit(request(202, "a", 3, 13)).unwrap();
     let mut preempted_at = None;
-    for _ in 0..8 {
+    for _ in 0..12 {
         let plan = run(&mut scheduler);
         if !plan.preempted.is_empty() {
-            assert_eq!(plan.preempted, [RequestId(2)]);
-            assert_eq!(scheduler.phase(RequestId(2)), Some(Phase::Preempted));
+            assert_eq!(plan.preempted, [RequestId(202)]);
+            assert_eq!(scheduler.phase(RequestId(202)), Some(Phase::Preempted));
             preempted_at = Some(shape(&plan));
             break;
         }
     }
-    assert_eq!(preempted_at, Some(vec![(1, 8, 9)]), "the oldest goes on");
-    scheduler.remove(RequestId(1));
+    assert_eq!(preempted_at, Some(vec![(201, 12, 13)]), "the oldest goes on");
+    let charged = scheduler.charged("a");
+    scheduler.remove(RequestId(201));
     let plan = run(&mut scheduler);
-    // The prompt of three and the four tokens chosen before; it is not admitted a second time.
-    assert_eq!((shape(&plan), plan.admitted), (vec![(2, 0, 7)], vec![]));
+    // The prompt of three and the tokens chosen before; it is not admitted a second time.
+    assert_eq!((shape(&plan), plan.admitted), (vec![(202, 0, 11)], vec![]));
     assert!(plan.chunks[0].samples);
+    assert_eq!(scheduler.charged("a") - charged, 2.0, "the new token is charged, the replay is not");
+}
+
+/// Two requests that both outgrow six blocks; says who is preempted.
+fn preempted_of(older: NewRequest, younger: NewRequest) -> u64 {
+    let mut scheduler = scheduler(6, 32, 2);
+    learn_short_outputs(&mut scheduler, "others", 100);
+    for new in [older, younger] {
+        scheduler.submit(new).unwrap();
+        run(&mut scheduler);
+    }
+    let preempted = (0..16).find_map(|_| run(&mut scheduler).preempted.first().copied());
+    preempted.expect("they outgrow the blocks").0
+}
+
+#[test]
+fn the_lowest_class_is_preempted_then_the_most_charged_tenant_then_the_youngest() {
+    let of = |id: u64, tenant: &str, weight: f64, priority: Priority| NewRequest {
+        priority,
+        weight: Weight::new(weight).unwrap(),
+        ..request(200 + id, tenant, 4, 16)
+    };
+    use Priority::{High, Low, Normal};
+    assert_eq!(preempted_of(of(1, "a", 1.0, Normal), of(2, "a", 1.0, Normal)), 202, "the youngest");
+    assert_eq!(preempted_of(of(1, "a", 0.1, Normal), of(2, "b", 1.0, Normal)), 201, "whose tenant is over its share");
+    assert_eq!(preempted_of(of(1, "a", 0.1, Normal), of(2, "b", 1.0, Low)), 202, "the lower class, whoever is over");
+    assert_eq!(preempted_of(of(1, "a", 1.0, Low), of(2, "a", 1.0, High)), 201, "the lower class, whoever is older");
 }
 
 #[test]

@@ -202,15 +202,18 @@ pub struct SetAliasResponse {
     pub alias: ::core::option::Option<Alias>,
 }
 #[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTenantRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub actor: ::prost::alloc::string::String,
+    /// 0.01 to 100. 0 stands for "not set" and means 1. A tenant that exists keeps its own.
+    #[prost(double, tag = "3")]
+    pub weight: f64,
 }
 #[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTenantResponse {
     #[prost(message, optional, tag = "1")]
     pub tenant: ::core::option::Option<Tenant>,
@@ -219,7 +222,7 @@ pub struct CreateTenantResponse {
     pub created: bool,
 }
 #[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Tenant {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
@@ -228,6 +231,26 @@ pub struct Tenant {
     /// Adapter used for an absent model name. Empty: the base.
     #[prost(string, tag = "3")]
     pub default_adapter: ::prost::alloc::string::String,
+    /// Its share of a worker that many tenants want, relative to theirs.
+    #[prost(double, tag = "4")]
+    pub weight: f64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateTenantRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub actor: ::prost::alloc::string::String,
+    /// 0.01 to 100.
+    #[prost(double, optional, tag = "3")]
+    pub weight: ::core::option::Option<f64>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateTenantResponse {
+    #[prost(message, optional, tag = "1")]
+    pub tenant: ::core::option::Option<Tenant>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -327,6 +350,9 @@ pub struct DirectoryTenant {
     /// HMAC key material for the tenant's cache salt; 32 bytes, random, made with the tenant.
     #[prost(bytes = "bytes", tag = "5")]
     pub salt: ::prost::bytes::Bytes,
+    /// As in Tenant; 0 from a registry that knows no weights.
+    #[prost(double, tag = "6")]
+    pub weight: f64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -667,6 +693,31 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "ListTenants"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes what the request sets and leaves the rest.
+        pub async fn update_tenant(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateTenantRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateTenantResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/UpdateTenant",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "UpdateTenant"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn create_key(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateKeyRequest>,
@@ -851,6 +902,14 @@ pub mod registry_server {
             request: tonic::Request<super::ListTenantsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListTenantsResponse>,
+            tonic::Status,
+        >;
+        /// Changes what the request sets and leaves the rest.
+        async fn update_tenant(
+            &self,
+            request: tonic::Request<super::UpdateTenantRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateTenantResponse>,
             tonic::Status,
         >;
         async fn create_key(
@@ -1272,6 +1331,51 @@ pub mod registry_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListTenantsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/UpdateTenant" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateTenantSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::UpdateTenantRequest>
+                    for UpdateTenantSvc<T> {
+                        type Response = super::UpdateTenantResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateTenantRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::update_tenant(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateTenantSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

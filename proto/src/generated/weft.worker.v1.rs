@@ -28,6 +28,13 @@ pub struct GenerateRequest {
     /// Milliseconds from receipt after which the request is ended with DEADLINE_EXCEEDED. 0: none but the gRPC deadline.
     #[prost(uint64, tag = "12")]
     pub deadline_ms: u64,
+    /// The tenant's share of the worker relative to others', 0.01 to 100. 0 stands for "not set" and means 1.
+    #[prost(double, tag = "20")]
+    pub tenant_weight: f64,
+    /// Class: -1 is served before 0, 0 before 1. It orders the tenant's own requests; against other tenants it is a head
+    /// start, bounded and not renewed (docs/fairness.md).
+    #[prost(sint32, tag = "21")]
+    pub priority: i32,
     /// Exactly one must be set.
     #[prost(oneof = "generate_request::Prompt", tags = "6, 7, 8")]
     pub prompt: ::core::option::Option<generate_request::Prompt>,

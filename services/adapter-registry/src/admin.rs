@@ -4,7 +4,7 @@ use crate::Error;
 use crate::core::{Change, Core, now_ms};
 use crate::layout::{Place, adapter_prefix, tenant_prefix};
 use crate::records::{
-    AliasRecord, BaseRecord, KeyRecord, LinearRecord, Revocation, SALT_BYTES, TenantRecord, VersionRecord,
+    AliasRecord, BaseRecord, KeyRecord, LinearRecord, Revocation, SALT_BYTES, TenantRecord, VersionRecord, Weight,
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -70,6 +70,11 @@ pub(crate) fn check_actor(actor: &str) -> Result<(), Error> {
     check_text("actor", actor, TEXT_BYTES_MAX)
 }
 
+fn checked_weight(weight: f64) -> Result<Weight, Error> {
+    let message = || format!("weight is {weight}, allowed are 0.01 to 100");
+    Weight::new(weight).ok_or_else(|| Error::invalid("weight", message()))
+}
+
 impl Core {
     /// The tenant must exist; asks the store if it is not known here.
     pub(crate) async fn require_tenant(&self, tenant: &TenantName) -> Result<(), Error> {
@@ -83,9 +88,15 @@ impl Core {
         Err(Error::NotFound(format!("there is no tenant {tenant}")))
     }
 
-    /// Makes the tenant, with its salt, unless it is there. Returns whether it was made.
-    pub(crate) async fn create_tenant(&self, name: TenantName, actor: &str) -> Result<(TenantRecord, bool), Error> {
+    /// Makes the tenant, with its salt, unless it is there. Returns whether it was made. A weight of 0 stands for 1.
+    pub(crate) async fn create_tenant(
+        &self,
+        name: TenantName,
+        weight: f64,
+        actor: &str,
+    ) -> Result<(TenantRecord, bool), Error> {
         check_actor(actor)?;
+        let weight = if weight == 0.0 { Weight::default() } else { checked_weight(weight)? };
         if self.counts().tenants >= TENANTS_MAX && self.require_tenant(&name).await.is_err() {
             return Err(Error::Full { what: "tenants".to_owned(), max: TENANTS_MAX });
         }
@@ -103,6 +114,7 @@ impl Core {
                     actor: actor.to_owned(),
                     salt,
                     default_adapter: String::new(),
+                    weight,
                 }),
             })
         });
@@ -111,6 +123,30 @@ impl Core {
             tracing::info!(tenant = %name, actor, "created a tenant");
         }
         Ok((record, created))
+    }
+
+    /// Gives the tenant what is set, and leaves the rest.
+    pub(crate) async fn update_tenant(
+        &self,
+        name: TenantName,
+        weight: Option<f64>,
+        actor: &str,
+    ) -> Result<TenantRecord, Error> {
+        check_actor(actor)?;
+        let weight = weight.map(checked_weight).transpose()?;
+        let place = Place::Tenant(name.clone());
+        let updated = self.update(&place, |found: Option<(&TenantRecord, &ETag)>| {
+            let Some((record, _)) = found else { return Err(Error::NotFound(format!("there is no tenant {name}"))) };
+            match weight {
+                Some(weight) if weight != record.weight => {
+                    Ok(Change::Write(TenantRecord { revision: record.revision + 1, weight, ..record.clone() }))
+                }
+                _ => Ok(Change::Keep(record.clone())),
+            }
+        });
+        let (record, _) = updated.await?;
+        tracing::info!(tenant = %name, weight = record.weight.value(), actor, "updated a tenant");
+        Ok(record)
     }
 
     /// Makes a key. The secret is in the answer and nowhere else.

@@ -168,6 +168,7 @@ impl Catalog {
                 keys: tenant.keys.values().filter(|key| key.revoked.is_none()).map(directory_key).collect(),
                 adapters: tenant.adapters.iter().filter_map(directory_adapter).collect(),
                 salt: record.salt.to_vec().into(),
+                weight: record.weight.value(),
             })
         });
         pb::Directory { generation, incarnation: incarnation.to_owned(), tenants: tenants.collect() }

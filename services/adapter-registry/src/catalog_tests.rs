@@ -55,6 +55,7 @@ fn tenant_record() -> (Place, Record, ETag) {
         actor: String::new(),
         salt: [1; 32],
         default_adapter: String::new(),
+        weight: Default::default(),
     };
     (Place::Tenant(tenant()), record.into(), ETag::new("t1"))
 }

@@ -173,10 +173,21 @@ impl Registry for Service {
     async fn create_tenant(&self, request: Request<pb::CreateTenantRequest>) -> Answer<pb::CreateTenantResponse> {
         let work = async {
             let request = request.into_inner();
-            let (record, created) = self.core.create_tenant(name("name", &request.name)?, &request.actor).await?;
+            let name = name("name", &request.name)?;
+            let (record, created) = self.core.create_tenant(name, request.weight, &request.actor).await?;
             Ok(pb::CreateTenantResponse { tenant: Some(wire::tenant(&record)), created })
         };
         self.call("create_tenant", work).await
+    }
+
+    async fn update_tenant(&self, request: Request<pb::UpdateTenantRequest>) -> Answer<pb::UpdateTenantResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let name = name("name", &request.name)?;
+            let record = self.core.update_tenant(name, request.weight, &request.actor).await?;
+            Ok(pb::UpdateTenantResponse { tenant: Some(wire::tenant(&record)) })
+        };
+        self.call("update_tenant", work).await
     }
 
     async fn list_tenants(&self, _: Request<pb::ListTenantsRequest>) -> Answer<pb::ListTenantsResponse> {

@@ -65,6 +65,30 @@ pub(crate) struct TenantRecord {
     /// Empty: the base.
     #[serde(default)]
     pub(crate) default_adapter: String,
+    #[serde(default)]
+    pub(crate) weight: Weight,
+}
+
+/// A tenant's share relative to others', in thousandths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Weight(u32);
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(1000)
+    }
+}
+
+impl Weight {
+    /// None unless the value is from 0.01 to 100.
+    pub(crate) fn new(value: f64) -> Option<Self> {
+        (0.01..=100.0).contains(&value).then(|| Self((value * 1000.0).round() as u32))
+    }
+
+    pub(crate) fn value(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,8 +228,11 @@ mod tests {
             actor: "ada".to_owned(),
             salt: [7; SALT_BYTES],
             default_adapter: String::new(),
+            weight: Weight::new(0.25).unwrap(),
         };
         let json = serde_json::to_string(&tenant).unwrap();
         assert_eq!(serde_json::from_str::<TenantRecord>(&json).unwrap(), tenant);
+        let older = json.replace(r#","weight":250"#, "");
+        assert_eq!(serde_json::from_str::<TenantRecord>(&older).unwrap().weight, Weight::default());
     }
 }

@@ -65,6 +65,7 @@ pub(crate) fn tenant(record: &TenantRecord) -> pb::Tenant {
         name: record.name.to_string(),
         created_ms: record.created_ms,
         default_adapter: record.default_adapter.clone(),
+        weight: record.weight.value(),
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) struct Tenant {
     /// HMAC of the tenant's secret: part of every cache key below (invariant 2). None without a proper secret: then nothing
     /// of this tenant is cached, for it would share with others who have none.
     pub(crate) salt: Option<[u8; 32]>,
+    /// Its share of a worker; 0 from a registry that knows no weights.
+    pub(crate) weight: f64,
     pub(crate) adapters: BTreeMap<String, Adapter>,
 }
 
@@ -71,6 +73,7 @@ impl Snapshot {
             let adapters = tenant.adapters.into_iter().map(|adapter| (adapter.name.clone(), Adapter::read(adapter)));
             let read = Arc::new(Tenant {
                 salt: salt(&tenant.salt),
+                weight: tenant.weight,
                 default_adapter: Some(tenant.default_adapter).filter(|name| !name.is_empty()),
                 adapters: adapters.collect(),
                 name: tenant.name.clone(),

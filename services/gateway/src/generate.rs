@@ -39,6 +39,8 @@ pub(crate) struct Wanted {
     pub(crate) sampling: pb::Sampling,
     pub(crate) stopping: pb::Stopping,
     pub(crate) logprobs: Option<pb::Logprobs>,
+    /// -1, 0 or 1; the smaller, the sooner.
+    pub(crate) priority: i32,
 }
 
 /// Where generations run.
@@ -188,6 +190,8 @@ fn request(admission: &Admission, wanted: &Wanted, attempt: usize) -> pb::Genera
         sampling: Some(wanted.sampling),
         stopping: Some(wanted.stopping.clone()),
         logprobs: wanted.logprobs,
+        tenant_weight: admission.tenant.weight,
+        priority: wanted.priority,
         deadline_ms: admission.time_left().as_millis().try_into().unwrap_or(u64::MAX).max(1),
     }
 }

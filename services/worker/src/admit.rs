@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use weft_base_model::SpecialText;
-use weft_batching::Prefix;
+use weft_batching::{Prefix, Priority, Weight};
 use weft_engine::sampling::SamplingParams;
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
@@ -23,6 +23,8 @@ const NAME_BYTES_MAX: usize = 256;
 pub(crate) struct Job {
     pub(crate) request_id: String,
     pub(crate) tenant: String,
+    pub(crate) weight: Weight,
+    pub(crate) priority: Priority,
     /// None: the base alone.
     pub(crate) adapter: Option<Digest>,
     /// Not empty.
@@ -65,6 +67,7 @@ pub(crate) fn admit(
     }
     check_name("tenant", &request.tenant)?;
     check_name("request_id", &request.request_id)?;
+    let (weight, priority) = (weight(request.tenant_weight)?, priority(request.priority)?);
     let sampling = sampling(request.sampling.unwrap_or_default())?;
     let stopping = request.stopping.unwrap_or_default();
     check_stops(&stopping.stop, settings)?;
@@ -94,6 +97,8 @@ pub(crate) fn admit(
     Ok(Job {
         request_id: request.request_id,
         tenant: request.tenant,
+        weight,
+        priority,
         adapter,
         prompt,
         prefix,
@@ -166,6 +171,23 @@ fn sampling(wire: pb::Sampling) -> Result<SamplingParams, Error> {
         presence_penalty: wire.presence_penalty,
         seed: wire.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0),
     })
+}
+
+fn weight(value: f64) -> Result<Weight, Error> {
+    if value == 0.0 {
+        return Ok(Weight::default());
+    }
+    let allowed = || format!("{} to {}, or 0 for 1", Weight::MIN, Weight::MAX);
+    Weight::new(value).ok_or_else(|| Error::field("tenant_weight", value, allowed()))
+}
+
+fn priority(value: i32) -> Result<Priority, Error> {
+    match value {
+        -1 => Ok(Priority::High),
+        0 => Ok(Priority::Normal),
+        1 => Ok(Priority::Low),
+        _ => Err(Error::field("priority", value, "-1 (first), 0 or 1 (last)")),
+    }
 }
 
 fn check_stops(stops: &[String], settings: &Settings) -> Result<(), Error> {

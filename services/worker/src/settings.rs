@@ -66,6 +66,17 @@ weft_service_kit::settings! {
         pub adapter_load_timeout_s: u64 = 30,
         /// Most tokens of one step, prompts and outputs together.
         pub step_tokens_max: usize = 256,
+        /// A step with decodes may take so many times as long as one in which everybody who is here decodes: bounds what
+        /// long prompts do to the time between others' tokens. 1 or more; inf: no bound.
+        pub step_stretch_max: f64 = 1.8,
+        /// Prompt tokens of a step with decodes that are computed whatever they cost, so that prompts get on.
+        pub step_prompt_tokens_min: usize = 8,
+        /// What a tenant is charged for 1 MiB of adapter that is loaded for it, in prompt tokens.
+        pub adapter_load_tokens_per_mib: u64 = 8,
+        /// Adapters that are on their way or resident for a tenant without having served it yet, while others wait too.
+        pub adapter_loads_ahead_max: usize = 8,
+        /// How far a class of priority goes before the next: until so many tokens were charged to whoever goes first.
+        pub priority_tokens: u64 = 4096,
         /// Most requests that run at once.
         pub running_requests_max: usize = 64,
         /// Most requests that wait.
@@ -154,6 +165,8 @@ impl Settings {
             ("queue_requests_max", self.queue_requests_max),
             ("adapter_loads_max", self.adapter_loads_max),
             ("adapter_leases_max", self.adapter_leases_max),
+            ("adapter_loads_ahead_max", self.adapter_loads_ahead_max),
+            ("step_prompt_tokens_min", self.step_prompt_tokens_min),
             ("tokenize_concurrency", self.tokenize_concurrency),
             ("prompt_bytes_max", self.prompt_bytes_max),
         ] {
@@ -167,6 +180,9 @@ impl Settings {
             if value == 0 {
                 problems.push(format!("{name} is 0, allowed is 1 or more"));
             }
+        }
+        if self.step_stretch_max.is_nan() || self.step_stretch_max < 1.0 {
+            problems.push(format!("step_stretch_max is {}, allowed is 1 or more", self.step_stretch_max));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
         if !(0.0..=1.0).contains(&self.adapter_pinned_fraction_max) {
@@ -266,6 +282,7 @@ mod tests {
             adapter_dtype: "q4".into(),
             isa: "mmx".into(),
             step_tokens_max: 0,
+            step_stretch_max: 0.5,
             adapter_memory_fraction: Some(1.5),
             metrics_listen: "nowhere".into(),
             adapter_pinned_fraction_max: f64::NAN,
@@ -279,6 +296,7 @@ mod tests {
             "adapter_dtype is \"q4\"",
             "mmx",
             "step_tokens_max is 0",
+            "stretch_max is 0.5",
             "1.5",
             "metrics_listen",
             "NaN",

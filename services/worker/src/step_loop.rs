@@ -12,7 +12,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
-use weft_batching::{BlockPool, Chunk, Limits, NewRequest, Phase, RequestId, Scheduler, StepPlan, Submitted};
+use weft_batching::{
+    BlockPool, Chunk, Fairness, Limits, NewRequest, Pace, Phase, RequestId, Scheduler, StepPlan, Submitted,
+};
 use weft_engine::{Engine, SeqOutput, SeqStep, StepBatch, StepOutput};
 use weft_fault::Kind;
 use weft_proto::worker::v1 as pb;
@@ -90,9 +92,18 @@ impl StepLoop {
         parts.metrics.kv_blocks_total.set(parts.engine.kv_blocks() as i64);
         parts.metrics.slot_bytes_total.set(i64::try_from(parts.budgets.slots).unwrap_or(i64::MAX));
         let pool = BlockPool::new(parts.engine.kv_blocks(), BLOCK_SIZE);
+        let fairness = Fairness {
+            load_tokens_per_mib: parts.settings.adapter_load_tokens_per_mib,
+            priority_tokens: parts.settings.priority_tokens,
+            loads_ahead_max: parts.settings.adapter_loads_ahead_max,
+        };
+        let pace = Pace {
+            stretch_max: parts.settings.step_stretch_max,
+            prompt_tokens_min: parts.settings.step_prompt_tokens_min,
+        };
         Self {
             inbox,
-            scheduler: Scheduler::new(limits, pool),
+            scheduler: Scheduler::new(limits, pool).with_fairness(fairness).with_pace(pace),
             slots: Slots::new(&parts.budgets),
             active: HashMap::new(),
             loads: Loads::new(parts.settings.adapter_leases_max),
@@ -187,6 +198,8 @@ impl StepLoop {
         let new = NewRequest {
             id,
             tenant: job.tenant.as_str().into(),
+            weight: job.weight,
+            priority: job.priority,
             adapter: job.adapter,
             prompt_tokens: job.prompt.len(),
             output_tokens_max: job.max_tokens,
@@ -251,6 +264,9 @@ impl StepLoop {
             match self.compute(&batch, &mut output) {
                 Ok(()) => {
                     self.count_step(&chunks, &facts);
+                    if chunks.len() == plan.chunks.len() {
+                        self.scheduler.observe(plan, facts.started.elapsed().as_micros() as f64);
+                    }
                     let tokens = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
                     self.parts.metrics.step.step(&output.times, tokens);
                     let sampling = Instant::now();

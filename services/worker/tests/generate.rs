@@ -102,6 +102,10 @@ async fn preemption_under_a_tiny_kv_pool_changes_no_token() {
     }
     // 10 blocks of 16 tokens; each request grows to 5. They start together, when their adapter comes.
     let tight = TestWorker::start(Settings { kv_tokens_max: 160, context_tokens_max: 100, ..settings() }).await;
+    // Short answers first, so that no more is expected of those that follow.
+    for _ in 0..40 {
+        tight.generate(request(None, HELLO, 1)).await.unwrap();
+    }
     tight.shelf.put(&blob("rank8"));
     tight.shelf.hold();
     let (answers, ()) =
@@ -389,6 +393,14 @@ async fn what_cannot_be_answered_is_refused_before_it_starts() {
             "wrong_base",
             &["expects sha256:0101"],
         ),
+        (
+            "weight",
+            with(&|r| r.tenant_weight = 100.5),
+            Kind::Invalid,
+            "invalid",
+            &["tenant_weight is 100.5", "0.01 to 100"],
+        ),
+        ("priority", with(&|r| r.priority = -2), Kind::Invalid, "invalid", &["priority is -2", "-1"]),
         ("bad salt", with(&|r| r.tenant_salt = vec![1; 5].into()), Kind::Invalid, "invalid", &["tenant_salt"]),
         (
             "token id",

@@ -48,7 +48,7 @@ async fn an_admin_write_is_visible_before_its_answer() {
     let (_world, mut registry) = World::ready().await;
     for i in 0..20 {
         let name = format!("tenant-{i}");
-        let request = pb::CreateTenantRequest { name: name.clone(), actor: String::new() };
+        let request = pb::CreateTenantRequest { name: name.clone(), actor: String::new(), ..Default::default() };
         let answer = registry.client.create_tenant(request).await.unwrap();
         let header = |name| answer.metadata().get(name).unwrap().to_str().unwrap().to_owned();
         let directory = registry.directory().await;
@@ -141,7 +141,7 @@ async fn while_the_store_is_away_the_directory_stays_and_writes_are_refused() {
     assert_eq!(versions(&registry.directory().await), 1);
     assert_eq!(registry.resolve("pirate", "live").await.unwrap().number, 1);
     assert_eq!(registry.versions("pirate").await.len(), 1);
-    let request = pb::CreateTenantRequest { name: "helpdesk".to_owned(), actor: String::new() };
+    let request = pb::CreateTenantRequest { name: "helpdesk".to_owned(), actor: String::new(), ..Default::default() };
     assert_eq!(Fault::from(registry.client.create_tenant(request).await.unwrap_err()).kind, Kind::Unavailable);
     let refused = crate::support::publish(&registry.client, TENANT, "pirate", "live", &Package::tiny(2)).await;
     assert_eq!(refused.unwrap_err().kind, Kind::Unavailable);

@@ -47,7 +47,7 @@ async fn kill_9_loses_no_acknowledged_version_and_a_retry_makes_no_second_one() 
     for _ in 0..ROUNDS {
         let (mut child, mut client) = start(&world).await;
         client.announce_base(smollm2()).await.unwrap();
-        let request = pb::CreateTenantRequest { name: TENANT.to_owned(), actor: String::new() };
+        let request = pb::CreateTenantRequest { name: TENANT.to_owned(), actor: String::new(), ..Default::default() };
         client.create_tenant(request).await.unwrap();
         let publishers: Vec<_> = (0..PUBLISHERS)
             .map(|publisher| {

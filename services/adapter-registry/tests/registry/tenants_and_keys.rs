@@ -29,13 +29,42 @@ async fn a_tenant_is_made_once_and_keeps_its_salt() {
 }
 
 #[tokio::test]
+async fn a_tenant_has_a_weight_that_can_be_changed_and_outlives_the_process() {
+    let (world, mut registry) = World::ready().await;
+    let create = |name: &str, weight| pb::CreateTenantRequest { name: name.into(), weight, ..Default::default() };
+    let update = |name: &str, weight| pb::UpdateTenantRequest { name: name.into(), weight, ..Default::default() };
+    let made = registry.client.create_tenant(create("heavy", 2.5)).await.unwrap().into_inner().tenant.unwrap();
+    assert_eq!(made.weight, 2.5);
+    let again = registry.client.create_tenant(create("heavy", 7.0)).await.unwrap().into_inner();
+    assert_eq!((again.created, again.tenant.unwrap().weight), (false, 2.5), "who exists keeps its own");
+    for (asked, weight) in [(Some(0.01), 0.01), (None, 0.01), (Some(100.0), 100.0)] {
+        let tenant = registry.client.update_tenant(update(TENANT, asked)).await.unwrap().into_inner().tenant.unwrap();
+        assert_eq!((tenant.name.as_str(), tenant.weight), (TENANT, weight));
+    }
+    for wrong in [0.0, 0.009, 100.1, -1.0, f64::NAN] {
+        let fault = Fault::from(registry.client.update_tenant(update(TENANT, Some(wrong))).await.unwrap_err());
+        assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some("weight")), "{wrong}");
+    }
+    let fault = Fault::from(registry.client.create_tenant(create("other", 101.0)).await.unwrap_err());
+    assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some("weight")));
+    let fault = Fault::from(registry.client.update_tenant(update("nobody", Some(1.0))).await.unwrap_err());
+    assert_eq!(fault.kind, Kind::NotFound);
+    registry.stop().await;
+    let directory = world.start().await.directory().await;
+    let weights: Vec<(&str, f64)> =
+        directory.tenants.iter().map(|tenant| (tenant.name.as_str(), tenant.weight)).collect();
+    assert_eq!(weights, [(TENANT, 100.0), ("heavy", 2.5)]);
+}
+
+#[tokio::test]
 async fn racing_creations_make_one_tenant() {
     let world = World::new().await;
     let (one, two) = (world.start().await, world.start().await);
     let creations = (0..16).map(|i| {
         let mut client = if i % 2 == 0 { one.client.clone() } else { two.client.clone() };
         async move {
-            let request = pb::CreateTenantRequest { name: TENANT.to_owned(), actor: String::new() };
+            let request =
+                pb::CreateTenantRequest { name: TENANT.to_owned(), actor: String::new(), ..Default::default() };
             client.create_tenant(request).await.unwrap().into_inner().created
         }
     });
@@ -49,7 +78,7 @@ async fn names_that_break_the_rule_are_refused() {
     let (world, mut registry) = World::ready().await;
     let before = world.objects().await;
     for name in ["", "A", "-a", "a_b", "a/b", "..", &"a".repeat(64)] {
-        let request = pb::CreateTenantRequest { name: name.to_owned(), actor: String::new() };
+        let request = pb::CreateTenantRequest { name: name.to_owned(), actor: String::new(), ..Default::default() };
         let fault = Fault::from(registry.client.create_tenant(request).await.unwrap_err());
         assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some("name")), "{name}");
     }

@@ -3,8 +3,8 @@
 //! A write is answered after this gateway's own directory shows it, so that whoever got the answer can use it at once.
 
 use super::InPath;
-use super::body;
 use super::errors::{OpenAiBody, OpenAiError};
+use super::{admin_weight, body};
 use crate::app::Gateway;
 use crate::directory::{Snapshot, registry_fault};
 use axum::Json;
@@ -91,12 +91,14 @@ pub(crate) struct TenantBody {
     created_ms: u64,
     /// What an absent model name means; null: the base.
     default_adapter: Option<String>,
+    /// Its share of a worker that many tenants want, relative to theirs.
+    weight: f64,
 }
 
 impl From<pb::Tenant> for TenantBody {
     fn from(tenant: pb::Tenant) -> Self {
         let default_adapter = Some(tenant.default_adapter).filter(|name| !name.is_empty());
-        Self { name: tenant.name, created_ms: tenant.created_ms, default_adapter }
+        Self { name: tenant.name, created_ms: tenant.created_ms, default_adapter, weight: tenant.weight }
     }
 }
 
@@ -112,6 +114,8 @@ pub(crate) struct TenantList {
 pub(crate) struct NewTenant {
     /// `[a-z0-9][a-z0-9-]{0,62}`.
     name: String,
+    /// 0.01 to 100. Absent: 1. A tenant that exists keeps its own.
+    weight: Option<f64>,
 }
 
 /// Create a tenant.
@@ -130,7 +134,8 @@ pub(crate) async fn create_tenant(
     let (actor, _, asked) = gateway.admin_json::<NewTenant>(request).await?;
     let name: TenantName = checked("name", &asked.name)?;
     let mut registry = gateway.registry.clone();
-    let request = pb::CreateTenantRequest { name: name.to_string(), actor };
+    let weight = asked.weight.map(admin_weight::checked_weight).transpose()?.unwrap_or_default();
+    let request = pb::CreateTenantRequest { name: name.to_string(), actor, weight };
     let answer = gateway.ask(registry.create_tenant(request)).await?;
     gateway.show(|snapshot| snapshot.tenant(name.as_str()).is_some()).await;
     let status = if answer.created { StatusCode::CREATED } else { StatusCode::OK };

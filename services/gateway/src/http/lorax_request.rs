@@ -153,6 +153,7 @@ impl LoraxRequest {
             sampling,
             stopping,
             logprobs: (top > 0 || prefill).then_some(pb::Logprobs { top, prompt: prefill }),
+            priority: 0,
         };
         Ok(Checked {
             wanted: vec![one; best_of],

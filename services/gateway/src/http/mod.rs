@@ -8,6 +8,7 @@ mod admin;
 mod admin_aliases;
 mod admin_publish;
 mod admin_residency;
+mod admin_weight;
 mod admin_workers;
 mod body;
 mod errors;
@@ -38,7 +39,7 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, patch, post};
 use errors::{LoraxError, OpenAiError};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
@@ -89,6 +90,7 @@ fn data_ops_routes() -> Vec<Route> {
 fn admin_routes() -> Vec<Route> {
     vec![
         ("/admin/v1/tenants", get(admin::list_tenants).post(admin::create_tenant)),
+        ("/admin/v1/tenants/{tenant}", patch(admin_weight::update_tenant)),
         ("/admin/v1/tenants/{tenant}/keys", get(admin::list_keys).post(admin::create_key)),
         ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key)),
         ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),

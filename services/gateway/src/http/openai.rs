@@ -52,6 +52,9 @@ pub(crate) struct Common {
     pub(crate) ignore_eos: Option<bool>,
     /// LoRAX's name of `ignore_eos`.
     pub(crate) ignore_eos_token: Option<bool>,
+    /// -1, 0 or 1; the smaller, the sooner, as vLLM has it. Orders your own requests; against other tenants it is a small
+    /// head start, and no larger share. Absent: 0.
+    pub(crate) priority: Option<i64>,
 }
 
 /// How to stream.
@@ -133,6 +136,13 @@ impl Common {
             frequency_penalty: within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?.unwrap_or(0.0),
             presence_penalty: within("presence_penalty", self.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),
         })
+    }
+
+    pub(crate) fn priority(&self) -> Result<i32, Fault> {
+        match self.priority.unwrap_or(0) {
+            priority @ -1..=1 => Ok(priority as i32),
+            other => Err(Fault::invalid("priority", format!("`priority` must be -1, 0 or 1, not {other}"))),
+        }
     }
 
     pub(crate) fn stopping(&self, max_tokens: u32, stops_max: usize) -> Result<pb::Stopping, Fault> {

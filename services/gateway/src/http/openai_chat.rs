@@ -229,7 +229,8 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     let mut wanted = Vec::with_capacity(choices);
     for index in 0..choices {
         let (prompt, stopping) = (Arc::clone(&prompt), stopping.clone());
-        wanted.push(Wanted { prompt, sampling: common.sampling(index)?, stopping, logprobs });
+        let (sampling, priority) = (common.sampling(index)?, common.priority()?);
+        wanted.push(Wanted { prompt, sampling, stopping, logprobs, priority });
     }
 
     let (admission, room) = gateway.admit(call, common.model.as_deref(), choices)?;

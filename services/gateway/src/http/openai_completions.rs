@@ -202,7 +202,8 @@ impl Plan {
             let prompt = Arc::new(self.prompts.get(prompt));
             for choice in 0..self.choices {
                 let sampling = common.sampling(choice)?;
-                wanted.push(Wanted { prompt: Arc::clone(&prompt), sampling, stopping: stopping.clone(), logprobs });
+                let (prompt, stopping, priority) = (Arc::clone(&prompt), stopping.clone(), common.priority()?);
+                wanted.push(Wanted { prompt, sampling, stopping, logprobs, priority });
             }
         }
         Ok(wanted)

@@ -34,6 +34,8 @@ async fn wrong_types_and_values_name_their_field() {
         (json!({"max_tokens": 1.5}), "max_tokens"),
         (json!({"max_tokens": 0}), "max_tokens"),
         (json!({"n": 0}), "n"),
+        (json!({"priority": 2}), "priority"),
+        (json!({"priority": "high"}), "priority"),
         (json!({"n": 1000}), "n"),
         (json!({"stop": ["a", 1]}), "stop[1]"),
         (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
@@ -122,11 +124,17 @@ async fn wrong_admin_bodies_and_names_name_their_field() {
         ("/tenants", json!({}), Value::Null),
         ("/tenants", json!({"name": "Upper"}), json!("name")),
         ("/tenants", json!({"name": 5}), json!("name")),
+        ("/tenants", json!({"name": "a", "weight": 0}), json!("weight")),
+        ("/tenants", json!({"name": "a", "weight": "1"}), json!("weight")),
         ("/tenants/Upper/keys", json!({}), json!("tenant")),
         ("/tenants/harbour/keys", json!({"label": 5}), json!("label")),
     ] {
         let (status, answer) = read(mesh.operate("POST", path).json(&body).send().await.unwrap()).await;
         assert_eq!((status, &answer["error"]["param"]), (400, &param), "{path} {body} {answer}");
+    }
+    for (tenant, change, wanted) in [("harbour", json!({"weight": 101}), 400), ("nobody", json!({"weight": 1}), 404)] {
+        let change = mesh.operate("PATCH", &format!("/tenants/{tenant}")).json(&change);
+        assert_eq!(change.send().await.unwrap().status(), wanted, "{tenant}");
     }
     let (status, answer) =
         read(mesh.operate("POST", "/tenants").json(&json!({"name": "a", "naem": "b"})).send().await.unwrap()).await;

@@ -165,12 +165,14 @@ async fn the_worker_gets_what_was_resolved_and_what_was_asked() {
         "model": "org/tuned", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
         "max_completion_tokens": 9, "max_tokens": 99, "temperature": 0, "top_p": 0.5, "top_k": 7, "min_p": 0.1, "seed": 3,
         "frequency_penalty": 1, "presence_penalty": -1, "repetition_penalty": 1.5, "stop": ["x", "y"], "ignore_eos": true,
+        "priority": -1,
     });
     assert_eq!(mesh.send("/v1/chat/completions", body).await.0, 200);
     let request = mesh.workers[0].last();
     assert_eq!(request.tenant, "harbour");
     assert_eq!(request.adapter.as_ref().unwrap().digest, crate::support::registry::digest_of("org/tuned 2").to_vec());
     assert_eq!(request.expected_base_digest, crate::support::worker::base().to_vec());
+    assert_eq!((request.priority, request.tenant_weight), (-1, 1.0));
     assert_eq!(request.tenant_salt.len(), 32);
     assert_ne!(request.tenant_salt, vec!["harbour".len() as u8; 32], "the secret itself must not travel");
     assert!(request.deadline_ms > 0);
@@ -184,6 +186,21 @@ async fn the_worker_gets_what_was_resolved_and_what_was_asked() {
     let stopping = request.stopping.unwrap();
     assert_eq!((stopping.max_tokens, stopping.ignore_eos, stopping.include_stop), (9, true, false));
     assert_eq!(stopping.stop, ["x", "y"]);
+}
+
+#[tokio::test]
+async fn a_tenants_weight_reaches_the_worker_as_soon_as_the_change_is_answered() {
+    let mesh = mesh().await;
+    for weight in [3.5, 0.01, 100.0] {
+        let change = mesh.operate("PATCH", "/tenants/harbour").json(&json!({"weight": weight}));
+        let (status, tenant) = crate::support::read(change.send().await.unwrap()).await;
+        assert_eq!((status, &tenant["name"], &tenant["weight"]), (200, &json!("harbour"), &json!(weight)));
+        mesh.chat("base").await;
+        assert_eq!((mesh.workers[0].last().tenant_weight, mesh.workers[0].last().priority), (weight, 0));
+    }
+    let made = mesh.operate("POST", "/tenants").json(&json!({"name": "analytics", "weight": 0.5}));
+    let (status, tenant) = crate::support::read(made.send().await.unwrap()).await;
+    assert_eq!((status, &tenant["weight"]), (201, &json!(0.5)));
 }
 
 #[tokio::test]

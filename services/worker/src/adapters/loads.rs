@@ -56,9 +56,9 @@ impl Loads {
         Some(near)
     }
 
-    /// Gives back the leases that nobody waits for any more.
-    pub(crate) fn retain_near(&mut self, wanted: impl Fn(&Digest) -> bool) {
-        self.near.retain(|digest, _| wanted(digest));
+    /// Gives back the leases that nobody waits for any more, and says which.
+    pub(crate) fn give_up_near(&mut self, wanted: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+        self.near.extract_if(|digest, _| !wanted(digest)).map(|(digest, _)| digest).collect()
     }
 
     /// It has arrived, or failed.

@@ -4,7 +4,9 @@
 //! (`weft_residency`); they stay packed in the second tier as far as its budget goes. If all are busy and slots are main
 //! memory anyway, the slot borrows its bytes from the second tier. Else the least used of the busy ones take no new
 //! requests (their waiting requests step beside the queue), so that they get idle within the time of the requests that
-//! run. An adapter that has served nobody since it came is spared, so that every load serves at least one request.
+//! run. An adapter that has served nobody since it came is spared, so that every load serves at least one request. Neither
+//! holds for adapters of a tenant that, while others have requests, has more ahead than its share: they wait until something
+//! gets idle, and go before what others use.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -165,10 +167,12 @@ impl Slots {
                     self.evict(&victims, engine, scheduler, now_ms, &mut placed);
                 }
                 Room::Full { .. } if self.may_borrow(engine) => {}
-                Room::Full { .. } => {
+                Room::Full { .. } if scheduler.is_within_share(&digest) => {
                     self.drain_busy(bytes, scheduler);
                     return placed;
                 }
+                Room::Full { .. } if self.put_first(|digest| scheduler.is_within_share(digest)) => continue,
+                Room::Full { .. } => break,
             }
             self.install_first(engine, scheduler, now_ms);
             placed.push(Placed::Installed(digest));
@@ -185,6 +189,14 @@ impl Slots {
     /// Whether a request or a pin waits for it.
     pub(crate) fn is_wanted(&self, digest: &Digest, scheduler: &Scheduler) -> bool {
         self.pins.awaits(digest) || !scheduler.of_adapter(digest, Phase::Beside).is_empty()
+    }
+
+    /// Lets the first one like this overtake the others. False: there is none.
+    fn put_first(&mut self, like: impl Fn(&Digest) -> bool) -> bool {
+        let found = self.arrived.iter().position(|arrival| like(&arrival.digest));
+        let Some(arrival) = found.and_then(|at| self.arrived.remove(at)) else { return false };
+        self.arrived.push_front(arrival);
+        true
     }
 
     /// Takes the first one that arrived into our hands.
@@ -255,7 +267,9 @@ impl Slots {
     /// Pins those that came for a request which still waits, and those that an operator has pinned.
     fn spare_unserved(&mut self, scheduler: &Scheduler) {
         for (digest, slot) in &self.slots {
-            let awaited = !slot.served && !scheduler.of_adapter(digest, Phase::Waiting).is_empty();
+            let awaited = !slot.served
+                && scheduler.is_within_share(digest)
+                && !scheduler.of_adapter(digest, Phase::Waiting).is_empty();
             let stays = awaited || self.pins.has(digest);
             if stays && !self.ledger.is_pinned(digest) {
                 self.ledger.pin(digest);

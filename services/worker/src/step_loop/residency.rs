@@ -32,6 +32,7 @@ impl StepLoop {
             Err(error) => Err(error),
         };
         self.loads.ended(&digest);
+        self.scheduler.loaded(&digest, packed.as_ref().ok().map(|packed| packed.prepared.bytes()));
         let word = packed.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
         self.parts.metrics.adapter_loads.with_label_values(&[word]).inc();
         match packed {
@@ -94,6 +95,7 @@ impl StepLoop {
         let mut came_back = false;
         while let Some(digest) = self.next_to_bring() {
             if self.slots.bring_back(&digest) {
+                self.scheduler.loaded(&digest, Some(0));
                 self.parts.metrics.adapter_returns.inc();
                 came_back = true;
                 continue;
@@ -121,7 +123,9 @@ impl StepLoop {
             return;
         }
         let (slots, scheduler) = (&self.slots, &self.scheduler);
-        self.loads.retain_near(|digest| slots.is_wanted(digest, scheduler));
+        for digest in self.loads.give_up_near(|digest| slots.is_wanted(digest, scheduler)) {
+            self.scheduler.loaded(&digest, None);
+        }
         while self.loads.any_near()
             && let Some(turn) = self.parts.loader.turn()
         {

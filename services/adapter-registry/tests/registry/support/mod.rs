@@ -92,7 +92,7 @@ impl Running {
     }
 
     pub(crate) async fn create_tenant(&mut self, name: &str) -> pb::CreateTenantResponse {
-        let request = pb::CreateTenantRequest { name: name.to_owned(), actor: "ada".to_owned() };
+        let request = pb::CreateTenantRequest { name: name.to_owned(), actor: "ada".to_owned(), ..Default::default() };
         self.client.create_tenant(request).await.unwrap().into_inner()
     }
 

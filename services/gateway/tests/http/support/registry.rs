@@ -34,6 +34,7 @@ struct State {
 
 #[derive(Default)]
 struct Tenant {
+    weight: f64,
     keys: BTreeMap<String, (String, bool)>,
     adapters: BTreeMap<String, Adapter>,
 }
@@ -102,6 +103,7 @@ impl FakeRegistry {
             name: name.clone(),
             default_adapter: String::new(),
             salt: vec![name.len() as u8; 32].into(),
+            weight: if tenant.weight == 0.0 { 1.0 } else { tenant.weight },
             keys: tenant
                 .keys
                 .iter()
@@ -293,14 +295,29 @@ impl Registry for FakeRegistry {
         &self,
         request: Request<pb::CreateTenantRequest>,
     ) -> Result<Response<pb::CreateTenantResponse>, Status> {
-        let name = request.into_inner().name;
-        let created = self.change(|state| {
+        let pb::CreateTenantRequest { name, weight, .. } = request.into_inner();
+        let weight = if weight == 0.0 { 1.0 } else { weight };
+        let (created, weight) = self.change(|state| {
             let created = !state.tenants.contains_key(&name);
-            state.tenants.entry(name.clone()).or_default();
-            created
+            let tenant = state.tenants.entry(name.clone()).or_insert(Tenant { weight, ..Tenant::default() });
+            (created, tenant.weight)
         });
-        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new() };
+        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight };
         Ok(Response::new(pb::CreateTenantResponse { tenant: Some(tenant), created }))
+    }
+
+    async fn update_tenant(
+        &self,
+        request: Request<pb::UpdateTenantRequest>,
+    ) -> Result<Response<pb::UpdateTenantResponse>, Status> {
+        let pb::UpdateTenantRequest { name, weight, .. } = request.into_inner();
+        let weight = self.change(|state| {
+            let tenant = state.tenants.get_mut(&name).ok_or_else(|| unknown("tenant"))?;
+            tenant.weight = weight.unwrap_or(tenant.weight);
+            Ok::<_, Status>(tenant.weight)
+        })?;
+        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight };
+        Ok(Response::new(pb::UpdateTenantResponse { tenant: Some(tenant) }))
     }
 
     async fn list_tenants(
