@@ -80,6 +80,15 @@ impl Admin {
         self.send(self.request(Method::POST, "tenants").json(&json!({ "name": name }))).await
     }
 
+    /// Sets a tenant's share, relative to others': 0.01 to 100.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn set_weight(&self, name: &str, weight: f64) -> Result<Value> {
+        let path = format!("tenants/{}", segment(name));
+        self.send(self.request(Method::PATCH, &path).json(&json!({ "weight": weight }))).await
+    }
+
     /// Creates a key of the tenant.
     ///
     /// # Errors
@@ -299,9 +308,26 @@ impl Data {
     /// # Errors
     /// As [`Data::chat`].
     pub async fn complete_tokens(&self, model: &str, prompt: &[u32], max_tokens: u32) -> Result<Answer> {
-        let body = json!({
+        self.complete_tokens_as(model, prompt, max_tokens, None).await
+    }
+
+    /// As [`complete_tokens`](Self::complete_tokens), but the answer keeps to this JSON schema.
+    ///
+    /// # Errors
+    /// As [`complete_tokens`](Self::complete_tokens).
+    pub async fn complete_tokens_as(
+        &self,
+        model: &str,
+        prompt: &[u32],
+        max_tokens: u32,
+        schema: Option<&Value>,
+    ) -> Result<Answer> {
+        let mut body = json!({
             "model": model, "prompt": prompt, "temperature": 0, "max_tokens": max_tokens, "ignore_eos": true,
         });
+        if let Some(schema) = schema {
+            body["response_format"] = json!({ "type": "json_object", "schema": schema });
+        }
         self.stream("v1/completions", body).await
     }
 

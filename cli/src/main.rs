@@ -116,6 +116,13 @@ enum TenantCommand {
         #[command(flatten)]
         api: Api,
     },
+    /// Set a tenant's share of a worker that many want, relative to theirs: 0.01 to 100
+    Weight {
+        name: String,
+        weight: f64,
+        #[command(flatten)]
+        api: Api,
+    },
     /// List the tenants
     List {
         #[command(flatten)]
@@ -251,6 +258,9 @@ async fn run(command: Command) -> Result<()> {
         Command::Evict(Named { tenant, name, api }) => print_json(&api.client()?.evict(&tenant, &name).await?),
         Command::Tenant { command: TenantCommand::Create { name, api } } => {
             print_json(&api.client()?.create_tenant(&name).await?)
+        }
+        Command::Tenant { command: TenantCommand::Weight { name, weight, api } } => {
+            print_json(&api.client()?.set_weight(&name, weight).await?)
         }
         Command::Tenant { command: TenantCommand::List { api } } => print_json(&api.client()?.get("tenants").await?),
         Command::Key { command: KeyCommand::Create { tenant, label, api } } => {

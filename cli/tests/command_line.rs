@@ -310,6 +310,10 @@ async fn publish_list_alias_and_keys_work_from_the_command_line() {
         (status.success(), out, err)
     };
     assert!(run(&["tenant", "create", "harbour"]).0);
+    let (ok, out, err) = run(&["tenant", "weight", "harbour", "2.5"]);
+    assert!(ok && out.contains("2.5"), "{out}{err}");
+    let (ok, _, err) = run(&["tenant", "weight", "harbour", "0"]);
+    assert!(!ok && err.contains("0.01 to 100"), "{err}");
     let folder = tiny_adapter("rank8");
     let (ok, out, err) = run(&["publish", folder.to_str().unwrap(), "--tenant", "harbour", "--name", "org/pirate"]);
     assert!(ok, "{err}");

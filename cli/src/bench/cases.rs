@@ -12,7 +12,7 @@ use weft_base_model::ModelConfig;
 pub(super) const MIXED_RANKS: &[usize] = &[8, 16, 32, 64];
 /// Prompt of the case that decodes: as short as can be.
 const DECODE_PROMPT: usize = 4;
-const TENANT: &str = "bench";
+pub(super) const TENANT: &str = "bench";
 const SHARED_NAME: &str = "shared";
 
 #[derive(Serialize)]
@@ -226,7 +226,7 @@ fn request_flop(model: &ModelConfig, prompt: f64, outputs: f64) -> f64 {
     2.0 * (layer_weights(model) * (prompt + outputs - 1.0) + head_weights(model) * outputs)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

@@ -8,6 +8,7 @@
 
 mod cases;
 mod ceiling;
+mod grammar;
 mod verdict;
 mod workload;
 
@@ -44,6 +45,9 @@ pub struct Options {
     /// Rounds of all cases; the median is reported
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: u16,
+    /// Measure free against constrained answers of the base instead of adapters
+    #[arg(long, conflicts_with_all = ["export", "prompts"])]
+    pub grammar: bool,
     /// Only write the adapters and prompts of this workload to a folder, for measuring other engines with them
     #[arg(long)]
     pub export: Option<PathBuf>,
@@ -79,6 +83,12 @@ pub async fn run(options: Options) -> Result<()> {
         return workload::export(&options, &model, folder);
     }
     let (mesh, shutdown) = embedded::start_private(options.settings.clone()).await?;
+    if options.grammar {
+        let measured = grammar::measure(&options, &mesh, &model).await;
+        shutdown.trigger();
+        mesh.finished().await?;
+        return grammar::report(&options, &measured?);
+    }
     let measured = cases::measure(&options, &mesh, &model).await;
     shutdown.trigger();
     mesh.finished().await?;
@@ -109,10 +119,14 @@ fn write(options: &Options, figures: &Figures, ceiling: &Ceiling, verdicts: &[Ve
         "single": figures.single,
         "verdicts": verdicts,
     });
+    write_json(options, &json)
+}
+
+fn write_json(options: &Options, json: &serde_json::Value) -> Result<()> {
     if let Some(folder) = options.out.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    std::fs::write(&options.out, serde_json::to_vec_pretty(&json)?)
+    std::fs::write(&options.out, serde_json::to_vec_pretty(json)?)
         .with_context(|| format!("cannot write {}", options.out.display()))
 }
 

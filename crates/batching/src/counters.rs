@@ -69,7 +69,7 @@ pub struct Fairness {
 
 impl Default for Fairness {
     fn default() -> Self {
-        Self { load_tokens_per_mib: 8, priority_tokens: 4096, loads_ahead_max: 8 }
+        Self { load_tokens_per_mib: 16, priority_tokens: 4096, loads_ahead_max: 8 }
     }
 }
 

@@ -28,6 +28,10 @@ pub struct GenerateRequest {
     /// Milliseconds from receipt after which the request is ended with DEADLINE_EXCEEDED. 0: none but the gRPC deadline.
     #[prost(uint64, tag = "12")]
     pub deadline_ms: u64,
+    /// What the answer may look like. Absent: anything. The answer ends where the grammar lets it (Stopping.ignore_eos does not
+    /// count then); one that is cut off by max_tokens or a stop string is a beginning of something allowed.
+    #[prost(message, optional, tag = "13")]
+    pub grammar: ::core::option::Option<Grammar>,
     /// The tenant's share of the worker relative to others', 0.01 to 100. 0 stands for "not set" and means 1.
     #[prost(double, tag = "20")]
     pub tenant_weight: f64,
@@ -55,6 +59,36 @@ pub mod generate_request {
         Tokens(super::TokenPrompt),
     }
 }
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Grammar {
+    /// Exactly one must be set. What is over a limit, unsupported or impossible is refused (INVALID_ARGUMENT).
+    #[prost(oneof = "grammar::Source", tags = "1, 2, 3, 4")]
+    pub source: ::core::option::Option<grammar::Source>,
+}
+/// Nested message and enum types in `Grammar`.
+pub mod grammar {
+    /// Exactly one must be set. What is over a limit, unsupported or impossible is refused (INVALID_ARGUMENT).
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Source {
+        /// A JSON schema, as JSON.
+        #[prost(string, tag = "1")]
+        JsonSchema(::prost::alloc::string::String),
+        /// A regular expression that the whole answer matches.
+        #[prost(string, tag = "2")]
+        Regex(::prost::alloc::string::String),
+        /// A grammar in llguidance's dialect of Lark.
+        #[prost(string, tag = "3")]
+        Lark(::prost::alloc::string::String),
+        /// Any JSON object.
+        #[prost(message, tag = "4")]
+        JsonObject(super::JsonObject),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JsonObject {}
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AdapterRef {
@@ -212,7 +246,7 @@ pub struct TokenOut {
     /// a token that ends inside a character carries "" and the next one carries the character.
     #[prost(string, tag = "2")]
     pub text: ::prost::alloc::string::String,
-    /// Natural logarithm, of the distribution before temperature and filters.
+    /// Natural logarithm, of the distribution before grammar, penalties, temperature and filters.
     #[prost(float, tag = "3")]
     pub logprob: f32,
     #[prost(bool, tag = "4")]

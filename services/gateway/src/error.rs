@@ -65,6 +65,8 @@ pub(crate) mod code {
     pub(crate) const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
     pub(crate) const PRECONDITION_FAILED: &str = "precondition_failed";
     pub(crate) const CONTEXT_LENGTH_EXCEEDED: &str = "context_length_exceeded";
+    /// A worker's word for a `response_format` that it cannot follow.
+    pub(crate) const INVALID_GRAMMAR: &str = "invalid_grammar";
     pub(crate) const WORKER_LOST: &str = "worker_lost";
     pub(crate) const WRONG_BASE: &str = "wrong_base";
     pub(crate) const ADAPTER_UNAVAILABLE: &str = "adapter_unavailable";

@@ -41,6 +41,7 @@ pub(crate) struct Wanted {
     pub(crate) logprobs: Option<pb::Logprobs>,
     /// -1, 0 or 1; the smaller, the sooner.
     pub(crate) priority: i32,
+    pub(crate) grammar: Option<pb::Grammar>,
 }
 
 /// Where generations run.
@@ -192,6 +193,7 @@ fn request(admission: &Admission, wanted: &Wanted, attempt: usize) -> pb::Genera
         logprobs: wanted.logprobs,
         tenant_weight: admission.tenant.weight,
         priority: wanted.priority,
+        grammar: wanted.grammar.clone(),
         deadline_ms: admission.time_left().as_millis().try_into().unwrap_or(u64::MAX).max(1),
     }
 }

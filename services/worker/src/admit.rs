@@ -5,6 +5,7 @@ use std::time::Instant;
 use weft_base_model::SpecialText;
 use weft_batching::{Prefix, Priority, Weight};
 use weft_engine::sampling::SamplingParams;
+use weft_grammar::Grammar;
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
@@ -39,6 +40,8 @@ pub(crate) struct Job {
     pub(crate) stops: Vec<String>,
     pub(crate) include_stop: bool,
     pub(crate) ignore_eos: bool,
+    /// None: any text.
+    pub(crate) grammar: Option<Grammar>,
     pub(crate) top_logprobs: usize,
     pub(crate) prompt_logprobs: bool,
     pub(crate) deadline_ms: u64,
@@ -51,11 +54,12 @@ pub(crate) struct Job {
 /// Every variant that a request can be blamed for; see [`Error::kind`].
 pub(crate) fn admit(
     request: pb::GenerateRequest,
+    grammar: Option<Grammar>,
     received: Instant,
     model: &Model,
     settings: &Settings,
 ) -> Result<Job, Error> {
-    let adapter = request.adapter.as_ref().map(|adapter| digest("adapter.digest", &adapter.digest)).transpose()?;
+    let adapter = adapter(&request)?;
     if !request.expected_base_digest.is_empty() {
         let expected = digest("expected_base_digest", &request.expected_base_digest)?;
         if expected != model.digest {
@@ -108,6 +112,7 @@ pub(crate) fn admit(
         stops: stopping.stop,
         include_stop: stopping.include_stop,
         ignore_eos: stopping.ignore_eos,
+        grammar,
         top_logprobs,
         prompt_logprobs,
         deadline_ms: request.deadline_ms,
@@ -122,6 +127,11 @@ pub(crate) fn check_name<'a>(field: &'static str, name: &'a str) -> Result<&'a s
         return Err(Error::field(field, format!("{} bytes", name.len()), allowed));
     }
     Ok(name)
+}
+
+/// The adapter a request names; none: the base alone.
+pub(crate) fn adapter(request: &pb::GenerateRequest) -> Result<Option<Digest>, Error> {
+    request.adapter.as_ref().map(|adapter| digest("adapter.digest", &adapter.digest)).transpose()
 }
 
 /// The text of a tokenize request, as ids with their places.

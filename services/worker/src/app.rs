@@ -23,7 +23,9 @@ use crate::adapters::prefetch::Prefetch;
 use crate::adapters::slots::Budgets;
 use crate::age;
 use crate::announce;
+use crate::grammars::Grammars;
 use crate::grpc::Service;
+use crate::masks::MaskThreads;
 use crate::metrics::Metrics;
 use crate::model::{self, Model};
 use crate::settings::Settings;
@@ -96,6 +98,8 @@ impl App {
         };
         let view = Arc::new(View::default());
         let (commands, inbox) = channel();
+        let grammars = Arc::new(Grammars::new(&model, &settings, metrics.clone()));
+        let masks = MaskThreads::start(settings.mask_threads, &commands, metrics.mask_seconds.clone())?;
         let parts = Parts {
             engine,
             model: Arc::clone(&model),
@@ -106,6 +110,7 @@ impl App {
             runtime: tokio::runtime::Handle::current(),
             view: Arc::clone(&view),
             metrics: metrics.clone(),
+            masks,
             commands: commands.clone(),
         };
         let step_loop = RunningLoop::start(StepLoop::new(parts, inbox), commands.clone())?;
@@ -117,6 +122,7 @@ impl App {
             next_id: Arc::new(AtomicU64::new(1)),
             arrivals: Arc::new(Semaphore::new(settings.queue_requests_max + settings.running_requests_max)),
             turns: Turns::new(settings.tokenize_concurrency, settings.queue_requests_max),
+            grammars,
             open_calls: Arc::new(watch::Sender::new(0)),
             settings: Arc::new(settings.clone()),
         };

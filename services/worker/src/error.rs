@@ -98,6 +98,9 @@ pub enum Error {
     /// The thread that computes has ended without being told to: a bug. The worker ends, to be started again.
     #[error("the worker's step loop has ended unexpectedly")]
     LoopEnded,
+    /// The grammar cannot be used, or not be followed any further.
+    #[error(transparent)]
+    Grammar(#[from] weft_grammar::Error),
     /// The worker stops.
     #[error("worker is shutting down")]
     Draining,
@@ -235,6 +238,7 @@ impl Error {
             // Its bytes are right (see `load`): it is the base that is another one since it was published.
             Self::Engine(weft_engine::Error::AdapterShape { .. }) => Kind::Refused,
             Self::Engine(error) => error.kind(),
+            Self::Grammar(error) => error.kind(),
             Self::Start { .. } | Self::Serve(_) | Self::Metrics(_) | Self::Thread(_) | Self::Panic(_) => Kind::Internal,
         }
     }
@@ -247,6 +251,7 @@ impl Error {
             Self::NoChatTemplate => "no_chat_template",
             Self::EmptyPrompt => "empty_prompt",
             Self::QueueFull { .. } => "queue_full",
+            Self::Grammar(_) => "invalid_grammar",
             Self::AdapterTooLarge { .. } | Self::Lease { kind: Kind::TooLarge, .. } => "adapter_too_large",
             Self::Lease { kind: Kind::Unavailable | Kind::Timeout, .. }
             | Self::LoadTimeout { .. }
@@ -272,6 +277,7 @@ impl Error {
             | Self::EmptyPrompt
             | Self::Tokenize(_) => Some("prompt"),
             Self::Template(_) | Self::NoChatTemplate => Some("messages"),
+            Self::Grammar(_) => Some("response_format"),
             _ => None,
         }
     }

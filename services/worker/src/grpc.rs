@@ -17,6 +17,7 @@ use weft_proto::worker::v1::worker_server::Worker;
 
 use crate::Error;
 use crate::admit;
+use crate::grammars::Grammars;
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::step_loop::{Command, Wish};
@@ -36,6 +37,7 @@ pub(crate) struct Service {
     pub(crate) arrivals: Arc<Semaphore>,
     /// Whose text is read next.
     pub(crate) turns: Turns,
+    pub(crate) grammars: Arc<Grammars>,
     /// `Generate` calls that are not over, their streams included.
     pub(crate) open_calls: Arc<watch::Sender<usize>>,
 }
@@ -52,10 +54,17 @@ impl Worker for Service {
             return Err(Error::Draining.into());
         }
         let (model, settings) = (Arc::clone(&self.model), Arc::clone(&self.settings));
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let tenant = admit::check_name("tenant", &request.tenant)?.to_owned();
+        let grammar = match request.grammar.take() {
+            None => None,
+            Some(wire) => {
+                let adapter = admit::adapter(&request)?;
+                Some(self.grammars.get(wire, &tenant, adapter.as_ref(), &request.tenant_salt).await?)
+            }
+        };
         let (job, turn) =
-            self.off_the_runtime(&tenant, move || admit::admit(request, received, &model, &settings)).await?;
+            self.off_the_runtime(&tenant, move || admit::admit(request, grammar, received, &model, &settings)).await?;
         // With the turn in hand, so that a loop that is behind holds up the reading and not the order. Never closed.
         let arrival = Arc::clone(&self.arrivals).acquire_owned().await.map_err(|_| self.gone())?;
         drop(turn);

@@ -9,7 +9,8 @@
 //!    names the prompt's KV blocks.
 //! 3. `step_loop.rs`: one thread that owns engine and requests; plans come from `weft_batching`.
 //! 4. `adapters/`: lease from the cache daemon, pack and hash beside the loop, slot in the loop.
-//! 5. `request.rs`: sampling and what the caller is told; `text.rs`: whole characters and stop strings.
+//! 5. `grammars.rs`: a grammar compiled or from the cache, before 2.; `masks.rs`: what it allows next, beside the loop.
+//! 6. `request.rs`: sampling and what the caller is told; `text.rs`: whole characters and stop strings.
 //!
 //! Beside it: `model.rs` (the base and the sizes that follow), `view.rs` (load and residency for others), `announce.rs` (the base
 //! to the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
@@ -21,7 +22,9 @@ mod age;
 mod announce;
 mod app;
 mod error;
+mod grammars;
 mod grpc;
+mod masks;
 mod metrics;
 mod model;
 mod prefix;

@@ -31,6 +31,13 @@ pub(crate) struct Metrics {
     pub(crate) adapter_returns: IntCounter,
     /// Adapters that the cache daemon was asked to bring near for requests that wait.
     pub(crate) adapter_hints: IntCounter,
+    /// By result: cached, compiled or refused.
+    pub(crate) grammars: IntCounterVec,
+    pub(crate) grammar_compile_seconds: Histogram,
+    /// Of one token of one answer.
+    pub(crate) mask_seconds: Histogram,
+    /// Rows of logits that were computed before their mask.
+    pub(crate) late_masks: IntCounter,
     pub(crate) running_requests: IntGauge,
     pub(crate) queued_requests: IntGauge,
     pub(crate) kv_blocks_used: IntGauge,
@@ -49,6 +56,8 @@ pub(crate) struct Metrics {
 }
 
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const MASK_SECONDS: &[f64] =
+    &[0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025];
 const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 impl Metrics {
@@ -88,6 +97,10 @@ impl Metrics {
                 "Adapters that got a slot from the second tier, without a load",
             )?,
             adapter_hints: counter("worker_adapter_hints_total", "Prefetches asked of the cache daemon")?,
+            grammars: by_result("worker_grammars_total", "Grammars that requests asked for")?,
+            grammar_compile_seconds: histogram("worker_grammar_compile_seconds", "Time to compile a grammar", SECONDS)?,
+            mask_seconds: histogram("worker_mask_seconds", "Time to compute the token mask of one row", MASK_SECONDS)?,
+            late_masks: counter("worker_late_masks_total", "Rows that waited for their token mask")?,
             running_requests: gauge("worker_running_requests", "Requests that run")?,
             queued_requests: gauge("worker_queued_requests", "Requests that wait, in the queue and for adapters")?,
             kv_blocks_used: gauge("worker_kv_blocks_used", "KV blocks that requests hold")?,

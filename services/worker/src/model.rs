@@ -44,6 +44,10 @@ impl Model {
         self.eos_ids.contains(&token)
     }
 
+    pub(crate) fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
     pub(crate) fn kv_tokens_max(&self) -> usize {
         self.kv_blocks * BLOCK_SIZE
     }

@@ -7,6 +7,7 @@ use weft_batching::BlockHash;
 use weft_engine::sampling::{Sampled, Sampler, logprob_of};
 use weft_engine::{LogitsWanted, SeqOutput};
 use weft_fault::Fault;
+use weft_grammar::{Mask, Matcher};
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
@@ -35,10 +36,28 @@ pub(crate) enum Progress {
     Prefilled,
     /// It has one more token and goes on.
     Sampled,
+    /// Its logits wait for the mask of its grammar.
+    Held,
     /// It is complete. The caller is told last, by [`Active::end`].
     Finished(Box<pb::Finished>),
     /// Its caller is gone.
     Gone,
+}
+
+/// An answer that follows a grammar.
+struct Constraint {
+    /// Away while a helper works with it.
+    matcher: Option<Box<Matcher>>,
+    /// What may come next, once it is known.
+    mask: Option<Mask>,
+    /// Logits that were there before the mask.
+    held: Option<Held>,
+}
+
+struct Held {
+    logits: Vec<f32>,
+    adapter: Option<Digest>,
+    step: StepFacts,
 }
 
 /// A request in the step loop.
@@ -59,12 +78,19 @@ pub(crate) struct Active {
     adapters_max: u32,
     requests_max: u32,
     prompt_logprobs: Vec<pb::TokenOut>,
+    /// None: any text.
+    constraint: Option<Constraint>,
 }
 
 impl Active {
     pub(crate) fn new(job: Job, events: Events) -> Self {
         let sampler = Sampler::new(job.sampling, &job.prompt);
         let text = TextStream::new(job.stops.clone(), job.include_stop);
+        let constraint = job.grammar.as_ref().map(|grammar| Constraint {
+            matcher: Some(Box::new(grammar.matcher())),
+            mask: Some(grammar.first_mask().clone()),
+            held: None,
+        });
         Self {
             tokens: job.prompt.clone(),
             sampler,
@@ -77,6 +103,7 @@ impl Active {
             adapters_max: 0,
             requests_max: 0,
             prompt_logprobs: Vec::new(),
+            constraint,
             job,
         }
     }
@@ -137,9 +164,56 @@ impl Active {
             return Ok(if self.events.is_closed() { Progress::Gone } else { Progress::Prefilled });
         }
         let row = output.logits.len().checked_sub(model.vocabulary).ok_or(weft_engine::Error::Logits)?;
+        let logits = &mut output.logits[row..];
+        if let Some(constraint) = self.constraint.as_mut().filter(|constraint| constraint.mask.is_none()) {
+            constraint.held = Some(Held { logits: logits.to_vec(), adapter: output.adapter, step: *step });
+            return Ok(Progress::Held);
+        }
+        self.sample(logits, output.adapter, step, model)
+    }
+
+    /// The matcher that has to take in the last token, for a helper; none without a grammar.
+    pub(crate) fn lend_matcher(&mut self) -> Option<(Box<Matcher>, u32)> {
+        let matcher = self.constraint.as_mut()?.matcher.take()?;
+        Some((matcher, *self.tokens.last()?))
+    }
+
+    /// The matcher is back, with what may come next.
+    pub(crate) fn take_mask(&mut self, matcher: Option<Box<Matcher>>, mask: Mask) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.matcher = matcher;
+            constraint.mask = Some(mask);
+        }
+    }
+
+    /// Samples from logits that waited for their mask, if both are there.
+    pub(crate) fn advance_held(&mut self, model: &Model) -> Option<Result<Progress, Error>> {
+        let constraint = self.constraint.as_mut()?;
+        constraint.mask.as_ref()?;
+        let mut held = constraint.held.take()?;
+        Some(self.sample(&mut held.logits, held.adapter, &held.step, model))
+    }
+
+    /// Whether its logits wait for a mask.
+    pub(crate) fn is_held(&self) -> bool {
+        self.constraint.as_ref().is_some_and(|constraint| constraint.held.is_some())
+    }
+
+    fn sample(
+        &mut self,
+        logits: &mut [f32],
+        adapter: Option<Digest>,
+        step: &StepFacts,
+        model: &Model,
+    ) -> Result<Progress, Error> {
+        let mask = self.constraint.as_mut().and_then(|constraint| {
+            constraint.held = None;
+            constraint.mask.take()
+        });
         let position = self.tokens.len() as u64;
-        let sampled = self.sampler.sample(&mut output.logits[row..], position, self.job.top_logprobs)?;
-        Ok(self.take(sampled, output.adapter, step, model))
+        let allowed = mask.as_ref().map(Mask::words);
+        let sampled = self.sampler.sample_allowed(logits, allowed, position, self.job.top_logprobs)?;
+        Ok(self.take(sampled, adapter, step, model))
     }
 
     /// Turns the request into its last word.
@@ -152,7 +226,8 @@ impl Active {
         let token = sampled.token;
         self.tokens.push(token);
         let is_special = model.tokenizer.is_special(token);
-        let is_eos = model.is_eos(token) && !self.job.ignore_eos;
+        // A grammar allows the end where there is one: nothing comes after it.
+        let is_eos = model.is_eos(token) && (!self.job.ignore_eos || self.constraint.is_some());
         let last = is_eos || self.output_tokens() >= self.job.max_tokens;
         // Special tokens and the end have no text, as in transformers' skip_special_tokens.
         let bytes = if is_special || is_eos { Default::default() } else { model.tokenizer.token_bytes(token) };

@@ -72,7 +72,7 @@ weft_service_kit::settings! {
         /// Prompt tokens of a step with decodes that are computed whatever they cost, so that prompts get on.
         pub step_prompt_tokens_min: usize = 8,
         /// What a tenant is charged for 1 MiB of adapter that is loaded for it, in prompt tokens.
-        pub adapter_load_tokens_per_mib: u64 = 8,
+        pub adapter_load_tokens_per_mib: u64 = 16,
         /// Adapters that are on their way or resident for a tenant without having served it yet, while others wait too.
         pub adapter_loads_ahead_max: usize = 8,
         /// How far a class of priority goes before the next: until so many tokens were charged to whoever goes first.
@@ -93,6 +93,18 @@ weft_service_kit::settings! {
         pub stop_strings_max: usize = 16,
         /// Most bytes of one stop string.
         pub stop_bytes_max: usize = 512,
+        /// Most bytes of a JSON schema, a regular expression or a grammar.
+        pub grammar_bytes_max: usize = 64 << 10,
+        /// Most lexer states that the answers of one grammar may visit; 1 to 2 KB each.
+        pub grammar_states_max: usize = 20_000,
+        /// Compiled grammars that are kept, each for one tenant.
+        pub grammar_cache_entries: usize = 256,
+        /// Memory for compiled grammars, in bytes.
+        pub grammar_cache_bytes: u64 = 256 << 20,
+        /// Grammars that are compiled at the same time, tenants in turn.
+        pub grammar_compile_concurrency: usize = 2,
+        /// Threads that compute token masks while a step runs. 0: the step loop computes them itself.
+        pub mask_threads: usize = 1,
         /// Seconds that running requests get to finish after SIGTERM.
         pub shutdown_grace_s: u64 = 30,
     }
@@ -168,6 +180,7 @@ impl Settings {
             ("adapter_loads_ahead_max", self.adapter_loads_ahead_max),
             ("step_prompt_tokens_min", self.step_prompt_tokens_min),
             ("tokenize_concurrency", self.tokenize_concurrency),
+            ("grammar_compile_concurrency", self.grammar_compile_concurrency),
             ("prompt_bytes_max", self.prompt_bytes_max),
         ] {
             if value == 0 {

@@ -3,6 +3,7 @@
 //! Each round takes what arrived (requests, cancellations, loaded adapters), finds slots, starts loads, plans a step,
 //! runs it and tells the callers. Nothing in it waits for IO; it sleeps only when nobody can run.
 
+mod masks;
 mod residency;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ use crate::adapters::prefetch::Prefetch;
 use crate::adapters::slots::{Budgets, Slots};
 use crate::admit::Job;
 use crate::error::chain;
+use crate::masks::MaskThreads;
 use crate::metrics::Metrics;
 use crate::model::{BLOCK_SIZE, Model};
 use crate::request::{Active, Ending, Events, Progress, StepFacts};
@@ -41,6 +43,8 @@ pub(crate) enum Command {
     Submit { id: RequestId, job: Box<Job>, events: Events, arrival: OwnedSemaphorePermit },
     /// The caller is gone.
     Cancel(RequestId),
+    /// A mask was computed: it is among those of the helpers.
+    MaskDone,
     /// A load ended, or waits for its turn.
     Brought { digest: Digest, result: Result<Brought, Error> },
     /// An operator's wish.
@@ -60,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) view: Arc<View>,
     pub(crate) metrics: Metrics,
+    pub(crate) masks: MaskThreads,
     /// For what the loop starts to report back.
     pub(crate) commands: Sender<Command>,
 }
@@ -71,6 +76,8 @@ pub(crate) struct StepLoop {
     slots: Slots,
     active: HashMap<RequestId, Active>,
     loads: Loads,
+    /// Whose logits wait for a mask.
+    held: Vec<RequestId>,
     /// Last words, told after the next [`StepLoop::show`].
     endings: Vec<Ending>,
     /// Used again by every step.
@@ -107,6 +114,7 @@ impl StepLoop {
             slots: Slots::new(&parts.budgets),
             active: HashMap::new(),
             loads: Loads::new(parts.settings.adapter_leases_max),
+            held: Vec::new(),
             endings: Vec::new(),
             output: StepOutput::default(),
             born: Instant::now(),
@@ -125,6 +133,8 @@ impl StepLoop {
             if !self.receive(idle) {
                 break;
             }
+            self.take_masks();
+            self.advance_held();
             self.expire();
             self.bring_adapters();
             let planning = Instant::now();
@@ -187,6 +197,8 @@ impl StepLoop {
                     self.forget(id);
                 }
             }
+            // Looked at in every round.
+            Command::MaskDone => {}
             Command::Brought { digest, result } => self.brought(digest, result),
             Command::Residency(wish) => self.grant(wish),
             Command::Stop => return false,
@@ -270,6 +282,7 @@ impl StepLoop {
                     let tokens = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
                     self.parts.metrics.step.step(&output.times, tokens);
                     let sampling = Instant::now();
+                    self.take_masks();
                     for (chunk, computed) in chunks.iter().zip(&mut output.seqs) {
                         self.deliver(chunk, computed, &facts);
                     }
@@ -374,12 +387,24 @@ impl StepLoop {
             // Only now: the right adapter was used, so others may read these blocks. And before an end frees them.
             self.scheduler.commit_chunk(chunk);
         }
-        match advanced {
+        self.note_progress(chunk.id, advanced);
+    }
+
+    fn note_progress(&mut self, id: RequestId, progress: Result<Progress, Error>) {
+        match progress {
             Ok(Progress::Prefilled) => {}
             Ok(Progress::Sampled) => {
-                self.scheduler.sampled(chunk.id);
-                if let Some(hash) = active.filled_block() {
-                    self.scheduler.block_filled(chunk.id, hash);
+                self.scheduler.sampled(id);
+                if let Some(hash) = self.active.get_mut(&id).and_then(Active::filled_block) {
+                    self.scheduler.block_filled(id, hash);
+                }
+                self.follow_grammar(id);
+            }
+            Ok(Progress::Held) => {
+                self.parts.metrics.late_masks.inc();
+                // After a preemption the same row may come again.
+                if !self.held.contains(&id) {
+                    self.held.push(id);
                 }
             }
             Ok(Progress::Finished(finished)) => {
@@ -388,14 +413,14 @@ impl StepLoop {
                     pb::FinishReason::Eos => "eos",
                     pb::FinishReason::Length | pb::FinishReason::Unspecified => "length",
                 });
-                let ended = self.forget(chunk.id).map(|active| active.end(Ok(finished)));
+                let ended = self.forget(id).map(|active| active.end(Ok(finished)));
                 self.endings.extend(ended);
             }
             Ok(Progress::Gone) => {
                 self.count_end("cancelled");
-                self.forget(chunk.id);
+                self.forget(id);
             }
-            Err(error) => self.fail(chunk.id, &error),
+            Err(error) => self.fail(id, &error),
         }
     }
 

@@ -105,6 +105,14 @@ impl Tokenizer {
         encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(encode_error)
     }
 
+    /// The ids of text that goes on from other text: nothing is put before it, and no id is special.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, Error> {
+        self.literal_encoding(text, false).map(|encoding| encoding.get_ids().to_vec()).map_err(encode_error)
+    }
+
     /// As [`encode`](Self::encode) with [`SpecialText::Parse`], and where in the text each token came from, in
     /// characters.
     ///

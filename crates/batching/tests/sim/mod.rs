@@ -287,7 +287,7 @@ impl Sim {
         let resident: Vec<Digest> = self.slots.iter().map(|entry| *entry.key).collect();
         for digest in resident {
             let waits = !self.scheduler.of_adapter(&digest, Phase::Waiting).is_empty();
-            if !self.served.contains(&digest) && waits {
+            if !self.served.contains(&digest) && waits && self.scheduler.is_within_share(&digest) {
                 self.slots.pin(&digest);
             } else {
                 self.slots.unpin(&digest);

@@ -147,6 +147,30 @@ fn block_maxima_body(values: &[f32]) -> Vec<f32> {
     maxima
 }
 
+/// Turns values whose bit is not set into -inf: bit `i % 32` of word `i / 32`, a missing word being 0.
+pub(super) fn forbid(values: &mut [f32], allowed: &[u32]) {
+    let (covered, rest) = values.split_at_mut(values.len().min(allowed.len() * 32));
+    forbid_covered(covered, allowed);
+    rest.fill(f32::NEG_INFINITY);
+}
+
+widest! {
+    fn forbid_covered(values: &mut [f32], allowed: &[u32]) -> () = forbid_covered_body
+}
+
+#[inline(always)]
+fn forbid_covered_body(values: &mut [f32], allowed: &[u32]) {
+    for (chunk, &word) in values.chunks_mut(32).zip(allowed) {
+        // Most words are all or nothing.
+        if word == u32::MAX {
+            continue;
+        }
+        for (bit, value) in chunk.iter_mut().enumerate() {
+            *value = if word >> bit & 1 == 1 { *value } else { f32::NEG_INFINITY };
+        }
+    }
+}
+
 widest! {
     /// The first index that holds `max`.
     pub(super) fn index_of(values: &[f32], max: f32) -> usize = index_of_body
@@ -236,6 +260,22 @@ mod tests {
         assert!(max_finite(&[f32::NEG_INFINITY; 10]).is_err());
         assert!(max_finite(&[]).is_err());
         assert_eq!(max_finite(&[f32::NEG_INFINITY, -3.0]).unwrap(), -3.0);
+    }
+
+    #[test]
+    fn forbids_exactly_what_has_no_bit() {
+        for len in [0usize, 1, 31, 32, 33, 100, 1000] {
+            for words in [0usize, 1, 3, len.div_ceil(32), len.div_ceil(32) + 1] {
+                let mask: Vec<u32> =
+                    (0..words as u32).map(|i| [0, u32::MAX, i.wrapping_mul(2_654_435_761)][i as usize % 3]).collect();
+                let mut values = vec![1.5f32; len];
+                forbid(&mut values, &mask);
+                for (at, value) in values.iter().enumerate() {
+                    let allowed = mask.get(at / 32).is_some_and(|word| word >> (at % 32) & 1 == 1);
+                    assert_eq!(*value, if allowed { 1.5 } else { f32::NEG_INFINITY }, "{at} of {len}, {words} words");
+                }
+            }
+        }
     }
 
     #[test]

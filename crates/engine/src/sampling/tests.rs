@@ -181,3 +181,42 @@ fn golden_draws_stay_as_they_are() {
 const GOLDEN_PLAIN: [u32; 8] = [41655, 5379, 48268, 6761, 44992, 9572, 32355, 20898];
 const GOLDEN_FILTERED: [u32; 8] = [44203, 31851, 14790, 4607, 36241, 34413, 19685, 46452];
 const GOLDEN_TYPICAL: [u32; 8] = [22694, 37637, 29004, 48468, 12920, 20095, 33387, 48724];
+
+#[test]
+fn a_mask_forbids_under_every_setting_and_leaves_the_log_probabilities_alone() {
+    let logits = row(1000, 5);
+    let free = Sampler::new(SamplingParams::default(), &[]).sample(&mut logits.clone(), 0, 5).unwrap();
+    let mut mask = [0u32; 31];
+    for allowed in [3usize, 400, 991] {
+        mask[allowed / 32] |= 1 << (allowed % 32);
+    }
+    for (at, params) in [
+        SamplingParams::default(),
+        SamplingParams { temperature: 50.0, ..SamplingParams::default() },
+        SamplingParams { temperature: 2.0, top_k: 2, top_p: 0.9, min_p: 0.1, ..SamplingParams::default() },
+        SamplingParams { temperature: 1.0, typical_p: 0.5, repetition_penalty: 3.0, ..SamplingParams::default() },
+        SamplingParams { frequency_penalty: -2.0, presence_penalty: -2.0, ..SamplingParams::default() },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for position in 0..50 {
+            let mut sampler = Sampler::new(params, &[3, 5, 700]);
+            sampler.record(5);
+            let sampled = sampler.sample_allowed(&mut logits.clone(), Some(&mask), position, 5).unwrap();
+            assert!([3, 400, 991].contains(&sampled.token), "{at}: {sampled:?}");
+            assert_eq!(sampled.top, free.top, "{at}");
+            let own = logprob_of(&logits, sampled.token, 0).unwrap().logprob;
+            assert!((sampled.logprob - own).abs() < 1e-6, "{at}: {} is not {own}", sampled.logprob);
+        }
+    }
+    // The last 8 tokens have no word: forbidden.
+    let all = [u32::MAX; 31];
+    let mut ending = vec![0.0f32; 1000];
+    ending[995] = 9.0;
+    let sampled = Sampler::new(SamplingParams::default(), &[]).sample_allowed(&mut ending, Some(&all), 0, 0).unwrap();
+    assert_eq!(sampled.token, 0);
+    assert!(
+        Sampler::new(SamplingParams::default(), &[]).sample_allowed(&mut logits.clone(), Some(&[0]), 0, 0).is_err()
+    );
+}

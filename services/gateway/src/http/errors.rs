@@ -110,6 +110,8 @@ pub(crate) fn lorax_body(fault: &Fault) -> LoraxBody {
 fn lorax_status(fault: &Fault) -> StatusCode {
     match fault.kind {
         Kind::Invalid if fault.code == code::INVALID_JSON => StatusCode::BAD_REQUEST,
+        // The same on all routes: a schema is refused before anything runs.
+        Kind::Invalid if fault.code == code::INVALID_GRAMMAR => StatusCode::BAD_REQUEST,
         Kind::Invalid if fault.code != code::METHOD_NOT_ALLOWED => StatusCode::UNPROCESSABLE_ENTITY,
         _ => openai_status(fault),
     }
@@ -180,6 +182,8 @@ mod tests {
         assert_eq!(lorax_body(&unknown).error_type, "adapter_not_found");
         assert_eq!(LoraxError(unknown).into_response().status(), 404);
         assert_eq!(LoraxError(Fault::invalid("top_k", "x")).into_response().status(), 422);
-        assert_eq!(LoraxError(Fault::invalid("", "x").with_code(code::INVALID_JSON)).into_response().status(), 400);
+        for code in [code::INVALID_JSON, code::INVALID_GRAMMAR] {
+            assert_eq!(LoraxError(Fault::invalid("", "x").with_code(code)).into_response().status(), 400);
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! A request in LoRAX's dialect: its fields, defaults, checks and the texts of its refusals, which clients match on.
 //!
-//! Differences on purpose, each refused by name instead of ignored: `merged_adapters`, `watermark`, `response_format`.
+//! Differences on purpose, each refused by name instead of ignored: `merged_adapters`, `watermark`.
+//! A `response_format` of type `text` leaves the answer free, which LoRAX does not.
 //! `adapter_source` and `api_token` are checked for their form and then ignored: an `adapter_id` is always a name that
 //! this tenant published here.
 
 use super::body::Given;
+use super::response_format::ResponseFormat;
 use crate::generate::Wanted;
 use crate::settings::Settings;
 use serde::Deserialize;
@@ -67,8 +69,7 @@ pub(crate) struct Parameters {
     /// Accepted and ignored, as LoRAX does.
     apply_chat_template: Option<bool>,
     seed: Option<u64>,
-    #[schema(ignore)]
-    response_format: Given,
+    response_format: Option<ResponseFormat>,
 }
 
 /// A checked request.
@@ -132,6 +133,8 @@ impl LoraxRequest {
             ));
         }
         let (sampling, sampled) = p.sampling()?;
+        let grammar = p.response_format.as_ref().map_or(Ok(None), ResponseFormat::grammar);
+        let grammar = grammar.map_err(|fault| fault.with_code("validation"))?;
         let stopping = p.stopping(settings.max_stop_sequences)?;
         let truncate = match p.truncate {
             Some(0) => return Err(refusal("truncate", "`truncate` must be strictly positive")),
@@ -154,6 +157,7 @@ impl LoraxRequest {
             stopping,
             logprobs: (top > 0 || prefill).then_some(pb::Logprobs { top, prompt: prefill }),
             priority: 0,
+            grammar,
         };
         Ok(Checked {
             wanted: vec![one; best_of],
@@ -178,9 +182,6 @@ impl Parameters {
         }
         if self.watermark == Some(true) {
             return Err(not_yet("watermark"));
-        }
-        if !self.response_format.is_off() {
-            return Err(not_yet("response_format"));
         }
         match self.adapter_source.as_deref() {
             None | Some("" | "hub" | "local" | "s3" | "pbase") => Ok(()),
@@ -351,7 +352,11 @@ mod tests {
                 "`merged_adapters` is not supported yet",
             ),
             (r#"{"watermark":true}"#, false, "`watermark` is not supported yet"),
-            (r#"{"response_format":{"type":"json_object"}}"#, false, "`response_format` is not supported yet"),
+            (
+                r#"{"response_format":{"type":"xml"}}"#,
+                false,
+                "`response_format.type` must be text, json_object, json_schema, regex or lark, not \"xml\"",
+            ),
         ] {
             assert_eq!(check(parameters, stream).err().unwrap().message, expected, "{parameters}");
         }
@@ -370,6 +375,14 @@ mod tests {
         assert_eq!(checked.wanted[0].sampling.temperature, 0.0);
         assert_eq!(checked.wanted[0].stopping.max_tokens, 20);
         assert!(checked.wanted[0].stopping.include_stop);
+    }
+
+    #[test]
+    fn a_schema_reaches_the_worker_as_lorax_clients_send_it() {
+        let parameters = r#"{"response_format":{"type":"json_object","schema":{"type":"boolean"}}}"#;
+        let grammar = check(parameters, false).unwrap().wanted.remove(0).grammar.unwrap();
+        assert_eq!(grammar.source, Some(pb::grammar::Source::JsonSchema(r#"{"type":"boolean"}"#.into())));
+        assert!(check(r#"{"response_format":{"type":"text"}}"#, false).unwrap().wanted[0].grammar.is_none());
     }
 
     #[test]

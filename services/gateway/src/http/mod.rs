@@ -24,6 +24,7 @@ mod openai_completions;
 mod openai_completions_answer;
 mod openapi;
 mod ops;
+mod response_format;
 mod sse;
 
 pub(crate) use identify::{Known, RequestId, unasked_lines};

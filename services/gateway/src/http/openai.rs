@@ -1,10 +1,12 @@
 //! What OpenAI's chat and completion routes share: fields, checks, usage, finish reasons.
 
 use super::body::{self, Given};
+use super::response_format::{self, ResponseFormat};
 use crate::error::Error;
 use crate::generate::{Admission, Facts};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 use std::fmt;
 use utoipa::ToSchema;
 use weft_fault::Fault;
@@ -55,6 +57,13 @@ pub(crate) struct Common {
     /// -1, 0 or 1; the smaller, the sooner, as vLLM has it. Orders your own requests; against other tenants it is a small
     /// head start, and no larger share. Absent: 0.
     pub(crate) priority: Option<i64>,
+    /// Absent: free text.
+    pub(crate) response_format: Option<ResponseFormat>,
+    /// vLLM's way to give a JSON schema: an object, or the text of one.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) guided_json: Option<Box<RawValue>>,
+    /// vLLM's way to give a regular expression.
+    pub(crate) guided_regex: Option<String>,
 }
 
 /// How to stream.
@@ -145,6 +154,12 @@ impl Common {
         }
     }
 
+    /// What the answer may look like; none: anything.
+    pub(crate) fn grammar(&self) -> Result<Option<pb::Grammar>, Fault> {
+        let (json, regex) = (self.guided_json.as_deref(), self.guided_regex.as_deref());
+        response_format::grammar(self.response_format.as_ref(), json, regex)
+    }
+
     pub(crate) fn stopping(&self, max_tokens: u32, stops_max: usize) -> Result<pb::Stopping, Fault> {
         let stop = self.stop.as_ref().map(|stop| stop.0.clone()).unwrap_or_default();
         if stop.len() > stops_max {
@@ -199,8 +214,6 @@ const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("chat_template_kwargs", Given::is_off),
     ("documents", Given::is_off),
     ("structured_outputs", Given::is_off),
-    ("guided_json", Given::is_off),
-    ("guided_regex", Given::is_off),
     ("guided_choice", Given::is_off),
     ("guided_grammar", Given::is_off),
     ("grammar", Given::is_off),
@@ -224,12 +237,6 @@ pub(crate) fn refuse_unsupported(bytes: &[u8]) -> Result<(), Fault> {
 /// The first unsupported field that is set, and its value where that tells more.
 struct Unsupported(Option<(String, Option<String>)>);
 
-/// `response_format`, as far as it says whether text is free.
-#[derive(Deserialize)]
-struct ResponseFormat {
-    r#type: String,
-}
-
 impl<'de> Deserialize<'de> for Unsupported {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Scan;
@@ -243,11 +250,6 @@ impl<'de> Deserialize<'de> for Unsupported {
                 while let Some(key) = map.next_key::<String>()? {
                     let refused = if let Some((_, harmless)) = UNSUPPORTED.iter().find(|(name, _)| *name == key) {
                         (!harmless(&map.next_value::<Given>()?)).then_some((key, None))
-                    } else if key == "response_format" {
-                        let format = map.next_value::<Option<ResponseFormat>>()?;
-                        format.filter(|format| format.r#type != "text").map(|format| {
-                            ("response_format".to_owned(), Some(format.r#type.chars().take(32).collect()))
-                        })
                     } else {
                         map.next_value::<IgnoredAny>()?;
                         None
@@ -364,8 +366,7 @@ mod tests {
             ("tools", r#"{"tools":[{}]}"#),
             ("tool_choice", r#"{"tool_choice":"required"}"#),
             ("logit_bias", r#"{"logit_bias":{"1":2}}"#),
-            ("response_format", r#"{"response_format":{"type":"json_object"}}"#),
-            ("guided_json", r#"{"guided_json":{"type":"object"}}"#),
+            ("guided_choice", r#"{"guided_choice":["a"]}"#),
         ] {
             let fault = refuse_unsupported(body.as_bytes()).unwrap_err();
             assert_eq!(fault.param.as_deref(), Some(field));

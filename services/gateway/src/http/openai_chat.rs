@@ -226,11 +226,12 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     }));
     let stopping = common.stopping(fields.max_tokens(&common)?, gateway.settings.max_stop_sequences)?;
     let logprobs = fields.logprobs()?;
+    let grammar = common.grammar()?;
     let mut wanted = Vec::with_capacity(choices);
     for index in 0..choices {
-        let (prompt, stopping) = (Arc::clone(&prompt), stopping.clone());
+        let (prompt, stopping, grammar) = (Arc::clone(&prompt), stopping.clone(), grammar.clone());
         let (sampling, priority) = (common.sampling(index)?, common.priority()?);
-        wanted.push(Wanted { prompt, sampling, stopping, logprobs, priority });
+        wanted.push(Wanted { prompt, sampling, stopping, logprobs, priority, grammar });
     }
 
     let (admission, room) = gateway.admit(call, common.model.as_deref(), choices)?;

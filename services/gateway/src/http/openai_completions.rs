@@ -193,6 +193,7 @@ impl Plan {
     fn wanted(&self, common: &Common, stops_max: usize) -> Result<Vec<Wanted>, Fault> {
         let max_tokens = common.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).max(1);
         let stopping = common.stopping(max_tokens, stops_max)?;
+        let grammar = common.grammar()?;
         // Token prompts have no text of ours; the worker's words for them come with their log-probabilities.
         let prompt_tokens = self.echo && (self.logprobs.is_some() || matches!(self.prompts, Prompts::Tokens(_)));
         let logprobs = (self.logprobs.is_some() || prompt_tokens)
@@ -202,8 +203,14 @@ impl Plan {
             let prompt = Arc::new(self.prompts.get(prompt));
             for choice in 0..self.choices {
                 let sampling = common.sampling(choice)?;
-                let (prompt, stopping, priority) = (Arc::clone(&prompt), stopping.clone(), common.priority()?);
-                wanted.push(Wanted { prompt, sampling, stopping, logprobs, priority });
+                wanted.push(Wanted {
+                    prompt: Arc::clone(&prompt),
+                    sampling,
+                    stopping: stopping.clone(),
+                    logprobs,
+                    priority: common.priority()?,
+                    grammar: grammar.clone(),
+                });
             }
         }
         Ok(wanted)

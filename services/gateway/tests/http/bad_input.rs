@@ -43,7 +43,12 @@ async fn wrong_types_and_values_name_their_field() {
         (json!({"model": 7}), "model"),
         (json!({"top_logprobs": 21, "logprobs": true}), "top_logprobs"),
         (json!({"tools": [{"type": "function"}]}), "tools"),
-        (json!({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format"),
+        (json!({"response_format": {"type": "xml"}}), "response_format"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {}}, "guided_regex": "a"}),
+            "response_format",
+        ),
+        (json!({"guided_choice": ["a"]}), "guided_choice"),
         (json!({"logit_bias": {"5": 1}}), "logit_bias"),
     ] {
         let mut body = chat_body("base");
