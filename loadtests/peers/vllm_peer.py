@@ -3,13 +3,12 @@
 Usage: vllm_peer.py MODEL.gguf WORKLOAD_DIR OUT.json [--rounds N] [--threads N]
 
 The GGUF file becomes a Hugging Face folder first. Eager: compilation needs Triton, which the package index has for
-GPUs alone. Two engines, one after the other: the bare base without LoRA, then one with room for all adapters. Greedy
-answers with different adapters must differ before anything is timed.
+GPUs alone. Two engines, one after the other: the bare base without LoRA, then one with room for all adapters. Log-
+probabilities with different adapters must differ before anything is timed.
 """
 
 import importlib.metadata
 import os
-import sys
 import time
 
 import gguf
@@ -17,7 +16,6 @@ import gguf_base
 import workload
 
 RANK_MAX = 8
-CHECK_TOKENS = 16
 
 
 def main():
@@ -42,11 +40,11 @@ def main():
             max_num_seqs=len(prompts[0]), max_num_batched_tokens=2048, **more,
         )
 
-    def params(tokens):
-        return vllm.SamplingParams(temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False)
-
-    def generate(llm, batch, tokens, lora=None):
-        return llm.generate([{"prompt_token_ids": ids} for ids in batch], params(tokens), lora_request=lora, use_tqdm=False)
+    def generate(llm, batch, tokens, lora=None, **more):
+        params = vllm.SamplingParams(
+            temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False, **more
+        )
+        return llm.generate([{"prompt_token_ids": ids} for ids in batch], params, lora_request=lora, use_tqdm=False)
 
     def timed(llm, lora):
         def run(batch):
@@ -64,10 +62,12 @@ def main():
         LoRARequest(path.name, number + 1, str(path)) for number, path in enumerate(workload.adapters(options.workload))
     ]
     llm = engine(enable_lora=True, max_loras=len(adapters), max_cpu_loras=len(adapters), max_lora_rank=RANK_MAX)
-    choices = [None, adapters[0], adapters[1]]
-    answers = {tuple(generate(llm, prompts[0][:1], CHECK_TOKENS, choice)[0].outputs[0].token_ids) for choice in choices}
-    if len(answers) != len(choices):
-        sys.exit(f"vLLM did not apply the adapters: {len(answers)} different answers of {len(choices)}")
+
+    def fingerprint(lora):
+        output = generate(llm, prompts[0][:1], workload.CHECK_TOKENS, lora, logprobs=0)[0].outputs[0]
+        return [logprobs[token].logprob for token, logprobs in zip(output.token_ids, output.logprobs)]
+
+    workload.check_adapters("vLLM", [fingerprint(lora) for lora in [None, adapters[0], adapters[1], None]])
     cases.update(workload.measure(prompts, [
         (workload.SHARED, timed(llm, lambda count: [adapters[0]] * count)),
         (workload.DIFFERENT, timed(llm, lambda count: adapters[:count])),

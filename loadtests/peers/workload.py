@@ -10,6 +10,7 @@ import pathlib
 import statistics
 
 BASE, SHARED, DIFFERENT = "base alone", "one shared adapter", "a different adapter each"
+CHECK_TOKENS = 16
 
 
 def arguments(description):
@@ -32,6 +33,19 @@ def rounds(options):
     if len(prompts) < options.rounds:
         raise SystemExit(f"the workload has {len(prompts)} rounds, {options.rounds} are wanted: export it with --rounds")
     return prompts
+
+
+def check_adapters(engine, logprobs):
+    """Log-probabilities of the tokens of one greedy answer by the base, by two adapters, and by the base again."""
+    base, one, other, again = logprobs
+
+    def differ(a, b):
+        return len(a) != len(b) or any(abs(x - y) > 1e-3 for x, y in zip(a, b))
+
+    if differ(base, again):
+        raise SystemExit(f"{engine} answers differently when asked again: nothing can be said of its adapters")
+    if not (differ(base, one) and differ(base, other) and differ(one, other)):
+        raise SystemExit(f"{engine} did not apply the adapters")
 
 
 def measure(prompts, cases, tokens):

@@ -1,6 +1,6 @@
 //! The Llama forward pass, written once over candle tensors.
 
-use crate::ops::{AddNorm, Attention, Embed, Gather, Linear, Norm, SiluMul, Split};
+use crate::ops::{AddNorm, Attention, Embed, EmbedTied, Gather, Linear, Norm, SiluMul, Split};
 use crate::plan::{Plan, Run};
 use crate::shape::{Shape, Site};
 use crate::weights::{Base, Layer};
@@ -35,7 +35,10 @@ impl Model<'_> {
     ) -> Result<()> {
         let shape = self.shape;
         let x = scratch.rows.rows(plan.rows(), shape)?;
-        x.stream.inplace_op2(&self.base.embeddings, &Embed { tokens: &plan.tokens, hidden: shape.hidden })?;
+        match &self.base.embeddings {
+            Some(table) => x.stream.inplace_op2(table, &Embed { tokens: &plan.tokens, hidden: shape.hidden })?,
+            None => x.stream.inplace_op1(&EmbedTied { tokens: &plan.tokens, head: &self.base.lm_head })?,
+        }
         x.stream.inplace_op2(&self.base.layers[0].input_norm, &self.norm())?;
 
         let last = shape.layers - 1;

@@ -51,6 +51,28 @@ impl InplaceOp2 for Embed<'_> {
     }
 }
 
+/// The same from the rows of the output matrix, in integers.
+pub(crate) struct EmbedTied<'a> {
+    pub(crate) tokens: &'a [u32],
+    pub(crate) head: &'a PackedLinear,
+}
+
+impl InplaceOp1 for EmbedTied<'_> {
+    fn name(&self) -> &'static str {
+        "embed_tied"
+    }
+
+    fn cpu_fwd(&self, stream: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (residual, _) = halves(slice_mut(stream, layout)?);
+        for (row, &token) in residual.chunks_exact_mut(self.head.in_features()).zip(self.tokens) {
+            if !self.head.read_row(token as usize, row) {
+                bail!("embed: the output matrix cannot be read back");
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Norm of the residual part of `stream [2, rows, hidden]` into its second part; `weight [hidden]`.
 pub(crate) struct Norm<'a> {
     pub(crate) kernels: &'a dyn Kernels,

@@ -23,8 +23,8 @@ pub(crate) struct Layer {
 
 /// All weights of the base.
 pub(crate) struct Base {
-    /// `[vocabulary, hidden]`, f32 or bf16.
-    pub(crate) embeddings: Tensor,
+    /// `[vocabulary, hidden]`, f32 or bf16. None: the rows of `lm_head`, which is the same matrix in integers.
+    pub(crate) embeddings: Option<Tensor>,
     pub(crate) layers: Vec<Layer>,
     /// `[hidden]`.
     pub(crate) final_norm: Tensor,
@@ -46,11 +46,12 @@ impl Base {
         } else {
             head(&loader.values("lm_head.weight", shape.vocabulary * shape.hidden)?)
         };
-        let embeddings = Tensor::from_vec(table, (shape.vocabulary, shape.hidden), &loader.device)?;
-        let embeddings = match dtype {
-            Dtype::F32 => embeddings,
-            Dtype::Bf16 | Dtype::Int8 | Dtype::Q4 => embeddings.to_dtype(DType::BF16)?,
-        };
+        let shares_head = model.config.tied_embeddings && dtype.head().is_integer();
+        let embeddings = (!shares_head).then(|| {
+            let table = Tensor::from_vec(table, (shape.vocabulary, shape.hidden), &loader.device)?;
+            if dtype == Dtype::F32 { Ok(table) } else { table.to_dtype(DType::BF16) }
+        });
+        let embeddings = embeddings.transpose()?;
         Ok(Self { embeddings, layers, final_norm, lm_head })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use weft_batching::Pace;
 use weft_engine::{AdapterDtype, Dtype};
 use weft_kernels::Isa;
 use weft_service_kit::transport::Address;
@@ -67,7 +68,7 @@ weft_service_kit::settings! {
         /// Most tokens of one step, prompts and outputs together.
         pub step_tokens_max: usize = 256,
         /// A step with decodes may take so many times as long as one in which everybody who is here decodes: bounds what
-        /// long prompts do to the time between others' tokens. 1 or more; inf: no bound.
+        /// long prompts do to the time between others' tokens. 1 or more; 0: no bound.
         pub step_stretch_max: f64 = 1.8,
         /// Prompt tokens of a step with decodes that are computed whatever they cost, so that prompts get on.
         pub step_prompt_tokens_min: usize = 8,
@@ -134,6 +135,12 @@ pub(crate) struct Checked {
 }
 
 impl Settings {
+    /// How prompts are paced beside decodes.
+    pub(crate) fn pace(&self) -> Pace {
+        let stretch_max = if self.step_stretch_max == 0.0 { f64::INFINITY } else { self.step_stretch_max };
+        Pace { stretch_max, prompt_tokens_min: self.step_prompt_tokens_min }
+    }
+
     /// The address to listen on.
     ///
     /// # Errors
@@ -194,8 +201,8 @@ impl Settings {
                 problems.push(format!("{name} is 0, allowed is 1 or more"));
             }
         }
-        if self.step_stretch_max.is_nan() || self.step_stretch_max < 1.0 {
-            problems.push(format!("step_stretch_max is {}, allowed is 1 or more", self.step_stretch_max));
+        if self.step_stretch_max != 0.0 && !(1.0..f64::INFINITY).contains(&self.step_stretch_max) {
+            problems.push(format!("step_stretch_max is {}, allowed is 1 or more, or 0", self.step_stretch_max));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
         if !(0.0..=1.0).contains(&self.adapter_pinned_fraction_max) {
@@ -286,6 +293,18 @@ mod tests {
     #[test]
     fn the_declaration_is_sound() {
         weft_service_kit::settings::assert_sound::<Settings>();
+    }
+
+    #[test]
+    fn a_step_may_be_stretched_without_bound() {
+        let problem = |stretch: f64| {
+            let settings = Settings { step_stretch_max: stretch, ..Settings::default() };
+            settings.check().err().is_some_and(|error| error.to_string().contains("step_stretch_max"))
+        };
+        assert_eq!([0.0, 1.0, 1.8].map(problem), [false; 3]);
+        assert_eq!([0.9, -1.0, f64::NAN, f64::INFINITY].map(problem), [true; 4]);
+        let stretch_max = |stretch| Settings { step_stretch_max: stretch, ..Settings::default() }.pace().stretch_max;
+        assert_eq!((stretch_max(0.0), stretch_max(2.0)), (f64::INFINITY, 2.0));
     }
 
     #[test]

@@ -13,9 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
-use weft_batching::{
-    BlockPool, Chunk, Fairness, Limits, NewRequest, Pace, Phase, RequestId, Scheduler, StepPlan, Submitted,
-};
+use weft_batching::{BlockPool, Chunk, Fairness, Limits, NewRequest, Phase, RequestId, Scheduler, StepPlan, Submitted};
 use weft_engine::{Engine, SeqOutput, SeqStep, StepBatch, StepOutput};
 use weft_fault::Kind;
 use weft_proto::worker::v1 as pb;
@@ -104,13 +102,9 @@ impl StepLoop {
             priority_tokens: parts.settings.priority_tokens,
             loads_ahead_max: parts.settings.adapter_loads_ahead_max,
         };
-        let pace = Pace {
-            stretch_max: parts.settings.step_stretch_max,
-            prompt_tokens_min: parts.settings.step_prompt_tokens_min,
-        };
         Self {
             inbox,
-            scheduler: Scheduler::new(limits, pool).with_fairness(fairness).with_pace(pace),
+            scheduler: Scheduler::new(limits, pool).with_fairness(fairness).with_pace(parts.settings.pace()),
             slots: Slots::new(&parts.budgets),
             active: HashMap::new(),
             loads: Loads::new(parts.settings.adapter_leases_max),
