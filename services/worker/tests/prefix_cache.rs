@@ -39,7 +39,7 @@ fn with_logprobs(mut request: pb::GenerateRequest, prompt: bool) -> pb::Generate
 
 #[tokio::test]
 async fn a_hit_is_reported_saves_the_work_and_changes_no_bit() {
-    for dtype in ["f32", "bf16"] {
+    for dtype in ["f32", "bf16", "int8", "q4"] {
         // Prompts are cut into several steps, and a hit into others.
         let settings = Settings { dtype: dtype.into(), step_tokens_max: 24, ..settings() };
         let worker = TestWorker::start(settings).await;
