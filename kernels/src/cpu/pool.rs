@@ -1,7 +1,8 @@
 //! A fixed pool of threads for regions of a few microseconds.
 //!
-//! A region is a function over `0..total`; threads claim ranges of it until none is left. Claims shrink as the region
-//! runs out, so that a thread that was interrupted holds up the others by little.
+//! A region is a function over `0..total`, cut into one contiguous share per thread, so that each streams through memory
+//! of its own. A thread claims its share from the front, in pieces that shrink, and then takes from the back of what others
+//! have left: a thread that was interrupted, or never came, holds up the others by little.
 //!
 //! The caller works too, and waits only for workers that *joined*: a worker that wakes late finds the region closed
 //! and is not waited for. Workers spin for some tens of microseconds after a region, because the next one of the same
@@ -14,7 +15,7 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 
@@ -46,6 +47,8 @@ struct Shared {
     stop: AtomicBool,
     /// One per worker: it parks, or is about to.
     parked: Vec<AtomicBool>,
+    /// What is left of each thread's share of the region, the caller's first.
+    shares: Vec<Share>,
 }
 
 // SAFETY: `job` is written only while the word is closed with no worker joined, and read only by workers that joined
@@ -61,12 +64,64 @@ struct Job {
 }
 
 struct Region<'a> {
-    total: usize,
     prefer: usize,
-    threads: usize,
-    next: AtomicUsize,
     body: &'a (dyn Fn(Range<usize>) + Sync),
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// A range that its owner takes from at the front and others at the back: `start << 32 | end`, on a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn set(&self, range: Range<usize>) {
+        self.0.store((range.start as u64) << 32 | range.end as u64, Ordering::Relaxed);
+    }
+
+    fn range(word: u64) -> Range<usize> {
+        (word >> 32) as usize..(word & u64::from(u32::MAX)) as usize
+    }
+
+    fn len(&self) -> usize {
+        Self::range(self.0.load(Ordering::Relaxed)).len()
+    }
+
+    /// Takes what `cut` makes of what is left: its two parts are the range taken and the range left.
+    fn take(&self, cut: impl Fn(Range<usize>) -> [Range<usize>; 2]) -> Option<Range<usize>> {
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            let range = Self::range(word);
+            if range.is_empty() {
+                return None;
+            }
+            let [taken, left] = cut(range);
+            let next = (left.start as u64) << 32 | left.end as u64;
+            match self.0.compare_exchange_weak(word, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(taken),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Half of it, in whole pieces of `prefer`.
+    fn front(&self, prefer: usize) -> Option<Range<usize>> {
+        self.take(|Range { start, end }| {
+            let half = (end - start) / 2;
+            let middle = start + (half - half % prefer).max(prefer).min(end - start);
+            [start..middle, middle..end]
+        })
+    }
+
+    /// One piece.
+    fn back(&self, prefer: usize) -> Option<Range<usize>> {
+        self.take(|Range { start, end }| {
+            // The last piece of a region may be shorter; all others end at multiples of it.
+            let rest = (end - start) % prefer;
+            let middle = end - if rest == 0 { prefer } else { rest };
+            [middle..end, start..middle]
+        })
+    }
 }
 
 impl Pool {
@@ -78,6 +133,7 @@ impl Pool {
             job: UnsafeCell::new(None),
             stop: AtomicBool::new(false),
             parked: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            shares: (0..=count).map(|_| Share::default()).collect(),
         });
         let workers = (0..count)
             .map(|index| {
@@ -97,13 +153,13 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `body` over all of `0..total` and returns when it is done. Ranges are multiples of `prefer` long while
-    /// there is enough left. A panic in `body` stops further claims and comes out of this call.
+    /// Runs `body` over all of `0..total` and returns when it is done. Ranges are multiples of `prefer` long, but for what
+    /// that leaves over at the end. A panic in `body` stops further claims and comes out of this call.
     pub(crate) fn run(&self, total: usize, prefer: usize, body: &(dyn Fn(Range<usize>) + Sync)) {
         if total == 0 {
             return;
         }
-        if self.workers.is_empty() || total == 1 {
+        if self.workers.is_empty() || total <= prefer || u32::try_from(total).is_err() {
             return body(0..total);
         }
         let guard = match self.region.try_lock() {
@@ -111,11 +167,10 @@ impl Pool {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return body(0..total),
         };
-        let region =
-            Region { total, prefer, threads: self.threads(), next: AtomicUsize::new(0), body, panic: Mutex::new(None) };
-        self.shared.open(&region);
-        self.wake(total);
-        region.work();
+        let region = Region { prefer, body, panic: Mutex::new(None) };
+        self.shared.open(&region, total);
+        self.wake(total.div_ceil(prefer));
+        self.shared.take_part(&region, 0);
         self.shared.close();
         drop(guard);
         let panic = region.panic.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -124,11 +179,11 @@ impl Pool {
         }
     }
 
-    /// Unparks as many workers as the region can use.
-    fn wake(&self, total: usize) {
+    /// Unparks as many workers as `pieces` can use.
+    fn wake(&self, pieces: usize) {
         // Pairs with the fence in `wait`: either we see the worker's flag, or it sees the open word.
         fence(Ordering::SeqCst);
-        for (worker, parked) in self.workers.iter().zip(&self.shared.parked).take(total - 1) {
+        for (worker, parked) in self.workers.iter().zip(&self.shared.parked).take(pieces - 1) {
             if parked.load(Ordering::Relaxed) && parked.swap(false, Ordering::Relaxed) {
                 worker.thread.unpark();
             }
@@ -150,7 +205,12 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn open(&self, region: &Region<'_>) {
+    fn open(&self, region: &Region<'_>, total: usize) {
+        let (pieces, threads) = (total.div_ceil(region.prefer), self.shares.len());
+        let border = |thread: usize| (pieces * thread / threads * region.prefer).min(total);
+        for (thread, share) in self.shares.iter().enumerate() {
+            share.set(border(thread)..border(thread + 1));
+        }
         let region: *const Region<'_> = region;
         // SAFETY: the caller holds the region lock, the word is closed and no worker is joined (`close` waited),
         // so nobody reads `job` now. The lifetime is erased; `close` waits for every reader before `run` returns.
@@ -186,10 +246,39 @@ impl Shared {
             // `close` until we leave.
             let region = unsafe { (*self.job.get()).map(|job| &*job.region) };
             if let Some(region) = region {
-                region.work();
+                self.take_part(region, index + 1);
             }
             self.word.fetch_sub(1, Ordering::Release);
         }
+    }
+
+    /// Claims ranges until none is left. Keeps the first panic and stops the region.
+    fn take_part(&self, region: &Region<'_>, thread: usize) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(range) = self.claim(thread, region.prefer) {
+                (region.body)(range);
+            }
+        }));
+        if let Err(panic) = outcome {
+            self.shares.iter().for_each(|share| share.set(0..0));
+            let mut first = region.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            first.get_or_insert(panic);
+        }
+    }
+
+    /// From the thread's own share, then from whoever has most left.
+    fn claim(&self, thread: usize, prefer: usize) -> Option<Range<usize>> {
+        let own = self.shares[thread].front(prefer);
+        own.or_else(|| loop {
+            let most = self.shares.iter().max_by_key(|share| share.len())?;
+            if most.len() == 0 {
+                return None;
+            }
+            // Nothing: somebody else was faster.
+            if let Some(range) = most.back(prefer) {
+                return Some(range);
+            }
+        })
     }
 
     /// Waits for a region newer than `seen`; None at the end of the pool.
@@ -229,41 +318,10 @@ impl Shared {
     }
 }
 
-impl Region<'_> {
-    /// Claims ranges until none is left. Keeps the first panic and stops the region.
-    fn work(&self) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(range) = self.claim() {
-                (self.body)(range);
-            }
-        }));
-        if let Err(panic) = outcome {
-            self.next.store(self.total, Ordering::Relaxed);
-            let mut first = self.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            first.get_or_insert(panic);
-        }
-    }
-
-    fn claim(&self) -> Option<Range<usize>> {
-        let mut start = self.next.load(Ordering::Relaxed);
-        loop {
-            if start >= self.total {
-                return None;
-            }
-            let left = self.total - start;
-            let share = left / (2 * self.threads);
-            let len = if share >= self.prefer { share - share % self.prefer } else { share.max(1) };
-            match self.next.compare_exchange_weak(start, start + len, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(start..start + len),
-                Err(now) => start = now,
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn every_index_runs_once_whatever_the_total_and_the_threads() {
