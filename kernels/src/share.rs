@@ -31,6 +31,11 @@ impl<'a, T> OutPtr<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.at(start, len), len) }
     }
 
+    /// Where a value is, for hints alone.
+    pub(crate) fn hint(&self, index: usize) -> *const T {
+        self.start.wrapping_add(index)
+    }
+
     /// A pointer to a part, of which not every value need be the caller's (columns of some rows).
     pub(crate) fn at(&self, start: usize, len: usize) -> *mut T {
         assert!(

@@ -6,7 +6,7 @@
 //! exponentials runs in lanes by position; so a row's result depends on its position and not on the cut into steps.
 
 use super::Cpu;
-use super::micro::{Ahead, Tile, fetch_line};
+use super::micro::{Ahead, LINE_BYTES, Tile, fetch_line};
 use crate::kv::{KvData, KvShape};
 use crate::packed::{PANEL, round_bf16};
 use crate::share::{OutPtr, with_scratch};
@@ -19,6 +19,10 @@ const QUERIES_PER_UNIT: usize = 12;
 const INLINE_BELOW: usize = 1 << 16;
 /// Blocks whose keys or values are asked for before they are needed: a tile of panels.
 const BLOCKS_AHEAD: usize = 4;
+/// Sequences whose keys are asked for before they are written.
+const SEQS_AHEAD: usize = 4;
+/// Positions up to which all keys and values of the next unit are asked for while one is at work.
+const WHOLE_BELOW: usize = 1024;
 /// Values below which writing stays on one thread.
 const INLINE_WRITE_BELOW: usize = 8 << 10;
 
@@ -36,7 +40,7 @@ pub(super) fn write_kv(cpu: &Cpu, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>
     }
 }
 
-/// One thread per key head at a time: heads never share memory, whatever blocks the sequences name.
+/// One thread per half of a key head at a time: halves never share memory, whatever blocks the sequences name.
 fn store<W: Send>(
     cpu: &Cpu,
     k: &[f32],
@@ -48,33 +52,50 @@ fn store<W: Send>(
     convert: impl Fn(f32) -> W + Sync,
 ) {
     let KvShape { block_size, kv_heads, head_dim, .. } = shape;
-    let slots = shape.slot_stride();
-    let one = |head: usize, position: usize, row: usize, seq: &AttentionSeq<'_>| {
+    let (slots, dims) = (shape.slot_stride(), shape.dim_stride());
+    // The first half ends with a vector of features, so that halves of a value share no cache line.
+    let middle = (head_dim / 2).next_multiple_of(PANEL).min(head_dim);
+    let one = |head: usize, part: Range<usize>, position: usize, row: usize, seq: &AttentionSeq<'_>| {
         let (block, slot) = (seq.blocks[position / block_size] as usize, position % block_size);
         let from = (row * kv_heads + head) * head_dim;
-        let (k, v) = (&k[from..from + head_dim], &v[from..from + head_dim]);
-        let value = shape.v_start(block, head) + slot * shape.dim_stride();
-        // SAFETY: memory of this block and head, which only the thread of this head touches.
+        let (k, v) = (&k[from..from + head_dim][part.clone()], &v[from..from + head_dim][part.clone()]);
+        // SAFETY: these features of this block and head, which only the thread of this half touches.
         unsafe {
-            let key = keys.slice(shape.k_start(block, head), head_dim * slots);
+            let key = keys.slice(shape.k_start(block, head) + part.start * slots, part.len() * slots);
             for (lanes, &x) in key.chunks_exact_mut(slots).zip(k) {
                 lanes[slot] = convert(x);
             }
-            for (to, &x) in values.slice(value, head_dim).iter_mut().zip(v) {
+            let value = values.slice(shape.v_start(block, head) + slot * dims + part.start, part.len());
+            for (to, &x) in value.iter_mut().zip(v) {
                 *to = convert(x);
             }
         }
     };
+    // Keys of a new position lie on many cache lines, which nobody has asked for yet.
+    let fetch_key = |head: usize, part: &Range<usize>, seq: &AttentionSeq<'_>| {
+        if let Some(&block) = seq.blocks.get(seq.start / block_size) {
+            let start = shape.k_start(block as usize, head) + part.start * slots;
+            let lines = (part.len() * slots * size_of::<W>()).div_ceil(LINE_BYTES);
+            for line in 0..lines {
+                fetch_line(keys.hint(start).cast::<u8>().wrapping_add(line * LINE_BYTES));
+            }
+        }
+    };
     let body = |range: Range<usize>| {
-        for head in range {
-            for seq in seqs {
+        for half in range {
+            let (head, part) = (half / 2, if half % 2 == 0 { 0..middle } else { middle..head_dim });
+            for (index, seq) in seqs.iter().enumerate() {
+                if let Some(next) = seqs.get(index + SEQS_AHEAD) {
+                    fetch_key(head, &part, next);
+                }
                 for (position, row) in (seq.start..).zip(seq.rows.clone()) {
-                    one(head, position, row, seq);
+                    one(head, part.clone(), position, row, seq);
                 }
             }
         }
     };
-    if k.len() < INLINE_WRITE_BELOW { body(0..kv_heads) } else { cpu.pool.run(kv_heads, 1, &body) }
+    let halves = 2 * kv_heads;
+    if k.len() < INLINE_WRITE_BELOW { body(0..halves) } else { cpu.pool.run(halves, 1, &body) }
 }
 
 /// Some rows of one sequence and one key head.
@@ -82,6 +103,21 @@ struct Unit {
     seq: usize,
     kv_head: usize,
     rows: Range<usize>,
+}
+
+/// What a unit reads.
+#[derive(Clone, Copy)]
+struct Memory<'a> {
+    kv_head: usize,
+    blocks: &'a [u32],
+}
+
+impl Memory<'_> {
+    /// Those of the blocks of `range` that there are.
+    fn part(&self, range: Range<usize>) -> &[u32] {
+        let end = range.end.min(self.blocks.len());
+        &self.blocks[range.start.min(end)..end]
+    }
 }
 
 /// What all units of a call share.
@@ -139,9 +175,9 @@ impl<W: Copy + Sync> Call<'_, W> {
             }
         }
         let body = |range: Range<usize>| {
-            let units = &units[range];
-            for (i, unit) in units.iter().enumerate() {
-                self.unit(unit, units.get(i + 1));
+            for index in range.clone() {
+                // What follows the range is mostly this thread's next one.
+                self.unit(&units[index], units.get(index + 1), index == range.start);
             }
         };
         if work * self.shape.kv_heads * self.group * self.shape.head_dim < INLINE_BELOW {
@@ -151,33 +187,41 @@ impl<W: Copy + Sync> Call<'_, W> {
         }
     }
 
-    fn unit(&self, unit: &Unit, next: Option<&Unit>) {
+    /// `first`: nobody has asked for its keys and values yet.
+    fn unit(&self, unit: &Unit, next: Option<&Unit>, first: bool) {
         let seq = &self.seqs[unit.seq];
-        let KvShape { block_size, head_dim, .. } = self.shape;
-        let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
+        let (head_dim, slots, dims) = (self.shape.head_dim, self.shape.slot_stride(), self.shape.dim_stride());
         let queries = unit.rows.len() * self.group;
         let seen = seq.start + (unit.rows.end - seq.rows.start);
-        let blocks = &seq.blocks[..seen.div_ceil(block_size)];
+        let blocks = self.blocks(unit);
+        let own = Memory { kv_head: unit.kv_head, blocks };
+        let ahead = next.map(|next| Memory { kv_head: next.kv_head, blocks: self.blocks(next) });
+        // A long sequence is fetched while it is read, a short one while the unit before it is at work.
+        let is_short = |memory: &Memory<'_>| memory.blocks.len() * self.shape.block_size <= WHOLE_BELOW;
+        let own = (first || !is_short(&own)).then_some(own);
+        let ahead = ahead.filter(is_short);
         // Scores of a block take `slots` places; a cache line more keeps rows out of each other's cache sets.
         let stride = blocks.len() * slots + PANEL;
-        with_scratch::<f32, _>(queries * (head_dim + stride + dims), |scratch| {
+        with_scratch::<f32, _>(queries * (head_dim + stride + dims + 1), |scratch| {
             let (q, rest) = scratch.split_at_mut(queries * head_dim);
-            let (scores, sums) = rest.split_at_mut(queries * stride);
+            let (scores, rest) = rest.split_at_mut(queries * stride);
+            let (sums, totals) = rest.split_at_mut(queries * dims);
             self.gather(unit, q);
-            self.score(unit.kv_head, blocks, q, scores, stride);
-            let mut totals = Vec::with_capacity(queries);
-            for (query, scores) in scores.chunks_exact_mut(stride).enumerate() {
+            self.score(unit.kv_head, blocks, [own, ahead], q, scores, stride);
+            for (query, (scores, total)) in scores.chunks_exact_mut(stride).zip(&mut *totals).enumerate() {
                 let position = seq.start + unit.rows.start - seq.rows.start + query / self.group;
-                totals.push(self.softmax(scores, position + 1, seen));
+                *total = self.softmax(scores, position + 1, seen);
             }
-            if let Some(next) = next {
-                let seq = &self.seqs[next.seq];
-                let used = (seq.start + seq.rows.len()).div_ceil(block_size);
-                self.fetch_keys(next.kv_head, &seq.blocks[..used.min(BLOCKS_AHEAD)]);
-            }
-            self.weigh(unit.kv_head, blocks, seen, scores, stride, sums);
-            self.scatter(unit, sums, &totals);
+            self.weigh(unit.kv_head, blocks, [own, ahead], seen, scores, stride, sums);
+            self.scatter(unit, sums, totals);
         });
+    }
+
+    /// The blocks that a unit reads.
+    fn blocks(&self, unit: &Unit) -> &[u32] {
+        let seq = &self.seqs[unit.seq];
+        let seen = seq.start + (unit.rows.end - seq.rows.start);
+        &seq.blocks[..seen.div_ceil(self.shape.block_size)]
     }
 
     /// Where query `query` of a unit is in `q` and `out`.
@@ -198,7 +242,15 @@ impl<W: Copy + Sync> Call<'_, W> {
     }
 
     /// `scores [queries, stride]`: 16 positions are a panel whose depth is the head.
-    fn score(&self, kv_head: usize, blocks: &[u32], q: &[f32], scores: &mut [f32], stride: usize) {
+    fn score(
+        &self,
+        kv_head: usize,
+        blocks: &[u32],
+        [own, ahead]: [Option<Memory<'_>>; 2],
+        q: &[f32],
+        scores: &mut [f32],
+        stride: usize,
+    ) {
         let (slots, head_dim) = (self.shape.slot_stride(), self.shape.head_dim);
         let (panels, per_block) = (blocks.len() * slots / PANEL, slots / PANEL);
         let (queries, shape) = (q.len() / head_dim, self.cpu.micro.shape(q.len() / head_dim));
@@ -223,10 +275,15 @@ impl<W: Copy + Sync> Call<'_, W> {
                 add: false,
                 ahead: Ahead::NONE,
             };
-            let read = (panel + count).div_ceil(per_block);
-            match blocks.get(read..) {
-                Some([]) | None => self.fetch_values(kv_head, &blocks[..blocks.len().min(BLOCKS_AHEAD)]),
-                Some(left) => self.fetch_keys(kv_head, &left[..left.len().min(BLOCKS_AHEAD)]),
+            let (from, read) = (panel / per_block, (panel + count).div_ceil(per_block));
+            match own {
+                Some(own) if read < blocks.len() => self.fetch_keys(own, read..read + BLOCKS_AHEAD),
+                Some(own) => self.fetch_values(own, 0..BLOCKS_AHEAD),
+                None => {}
+            }
+            if let Some(ahead) = ahead {
+                let end = if read < blocks.len() { read } else { ahead.blocks.len() };
+                self.fetch_keys(ahead, from..end);
             }
             // SAFETY: keys were sliced to the whole block, scores have `panels * 16 < stride` columns per query.
             unsafe { self.tiles(queries, shape.rows, count, tile) };
@@ -235,18 +292,18 @@ impl<W: Copy + Sync> Call<'_, W> {
     }
 
     /// Asks for keys before they are needed: blocks lie anywhere, which the hardware cannot guess.
-    fn fetch_keys(&self, kv_head: usize, blocks: &[u32]) {
+    fn fetch_keys(&self, memory: Memory<'_>, range: Range<usize>) {
         let len = self.shape.head_dim * self.shape.slot_stride();
-        for &block in blocks {
-            fetch(&self.keys[self.shape.k_start(block as usize, kv_head)..][..len]);
+        for &block in memory.part(range) {
+            fetch(&self.keys[self.shape.k_start(block as usize, memory.kv_head)..][..len]);
         }
     }
 
     /// Asks for values before they are needed.
-    fn fetch_values(&self, kv_head: usize, blocks: &[u32]) {
+    fn fetch_values(&self, memory: Memory<'_>, range: Range<usize>) {
         let len = self.shape.block_size * self.shape.dim_stride();
-        for &block in blocks {
-            fetch(&self.values[self.shape.v_start(block as usize, kv_head)..][..len]);
+        for &block in memory.part(range) {
+            fetch(&self.values[self.shape.v_start(block as usize, memory.kv_head)..][..len]);
         }
     }
 
@@ -275,13 +332,28 @@ impl<W: Copy + Sync> Call<'_, W> {
     }
 
     /// `sums [queries, dims]`: 16 features are a panel whose depth is the positions of a block.
-    fn weigh(&self, kv_head: usize, blocks: &[u32], seen: usize, weights: &[f32], stride: usize, sums: &mut [f32]) {
+    fn weigh(
+        &self,
+        kv_head: usize,
+        blocks: &[u32],
+        [own, ahead]: [Option<Memory<'_>>; 2],
+        seen: usize,
+        weights: &[f32],
+        stride: usize,
+        sums: &mut [f32],
+    ) {
         let KvShape { block_size, .. } = self.shape;
         let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
         let (queries, shape) = (sums.len() / dims, self.cpu.micro.shape(sums.len() / dims));
         for (index, &block) in blocks.iter().enumerate() {
             let depth = block_size.min(seen - index * block_size);
-            self.fetch_values(kv_head, blocks.get(index + BLOCKS_AHEAD..=index + BLOCKS_AHEAD).unwrap_or(&[]));
+            if let Some(own) = own {
+                self.fetch_values(own, index + BLOCKS_AHEAD..index + BLOCKS_AHEAD + 1);
+            }
+            if let Some(ahead) = ahead {
+                let end = if index + 1 < blocks.len() { index + 1 } else { ahead.blocks.len() };
+                self.fetch_values(ahead, index..end);
+            }
             let start = self.shape.v_start(block as usize, kv_head);
             let values = &self.values[start..start + block_size * dims];
             let mut panel = 0;
