@@ -1,6 +1,6 @@
 //! The port: what an implementation of the hot operations promises.
 
-use crate::{KvLayer, LoraMatrix, PackedLinear, WeightFormat};
+use crate::{KvFormat, KvLayer, LoraMatrix, PackedLinear, WeightFormat};
 use std::ops::Range;
 
 /// The change one adapter makes to one linear: `out[.., out_offset..][..out_features] += scale * B(A x)`.
@@ -45,8 +45,7 @@ pub struct AttentionSeq<'a> {
 /// Calls block until the result is there, allocate nothing that lasts and do no IO. An object is shared freely
 /// between threads; calls made at the same time are safe, but only one of them uses the pool.
 ///
-/// Weights, adapters and key/value layers given to a call must come from the same object's `pack_*` methods
-/// ([`KvLayer`] is common to all).
+/// Weights, adapters and key/value layers given to a call must come from the same object.
 ///
 /// # Panics
 ///
@@ -79,6 +78,13 @@ pub trait Kernels: Send + Sync + 'static {
     /// `x [rows, in_features]`, `out [rows, out_stride]`. Rows without a segment stay as they are. Work and memory
     /// traffic follow the sum of actual ranks; each A and B is read from memory once per segment.
     fn lora(&self, x: &[f32], in_features: usize, segments: &[LoraSegment<'_>], out: &mut [f32], out_stride: usize);
+
+    /// Pages for keys and values of one layer: `blocks` of `block_size` positions each. Memory is mapped when first written.
+    ///
+    /// # Panics
+    ///
+    /// When `block_size`, `kv_heads` or `head_dim` is zero, or the size overflows.
+    fn new_kv(&self, blocks: usize, block_size: usize, kv_heads: usize, head_dim: usize, format: KvFormat) -> KvLayer;
 
     /// Stores keys and values, both `[rows, kv_heads, head_dim]`, at the positions of their rows.
     fn write_kv(&self, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer);

@@ -6,7 +6,7 @@
 use crate::packed::{ALONE, Half, Layout, Matrix};
 use crate::port::{AttentionSeq, Kernels, LoraSegment};
 use crate::quant::{self, GROUP, GroupX};
-use crate::{KvLayer, LoraMatrix, PackedLinear, WeightFormat, shapes};
+use crate::{KvFormat, KvLayer, LoraMatrix, PackedLinear, WeightFormat, shapes};
 use bytemuck::Zeroable;
 use std::sync::Arc;
 
@@ -80,6 +80,10 @@ impl Kernels for Reference {
                 }
             }
         }
+    }
+
+    fn new_kv(&self, blocks: usize, block_size: usize, kv_heads: usize, head_dim: usize, format: KvFormat) -> KvLayer {
+        KvLayer::new(blocks, [block_size, kv_heads, head_dim], format, 1)
     }
 
     fn write_kv(&self, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer) {

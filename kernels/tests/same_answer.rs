@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use weft_kernels::conformance::Random;
 use weft_kernels::{
-    AttentionSeq, CpuOptions, Isa, Kernels, KvFormat, KvLayer, LoraSegment, LoraTarget, WeightFormat, cpu, reference,
+    AttentionSeq, CpuOptions, Isa, Kernels, KvFormat, LoraSegment, LoraTarget, WeightFormat, cpu, reference,
 };
 
 const ROWS: usize = 37;
@@ -54,11 +54,12 @@ fn everything(kernels: &dyn Kernels, format: WeightFormat) -> Vec<u32> {
     let inv_freq: Vec<f32> = (0..HEAD_DIM / 2).map(|i| 0.5f32.powi(i as i32)).collect();
     kernels.rope(&mut q, HEADS, HEAD_DIM, &positions, &inv_freq, 1.0);
 
+    // Sets differ in how they multiply bf16.
     let kv_format = match format {
-        WeightFormat::F32 => KvFormat::F32,
-        _ => KvFormat::Bf16,
+        WeightFormat::Bf16 => KvFormat::Bf16,
+        _ => KvFormat::F32,
     };
-    let mut kv = KvLayer::new(3, 16, KV_HEADS, HEAD_DIM, kv_format);
+    let mut kv = kernels.new_kv(3, 16, KV_HEADS, HEAD_DIM, kv_format);
     let width = ROWS * KV_HEADS * HEAD_DIM;
     let seqs = [AttentionSeq { rows: 0..ROWS, start: 0, blocks: &BLOCKS }];
     kernels.write_kv(&normed[..width], &normed[width..2 * width], &seqs, &mut kv);

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use weft_kernels::{
-    AttentionSeq, CpuOptions, Kernels, KvFormat, KvLayer, LoraSegment, LoraTarget, WeightFormat, cpu, reference,
+    AttentionSeq, CpuOptions, Kernels, KvFormat, LoraSegment, LoraTarget, WeightFormat, cpu, reference,
 };
 
 /// Both implementations refuse with this message.
@@ -67,16 +67,16 @@ fn an_adapter_for_another_width() {
 
 #[test]
 fn pages_that_do_not_exist_or_do_not_reach() {
-    let layer = || KvLayer::new(2, 4, 1, 2, KvFormat::F32);
+    let layer = |kernels: &dyn Kernels| kernels.new_kv(2, 4, 1, 2, KvFormat::F32);
     let seq = |start: usize, blocks: &'static [u32]| [AttentionSeq { rows: 0..1, start, blocks }];
     refuses("write_kv: block 2 of a layer with 2 blocks", |kernels| {
-        kernels.write_kv(&[0.0; 2], &[0.0; 2], &seq(0, &[2]), &mut layer());
+        kernels.write_kv(&[0.0; 2], &[0.0; 2], &seq(0, &[2]), &mut layer(kernels));
     });
     refuses("attention: 1 blocks of 4 do not cover position 5", |kernels| {
-        kernels.attention(&[0.0; 2], 1, 1.0, &seq(4, &[0]), &layer(), &mut [0.0; 2]);
+        kernels.attention(&[0.0; 2], 1, 1.0, &seq(4, &[0]), &layer(kernels), &mut [0.0; 2]);
     });
     refuses("attention: q has 6 values, out 6, heads 3, for KvLayer(2 x [2, 4, 1], F32)", |kernels| {
-        let layer = KvLayer::new(2, 4, 2, 1, KvFormat::F32);
+        let layer = kernels.new_kv(2, 4, 2, 1, KvFormat::F32);
         kernels.attention(&[0.0; 6], 3, 1.0, &[], &layer, &mut [0.0; 6]);
     });
 }

@@ -6,7 +6,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use weft_kernels::{AttentionSeq, Kernels, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat};
+use weft_kernels::{AttentionSeq, Kernels, KvFormat, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat};
 
 /// The parts of one step, or of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +84,10 @@ impl Kernels for Timed {
 
     fn pack_lora_b(&self, b: &[f32], out: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
         self.inner.pack_lora_b(b, out, rank, format)
+    }
+
+    fn new_kv(&self, blocks: usize, block_size: usize, kv_heads: usize, head_dim: usize, format: KvFormat) -> KvLayer {
+        self.inner.new_kv(blocks, block_size, kv_heads, head_dim, format)
     }
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {

@@ -181,7 +181,7 @@ impl Work {
             residual: vec![0.0; rows * HIDDEN],
             out: vec![0.0; rows * 2 * INTER],
             logits: vec![0.0; rows * VOCAB],
-            pages: (0..LAYERS).map(|_| KvLayer::new(pages, BLOCK, KV_HEADS, HEAD_DIM, format)).collect(),
+            pages: (0..LAYERS).map(|_| model.kernels.new_kv(pages, BLOCK, KV_HEADS, HEAD_DIM, format)).collect(),
             blocks: (0..pages as u32).collect(),
             adapters: layers,
         }

@@ -4,6 +4,8 @@
 //! come from memory once per unit. Two passes: the scores of all positions seen, then softmax, then the weighted sum of
 //! values. Each score is one chain over the head, each output one chain over positions from 0 on, and the sum of
 //! exponentials runs in lanes by position; so a row's result depends on its position and not on the cut into steps.
+//!
+//! Where the processor multiplies pairs of bf16, queries and the weights of positions are rounded to bf16 as well.
 
 use super::Cpu;
 use super::micro::{Ahead, LINE_BYTES, Tile, fetch_line};
@@ -11,6 +13,7 @@ use crate::kv::{KvData, KvShape};
 use crate::packed::{PANEL, round_bf16};
 use crate::share::{OutPtr, with_scratch};
 use crate::{AttentionSeq, KvLayer};
+use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
 /// Query vectors of a unit: two tiles of rows that share the keys in the first-level cache.
@@ -26,22 +29,36 @@ const WHOLE_BELOW: usize = 1024;
 /// Values below which writing stays on one thread.
 const INLINE_WRITE_BELOW: usize = 8 << 10;
 
+/// Stops pages of another implementation before they are misread.
+fn expect_pairs(shape: KvShape, pair: usize) {
+    assert!(shape.pair == pair, "kv layer: made by another implementation: pairs of {}, not {pair}", shape.pair);
+}
+
 pub(super) fn write_kv(cpu: &Cpu, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer) {
     let shape = kv.shape;
     match &mut kv.data {
         KvData::F32 { k: keys, v: values } => {
             let (keys, values) = (OutPtr::new(keys), OutPtr::new(values));
-            store(cpu, k, v, seqs, shape, &keys, &values, |x| x);
+            store::<_, 1>(cpu, k, v, seqs, shape, &keys, &values, |x| x);
         }
         KvData::Bf16 { k: keys, v: values } => {
             let (keys, values) = (OutPtr::new(keys), OutPtr::new(values));
-            store(cpu, k, v, seqs, shape, &keys, &values, round_bf16);
+            match cpu.micro.pairs {
+                None => {
+                    expect_pairs(shape, 1);
+                    store::<_, 1>(cpu, k, v, seqs, shape, &keys, &values, round_bf16);
+                }
+                Some(_) => {
+                    expect_pairs(shape, 2);
+                    store::<_, 2>(cpu, k, v, seqs, shape, &keys, &values, round_bf16);
+                }
+            }
         }
     }
 }
 
 /// One thread per half of a key head at a time: halves never share memory, whatever blocks the sequences name.
-fn store<W: Send>(
+fn store<W: Send + Zeroable, const PAIR: usize>(
     cpu: &Cpu,
     k: &[f32],
     v: &[f32],
@@ -61,13 +78,19 @@ fn store<W: Send>(
         let (k, v) = (&k[from..from + head_dim][part.clone()], &v[from..from + head_dim][part.clone()]);
         // SAFETY: these features of this block and head, which only the thread of this half touches.
         unsafe {
-            let key = keys.slice(shape.k_start(block, head) + part.start * slots, part.len() * slots);
-            for (lanes, &x) in key.chunks_exact_mut(slots).zip(k) {
-                lanes[slot] = convert(x);
+            let key_len = part.len().next_multiple_of(PAIR) * slots;
+            let key = keys.slice(shape.k_start(block, head) + part.start * slots, key_len);
+            for (lanes, x) in key.chunks_exact_mut(slots * PAIR).zip(k.chunks(PAIR)) {
+                for (to, &x) in lanes[slot * PAIR..].iter_mut().zip(x) {
+                    *to = convert(x);
+                }
             }
-            let value = values.slice(shape.v_start(block, head) + slot * dims + part.start, part.len());
-            for (to, &x) in value.iter_mut().zip(v) {
-                *to = convert(x);
+            let from = (slot / PAIR * dims + part.start) * PAIR;
+            let value = values.slice(shape.v_start(block, head) + from, part.len() * PAIR);
+            for (to, &x) in value.chunks_exact_mut(PAIR).zip(v) {
+                to[slot % PAIR] = convert(x);
+                // The next position's place gets the weight zero until it is written: what was there may not be finite.
+                to[slot % PAIR + 1..].fill_with(W::zeroed);
             }
         }
     };
@@ -120,8 +143,16 @@ impl Memory<'_> {
     }
 }
 
+/// Blocks that are asked for while others are at work, a few at a time: a burst would fill the queues of the cache.
+struct Stream<'a> {
+    memory: Memory<'a>,
+    /// Of its keys, then of its values.
+    done: usize,
+    each: usize,
+}
+
 /// What all units of a call share.
-struct Call<'a, W> {
+struct Call<'a, X, W> {
     cpu: &'a Cpu,
     q: &'a [f32],
     /// Query heads per key head.
@@ -131,7 +162,9 @@ struct Call<'a, W> {
     shape: KvShape,
     keys: &'a [W],
     values: &'a [W],
-    kernel: unsafe fn(usize, usize, &Tile<f32, W>),
+    kernel: unsafe fn(usize, usize, &Tile<X, W>),
+    /// Rounds to bf16, where `X` is a pair of them; else `X` is `f32`.
+    narrow: Option<unsafe fn(&[f32], &mut [u16])>,
     out: OutPtr<'a, f32>,
 }
 
@@ -145,19 +178,25 @@ pub(super) fn attention(
     out: &mut [f32],
 ) {
     let (shape, out) = (kv.shape, OutPtr::new(out));
-    match &kv.data {
-        KvData::F32 { k: keys, v: values } => {
-            let kernel = cpu.micro.tile_f32;
-            Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, out }.run();
+    match (&kv.data, cpu.micro.pairs) {
+        (KvData::F32 { k: keys, v: values }, _) => {
+            let (kernel, narrow) = (cpu.micro.tile_f32, None);
+            Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, narrow, out }.run();
         }
-        KvData::Bf16 { k: keys, v: values } => {
-            let kernel = cpu.micro.tile_bf16;
-            Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, out }.run();
+        (KvData::Bf16 { k: keys, v: values }, None) => {
+            expect_pairs(shape, 1);
+            let (kernel, narrow) = (cpu.micro.tile_bf16, None);
+            Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, narrow, out }.run();
+        }
+        (KvData::Bf16 { k: keys, v: values }, Some(pairs)) => {
+            expect_pairs(shape, 2);
+            let (kernel, narrow) = (pairs.tile, Some(pairs.round));
+            Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, narrow, out }.run();
         }
     }
 }
 
-impl<W: Copy + Sync> Call<'_, W> {
+impl<X: Pod, W: Copy + Sync> Call<'_, X, W> {
     fn run(&self) {
         if self.group == 0 {
             return;
@@ -195,26 +234,40 @@ impl<W: Copy + Sync> Call<'_, W> {
         let seen = seq.start + (unit.rows.end - seq.rows.start);
         let blocks = self.blocks(unit);
         let own = Memory { kv_head: unit.kv_head, blocks };
-        let ahead = next.map(|next| Memory { kv_head: next.kv_head, blocks: self.blocks(next) });
         // A long sequence is fetched while it is read, a short one while the unit before it is at work.
         let is_short = |memory: &Memory<'_>| memory.blocks.len() * self.shape.block_size <= WHOLE_BELOW;
+        let turns = blocks.len().div_ceil(self.cpu.micro.shape.panels) + queries + blocks.len();
+        let ahead = next.map(|next| Memory { kv_head: next.kv_head, blocks: self.blocks(next) }).filter(is_short);
+        let mut ahead = ahead.map(|memory| Stream { memory, done: 0, each: (2 * memory.blocks.len()).div_ceil(turns) });
         let own = (first || !is_short(&own)).then_some(own);
-        let ahead = ahead.filter(is_short);
         // Scores of a block take `slots` places; a cache line more keeps rows out of each other's cache sets.
-        let stride = blocks.len() * slots + PANEL;
-        with_scratch::<f32, _>(queries * (head_dim + stride + dims + 1), |scratch| {
-            let (q, rest) = scratch.split_at_mut(queries * head_dim);
+        let (stride, q_stride) = (blocks.len() * slots + PANEL, head_dim.next_multiple_of(self.shape.pair));
+        // Rounded queries, and later weights, take half the room.
+        let narrow = if self.narrow.is_some() { queries * q_stride.max(stride) / 2 } else { 0 };
+        with_scratch::<f32, _>(queries * (q_stride + stride + dims + 1) + narrow, |scratch| {
+            let (narrow, rest) = scratch.split_at_mut(narrow);
+            let (q, rest) = rest.split_at_mut(queries * q_stride);
             let (scores, rest) = rest.split_at_mut(queries * stride);
             let (sums, totals) = rest.split_at_mut(queries * dims);
-            self.gather(unit, q);
-            self.score(unit.kv_head, blocks, [own, ahead], q, scores, stride);
+            self.gather(unit, q, q_stride);
+            self.score(unit.kv_head, blocks, own, ahead.as_mut(), self.operand(q, narrow), queries, scores, stride);
             for (query, (scores, total)) in scores.chunks_exact_mut(stride).zip(&mut *totals).enumerate() {
                 let position = seq.start + unit.rows.start - seq.rows.start + query / self.group;
                 *total = self.softmax(scores, position + 1, seen);
+                self.fetch_some(ahead.as_mut());
             }
-            self.weigh(unit.kv_head, blocks, [own, ahead], seen, scores, stride, sums);
+            self.weigh(unit.kv_head, blocks, own, ahead.as_mut(), seen, self.operand(scores, narrow), stride, sums);
             self.scatter(unit, sums, totals);
         });
+    }
+
+    /// `values` as the tiles take them.
+    fn operand<'s>(&self, values: &'s [f32], narrow: &'s mut [f32]) -> &'s [X] {
+        let Some(round) = self.narrow else { return bytemuck::cast_slice(values) };
+        let narrow: &mut [u16] = &mut bytemuck::cast_slice_mut(narrow)[..values.len()];
+        // SAFETY: the table fits this processor.
+        unsafe { round(values, narrow) };
+        bytemuck::cast_slice(narrow)
     }
 
     /// The blocks that a unit reads.
@@ -231,13 +284,15 @@ impl<W: Copy + Sync> Call<'_, W> {
         (row * heads + unit.kv_head * self.group + head) * self.shape.head_dim
     }
 
-    /// Copies the queries together, `[queries, head_dim]`, scaled.
-    fn gather(&self, unit: &Unit, to: &mut [f32]) {
+    /// Copies the queries together, `[queries, stride]`, scaled, filled up with zeroes.
+    fn gather(&self, unit: &Unit, to: &mut [f32], stride: usize) {
         let head_dim = self.shape.head_dim;
-        for (query, to) in to.chunks_exact_mut(head_dim).enumerate() {
+        for (query, to) in to.chunks_exact_mut(stride).enumerate() {
             let from = &self.q[self.place(unit, query)..][..head_dim];
+            let (to, rest) = to.split_at_mut(head_dim);
             // SAFETY: the table fits this processor.
             unsafe { (self.cpu.micro.scale)(from, self.scale, to) };
+            rest.fill(0.0);
         }
     }
 
@@ -246,14 +301,17 @@ impl<W: Copy + Sync> Call<'_, W> {
         &self,
         kv_head: usize,
         blocks: &[u32],
-        [own, ahead]: [Option<Memory<'_>>; 2],
-        q: &[f32],
+        own: Option<Memory<'_>>,
+        mut ahead: Option<&mut Stream<'_>>,
+        q: &[X],
+        queries: usize,
         scores: &mut [f32],
         stride: usize,
     ) {
-        let (slots, head_dim) = (self.shape.slot_stride(), self.shape.head_dim);
+        let KvShape { head_dim, pair, .. } = self.shape;
+        let slots = self.shape.slot_stride();
         let (panels, per_block) = (blocks.len() * slots / PANEL, slots / PANEL);
-        let (queries, shape) = (q.len() / head_dim, self.cpu.micro.shape(q.len() / head_dim));
+        let (depth, shape) = (head_dim.div_ceil(pair), self.cpu.micro.shape(queries));
         let mut panel = 0;
         while panel < panels {
             let count = shape.panels(panels - panel);
@@ -261,30 +319,27 @@ impl<W: Copy + Sync> Call<'_, W> {
                 let panel = panel + i.min(count - 1);
                 let block = blocks[panel / per_block] as usize;
                 let start = self.shape.k_start(block, kv_head);
-                let keys = &self.keys[start..start + head_dim * slots];
-                keys[panel % per_block * PANEL..].as_ptr()
+                let keys = &self.keys[start..start + self.shape.k_len()];
+                keys[panel % per_block * PANEL * pair..].as_ptr()
             });
             let tile = Tile {
-                depth: head_dim,
+                depth,
                 x: q.as_ptr(),
-                x_stride: head_dim,
+                x_stride: depth,
                 w,
-                w_step: slots,
+                w_step: slots * pair,
                 out: scores[panel * PANEL..].as_mut_ptr(),
                 out_stride: stride,
                 add: false,
                 ahead: Ahead::NONE,
             };
-            let (from, read) = (panel / per_block, (panel + count).div_ceil(per_block));
+            let read = (panel + count).div_ceil(per_block);
             match own {
                 Some(own) if read < blocks.len() => self.fetch_keys(own, read..read + BLOCKS_AHEAD),
                 Some(own) => self.fetch_values(own, 0..BLOCKS_AHEAD),
                 None => {}
             }
-            if let Some(ahead) = ahead {
-                let end = if read < blocks.len() { read } else { ahead.blocks.len() };
-                self.fetch_keys(ahead, from..end);
-            }
+            self.fetch_some(ahead.as_deref_mut());
             // SAFETY: keys were sliced to the whole block, scores have `panels * 16 < stride` columns per query.
             unsafe { self.tiles(queries, shape.rows, count, tile) };
             panel += count;
@@ -293,15 +348,29 @@ impl<W: Copy + Sync> Call<'_, W> {
 
     /// Asks for keys before they are needed: blocks lie anywhere, which the hardware cannot guess.
     fn fetch_keys(&self, memory: Memory<'_>, range: Range<usize>) {
-        let len = self.shape.head_dim * self.shape.slot_stride();
+        let len = self.shape.k_len();
         for &block in memory.part(range) {
             fetch(&self.keys[self.shape.k_start(block as usize, memory.kv_head)..][..len]);
         }
     }
 
+    /// The next blocks of what comes after this unit.
+    fn fetch_some(&self, stream: Option<&mut Stream<'_>>) {
+        let Some(Stream { memory, done, each }) = stream else { return };
+        for index in *done..*done + *each {
+            let count = memory.blocks.len();
+            if index < count {
+                self.fetch_keys(*memory, index..index + 1);
+            } else {
+                self.fetch_values(*memory, index - count..index - count + 1);
+            }
+        }
+        *done += *each;
+    }
+
     /// Asks for values before they are needed.
     fn fetch_values(&self, memory: Memory<'_>, range: Range<usize>) {
-        let len = self.shape.block_size * self.shape.dim_stride();
+        let len = self.shape.v_len();
         for &block in memory.part(range) {
             fetch(&self.values[self.shape.v_start(block as usize, memory.kv_head)..][..len]);
         }
@@ -336,36 +405,34 @@ impl<W: Copy + Sync> Call<'_, W> {
         &self,
         kv_head: usize,
         blocks: &[u32],
-        [own, ahead]: [Option<Memory<'_>>; 2],
+        own: Option<Memory<'_>>,
+        mut ahead: Option<&mut Stream<'_>>,
         seen: usize,
-        weights: &[f32],
+        weights: &[X],
         stride: usize,
         sums: &mut [f32],
     ) {
-        let KvShape { block_size, .. } = self.shape;
+        let KvShape { block_size, pair, .. } = self.shape;
         let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
         let (queries, shape) = (sums.len() / dims, self.cpu.micro.shape(sums.len() / dims));
         for (index, &block) in blocks.iter().enumerate() {
-            let depth = block_size.min(seen - index * block_size);
+            let depth = block_size.min(seen - index * block_size).div_ceil(pair);
             if let Some(own) = own {
                 self.fetch_values(own, index + BLOCKS_AHEAD..index + BLOCKS_AHEAD + 1);
             }
-            if let Some(ahead) = ahead {
-                let end = if index + 1 < blocks.len() { index + 1 } else { ahead.blocks.len() };
-                self.fetch_values(ahead, index..end);
-            }
+            self.fetch_some(ahead.as_deref_mut());
             let start = self.shape.v_start(block as usize, kv_head);
-            let values = &self.values[start..start + block_size * dims];
+            let values = &self.values[start..start + self.shape.v_len()];
             let mut panel = 0;
             while panel < dims / PANEL {
                 let count = shape.panels(dims / PANEL - panel);
-                let w = std::array::from_fn(|i| values[(panel + i.min(count - 1)) * PANEL..].as_ptr());
+                let w = std::array::from_fn(|i| values[(panel + i.min(count - 1)) * PANEL * pair..].as_ptr());
                 let tile = Tile {
                     depth,
-                    x: weights[index * slots..].as_ptr(),
-                    x_stride: stride,
+                    x: weights[index * slots / pair..].as_ptr(),
+                    x_stride: stride / pair,
                     w,
-                    w_step: dims,
+                    w_step: dims * pair,
                     out: sums[panel * PANEL..].as_mut_ptr(),
                     out_stride: dims,
                     add: index > 0,
@@ -383,7 +450,7 @@ impl<W: Copy + Sync> Call<'_, W> {
     /// # Safety
     ///
     /// The block of `rows` and `panels` that `tile` describes is valid, its output this thread's own.
-    unsafe fn tiles(&self, rows: usize, each: usize, panels: usize, mut tile: Tile<f32, W>) {
+    unsafe fn tiles(&self, rows: usize, each: usize, panels: usize, mut tile: Tile<X, W>) {
         for row in (0..rows).step_by(each) {
             // SAFETY: the caller's duty; the table fits this processor.
             unsafe { (self.kernel)(each.min(rows - row), panels, &tile) };

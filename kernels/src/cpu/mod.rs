@@ -27,7 +27,7 @@ mod x86_bytes;
 pub use isa::{Isa, ParseIsaError};
 
 use crate::packed::{Half, Layout, Matrix, Run};
-use crate::{AttentionSeq, Kernels, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat, shapes};
+use crate::{AttentionSeq, Kernels, KvFormat, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat, shapes};
 use micro::Micro;
 use pool::Pool;
 use std::ops::Range;
@@ -119,6 +119,11 @@ impl Kernels for Cpu {
     fn lora(&self, x: &[f32], in_features: usize, segments: &[LoraSegment<'_>], out: &mut [f32], out_stride: usize) {
         shapes::lora(x, in_features, segments, out, out_stride);
         lora::lora(self, x, in_features, segments, out, out_stride);
+    }
+
+    fn new_kv(&self, blocks: usize, block_size: usize, kv_heads: usize, head_dim: usize, format: KvFormat) -> KvLayer {
+        let pair = if self.micro.pairs.is_some() { 2 } else { 1 };
+        KvLayer::new(blocks, [block_size, kv_heads, head_dim], format, pair)
     }
 
     fn write_kv(&self, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer) {
