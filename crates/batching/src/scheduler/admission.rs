@@ -53,15 +53,17 @@ impl Scheduler {
             (Some((_, _, id)), None) => id,
             (None, None) => return None,
         };
-        (self.fits_now(id) && self.fits_at_the_peak(id)).then_some(id)
+        let cached = self.cached(&self.requests[&id]).referenced;
+        (self.fits_now(id, cached) && self.fits_at_the_peak(id, cached)).then_some(id)
     }
 
     /// Its known tokens and the next one have free blocks, beside those that running requests take next: blocks for the
-    /// rest of their prompts, and one for each that decodes. Else the next step preempts.
-    fn fits_now(&self, id: RequestId) -> bool {
+    /// rest of their prompts, and one for each that decodes. Else the next step preempts. `cached` of its blocks are held by
+    /// others already.
+    fn fits_now(&self, id: RequestId, cached: usize) -> bool {
         let request = &self.requests[&id];
         let own = self.pool.blocks_for((request.known + 1).min(request.known_max - 1));
-        let own = own - self.cached(request).referenced;
+        let own = own - cached;
         let promised: usize = self
             .running
             .values()
@@ -72,12 +74,11 @@ impl Scheduler {
     }
 
     /// With it, nobody is expected to run out of blocks before somebody ends. Blocks that several hold count once.
-    fn fits_at_the_peak(&self, id: RequestId) -> bool {
+    fn fits_at_the_peak(&self, id: RequestId, cached: usize) -> bool {
         let running = self.running.values().chain([&id]).map(|id| self.growth(&self.requests[id]));
         let growths: Vec<Growth> = running.collect();
         let held: usize = self.running.values().map(|id| self.requests[id].blocks.len()).sum();
-        let shared = held.saturating_sub(self.pool.total() - self.pool.free());
-        let shared = shared + self.cached(&self.requests[&id]).referenced;
+        let shared = held.saturating_sub(self.pool.total() - self.pool.free()) + cached;
         let peak = peak_blocks(&growths, self.pool.block_size());
         growths.len() == 1 || peak <= self.pool.total() + shared
     }
