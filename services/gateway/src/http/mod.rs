@@ -6,9 +6,10 @@
 
 mod admin;
 mod admin_aliases;
+mod admin_limits;
 mod admin_publish;
 mod admin_residency;
-mod admin_weight;
+mod admin_update;
 mod admin_workers;
 mod body;
 mod errors;
@@ -91,9 +92,9 @@ fn data_ops_routes() -> Vec<Route> {
 fn admin_routes() -> Vec<Route> {
     vec![
         ("/admin/v1/tenants", get(admin::list_tenants).post(admin::create_tenant)),
-        ("/admin/v1/tenants/{tenant}", patch(admin_weight::update_tenant)),
+        ("/admin/v1/tenants/{tenant}", patch(admin_update::update_tenant)),
         ("/admin/v1/tenants/{tenant}/keys", get(admin::list_keys).post(admin::create_key)),
-        ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key)),
+        ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key).patch(admin_update::update_key)),
         ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions", get(admin::list_versions).post(admin_publish::publish)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases)),
@@ -261,7 +262,7 @@ impl Gateway {
     /// Who asks? Is there room? Both before a byte of the body is read.
     pub(crate) fn enter(&self, parts: &http::request::Parts) -> Result<Call, Fault> {
         let arrived = Instant::now();
-        let tenant = authenticate::tenant(&*self.directory.snapshot()?, &parts.headers)?;
+        let (_, tenant) = authenticate::tenant(&*self.directory.snapshot()?, &parts.headers)?;
         let room = self.mesh.limits.generations(1)?;
         let request_id = parts.extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
         Ok(Call { tenant, request_id, known: Known::of(&parts.extensions), arrived, room })
