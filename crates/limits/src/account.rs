@@ -1,9 +1,10 @@
 //! What one gateway holds of one tenant's limits: slices of units paid in advance, and slots. Pure: time is a parameter.
 //!
 //! While the ledger answers, requests are served from the slices, and a slice that runs out is exchanged for the next. While
-//! it does not, each bucket goes on *alone*: at its part of the limit, from what was left of its slice. What is used then is
-//! a debt, which the first exchange afterwards pays.
+//! it does not, each bucket goes on *alone*: with what is left of its slice, then at this gateway's part of the rate. What is
+//! used then, the ledger hears with the first exchange afterwards.
 
+use crate::book::BUCKETS_MAX;
 use crate::gcra::{Level, Rate};
 use crate::ledger::{Answer, Ask, Exchange, Floor, Outcome};
 use crate::need::Need;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 /// Buckets in one exchange that no request asked for.
 const RETURNED_AT_ONCE: usize = 64;
+/// A refusal is believed for so long, so that a tenant over its limit does not cost a call a request.
+const REFUSED_US: u64 = 100_000;
 
 /// One tenant's limits at this gateway.
 #[derive(Debug, Default)]
@@ -38,16 +41,37 @@ struct Units {
     left: f64,
     /// The bucket as the ledger last had it, and when that was here.
     seen: Option<(Level, u64)>,
-    /// The bucket of this gateway alone while the ledger is away.
-    alone: Option<Level>,
+    alone: Option<Alone>,
+    refused_until_us: u64,
+}
+
+/// A bucket while the ledger is away.
+#[derive(Debug)]
+struct Alone {
+    /// Paces: a bucket as large as a slice that drains at this gateway's part of the rate.
+    pace: Level,
+    /// Units used that were not paid in advance.
+    used: f64,
+}
+
+/// Where and when an account is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Here {
+    /// Gateways that share the limits.
+    pub(crate) gateways: u64,
+    /// On this gateway's clock.
+    pub(crate) now_us: u64,
 }
 
 #[derive(Debug, Default)]
 struct Slots {
     limit: u64,
     slack: u64,
+    /// With other gateways.
+    shares: bool,
     held: u64,
     used: u64,
+    refused_until_us: u64,
 }
 
 /// What headers say about one bucket.
@@ -82,13 +106,14 @@ impl Account {
         for need in needs {
             match need.rate() {
                 Some(rate) => {
-                    let fresh = Units { rate, slice: 0, left: 0.0, seen: None, alone: None };
+                    let fresh = Units { rate, slice: 0, left: 0.0, seen: None, alone: None, refused_until_us: 0 };
                     let units = self.units.entry(need.bucket.clone()).or_insert(fresh);
                     (units.rate, units.slice) = (rate, slice.of(need.limit));
                 }
                 None => {
                     let slots = self.slots.entry(need.bucket.clone()).or_default();
                     (slots.limit, slots.slack) = (need.limit, slice.of(need.limit) / 2);
+                    slots.shares = slice.percent > 0.0;
                 }
             }
         }
@@ -108,6 +133,22 @@ impl Account {
             self.use_up(needs);
         }
         takes
+    }
+
+    /// Whether the ledger refused one of these needs so lately that it is not asked again: the need's position, and the wait
+    /// in microseconds. Only where something is held in advance: who asks for each request gets the ledger's own answer.
+    pub(crate) fn refuses(&self, needs: &[Need], here: Here) -> Option<(usize, u64)> {
+        let wait = |need: &Need| match (self.units.get(&need.bucket), self.slots.get(&need.bucket)) {
+            (Some(units), _) if units.slice > 0 && here.now_us < units.refused_until_us => {
+                let used = units.seen_now(here) - units.left;
+                Some(units.rate.wait_us(used, need.amount as f64)).filter(|wait| *wait > 0)
+            }
+            (None, Some(slots)) if slots.shares && here.now_us < slots.refused_until_us => {
+                (slots.used + need.amount > slots.held).then_some(0)
+            }
+            _ => None,
+        };
+        needs.iter().enumerate().find_map(|(index, need)| Some((index, wait(need)?)))
     }
 
     fn use_up(&mut self, needs: &[Need]) {
@@ -136,13 +177,14 @@ impl Account {
     /// The call that gives back what is held and not used, and says that the slots in use still are. None if there is
     /// nothing to say.
     pub(crate) fn give_back(&mut self, call: NewCall) -> Option<Exchange> {
-        let unused = self.units.iter_mut().filter(|(_, units)| units.left != 0.0);
+        let unused = self.units.iter_mut().filter(|(_, units)| units.left != 0.0 || units.alone.is_some());
         let mut asks: Vec<Ask> = unused
             .take(RETURNED_AT_ONCE)
             .map(|(bucket, units)| Ask::Units {
                 bucket: bucket.clone(),
                 rate: units.rate,
                 back: std::mem::take(&mut units.left),
+                alone: units.alone.take().map_or(0.0, |alone| alone.used),
                 at_least: 0,
                 at_most: 0,
             })
@@ -207,24 +249,38 @@ impl Account {
                 }
             }
         }
-        self.units.values_mut().for_each(|units| units.alone = None);
-        if answer.outcome == Outcome::Granted {
-            self.use_up(needs);
+        match answer.outcome {
+            Outcome::Granted => self.use_up(needs),
+            Outcome::Refused { ask, .. } => self.remember_refusal(exchange.asks.get(ask), now_us),
+            Outcome::UnknownEpoch => {}
+        }
+    }
+
+    fn remember_refusal(&mut self, ask: Option<&Ask>, now_us: u64) {
+        let until_us = now_us + REFUSED_US;
+        match ask {
+            Some(Ask::Units { bucket, .. }) => {
+                self.units.entry(bucket.clone()).and_modify(|units| units.refused_until_us = until_us);
+            }
+            Some(Ask::Slots { bucket, .. }) => {
+                self.slots.entry(bucket.clone()).and_modify(|slots| slots.refused_until_us = until_us);
+            }
+            None => {}
         }
     }
 
     /// Takes everything at this gateway's part of the limits, or nothing: then the position of the need with the longest
     /// wait, and how long, in microseconds.
-    pub(crate) fn take_alone(&mut self, needs: &[Need], gateways: u64, now_us: u64) -> Result<(), (usize, u64)> {
+    pub(crate) fn take_alone(&mut self, needs: &[Need], here: Here) -> Result<(), (usize, u64)> {
         let mut refused: Option<(usize, u64)> = None;
         for (index, need) in needs.iter().enumerate() {
             let prepaid = self.prepaid(&need.bucket);
             let wait = if let Some(units) = self.units.get_mut(&need.bucket) {
-                let wait = units.wait_alone(need.amount, prepaid, gateways, now_us);
+                let wait = units.wait_alone(need.amount, prepaid, here);
                 (wait > 0).then_some(wait)
             } else {
                 let slots = self.slots.get(&need.bucket);
-                slots.is_some_and(|slots| !slots.has_room_alone(need.amount, gateways)).then_some(0)
+                slots.is_some_and(|slots| !slots.has_room_alone(need.amount, here.gateways)).then_some(0)
             };
             if let Some(wait) = wait
                 && refused.is_none_or(|(_, longest)| wait > longest)
@@ -236,11 +292,12 @@ impl Account {
             return Err(refused);
         }
         for need in needs {
-            if let Some(level) = self.units.get_mut(&need.bucket).and_then(|units| units.alone.as_mut()) {
-                level.used += need.amount as f64;
+            if let Some(units) = self.units.get_mut(&need.bucket) {
+                units.use_alone(need.amount as f64);
+            } else if let Some(slots) = self.slots.get_mut(&need.bucket) {
+                slots.used += need.amount;
             }
         }
-        self.use_up(needs);
         Ok(())
     }
 
@@ -265,9 +322,16 @@ impl Account {
     /// What was reserved and not used comes back; what was used beyond it is owed.
     pub(crate) fn settle(&mut self, bucket: &str, reserved: u64, used: u64) {
         if let Some(units) = self.units.get_mut(bucket) {
-            units.left += reserved as f64 - used as f64;
-            if let Some(level) = &mut units.alone {
-                level.used = (level.used - (reserved as f64 - used as f64)).max(0.0);
+            let back = reserved as f64 - used as f64;
+            match &mut units.alone {
+                Some(alone) => {
+                    alone.pace.used = (alone.pace.used - back).max(0.0);
+                    alone.used -= back;
+                    // More comes back than was used alone: it was paid before.
+                    units.left -= alone.used.min(0.0);
+                    alone.used = alone.used.max(0.0);
+                }
+                None => units.left += back,
             }
         }
     }
@@ -280,21 +344,26 @@ impl Account {
     }
 
     /// What headers say about a bucket of units.
-    pub(crate) fn window(&self, bucket: &str, gateways: u64, now_us: u64) -> Option<Window> {
+    pub(crate) fn window(&self, bucket: &str, here: Here) -> Option<Window> {
         let units = self.units.get(bucket)?;
         let (rate, used) = match (&units.alone, &units.seen) {
-            (Some(level), _) => {
-                let rate = units.rate_alone(gateways);
-                (rate, rate.used_at(*level, now_us))
+            (Some(alone), _) => {
+                let rate = units.rate_alone(here.gateways);
+                (rate, rate.used_at(alone.pace, here.now_us))
             }
-            (None, Some((level, at_us))) => {
-                let here = Level { used: level.used, at_us: *at_us };
-                (units.rate, units.rate.used_at(here, now_us) - units.left)
-            }
+            (None, Some(_)) => (units.rate, units.seen_now(here) - units.left),
             (None, None) => (units.rate, 0.0),
         };
         let remaining = (rate.limit as f64 - used).clamp(0.0, rate.limit as f64) as u64;
         Some(Window { limit: units.rate.limit, remaining, reset: rate.reset(used) })
+    }
+
+    /// Forgets buckets of which nothing is held, if there are many: keys come and go.
+    pub(crate) fn prune(&mut self) {
+        if self.units.len() + self.slots.len() > BUCKETS_MAX {
+            self.units.retain(|_, units| units.left != 0.0 || units.alone.is_some());
+            self.slots.retain(|_, slots| slots.held > 0 || slots.used > 0);
+        }
     }
 
     /// Slots and units held in advance.
@@ -307,8 +376,13 @@ impl Account {
     /// Whether anything is held or owed that the ledger should hear of once no request comes.
     pub(crate) fn holds_unused(&self) -> bool {
         self.pending.is_some()
-            || self.units.values().any(|units| units.left != 0.0)
+            || self.units.values().any(|units| units.left != 0.0 || units.alone.is_some())
             || self.slots.values().any(|slots| slots.held > slots.used)
+    }
+
+    /// Whether anything was used alone that the ledger has not heard of.
+    pub(crate) fn was_alone(&self) -> bool {
+        self.pending.is_some() || self.units.values().any(|units| units.alone.is_some())
     }
 
     /// Whether slots are in use.
@@ -331,9 +405,15 @@ impl Units {
             bucket: bucket.to_owned(),
             rate: self.rate,
             back: std::mem::take(&mut self.left),
+            alone: self.alone.take().map_or(0.0, |alone| alone.used),
             at_least: amount,
             at_most: amount.max(self.slice),
         }
+    }
+
+    /// The whole bucket as the ledger would have it now, had nobody used anything since it was last heard.
+    fn seen_now(&self, here: Here) -> f64 {
+        self.seen.map_or(0.0, |(level, at_us)| self.rate.used_at(Level { used: level.used, at_us }, here.now_us))
     }
 
     /// A bucket as large as a slice, which drains at this gateway's part of the rate.
@@ -347,16 +427,26 @@ impl Units {
 
     /// Microseconds until so much fits; what is larger than the bucket fits when it is empty, and is drained before
     /// anything else fits.
-    fn wait_alone(&mut self, amount: u64, prepaid: f64, gateways: u64, now_us: u64) -> u64 {
-        let rate = self.rate_alone(gateways);
-        let size = rate.limit as f64;
+    fn wait_alone(&mut self, amount: u64, prepaid: f64, here: Here) -> u64 {
+        let rate = self.rate_alone(here.gateways);
+        let (size, at_us) = (rate.limit as f64, here.now_us);
         // Who never heard of the bucket begins with a whole slice; who did, with what was left of the last one.
         let begins = if self.seen.is_some() { (size - prepaid).max(0.0) } else { 0.0 };
-        let level = self.alone.get_or_insert(Level { used: begins, at_us: now_us });
-        // Not cut off at twice the size: a large request is paid for in full before the next.
-        let drained = now_us.saturating_sub(level.at_us) as f64 * size / rate.period_us as f64;
-        *level = Level { used: (level.used - drained).max(0.0), at_us: now_us };
-        rate.wait_us(level.used, (amount as f64).min(size))
+        let alone = self.alone.get_or_insert(Alone { pace: Level { used: begins, at_us }, used: 0.0 });
+        // Not cut off at twice the size: a large request is drained in full before the next.
+        let drained = at_us.saturating_sub(alone.pace.at_us) as f64 * size / rate.period_us as f64;
+        alone.pace = Level { used: (alone.pace.used - drained).max(0.0), at_us };
+        rate.wait_us(alone.pace.used, (amount as f64).min(size))
+    }
+
+    /// Uses what is paid in advance first: the ledger counts it as used already.
+    fn use_alone(&mut self, amount: f64) {
+        let paid = amount.min(self.left.max(0.0));
+        self.left -= paid;
+        if let Some(alone) = &mut self.alone {
+            alone.pace.used += amount;
+            alone.used += amount - paid;
+        }
     }
 }
 

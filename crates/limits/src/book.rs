@@ -86,11 +86,12 @@ impl Book {
     /// The bucket with what is given back and what could be granted, and the wait if that is too little.
     fn weigh(&self, now_us: u64, ask: &Ask, closes: bool) -> (Bucket, Option<u64>) {
         match ask {
-            Ask::Units { bucket, rate, back, at_least, at_most } => {
+            Ask::Units { bucket, rate, back, alone, at_least, at_most } => {
                 let mut used = self.used(bucket, *rate, now_us);
                 if closes || *back < 0.0 {
                     used = (used - back).max(0.0);
                 }
+                used = used.max((used + alone).min(rate.limit as f64));
                 let room = (rate.limit as f64 - used).max(0.0).floor();
                 let granted = (*at_most as f64).min(room) as u64;
                 let wait_us = (granted < *at_least).then(|| rate.wait_us(used, *at_least as f64));

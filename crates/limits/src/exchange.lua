@@ -85,6 +85,7 @@ for index, ask in ipairs(call.asks) do
     local units = ask.units
     level = used_of(units.bucket, units.limit, units.period_us)
     if closed or units.back < 0 then level = math.max(level - units.back, 0) end
+    level = math.max(level, math.min(level + units.alone, units.limit))
     granted = math.min(units.at_most, math.floor(math.max(units.limit - level, 0)))
     if granted < units.at_least then
       local excess = level + units.at_least - units.limit

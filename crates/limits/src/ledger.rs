@@ -95,6 +95,8 @@ pub enum Ask {
         rate: Rate,
         /// Units that come back from the charge to close; if negative, units used beyond it.
         back: f64,
+        /// Units used while the ledger was away. They fill the bucket at most: meanwhile it drained for nobody.
+        alone: f64,
         /// Units needed.
         at_least: u64,
         /// Units wanted; at least `at_least`.

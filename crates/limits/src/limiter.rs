@@ -1,7 +1,7 @@
 //! One gateway's side of the limits: who may go on now, from slices where they last, with the ledger where they do not, and
 //! alone where the ledger is away.
 
-use crate::account::{Account, NewCall, Slice, Window};
+use crate::account::{Account, Here, NewCall, Slice, Window};
 use crate::charge::Charge;
 use crate::ledger::{Answer, Beat, Error, Exchange, Ledger, Outcome};
 use crate::memory::Clock;
@@ -114,6 +114,12 @@ pub struct Limiter {
     admitted_alone: AtomicU64,
 }
 
+/// What a sign of life brought to light.
+struct Heard {
+    forgot: bool,
+    was_away: bool,
+}
+
 #[derive(Default)]
 struct Health {
     away: Option<String>,
@@ -192,7 +198,7 @@ impl Limiter {
     ///
     /// # Cancel safety
     /// Nothing is taken by a call that is dropped, though the ledger may have been asked.
-    pub async fn reserve(self: &Arc<Self>, whose: &Whose<'_>, wish: &Wish) -> Result<Charge, Refusal> {
+    pub async fn reserve(&self, whose: &Whose<'_>, wish: &Wish) -> Result<Charge, Refusal> {
         let needs = needs(whose, wish).map_err(|need| refusal(&need, None, Standing::default()))?;
         if needs.is_empty() {
             return Ok(Charge::unlimited());
@@ -214,6 +220,10 @@ impl Limiter {
         let turn = shared.turn.lock().await;
         if shared.account().take(needs) {
             return Ok(());
+        }
+        let refused = shared.account().refuses(needs, self.here());
+        if let Some((index, wait_us)) = refused {
+            return Err(refusal(&needs[index], Some(wait_us), self.standing(&shared.account(), needs)));
         }
         let answer = if self.up.load(Ordering::Relaxed) { self.ask(shared, needs).await } else { None };
         drop(turn);
@@ -242,7 +252,7 @@ impl Limiter {
 
     fn take_alone(&self, shared: &Shared, needs: &[Need]) -> Result<(), Refusal> {
         let mut account = shared.account();
-        match account.take_alone(needs, self.gateways(), self.now()) {
+        match account.take_alone(needs, self.here()) {
             Ok(()) => {
                 self.admitted_alone.fetch_add(1, Ordering::Relaxed);
                 Ok(())
@@ -293,13 +303,19 @@ impl Limiter {
     pub async fn beat(&self) -> bool {
         match self.ledger.beat(&self.id, ALIVE).await {
             Ok(beat) => {
-                let lost = self.heard(beat);
+                let heard = self.heard(beat);
                 self.up.store(true, Ordering::Relaxed);
-                if lost {
+                if heard.forgot {
                     tracing::warn!("the ledger of limits forgot everything; telling it what is remembered here");
-                    self.remind().await;
                 }
-                true
+                if heard.forgot || heard.was_away {
+                    self.tell(heard.forgot).await;
+                }
+                // Unless a call failed meanwhile.
+                if self.up.load(Ordering::Relaxed) && self.health().away.take().is_some() {
+                    tracing::info!(gateways = self.gateways(), "limits are shared");
+                }
+                self.up.load(Ordering::Relaxed)
             }
             Err(error) => {
                 self.away(error.to_string());
@@ -308,19 +324,15 @@ impl Limiter {
         }
     }
 
-    /// Returns whether the ledger is another than before.
-    fn heard(&self, beat: Beat) -> bool {
+    fn heard(&self, beat: Beat) -> Heard {
         let now = self.now();
         let mut health = self.health();
         if beat.gateways >= health.gateways || now.saturating_sub(health.gateways_us) > GATEWAYS_US {
             (health.gateways, health.gateways_us) = (beat.gateways, now);
         }
-        let lost = !health.epoch.is_empty() && health.epoch != beat.epoch;
+        let forgot = !health.epoch.is_empty() && health.epoch != beat.epoch;
         health.epoch = beat.epoch;
-        if health.away.take().is_some() {
-            tracing::info!(gateways = health.gateways, "limits are shared");
-        }
-        lost
+        Heard { forgot, was_away: health.away.is_some() }
     }
 
     fn away(&self, why: String) {
@@ -344,37 +356,48 @@ impl Limiter {
             };
             if due && self.up.load(Ordering::Relaxed) {
                 let _turn = shared.turn.lock().await;
-                let pending = shared.account().pending.clone();
-                if let Some(pending) = pending {
-                    self.call(&shared, pending, &[]).await;
-                }
-                let exchange = shared.account().pending.is_none().then(|| shared.account().give_back(self.new_call()));
-                if let Some(Some(exchange)) = exchange {
-                    self.call(&shared, exchange, &[]).await;
-                }
+                self.give_back(&shared, false).await;
             }
             self.forget(&shared);
         }
     }
 
-    /// Tells a ledger that forgot everything what is remembered here.
-    async fn remind(&self) {
+    /// Tells a ledger that is back what was used alone, and one that forgot everything what is remembered here, at once: the
+    /// more is known of what others used, the less is given twice.
+    async fn tell(&self, forgot: bool) {
         for shared in self.each() {
             let _turn = shared.turn.lock().await;
-            let exchange = {
-                let mut account = shared.account();
-                if account.pending.is_some() { None } else { account.remind(self.new_call()) }
-            };
-            if let Some(exchange) = exchange {
-                self.call(&shared, exchange, &[]).await;
+            let was_alone = shared.account().was_alone();
+            if forgot || was_alone {
+                self.give_back(&shared, forgot).await;
             }
+        }
+    }
+
+    /// Makes the call again whose outcome is not known, and gives back what is not used; with everything remembered, if the
+    /// ledger forgot it. Whoever calls has the turn.
+    async fn give_back(&self, shared: &Shared, forgot: bool) {
+        let pending = shared.account().pending.clone();
+        if let Some(pending) = pending
+            && self.call(shared, pending, &[]).await.is_none()
+        {
+            return;
+        }
+        let exchange = {
+            let call = self.new_call();
+            let mut account = shared.account();
+            if forgot { account.remind(call) } else { account.give_back(call) }
+        };
+        if let Some(exchange) = exchange {
+            self.call(shared, exchange, &[]).await;
         }
     }
 
     /// Forgets a tenant of whom nothing is held and no request came for long.
     fn forget(&self, shared: &Arc<Shared>) {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        let account = shared.account();
+        let mut account = shared.account();
+        account.prune();
         let old = self.now().saturating_sub(account.asked_us) >= FORGET_US;
         // One is in the map, one is the caller's: nobody else has it.
         if old && !account.holds_unused() && !account.uses_slots() && Arc::strong_count(shared) == 2 {
@@ -391,8 +414,9 @@ impl Limiter {
             slots_held += slots;
             tenants += 1;
         }
+        let away = self.health().away.clone();
         State {
-            away: self.health().away.clone(),
+            away,
             gateways: self.gateways(),
             units_held,
             slots_held,
@@ -428,15 +452,19 @@ impl Limiter {
     }
 
     fn standing(&self, account: &Account, needs: &[Need]) -> Standing {
-        let (gateways, now) = (self.gateways(), self.now());
+        let here = self.here();
         let tightest = |kinds: &dyn Fn(&Need) -> bool| {
             let windows = needs.iter().filter(|need| kinds(need));
-            windows.filter_map(|need| account.window(&need.bucket, gateways, now)).min_by_key(|window| window.remaining)
+            windows.filter_map(|need| account.window(&need.bucket, here)).min_by_key(|window| window.remaining)
         };
         Standing {
             requests: tightest(&|need| need.kind == LimitKind::RequestsPerMinute),
             tokens: tightest(&Need::is_tokens),
         }
+    }
+
+    fn here(&self) -> Here {
+        Here { gateways: self.gateways(), now_us: self.now() }
     }
 
     fn gateways(&self) -> u64 {

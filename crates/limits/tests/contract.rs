@@ -6,7 +6,8 @@ mod support;
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
-use support::{MINUTE, Redis, Time, after, floor, reserve, slots, units, until};
+use support::redis::Redis;
+use support::{MINUTE, Time, after, floor, reserve, slots, units, until};
 use weft_limits::gcra::Rate;
 use weft_limits::ledger::{Ask, Error, Exchange, Outcome};
 use weft_limits::{Ledger, MemoryLedger, RedisLedger};
@@ -45,6 +46,7 @@ contract!(
     a_charge_that_comes_again_changes_nothing,
     settling_twice_gives_back_once,
     what_was_used_beyond_the_reservation_is_owed,
+    what_was_used_alone_fills_a_bucket_at_most,
     a_refusal_still_takes_what_is_given_back,
     slots_are_shared_and_come_free,
     a_lower_limit_shuts_nobody_out_for_long,
@@ -124,6 +126,18 @@ async fn what_was_used_beyond_the_reservation_is_owed(under: Under) {
     under.time.pass(21_000_000);
     let (outcome, _) = call(&under, after("b", reserve("c", vec![units("t", MINUTE, 0.0, 1, 1)]))).await;
     assert_eq!(outcome, Outcome::Granted, "who waits as told is served");
+}
+
+async fn what_was_used_alone_fills_a_bucket_at_most(under: Under) {
+    let alone = |charge: &str, alone: f64| {
+        let ask = Ask::Units { bucket: "t".into(), rate: MINUTE, back: 0.0, alone, at_least: 0, at_most: 0 };
+        reserve(charge, vec![ask])
+    };
+    assert_eq!(call(&under, alone("a", 40.0)).await.1, [(0, 40.0)]);
+    assert_eq!(call(&under, alone("a", 40.0)).await.1, [(0, 40.0)], "the same call");
+    assert_eq!(call(&under, alone("b", 4_000.0)).await.1, [(0, 60.0)]);
+    call(&under, reserve("c", vec![units("t", MINUTE, -20.0, 0, 0)])).await;
+    assert_eq!(call(&under, alone("d", 1.0)).await.1, [(0, 80.0)], "what is fuller stays so");
 }
 
 async fn a_refusal_still_takes_what_is_given_back(under: Under) {
@@ -264,10 +278,11 @@ fn random_rate() -> impl Strategy<Value = Rate> {
 }
 
 fn random_asks() -> impl Strategy<Value = Vec<Ask>> {
-    let unit =
-        (0..3usize, random_rate(), -50i32..50, 0u64..40, 0u64..40).prop_map(|(bucket, rate, back, least, more)| {
-            (bucket, units(&format!("u{bucket}"), rate, f64::from(back) / 4.0, least, least + more))
-        });
+    let unit = (0..3usize, random_rate(), -50i32..50, 0u64..40, 0u64..40, prop_oneof![Just(0.0), 0.0..200.0]);
+    let unit = unit.prop_map(|(bucket, rate, back, at_least, more, alone)| {
+        let (name, back, at_most) = (format!("u{bucket}"), f64::from(back) / 4.0, at_least + more);
+        (bucket, Ask::Units { bucket: name, rate, back, alone, at_least, at_most })
+    });
     let slot = (0..2usize, 1u64..9, 0u64..4, 0u64..4, 0u64..4).prop_map(|(bucket, limit, used, more, slack)| {
         (10 + bucket, slots(&format!("s{bucket}"), limit, used, used + more, used + more + slack))
     });
