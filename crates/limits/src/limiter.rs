@@ -393,14 +393,17 @@ impl Limiter {
         }
     }
 
-    /// Forgets a tenant of whom nothing is held and no request came for long.
+    /// Forgets a tenant of whom nothing is held and no request came for long, and what else nobody needs.
     fn forget(&self, shared: &Arc<Shared>) {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        // One is in the map, one is the caller's: nobody else has it, and nobody gets it meanwhile.
+        if Arc::strong_count(shared) > 2 {
+            return;
+        }
         let mut account = shared.account();
         account.prune();
         let old = self.now().saturating_sub(account.asked_us) >= FORGET_US;
-        // One is in the map, one is the caller's: nobody else has it.
-        if old && !account.holds_unused() && !account.uses_slots() && Arc::strong_count(shared) == 2 {
+        if old && !account.holds_unused() && !account.uses_slots() {
             accounts.remove(&shared.tenant);
         }
     }

@@ -130,7 +130,8 @@ fn assert_bounded(admitted: &[u64], limit: u64, gateways: u64, slice: u64) -> Re
 
 #[test]
 fn whatever_happens_the_overshoot_is_a_slice_or_two_of_each_gateway() {
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 4000, ..ProptestConfig::default() });
+    let mut runner =
+        proptest::test_runner::TestRunner::new(ProptestConfig { cases: 4000, ..ProptestConfig::default() });
     let worlds = (1usize..5, 1u64..300, 1u32..20, proptest::collection::vec(event(), 1..150));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let run = runner.run(&worlds, |(gateways, limit, percent, events)| {

@@ -76,13 +76,14 @@ impl Addresses {
         let trusted = networks(&settings.trusted_proxies).map_err(|problem| wrong("trusted_proxies", problem))?;
         let rate = u64::from(settings.address_requests_per_second);
         let sender = Sender { trusted: trusted.into(), spread: std::hash::RandomState::new() };
-        let rates = if rate == 0 {
-            None
-        } else {
-            let mut builder = GovernorConfigBuilder::default();
-            builder.period(Duration::from_nanos(1_000_000_000 / rate)).burst_size(settings.address_burst);
-            let config = builder.key_extractor(sender.clone()).finish();
-            Some(config.ok_or_else(|| wrong("address_burst", "0 would refuse everybody".to_owned()))?)
+        let rates = match 1_000_000_000u64.checked_div(rate) {
+            None => None,
+            Some(pause_ns) => {
+                let mut builder = GovernorConfigBuilder::default();
+                builder.period(Duration::from_nanos(pause_ns.max(1))).burst_size(settings.address_burst);
+                let config = builder.key_extractor(sender.clone()).finish();
+                Some(config.ok_or_else(|| wrong("address_burst", "0 would refuse everybody".to_owned()))?)
+            }
         };
         let pause_ms = 1000u64.div_ceil(rate.max(1));
         Ok(Self { rates, sender, pause_ms, loopback: settings.address_limit_loopback })
