@@ -89,6 +89,24 @@ impl Admin {
         self.send(self.request(Method::PATCH, &path).json(&json!({ "weight": weight }))).await
     }
 
+    /// Sets what a tenant may use; what is not in `limits` stays, null takes a limit away.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn set_limits(&self, name: &str, limits: &Value) -> Result<Value> {
+        let path = format!("tenants/{}", segment(name));
+        self.send(self.request(Method::PATCH, &path).json(&json!({ "limits": limits }))).await
+    }
+
+    /// The same for a key, besides what its tenant may use.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn set_key_limits(&self, tenant: &str, id: &str, limits: &Value) -> Result<Value> {
+        let path = format!("tenants/{}/keys/{}", segment(tenant), segment(id));
+        self.send(self.request(Method::PATCH, &path).json(&json!({ "limits": limits }))).await
+    }
+
     /// Creates a key of the tenant.
     ///
     /// # Errors

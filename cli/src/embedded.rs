@@ -80,7 +80,7 @@ impl Settings {
     ) -> Result<Self, LoadError> {
         let loaded = Loader::new("weft up", "The four services in one process, over one base model")
             .section::<up::Settings>("")
-            .section::<weft_gateway::Settings>("gateway")
+            .section_with("gateway", &weft_gateway::Settings { address_limit_loopback: false, ..Default::default() })
             .section::<weft_worker::Settings>("worker")
             .section::<weft_adapter_registry::Settings>("registry")
             .section::<weft_cache_daemon::Settings>("cache")

@@ -3,12 +3,14 @@
 //! - [`embedded`]: the one place where all four services are wired together in a process.
 //! - [`up`]: its settings and life.
 //! - [`client`]: the HTTP clients behind the subcommands; they know the services only through HTTP.
+//! - [`limits`]: the flags of limits.
 //! - [`demo`], [`bench`]: stories told and measured through that client.
 
 pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod embedded;
+pub mod limits;
 pub mod model;
 pub mod synthetic;
 pub mod up;

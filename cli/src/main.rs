@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use weft_cli::client::Admin;
+use weft_cli::limits::LimitFlags;
 use weft_cli::{bench, demo, embedded, model, up};
 
 #[derive(Parser)]
@@ -123,6 +124,14 @@ enum TenantCommand {
         #[command(flatten)]
         api: Api,
     },
+    /// Set what a tenant may use; what is not given stays
+    Limits {
+        name: String,
+        #[command(flatten)]
+        limits: LimitFlags,
+        #[command(flatten)]
+        api: Api,
+    },
     /// List the tenants
     List {
         #[command(flatten)]
@@ -145,6 +154,16 @@ enum KeyCommand {
     List {
         #[arg(long)]
         tenant: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Set what may be used with a key, besides what its tenant may use; what is not given stays
+    Limits {
+        #[arg(long)]
+        tenant: String,
+        id: String,
+        #[command(flatten)]
+        limits: LimitFlags,
         #[command(flatten)]
         api: Api,
     },
@@ -262,12 +281,18 @@ async fn run(command: Command) -> Result<()> {
         Command::Tenant { command: TenantCommand::Weight { name, weight, api } } => {
             print_json(&api.client()?.set_weight(&name, weight).await?)
         }
+        Command::Tenant { command: TenantCommand::Limits { name, limits, api } } => {
+            print_json(&api.client()?.set_limits(&name, &limits.json()).await?)
+        }
         Command::Tenant { command: TenantCommand::List { api } } => print_json(&api.client()?.get("tenants").await?),
         Command::Key { command: KeyCommand::Create { tenant, label, api } } => {
             print_json(&serde_json::to_value(api.client()?.create_key(&tenant, label.as_deref()).await?)?)
         }
         Command::Key { command: KeyCommand::List { tenant, api } } => {
             print_json(&api.client()?.get(&format!("tenants/{tenant}/keys")).await?)
+        }
+        Command::Key { command: KeyCommand::Limits { tenant, id, limits, api } } => {
+            print_json(&api.client()?.set_key_limits(&tenant, &id, &limits.json()).await?)
         }
         Command::Key { command: KeyCommand::Revoke { tenant, id, api } } => {
             api.client()?.revoke_key(&tenant, &id).await

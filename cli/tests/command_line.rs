@@ -314,6 +314,16 @@ async fn publish_list_alias_and_keys_work_from_the_command_line() {
     assert!(ok && out.contains("2.5"), "{out}{err}");
     let (ok, _, err) = run(&["tenant", "weight", "harbour", "0"]);
     assert!(!ok && err.contains("0.01 to 100"), "{err}");
+    let (ok, out, err) =
+        run(&["tenant", "limits", "harbour", "--requests-per-minute", "1000", "--tokens-per-day", "5"]);
+    assert!(ok && out.contains("1000"), "{out}{err}");
+    let (ok, out, err) = run(&["tenant", "limits", "harbour", "--tokens-per-day", "none"]);
+    let tenant: serde_json::Value = serde_json::from_str(&out).unwrap_or_default();
+    let limits = &tenant["limits"];
+    let now = (limits["requests_per_minute"].as_u64(), limits["tokens_per_day"].is_null());
+    assert!(ok && now == (Some(1000), true), "{out}{err}");
+    let (ok, _, err) = run(&["tenant", "limits", "harbour", "--queue-length", "0"]);
+    assert!(!ok && err.contains("queue_length is 0, allowed are 1 to"), "{err}");
     let folder = tiny_adapter("rank8");
     let (ok, out, err) = run(&["publish", folder.to_str().unwrap(), "--tenant", "harbour", "--name", "org/pirate"]);
     assert!(ok, "{err}");
@@ -332,6 +342,9 @@ async fn publish_list_alias_and_keys_work_from_the_command_line() {
     let (ok, out, _) = run(&["key", "create", "--tenant", "harbour"]);
     assert!(ok);
     let key: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let id = key["id"].as_str().unwrap();
+    let (ok, out, err) = run(&["key", "limits", "--tenant", "harbour", id, "--concurrent-requests", "9"]);
+    assert!(ok && out.contains("\"concurrent_requests\": 9"), "{out}{err}");
     let reply = support::post(
         &format!("{}/v1/completions", up.data_url),
         key["secret"].as_str().unwrap(),

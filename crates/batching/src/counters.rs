@@ -6,6 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+pub use weft_types::Weight;
+
 use crate::turns::Tenant;
 
 /// A thousandth of the cost of one prompt token: what charges are counted in.
@@ -17,29 +19,6 @@ const OUTPUT_PRICE: u64 = 2;
 /// Tenants whose counters are kept. Beyond it those without requests go first, the least charged before others: a tenant
 /// that is forgotten starts again at the active minimum, which can only forgive it something.
 const ACCOUNTS_MAX: usize = 4096;
-
-/// A tenant's share relative to others: 0.01 to 100, kept in thousandths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Weight(u64);
-
-impl Weight {
-    /// The smallest weight.
-    pub const MIN: f64 = 0.01;
-    /// The largest weight.
-    pub const MAX: f64 = 100.0;
-
-    /// None if the value is no number from [`Weight::MIN`] to [`Weight::MAX`].
-    #[must_use]
-    pub fn new(value: f64) -> Option<Self> {
-        (Self::MIN..=Self::MAX).contains(&value).then(|| Self((value * 1000.0).round() as u64))
-    }
-}
-
-impl Default for Weight {
-    fn default() -> Self {
-        Self(1000)
-    }
-}
 
 /// A request's class, the first being served first. Classes order the requests of a tenant; among tenants a class is a
 /// head start of [`Fairness::priority_tokens`], once, so that nobody gains a larger share by calling everything urgent.
@@ -172,18 +151,6 @@ impl Counters {
     }
 }
 
-impl Weight {
-    /// What this cost adds to a counter.
-    pub(crate) fn virtual_cost(self, cost: u64) -> u64 {
-        cost.saturating_mul(1000) / self.0
-    }
-
-    /// `count` per unit of weight, for comparing queues.
-    pub(crate) fn share_of(self, count: usize) -> u64 {
-        (count as u64).saturating_mul(1_000_000) / self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,15 +169,6 @@ mod tests {
         counters.charge("light", 1000);
         counters.charge("heavy", 1000);
         assert_eq!((counters.get("light"), counters.get("heavy")), (2000, 250));
-    }
-
-    #[test]
-    fn weights_out_of_range_are_none() {
-        for wrong in [0.0, 0.009, 100.1, -1.0, f64::NAN, f64::INFINITY] {
-            assert_eq!(Weight::new(wrong), None, "{wrong}");
-        }
-        assert_eq!(Weight::new(1.0), Some(Weight::default()));
-        assert!(Weight::new(0.01) < Weight::new(100.0));
     }
 
     #[test]

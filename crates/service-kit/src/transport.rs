@@ -102,7 +102,22 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
 }
 
 /// One accepted connection, whatever carries it.
-pub struct Connection(Box<dyn Io>);
+pub struct Connection {
+    io: Box<dyn Io>,
+    peer: Option<SocketAddr>,
+}
+
+impl Connection {
+    fn local(io: impl Io + 'static) -> Self {
+        Self { io: Box::new(io), peer: None }
+    }
+
+    /// Who connected; none over a Unix socket or memory.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+}
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
@@ -114,19 +129,19 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -155,7 +170,8 @@ impl Listener {
                     stream.map(|stream| {
                         // Small frames of a token stream must not wait for more; a failure only costs latency.
                         let _ = stream.set_nodelay(true);
-                        Connection(Box::new(stream))
+                        let peer = stream.peer_addr().ok();
+                        Connection { io: Box::new(stream), peer }
                     })
                 });
                 Ok(Self { incoming: incoming.boxed(), address: local.to_string(), local: Some(local) })
@@ -165,8 +181,7 @@ impl Listener {
                     std::fs::remove_file(path).map_err(named)?;
                 }
                 let listener = UnixListener::bind(path).map_err(named)?;
-                let incoming =
-                    UnixListenerStream::new(listener).map(|stream| stream.map(|stream| Connection(Box::new(stream))));
+                let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(Connection::local));
                 Ok(Self { incoming: incoming.boxed(), address: address.to_string(), local: None })
             }
         }
@@ -185,7 +200,7 @@ impl Listener {
                     Ok::<_, io::Error>(TokioIo::new(near))
                 }
             }));
-        let incoming = ReceiverStream::new(accepted).map(|stream| Ok(Connection(Box::new(stream))));
+        let incoming = ReceiverStream::new(accepted).map(|stream| Ok(Connection::local(stream)));
         (Self { incoming: incoming.boxed(), address: "memory".to_owned(), local: None }, channel)
     }
 

@@ -201,6 +201,39 @@ pub struct SetAliasResponse {
     #[prost(message, optional, tag = "1")]
     pub alias: ::core::option::Option<Alias>,
 }
+/// What a tenant or a key may use. 0: no limit; else 1 to 10^12.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Limits {
+    #[prost(uint64, tag = "1")]
+    pub requests_per_minute: u64,
+    /// Of prompts and answers.
+    #[prost(uint64, tag = "2")]
+    pub tokens_per_minute: u64,
+    #[prost(uint64, tag = "3")]
+    pub tokens_per_day: u64,
+    /// Answers being made at once.
+    #[prost(uint64, tag = "4")]
+    pub concurrent_requests: u64,
+    /// Answers that wait for their first token at once.
+    #[prost(uint64, tag = "5")]
+    pub queue_length: u64,
+}
+/// What is absent stays; 0 takes a limit away.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LimitsChange {
+    #[prost(uint64, optional, tag = "1")]
+    pub requests_per_minute: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    pub tokens_per_minute: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub tokens_per_day: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "4")]
+    pub concurrent_requests: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    pub queue_length: ::core::option::Option<u64>,
+}
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTenantRequest {
@@ -211,6 +244,9 @@ pub struct CreateTenantRequest {
     /// 0.01 to 100. 0 stands for "not set" and means 1. A tenant that exists keeps its own.
     #[prost(double, tag = "3")]
     pub weight: f64,
+    /// A tenant that exists keeps its own.
+    #[prost(message, optional, tag = "4")]
+    pub limits: ::core::option::Option<Limits>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -234,6 +270,8 @@ pub struct Tenant {
     /// Its share of a worker that many tenants want, relative to theirs.
     #[prost(double, tag = "4")]
     pub weight: f64,
+    #[prost(message, optional, tag = "5")]
+    pub limits: ::core::option::Option<Limits>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -245,6 +283,8 @@ pub struct UpdateTenantRequest {
     /// 0.01 to 100.
     #[prost(double, optional, tag = "3")]
     pub weight: ::core::option::Option<f64>,
+    #[prost(message, optional, tag = "4")]
+    pub limits: ::core::option::Option<LimitsChange>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -271,6 +311,9 @@ pub struct CreateKeyRequest {
     pub label: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub actor: ::prost::alloc::string::String,
+    /// Besides the tenant's.
+    #[prost(message, optional, tag = "4")]
+    pub limits: ::core::option::Option<Limits>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -307,6 +350,26 @@ pub struct Key {
     /// 0: valid.
     #[prost(uint64, tag = "5")]
     pub revoked_ms: u64,
+    #[prost(message, optional, tag = "6")]
+    pub limits: ::core::option::Option<Limits>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateKeyRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub limits: ::core::option::Option<LimitsChange>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateKeyResponse {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<Key>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -353,6 +416,8 @@ pub struct DirectoryTenant {
     /// As in Tenant; 0 from a registry that knows no weights.
     #[prost(double, tag = "6")]
     pub weight: f64,
+    #[prost(message, optional, tag = "7")]
+    pub limits: ::core::option::Option<Limits>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -362,6 +427,8 @@ pub struct DirectoryKey {
     /// SHA-256 of the whole secret. Revoked keys are not listed.
     #[prost(bytes = "bytes", tag = "2")]
     pub secret_sha256: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub limits: ::core::option::Option<Limits>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -766,6 +833,31 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "ListKeys"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes what the request sets and leaves the rest. NOT_FOUND for a revoked key too.
+        pub async fn update_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/UpdateKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "UpdateKey"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn revoke_key(
             &mut self,
             request: impl tonic::IntoRequest<super::RevokeKeyRequest>,
@@ -924,6 +1016,14 @@ pub mod registry_server {
             request: tonic::Request<super::ListKeysRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListKeysResponse>,
+            tonic::Status,
+        >;
+        /// Changes what the request sets and leaves the rest. NOT_FOUND for a revoked key too.
+        async fn update_key(
+            &self,
+            request: tonic::Request<super::UpdateKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateKeyResponse>,
             tonic::Status,
         >;
         async fn revoke_key(
@@ -1464,6 +1564,51 @@ pub mod registry_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListKeysSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/UpdateKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateKeySvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::UpdateKeyRequest>
+                    for UpdateKeySvc<T> {
+                        type Response = super::UpdateKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::update_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateKeySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -4,13 +4,15 @@ use crate::Error;
 use crate::core::{Change, Core, now_ms};
 use crate::layout::{Place, adapter_prefix, tenant_prefix};
 use crate::records::{
-    AliasRecord, BaseRecord, KeyRecord, LinearRecord, Revocation, SALT_BYTES, TenantRecord, VersionRecord, Weight,
+    AliasRecord, BaseRecord, KeyRecord, LinearRecord, Revocation, SALT_BYTES, TenantRecord, VersionRecord,
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
-use weft_types::{AdapterName, AliasName, Digest, Selector, TenantName, VersionNumber};
+use weft_types::{
+    AdapterName, AliasName, Digest, LimitChange, LimitError, Limits, Selector, TenantName, VersionNumber, Weight,
+};
 
 /// So that a directory with everything at its limit still fits one message; a test adds it up.
 pub(crate) const TENANTS_MAX: usize = 10_000;
@@ -71,8 +73,20 @@ pub(crate) fn check_actor(actor: &str) -> Result<(), Error> {
 }
 
 fn checked_weight(weight: f64) -> Result<Weight, Error> {
-    let message = || format!("weight is {weight}, allowed are 0.01 to 100");
-    Weight::new(weight).ok_or_else(|| Error::invalid("weight", message()))
+    Weight::new(weight).map_err(|error| Error::invalid("weight", error.to_string()))
+}
+
+fn wrong_limit(error: LimitError) -> Error {
+    Error::invalid(error.kind.as_str(), error.to_string())
+}
+
+/// Only ids that we make: anything else could name another object.
+fn is_key_id(id: &str) -> bool {
+    id.len() == 16 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn unknown_key(tenant: &TenantName) -> Error {
+    Error::NotFound(format!("tenant {tenant} has no such key"))
 }
 
 impl Core {
@@ -93,9 +107,11 @@ impl Core {
         &self,
         name: TenantName,
         weight: f64,
+        limits: &[LimitChange],
         actor: &str,
     ) -> Result<(TenantRecord, bool), Error> {
         check_actor(actor)?;
+        let limits = Limits::default().changed(limits).map_err(wrong_limit)?;
         let weight = if weight == 0.0 { Weight::default() } else { checked_weight(weight)? };
         if self.counts().tenants >= TENANTS_MAX && self.require_tenant(&name).await.is_err() {
             return Err(Error::Full { what: "tenants".to_owned(), max: TENANTS_MAX });
@@ -115,6 +131,7 @@ impl Core {
                     salt,
                     default_adapter: String::new(),
                     weight,
+                    limits,
                 }),
             })
         });
@@ -130,22 +147,24 @@ impl Core {
         &self,
         name: TenantName,
         weight: Option<f64>,
+        limits: &[LimitChange],
         actor: &str,
     ) -> Result<TenantRecord, Error> {
         check_actor(actor)?;
         let weight = weight.map(checked_weight).transpose()?;
+        Limits::default().changed(limits).map_err(wrong_limit)?;
         let place = Place::Tenant(name.clone());
         let updated = self.update(&place, |found: Option<(&TenantRecord, &ETag)>| {
             let Some((record, _)) = found else { return Err(Error::NotFound(format!("there is no tenant {name}"))) };
-            match weight {
-                Some(weight) if weight != record.weight => {
-                    Ok(Change::Write(TenantRecord { revision: record.revision + 1, weight, ..record.clone() }))
-                }
-                _ => Ok(Change::Keep(record.clone())),
+            let limits = record.limits.changed(limits).map_err(wrong_limit)?;
+            let changed = TenantRecord { weight: weight.unwrap_or(record.weight), limits, ..record.clone() };
+            if changed == *record {
+                return Ok(Change::Keep(changed));
             }
+            Ok(Change::Write(TenantRecord { revision: record.revision + 1, ..changed }))
         });
         let (record, _) = updated.await?;
-        tracing::info!(tenant = %name, weight = record.weight.value(), actor, "updated a tenant");
+        tracing::info!(tenant = %name, weight = record.weight.value(), limits = ?record.limits, actor, "updated a tenant");
         Ok(record)
     }
 
@@ -154,9 +173,11 @@ impl Core {
         &self,
         tenant: TenantName,
         label: &str,
+        limits: &[LimitChange],
         actor: &str,
     ) -> Result<(String, String), Error> {
         check_actor(actor)?;
+        let limits = Limits::default().changed(limits).map_err(wrong_limit)?;
         check_text("label", label, TEXT_BYTES_MAX)?;
         self.require_tenant(&tenant).await?;
         let here = self.catalog().tenant(&tenant).map_or(0, |tenant| tenant.live_keys());
@@ -179,6 +200,7 @@ impl Core {
                 created_ms: now_ms(),
                 actor: actor.to_owned(),
                 secret_sha256: Digest::of(secret.as_bytes()),
+                limits,
                 revoked: None,
             };
             if self.create(&Place::Key(tenant.clone(), id.clone()), &record).await?.is_some() {
@@ -188,12 +210,39 @@ impl Core {
         }
     }
 
+    /// Gives a key what is set, and leaves the rest. A revoked key is as good as none.
+    pub(crate) async fn update_key(
+        &self,
+        tenant: TenantName,
+        id: &str,
+        limits: &[LimitChange],
+        actor: &str,
+    ) -> Result<KeyRecord, Error> {
+        check_actor(actor)?;
+        Limits::default().changed(limits).map_err(wrong_limit)?;
+        let unknown = || unknown_key(&tenant);
+        if !is_key_id(id) {
+            return Err(unknown());
+        }
+        let place = Place::Key(tenant.clone(), id.to_owned());
+        let updated = self.update(&place, |found: Option<(&KeyRecord, &ETag)>| {
+            let (record, _) = found.filter(|(record, _)| record.revoked.is_none()).ok_or_else(unknown)?;
+            let limits = record.limits.changed(limits).map_err(wrong_limit)?;
+            if limits == record.limits {
+                return Ok(Change::Keep(record.clone()));
+            }
+            Ok(Change::Write(KeyRecord { revision: record.revision + 1, limits, ..record.clone() }))
+        });
+        let (record, _) = updated.await?;
+        tracing::info!(%tenant, key = id, limits = ?record.limits, actor, "updated a key");
+        Ok(record)
+    }
+
     /// Revokes a key; again is the same as once.
     pub(crate) async fn revoke_key(&self, tenant: TenantName, id: &str, actor: &str) -> Result<(), Error> {
         check_actor(actor)?;
-        let unknown = || Error::NotFound(format!("tenant {tenant} has no such key"));
-        // Only ids that we make: anything else could name another object.
-        if id.len() != 16 || !id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        let unknown = || unknown_key(&tenant);
+        if !is_key_id(id) {
             return Err(unknown());
         }
         let place = Place::Key(tenant.clone(), id.to_owned());

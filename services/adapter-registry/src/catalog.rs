@@ -7,6 +7,7 @@
 
 use crate::layout::Place;
 use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
+use crate::wire;
 use std::collections::{BTreeMap, HashMap};
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
@@ -169,6 +170,7 @@ impl Catalog {
                 adapters: tenant.adapters.iter().filter_map(directory_adapter).collect(),
                 salt: record.salt.to_vec().into(),
                 weight: record.weight.value(),
+                limits: (!record.limits.is_empty()).then(|| wire::limits(&record.limits)),
             })
         });
         pb::Directory { generation, incarnation: incarnation.to_owned(), tenants: tenants.collect() }
@@ -204,7 +206,11 @@ impl Adapter {
 }
 
 fn directory_key(key: &KeyRecord) -> pb::DirectoryKey {
-    pb::DirectoryKey { id: key.id.clone(), secret_sha256: key.secret_sha256.to_vec().into() }
+    pb::DirectoryKey {
+        id: key.id.clone(),
+        secret_sha256: key.secret_sha256.to_vec().into(),
+        limits: (!key.limits.is_empty()).then(|| wire::limits(&key.limits)),
+    }
 }
 
 fn directory_adapter((name, adapter): (&AdapterName, &Adapter)) -> Option<pb::DirectoryAdapter> {

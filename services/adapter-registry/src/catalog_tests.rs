@@ -1,6 +1,7 @@
 use super::*;
 use crate::records::Revocation;
 use proptest::prelude::*;
+use weft_types::{LimitKind, Limits};
 
 fn tenant() -> TenantName {
     "harbour".parse().unwrap()
@@ -42,6 +43,7 @@ fn key(revision: u64) -> (Place, Record, ETag) {
         created_ms: 1,
         actor: String::new(),
         secret_sha256: Digest::of(b"secret"),
+        limits: Limits::default(),
         revoked: (revision > 1).then(|| Revocation { at_ms: 2, actor: String::new() }),
     };
     (Place::Key(tenant(), "0a".to_owned()), record.into(), ETag::new(format!("k{revision}")))
@@ -56,6 +58,7 @@ fn tenant_record() -> (Place, Record, ETag) {
         salt: [1; 32],
         default_adapter: String::new(),
         weight: Default::default(),
+        limits: Limits::default(),
     };
     (Place::Tenant(tenant()), record.into(), ETag::new("t1"))
 }
@@ -172,15 +175,16 @@ fn a_directory_with_everything_at_its_limit_fits_one_message() {
 
     let mut catalog = Catalog::default();
     let (digest, etag) = (Digest::of(b""), || ETag::new("e"));
+    let limits = Limits::default().changed(&LimitKind::ALL.map(|kind| (kind, Limits::MAX))).unwrap();
     let tenants: Vec<TenantName> = (0..TENANTS_MAX).map(|n| long("t", n, 63).parse().unwrap()).collect();
     for name in &tenants {
         let Record::Tenant(record) = tenant_record().1 else { unreachable!("a tenant") };
-        let record = TenantRecord { name: name.clone(), default_adapter: long("a", 0, 128), ..record };
+        let record = TenantRecord { name: name.clone(), default_adapter: long("a", 0, 128), limits, ..record };
         catalog.merge(&Place::Tenant(name.clone()), record.into(), etag());
     }
     for n in 0..KEYS_MAX {
         let Record::Key(record) = key(1).1 else { unreachable!("a key") };
-        let record = KeyRecord { id: format!("{n:016x}"), ..record };
+        let record = KeyRecord { id: format!("{n:016x}"), limits, ..record };
         catalog.merge(&Place::Key(tenants[n % TENANTS_MAX].clone(), record.id.clone()), record.into(), etag());
     }
     for n in 0..ADAPTERS_MAX {

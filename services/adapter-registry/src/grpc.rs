@@ -174,7 +174,8 @@ impl Registry for Service {
         let work = async {
             let request = request.into_inner();
             let name = name("name", &request.name)?;
-            let (record, created) = self.core.create_tenant(name, request.weight, &request.actor).await?;
+            let limits = wire::first_limits(request.limits);
+            let (record, created) = self.core.create_tenant(name, request.weight, &limits, &request.actor).await?;
             Ok(pb::CreateTenantResponse { tenant: Some(wire::tenant(&record)), created })
         };
         self.call("create_tenant", work).await
@@ -184,7 +185,8 @@ impl Registry for Service {
         let work = async {
             let request = request.into_inner();
             let name = name("name", &request.name)?;
-            let record = self.core.update_tenant(name, request.weight, &request.actor).await?;
+            let limits = wire::changes(request.limits);
+            let record = self.core.update_tenant(name, request.weight, &limits, &request.actor).await?;
             Ok(pb::UpdateTenantResponse { tenant: Some(wire::tenant(&record)) })
         };
         self.call("update_tenant", work).await
@@ -204,7 +206,8 @@ impl Registry for Service {
         let work = async {
             let request = request.into_inner();
             let tenant = name("tenant", &request.tenant)?;
-            let (id, secret) = self.core.create_key(tenant, &request.label, &request.actor).await?;
+            let limits = wire::first_limits(request.limits);
+            let (id, secret) = self.core.create_key(tenant, &request.label, &limits, &request.actor).await?;
             Ok(pb::CreateKeyResponse { id, secret })
         };
         self.call("create_key", work).await
@@ -221,6 +224,17 @@ impl Registry for Service {
             Ok(pb::ListKeysResponse { keys: keys.collect() })
         };
         self.call("list_keys", work).await
+    }
+
+    async fn update_key(&self, request: Request<pb::UpdateKeyRequest>) -> Answer<pb::UpdateKeyResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let tenant: TenantName = name("tenant", &request.tenant)?;
+            let limits = wire::changes(request.limits);
+            let record = self.core.update_key(tenant.clone(), &request.id, &limits, &request.actor).await?;
+            Ok(pb::UpdateKeyResponse { key: Some(wire::key(&tenant, &record)) })
+        };
+        self.call("update_key", work).await
     }
 
     async fn revoke_key(&self, request: Request<pb::RevokeKeyRequest>) -> Answer<pb::RevokeKeyResponse> {

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use weft_adapter_format::{BaseShape, LinearShape};
-use weft_types::{Digest, TenantName};
+use weft_types::{Digest, Limits, TenantName, Weight};
 
 /// Moves of an alias that are kept.
 pub(crate) const HISTORY_MAX: usize = 100;
@@ -67,28 +67,8 @@ pub(crate) struct TenantRecord {
     pub(crate) default_adapter: String,
     #[serde(default)]
     pub(crate) weight: Weight,
-}
-
-/// A tenant's share relative to others', in thousandths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Weight(u32);
-
-impl Default for Weight {
-    fn default() -> Self {
-        Self(1000)
-    }
-}
-
-impl Weight {
-    /// None unless the value is from 0.01 to 100.
-    pub(crate) fn new(value: f64) -> Option<Self> {
-        (0.01..=100.0).contains(&value).then(|| Self((value * 1000.0).round() as u32))
-    }
-
-    pub(crate) fn value(self) -> f64 {
-        f64::from(self.0) / 1000.0
-    }
+    #[serde(default)]
+    pub(crate) limits: Limits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +80,9 @@ pub(crate) struct KeyRecord {
     pub(crate) actor: String,
     /// Of the whole secret, which is stored nowhere.
     pub(crate) secret_sha256: Digest,
+    /// Besides the tenant's.
+    #[serde(default)]
+    pub(crate) limits: Limits,
     #[serde(default)]
     pub(crate) revoked: Option<Revocation>,
 }
@@ -229,10 +212,13 @@ mod tests {
             salt: [7; SALT_BYTES],
             default_adapter: String::new(),
             weight: Weight::new(0.25).unwrap(),
+            limits: Limits { tokens_per_day: Some(5), ..Limits::default() },
         };
         let json = serde_json::to_string(&tenant).unwrap();
         assert_eq!(serde_json::from_str::<TenantRecord>(&json).unwrap(), tenant);
-        let older = json.replace(r#","weight":250"#, "");
-        assert_eq!(serde_json::from_str::<TenantRecord>(&older).unwrap().weight, Weight::default());
+        let older = json.replace(r#","weight":250,"limits":{"tokens_per_day":5}"#, "");
+        assert_ne!(older, json);
+        let older: TenantRecord = serde_json::from_str(&older).unwrap();
+        assert_eq!((older.weight, older.limits), (Weight::default(), Limits::default()));
     }
 }

@@ -1,11 +1,11 @@
-//! From records to messages.
+//! From records to messages, and limits both ways.
 
 use crate::catalog::Adapter;
 use crate::publish::cut;
 use crate::records::{AliasRecord, KeyRecord, TenantRecord, VersionRecord};
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
-use weft_types::{AdapterName, AliasName, TenantName};
+use weft_types::{AdapterName, AliasName, LimitChange, LimitKind, Limits, TenantName};
 
 /// Reasons of a refusal on the wire: what a person can read, and less than a message holds.
 const REASONS_MAX: usize = 1_000;
@@ -66,7 +66,43 @@ pub(crate) fn tenant(record: &TenantRecord) -> pb::Tenant {
         created_ms: record.created_ms,
         default_adapter: record.default_adapter.clone(),
         weight: record.weight.value(),
+        limits: Some(limits(&record.limits)),
     }
+}
+
+pub(crate) fn limits(limits: &Limits) -> pb::Limits {
+    pb::Limits {
+        requests_per_minute: limits.requests_per_minute.unwrap_or(0),
+        tokens_per_minute: limits.tokens_per_minute.unwrap_or(0),
+        tokens_per_day: limits.tokens_per_day.unwrap_or(0),
+        concurrent_requests: limits.concurrent_requests.unwrap_or(0),
+        queue_length: limits.queue_length.unwrap_or(0),
+    }
+}
+
+/// What a change asks for; an absent one asks for nothing.
+pub(crate) fn changes(change: Option<pb::LimitsChange>) -> Vec<LimitChange> {
+    let change = change.unwrap_or_default();
+    let asked = |kind| match kind {
+        LimitKind::RequestsPerMinute => change.requests_per_minute,
+        LimitKind::TokensPerMinute => change.tokens_per_minute,
+        LimitKind::TokensPerDay => change.tokens_per_day,
+        LimitKind::ConcurrentRequests => change.concurrent_requests,
+        LimitKind::QueueLength => change.queue_length,
+    };
+    LimitKind::ALL.into_iter().filter_map(|kind| Some((kind, asked(kind)?))).collect()
+}
+
+/// The limits of something new.
+pub(crate) fn first_limits(limits: Option<pb::Limits>) -> Vec<LimitChange> {
+    let limits = limits.unwrap_or_default();
+    vec![
+        (LimitKind::RequestsPerMinute, limits.requests_per_minute),
+        (LimitKind::TokensPerMinute, limits.tokens_per_minute),
+        (LimitKind::TokensPerDay, limits.tokens_per_day),
+        (LimitKind::ConcurrentRequests, limits.concurrent_requests),
+        (LimitKind::QueueLength, limits.queue_length),
+    ]
 }
 
 pub(crate) fn key(tenant: &TenantName, record: &KeyRecord) -> pb::Key {
@@ -76,6 +112,7 @@ pub(crate) fn key(tenant: &TenantName, record: &KeyRecord) -> pb::Key {
         label: record.label.clone(),
         created_ms: record.created_ms,
         revoked_ms: record.revoked.as_ref().map_or(0, |revocation| revocation.at_ms),
+        limits: Some(limits(&record.limits)),
     }
 }
 

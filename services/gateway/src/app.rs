@@ -4,9 +4,10 @@ use crate::authenticate::AdminKeys;
 use crate::directory::{Directory, Registry, registry_client};
 use crate::error::BuildError;
 use crate::generate::Mesh;
-use crate::http::{self, Waiting};
+use crate::http::{self, Addresses, Waiting};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::quota::Quota;
 use crate::serve::{Bounds, serve};
 use crate::settings::Settings;
 use crate::workers::Pool;
@@ -47,6 +48,8 @@ pub(crate) struct Gateway {
     pub(crate) directory: Directory,
     pub(crate) registry: Registry,
     pub(crate) mesh: Mesh,
+    pub(crate) quota: Quota,
+    pub(crate) addresses: Addresses,
     pub(crate) admin_keys: AdminKeys,
     pub(crate) prometheus: prometheus::Registry,
     pub(crate) started_unix: u64,
@@ -60,7 +63,8 @@ pub struct App {
 }
 
 impl App {
-    /// Wires the parts. Does no IO but reading `admin_key_file`; whatever is away is waited for while running.
+    /// Wires the parts. Does no IO but reading `admin_key_file` and connecting to Redis in the background; whatever is away
+    /// is waited for while running. Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// A setting that cannot be used, or metrics that are registered twice.
@@ -86,6 +90,8 @@ impl App {
                 metrics,
                 retries_max: settings.retries_max,
             },
+            quota: Quota::new(&settings)?,
+            addresses: Addresses::new(&settings)?,
             admin_keys,
             prometheus: components.metrics,
             started_unix: std::time::SystemTime::now()
@@ -131,6 +137,11 @@ impl App {
             background.spawn(async move { gateway.mesh.pool.watch(index, every, gateway.mesh.metrics.clone()).await });
         }
         background.spawn(Arc::clone(&gateway).tell(self.readiness.clone()));
+        background.spawn({
+            let gateway = Arc::clone(&gateway);
+            async move { gateway.addresses.forget().await }
+        });
+        let _in_touch = gateway.quota.keep();
 
         // Readiness turns first, the listeners close a little later: see `drain_delay_ms`.
         let closing = Shutdown::new();
@@ -157,6 +168,8 @@ impl App {
             serve("data", data, self.data_router(), bounds, metrics, &closing, || http::unasked_lines(&gateway)),
             serve("admin", admin, self.admin_router(), bounds, metrics, &closing, || http::unasked_lines(&gateway)),
         );
+        // What is held in advance is of use to other gateways.
+        gateway.quota.limiter.sweep(true).await;
         // Dropping `background` ends the followers.
     }
 }

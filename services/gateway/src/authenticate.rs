@@ -1,20 +1,20 @@
 //! From a bearer key to the tenant or operator behind it. Pure: the directory is a snapshot.
 
-use crate::directory::{Snapshot, Tenant};
+use crate::directory::{Key, Snapshot, Tenant};
 use crate::error::Error;
 use http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
-/// Finds the tenant whose key the request carries.
+/// Finds the key that the request carries, and its tenant.
 ///
 /// The key is looked up by its SHA-256, so that the time of the look-up says nothing about keys: to profit from it one
 /// would have to invert the hash.
-pub(crate) fn tenant(snapshot: &Snapshot, headers: &HeaderMap) -> Result<Arc<Tenant>, Error> {
+pub(crate) fn tenant(snapshot: &Snapshot, headers: &HeaderMap) -> Result<(Arc<Key>, Arc<Tenant>), Error> {
     let secret = bearer(headers).ok_or(Error::NoCredentials)?;
     let hash: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
-    snapshot.tenant_of_key(&hash).ok_or(Error::WrongKey)
+    snapshot.key(&hash).ok_or(Error::WrongKey)
 }
 
 /// The token of `authorization: Bearer TOKEN`.

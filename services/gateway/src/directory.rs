@@ -17,7 +17,7 @@ use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::registry_client::RegistryClient;
 use weft_service_kit::transport::{Backoff, MESSAGE_BYTES_MAX};
-use weft_types::Digest;
+use weft_types::{Digest, Limits};
 
 /// The registry speaks at least every few seconds; a stream silent for this long is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -41,7 +41,15 @@ pub(crate) struct Snapshot {
     pub(crate) generation: u64,
     pub(crate) incarnation: String,
     tenants: HashMap<String, Arc<Tenant>>,
-    keys: HashMap<[u8; 32], (String, Arc<Tenant>)>,
+    keys: HashMap<[u8; 32], (Arc<Key>, Arc<Tenant>)>,
+}
+
+/// One of a tenant's keys.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) id: String,
+    /// Besides the tenant's.
+    pub(crate) limits: Limits,
 }
 
 /// A tenant and what it owns.
@@ -54,6 +62,8 @@ pub(crate) struct Tenant {
     pub(crate) salt: Option<[u8; 32]>,
     /// Its share of a worker; 0 from a registry that knows no weights.
     pub(crate) weight: f64,
+    /// Its own.
+    pub(crate) limits: Limits,
     pub(crate) adapters: BTreeMap<String, Adapter>,
 }
 
@@ -74,13 +84,15 @@ impl Snapshot {
             let read = Arc::new(Tenant {
                 salt: salt(&tenant.salt),
                 weight: tenant.weight,
+                limits: limits(tenant.limits),
                 default_adapter: Some(tenant.default_adapter).filter(|name| !name.is_empty()),
                 adapters: adapters.collect(),
                 name: tenant.name.clone(),
             });
             for key in tenant.keys {
                 if let Ok(hash) = <[u8; 32]>::try_from(key.secret_sha256.as_ref()) {
-                    snapshot.keys.insert(hash, (key.id, Arc::clone(&read)));
+                    let key = Key { id: key.id, limits: limits(key.limits) };
+                    snapshot.keys.insert(hash, (Arc::new(key), Arc::clone(&read)));
                 }
             }
             snapshot.tenants.insert(tenant.name, read);
@@ -88,10 +100,10 @@ impl Snapshot {
         snapshot
     }
 
-    /// The tenant whose key has this SHA-256.
-    pub(crate) fn tenant_of_key(&self, hash: &[u8; 32]) -> Option<Arc<Tenant>> {
-        let (stored, (_, tenant)) = self.keys.get_key_value(hash)?;
-        bool::from(stored.ct_eq(hash)).then(|| Arc::clone(tenant))
+    /// The key with this SHA-256, and its tenant.
+    pub(crate) fn key(&self, hash: &[u8; 32]) -> Option<(Arc<Key>, Arc<Tenant>)> {
+        let (stored, found) = self.keys.get_key_value(hash)?;
+        bool::from(stored.ct_eq(hash)).then(|| found.clone())
     }
 
     pub(crate) fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
@@ -99,7 +111,13 @@ impl Snapshot {
     }
 
     pub(crate) fn has_key(&self, tenant: &str, id: &str) -> bool {
-        self.keys.values().any(|(known, owner)| known == id && owner.name == tenant)
+        self.key_limits(tenant, id).is_some()
+    }
+
+    /// The limits of one of the tenant's keys. Cost: one step a key.
+    pub(crate) fn key_limits(&self, tenant: &str, id: &str) -> Option<Limits> {
+        let mut keys = self.keys.values();
+        keys.find(|(key, owner)| key.id == id && owner.name == tenant).map(|(key, _)| key.limits)
     }
 }
 
@@ -114,6 +132,19 @@ impl Adapter {
             versions: versions.collect(),
             aliases: adapter.aliases.into_iter().map(|alias| (alias.name, alias.version)).collect(),
         }
+    }
+}
+
+/// As the wire has them: 0 is no limit.
+pub(crate) fn limits(limits: Option<pb::Limits>) -> Limits {
+    let limits = limits.unwrap_or_default();
+    let limited = |value: u64| Some(value.min(Limits::MAX)).filter(|value| *value > 0);
+    Limits {
+        requests_per_minute: limited(limits.requests_per_minute),
+        tokens_per_minute: limited(limits.tokens_per_minute),
+        tokens_per_day: limited(limits.tokens_per_day),
+        concurrent_requests: limited(limits.concurrent_requests),
+        queue_length: limited(limits.queue_length),
     }
 }
 

@@ -1,8 +1,10 @@
 //! What goes wrong in the gateway itself, and what the caller should do about it. Faults of the registry and the
 //! workers pass through as they are, but for those whose meaning changes at this border (see [`from_worker`]).
 
+use rand::Rng;
 use weft_fault::{Fault, Kind};
-use weft_types::Digest;
+use weft_limits::Refusal;
+use weft_types::{Digest, LimitKind};
 
 /// Why a gateway cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,10 @@ pub(crate) enum Error {
     Overloaded { running: usize, max: usize },
     #[error("{what} in flight reach their limit of {max}")]
     Full { what: &'static str, max: usize },
+    #[error("{}", limit_reached(tenant, refusal))]
+    LimitReached { tenant: String, refusal: Box<Refusal> },
+    #[error("too many requests from this address")]
+    AddressTooFast { pause_ms: u64 },
     #[error("the worker answered with adapter {got} instead of {expected}; nothing of it was delivered")]
     WrongAdapter { expected: String, got: String },
     #[error("the worker answered with base {got} instead of {expected}")]
@@ -73,10 +79,17 @@ pub(crate) mod code {
     pub(crate) const ADAPTER_TOO_LARGE: &str = "adapter_too_large";
     pub(crate) const ADAPTER_WRONG_BASE: &str = "adapter_wrong_base";
     pub(crate) const UNKNOWN_URL: &str = "unknown_url";
+    pub(crate) const RATE_LIMIT_EXCEEDED: &str = "rate_limit_exceeded";
+    /// The tokens of the day are used up: OpenAI's word.
+    pub(crate) const INSUFFICIENT_QUOTA: &str = "insufficient_quota";
+    /// Larger than a limit will ever allow.
+    pub(crate) const REQUEST_EXCEEDS_LIMIT: &str = "request_exceeds_limit";
 }
 
 /// How long a client should wait after an answer "full".
 const RETRY_FULL_MS: u64 = 500;
+/// How long a client should wait for one of a tenant's slots: nobody knows when an answer ends.
+const RETRY_SLOT_MS: u64 = 1000;
 /// How long a client should wait while a part is away.
 const RETRY_AWAY_MS: u64 = 1000;
 
@@ -92,6 +105,19 @@ impl From<Error> for Fault {
             }
             Error::NoWorker => fault(Kind::Unavailable).with_code("no_worker").with_retry_after_ms(RETRY_AWAY_MS),
             Error::Overloaded { .. } | Error::Full { .. } => fault(Kind::Overloaded).with_retry_after_ms(RETRY_FULL_MS),
+            Error::LimitReached { refusal, .. } => match refusal.retry_after {
+                None => fault(Kind::Overloaded).with_code(code::REQUEST_EXCEEDS_LIMIT),
+                Some(wait) => {
+                    let is_quota = refusal.kind == LimitKind::TokensPerDay;
+                    let code = if is_quota { code::INSUFFICIENT_QUOTA } else { code::RATE_LIMIT_EXCEEDED };
+                    let ms = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+                    let ms = if ms == 0 { RETRY_SLOT_MS } else { ms };
+                    fault(Kind::Overloaded).with_code(code).with_retry_after_ms(jittered(ms))
+                }
+            },
+            Error::AddressTooFast { pause_ms } => {
+                fault(Kind::Overloaded).with_code(code::RATE_LIMIT_EXCEEDED).with_retry_after_ms(jittered(*pause_ms))
+            }
             Error::WrongAdapter { .. } => fault(Kind::Corrupt).with_code("adapter_mismatch"),
             Error::WrongBase { .. } => fault(Kind::Unavailable).with_code("base_mismatch"),
             Error::CutShort => fault(Kind::Unavailable).with_code(code::WORKER_LOST).with_retry_after_ms(RETRY_AWAY_MS),
@@ -103,6 +129,20 @@ impl From<Error> for Fault {
                 fault(Kind::Invalid).with_code("unsupported_parameter").with_param(field.clone())
             }
         }
+    }
+}
+
+/// Never sooner, and a little later for some, so that those who were refused together do not come back together.
+fn jittered(ms: u64) -> u64 {
+    ms.saturating_add(rand::rng().random_range(0..=(ms / 4).clamp(50, 5_000)))
+}
+
+fn limit_reached(tenant: &str, refusal: &Refusal) -> String {
+    let Refusal { kind, limit, needs, .. } = refusal;
+    let whose = if refusal.of_key { "this key".to_owned() } else { format!("tenant {tenant}") };
+    match refusal.retry_after {
+        None => format!("this request needs {needs} of {kind}, of which {whose} has {limit}"),
+        Some(_) => format!("{kind} of {whose} reaches its limit of {limit}; this request needs {needs} more"),
     }
 }
 

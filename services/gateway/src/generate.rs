@@ -8,6 +8,7 @@ use crate::error::{Error, code, from_worker};
 use crate::http::Known;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::quota::Meter;
 use crate::resolve::Resolved;
 use crate::workers::{Base, InFlight, Pool};
 use bytes::Bytes;
@@ -29,6 +30,8 @@ pub(crate) struct Admission {
     pub(crate) base: Base,
     pub(crate) arrived: Instant,
     pub(crate) timeout: Duration,
+    /// Counts what it uses.
+    pub(crate) meter: Meter,
 }
 
 /// What to generate, in the worker's own words.
@@ -217,6 +220,7 @@ impl Generation {
             adapter_wait_us: (!started.adapter_digest.is_empty()).then_some(started.adapter_wait_us),
             first_token_after: self.admission.arrived.elapsed(),
         };
+        self.admission.meter.began(started.prompt_tokens);
         self.metrics.prompt_tokens.inc_by(u64::from(started.prompt_tokens));
         self.metrics.cached_tokens.inc_by(u64::from(started.cached_tokens));
         self.metrics.first_token_seconds.observe(self.facts.first_token_after.as_secs_f64());
@@ -241,6 +245,7 @@ impl Generation {
         match self.event().await? {
             Some(pb::generate_event::Event::Tokens(tokens)) => {
                 self.check_adapter(&tokens.adapter_digest)?;
+                self.admission.meter.answered(tokens.tokens.len());
                 Ok(Some(Piece::Tokens(tokens.tokens)))
             }
             Some(pb::generate_event::Event::Finished(finished)) => {

@@ -8,23 +8,28 @@
 //! 1. `http` reads one request of a wire dialect and, at the end, writes its answer.
 //! 2. `authenticate` finds the tenant behind the bearer key in the last snapshot of `directory`.
 //! 3. `resolve` turns the model name into one immutable digest. After this, no name is looked at again.
-//! 4. `limits` says whether there is room.
+//! 4. `limits` says whether there is room, `quota` whether the tenant and its key may use what the answer may cost.
 //! 5. `place` chooses a worker among those that `workers` watches.
 //! 6. `generate` opens the stream, and fails the request rather than deliver a token of another digest.
 //!
-//! Decisions (`authenticate`, `resolve`, `place`) are plain functions over snapshots; they do no IO.
+//! Before all of it, `address` tells for whose rate a request counts.
+//!
+//! Decisions (`address`, `authenticate`, `resolve`, `place`) are plain functions over snapshots; they do no IO.
 
 #![recursion_limit = "256"]
 
+mod address;
 mod app;
 mod authenticate;
 mod directory;
 mod error;
 mod generate;
 mod http;
+mod limit_metrics;
 mod limits;
 mod metrics;
 mod place;
+mod quota;
 mod resolve;
 mod serve;
 mod settings;

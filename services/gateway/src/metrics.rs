@@ -1,5 +1,6 @@
 //! What the gateway counts. Labels are bounded: routes are the patterns of our own router, statuses HTTP's.
 
+use crate::limit_metrics::LimitMetrics;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -25,6 +26,8 @@ pub(crate) struct Metrics {
     pub(crate) directory_generation: IntGauge,
     pub(crate) directory_age_ms: IntGauge,
     pub(crate) panics: IntCounter,
+    pub(crate) addresses_refused: IntCounter,
+    pub(crate) limits: LimitMetrics,
 }
 
 const SECONDS: &[f64] =
@@ -78,6 +81,11 @@ impl Metrics {
             directory_generation: IntGauge::new("gateway_directory_generation", "Generation of the directory in use")?,
             directory_age_ms: IntGauge::new("gateway_directory_age_ms", "Time since the registry was last heard")?,
             panics: IntCounter::new("gateway_panics_total", "Requests that ended in a bug of ours")?,
+            addresses_refused: IntCounter::new(
+                "gateway_addresses_refused_total",
+                "Requests over address_requests_per_second",
+            )?,
+            limits: LimitMetrics::register(registry)?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.request_seconds.clone()))?;
@@ -96,6 +104,7 @@ impl Metrics {
         registry.register(Box::new(metrics.directory_generation.clone()))?;
         registry.register(Box::new(metrics.directory_age_ms.clone()))?;
         registry.register(Box::new(metrics.panics.clone()))?;
+        registry.register(Box::new(metrics.addresses_refused.clone()))?;
         Ok(metrics)
     }
 

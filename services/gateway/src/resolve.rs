@@ -84,6 +84,7 @@ mod tests {
             name: "t".into(),
             default_adapter: default_adapter.map(Into::into),
             salt: None,
+            limits: Default::default(),
             weight: 1.0,
             adapters: BTreeMap::from([("org/a".into(), adapter)]),
         }

@@ -1,5 +1,6 @@
 //! Connections: how many, how long a client may take for its headers or to read its answer, and how they end.
 
+use crate::http::Peer;
 use crate::metrics::Metrics;
 use axum::Router;
 use futures::StreamExt;
@@ -15,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep};
+use tower::ServiceExt;
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::transport::{Connection, Listener};
 
@@ -118,8 +120,13 @@ async fn serve_one(connection: Connection, router: Router, bounds: Bounds, shutd
         .max_concurrent_streams(STREAMS_MAX)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
+    let peer = Peer(connection.peer());
+    let service = router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        request
+    });
     let io = TokioIo::new(StallGuard::new(connection, bounds.write_stall));
-    let mut serving = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(router)));
+    let mut serving = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = shutdown.wait() => {

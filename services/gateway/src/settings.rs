@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use weft_service_kit::settings::{Loaded, SettingsError};
 use weft_service_kit::transport::{Address, AddressError};
+use weft_types::LimitKind;
 
 weft_service_kit::settings! {
     /// How the gateway listens, whom it asks and what it allows.
@@ -72,6 +73,35 @@ weft_service_kit::settings! {
         /// Milliseconds between two looks at each worker.
         pub worker_poll_ms: u64 = 1000,
 
+        /// Redis that keeps what all gateways' tenants use: `redis://[user:password@]host:port[/database]`. None: the limits are this gateway's alone.
+        secret pub redis_url: Option<String> = None,
+        /// Milliseconds that Redis may take for an answer before the gateway goes on alone.
+        pub redis_timeout_ms: u64 = 100,
+        /// Percent of each limit that a gateway may hold in advance, 0 to 50: fewer calls of Redis, and as much more may be used when it is lost.
+        pub limits_slice_percent: f64 = 2.0,
+        /// Gateways that share the limits while Redis is away, if more than were last heard of.
+        pub limits_gateways: u64 = 1,
+        /// Tokens to reserve for an answer whose request sets no maximum; what it really has is settled.
+        pub limits_output_tokens: u64 = 256,
+        /// Requests in a minute, for tenants without a limit of their own. None: no limit.
+        pub default_requests_per_minute: Option<u64> = None,
+        /// Tokens of prompts and answers in a minute, likewise.
+        pub default_tokens_per_minute: Option<u64> = None,
+        /// Tokens of prompts and answers in 24 hours, likewise.
+        pub default_tokens_per_day: Option<u64> = None,
+        /// Answers of a tenant being made at once, likewise.
+        pub default_concurrent_requests: Option<u64> = None,
+        /// Answers of a tenant that wait for their first token at once, likewise.
+        pub default_queue_length: Option<u64> = None,
+        /// Requests in a second from one address (of IPv6: one /64), whoever sends them; more are answered with 429. 0: no limit.
+        pub address_requests_per_second: u32 = 1000,
+        /// Requests that an address may send at once.
+        pub address_burst: u32 = 2000,
+        /// Loopback addresses have the same limit. In `weft up`: false.
+        pub address_limit_loopback: bool = true,
+        /// Networks or addresses of proxies whose `x-forwarded-for` is believed: its right-most entry that is none of theirs counts as the address.
+        pub trusted_proxies: Vec<String> = Vec::new(),
+
         /// Origins that browsers may call from; `*` for any. Empty: none.
         pub cors_allow_origins: Vec<String> = Vec::new(),
         /// Tell each answer's steps and how many adapters shared them, in `x-weft-*-step*` headers. It shows tenants how busy others are.
@@ -122,6 +152,17 @@ impl Settings {
         let host = self.hostname.as_deref().unwrap_or(host);
         let port = self.port.map_or_else(|| port.to_owned(), |port| port.to_string());
         format!("{host}:{port}").parse()
+    }
+
+    /// The limits of tenants that have none of their own, by setting.
+    pub(crate) fn default_limits(&self) -> [(&'static str, LimitKind, Option<u64>); 5] {
+        [
+            ("default_requests_per_minute", LimitKind::RequestsPerMinute, self.default_requests_per_minute),
+            ("default_tokens_per_minute", LimitKind::TokensPerMinute, self.default_tokens_per_minute),
+            ("default_tokens_per_day", LimitKind::TokensPerDay, self.default_tokens_per_day),
+            ("default_concurrent_requests", LimitKind::ConcurrentRequests, self.default_concurrent_requests),
+            ("default_queue_length", LimitKind::QueueLength, self.default_queue_length),
+        ]
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {

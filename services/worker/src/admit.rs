@@ -188,7 +188,7 @@ fn weight(value: f64) -> Result<Weight, Error> {
         return Ok(Weight::default());
     }
     let allowed = || format!("{} to {}, or 0 for 1", Weight::MIN, Weight::MAX);
-    Weight::new(value).ok_or_else(|| Error::field("tenant_weight", value, allowed()))
+    Weight::new(value).map_err(|_| Error::field("tenant_weight", value, allowed()))
 }
 
 fn priority(value: i32) -> Result<Priority, Error> {

@@ -95,7 +95,8 @@ async fn a_restart_keeps_everything() {
     for seed in 1..=3 {
         registry.publish("org/pirate", &Package::tiny(seed)).await;
     }
-    let key = pb::CreateKeyRequest { tenant: TENANT.to_owned(), label: String::new(), actor: String::new() };
+    let key =
+        pb::CreateKeyRequest { tenant: TENANT.to_owned(), label: String::new(), actor: String::new(), limits: None };
     registry.client.create_key(key).await.unwrap();
     let before = registry.directory().await;
     let versions = registry.versions("org/pirate").await;

@@ -8,7 +8,7 @@ use weft_proto::registry::v1 as pb;
 use weft_types::Digest;
 
 fn create_key(label: &str) -> pb::CreateKeyRequest {
-    pb::CreateKeyRequest { tenant: TENANT.to_owned(), label: label.to_owned(), actor: "ada".to_owned() }
+    pb::CreateKeyRequest { tenant: TENANT.to_owned(), label: label.to_owned(), actor: "ada".to_owned(), limits: None }
 }
 
 #[tokio::test]
@@ -57,6 +57,53 @@ async fn a_tenant_has_a_weight_that_can_be_changed_and_outlives_the_process() {
 }
 
 #[tokio::test]
+async fn limits_of_tenants_and_keys_are_changed_one_by_one_and_outlive_the_process() {
+    let (world, mut registry) = World::ready().await;
+    let first = pb::Limits { requests_per_minute: 60, tokens_per_day: 1_000, ..Default::default() };
+    let create = pb::CreateTenantRequest { name: "heavy".into(), limits: Some(first), ..Default::default() };
+    let made = registry.client.create_tenant(create).await.unwrap().into_inner().tenant.unwrap();
+    assert_eq!(made.limits, Some(first));
+    let change = pb::LimitsChange { requests_per_minute: Some(0), queue_length: Some(7), ..Default::default() };
+    let update = |name: &str, limits| pb::UpdateTenantRequest { name: name.into(), limits, ..Default::default() };
+    let answer = registry.client.update_tenant(update("heavy", Some(change))).await.unwrap().into_inner();
+    let now = Some(pb::Limits { tokens_per_day: 1_000, queue_length: 7, ..Default::default() });
+    assert_eq!((answer.tenant.as_ref().unwrap().limits, answer.tenant.unwrap().weight), (now, 1.0));
+    let answer = registry.client.update_tenant(update("heavy", None)).await.unwrap().into_inner();
+    assert_eq!(answer.tenant.unwrap().limits, now, "what is absent stays");
+
+    let limited = pb::CreateKeyRequest { limits: Some(first), ..create_key("ci") };
+    let key = registry.client.create_key(limited).await.unwrap().into_inner();
+    let update_key = |id: &str, limits| pb::UpdateKeyRequest {
+        tenant: TENANT.into(),
+        id: id.into(),
+        limits: Some(limits),
+        actor: "ada".into(),
+    };
+    let changed = registry.client.update_key(update_key(&key.id, change)).await.unwrap().into_inner().key.unwrap();
+    assert_eq!((changed.id.as_str(), changed.label.as_str(), changed.limits), (key.id.as_str(), "ci", now));
+
+    let wrong = pb::LimitsChange { tokens_per_minute: Some(1_000_000_000_001), ..Default::default() };
+    let tenant = registry.client.update_tenant(update("heavy", Some(wrong))).await.unwrap_err();
+    let of_key = registry.client.update_key(update_key(&key.id, wrong)).await.unwrap_err();
+    for fault in [tenant, of_key].map(Fault::from) {
+        assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some("tokens_per_minute")));
+        assert!(fault.message.contains("1000000000001") && fault.message.contains("1000000000000"), "{fault}");
+    }
+    for unknown in ["0000000000000000", "../tenant", ""] {
+        let fault = Fault::from(registry.client.update_key(update_key(unknown, change)).await.unwrap_err());
+        assert_eq!(fault.kind, Kind::NotFound, "{unknown}");
+    }
+    registry.stop().await;
+    let mut registry = world.start().await;
+    let directory = registry.directory().await;
+    let tenant = |name: &str| directory.tenants.iter().find(|tenant| tenant.name == name).unwrap();
+    assert_eq!((tenant("heavy").limits, tenant(TENANT).keys[0].limits), (now, now));
+    registry.client.revoke_key(revoke(&key.id)).await.unwrap();
+    let fault = Fault::from(registry.client.update_key(update_key(&key.id, change)).await.unwrap_err());
+    assert_eq!(fault.kind, Kind::NotFound, "a revoked key is as good as none");
+}
+
+#[tokio::test]
 async fn racing_creations_make_one_tenant() {
     let world = World::new().await;
     let (one, two) = (world.start().await, world.start().await);
@@ -84,7 +131,7 @@ async fn names_that_break_the_rule_are_refused() {
     }
     for (label, actor, param) in [("x".repeat(129), String::new(), "label"), (String::new(), "a\n".to_owned(), "actor")]
     {
-        let request = pb::CreateKeyRequest { tenant: TENANT.to_owned(), label, actor };
+        let request = pb::CreateKeyRequest { tenant: TENANT.to_owned(), label, actor, limits: None };
         let fault = Fault::from(registry.client.create_key(request).await.unwrap_err());
         assert_eq!((fault.kind, fault.param.as_deref()), (Kind::Invalid, Some(param)));
     }

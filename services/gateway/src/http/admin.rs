@@ -3,8 +3,9 @@
 //! A write is answered after this gateway's own directory shows it, so that whoever got the answer can use it at once.
 
 use super::InPath;
+use super::admin_limits::{LimitsAsked, LimitsBody};
 use super::errors::{OpenAiBody, OpenAiError};
-use super::{admin_weight, body};
+use super::{admin_update, body};
 use crate::app::Gateway;
 use crate::directory::{Snapshot, registry_fault};
 use axum::Json;
@@ -93,12 +94,20 @@ pub(crate) struct TenantBody {
     default_adapter: Option<String>,
     /// Its share of a worker that many tenants want, relative to theirs.
     weight: f64,
+    /// Its own; where it has none, the gateways' settings `default_…` hold.
+    limits: LimitsBody,
 }
 
 impl From<pb::Tenant> for TenantBody {
     fn from(tenant: pb::Tenant) -> Self {
         let default_adapter = Some(tenant.default_adapter).filter(|name| !name.is_empty());
-        Self { name: tenant.name, created_ms: tenant.created_ms, default_adapter, weight: tenant.weight }
+        Self {
+            name: tenant.name,
+            created_ms: tenant.created_ms,
+            default_adapter,
+            weight: tenant.weight,
+            limits: tenant.limits.into(),
+        }
     }
 }
 
@@ -116,6 +125,9 @@ pub(crate) struct NewTenant {
     name: String,
     /// 0.01 to 100. Absent: 1. A tenant that exists keeps its own.
     weight: Option<f64>,
+    /// Absent: none. A tenant that exists keeps its own.
+    #[serde(default)]
+    limits: LimitsAsked,
 }
 
 /// Create a tenant.
@@ -134,8 +146,9 @@ pub(crate) async fn create_tenant(
     let (actor, _, asked) = gateway.admin_json::<NewTenant>(request).await?;
     let name: TenantName = checked("name", &asked.name)?;
     let mut registry = gateway.registry.clone();
-    let weight = asked.weight.map(admin_weight::checked_weight).transpose()?.unwrap_or_default();
-    let request = pb::CreateTenantRequest { name: name.to_string(), actor, weight };
+    let weight = asked.weight.map(admin_update::checked_weight).transpose()?.unwrap_or_default();
+    let request =
+        pb::CreateTenantRequest { name: name.to_string(), actor, weight, limits: Some(asked.limits.first()?) };
     let answer = gateway.ask(registry.create_tenant(request)).await?;
     gateway.show(|snapshot| snapshot.tenant(name.as_str()).is_some()).await;
     let status = if answer.created { StatusCode::CREATED } else { StatusCode::OK };
@@ -157,6 +170,9 @@ pub(crate) struct NewKey {
     /// Free text, up to 128 bytes.
     #[serde(default)]
     label: String,
+    /// What may be used with this key, besides what the tenant may use.
+    #[serde(default)]
+    limits: LimitsAsked,
 }
 
 /// A key, shown once.
@@ -175,6 +191,20 @@ pub(crate) struct KeyBody {
     created_ms: u64,
     /// Null: valid.
     revoked_ms: Option<u64>,
+    /// Besides the tenant's.
+    limits: LimitsBody,
+}
+
+impl From<pb::Key> for KeyBody {
+    fn from(key: pb::Key) -> Self {
+        Self {
+            id: key.id,
+            label: key.label,
+            created_ms: key.created_ms,
+            revoked_ms: Some(key.revoked_ms).filter(|ms| *ms > 0),
+            limits: key.limits.into(),
+        }
+    }
 }
 
 /// All keys of a tenant.
@@ -196,7 +226,12 @@ pub(crate) async fn create_key(
 ) -> Result<Response, OpenAiError> {
     let (actor, _, asked) = gateway.admin_json::<NewKey>(request).await?;
     let tenant: TenantName = checked("tenant", &tenant)?;
-    let request = pb::CreateKeyRequest { tenant: tenant.to_string(), label: asked.label, actor };
+    let request = pb::CreateKeyRequest {
+        tenant: tenant.to_string(),
+        label: asked.label,
+        actor,
+        limits: Some(asked.limits.first()?),
+    };
     let answer = gateway.ask(gateway.registry.clone().create_key(request)).await?;
     gateway.show(|snapshot| snapshot.has_key(tenant.as_str(), &answer.id)).await;
     let mut response = (StatusCode::CREATED, Json(CreatedKey { id: answer.id, secret: answer.secret })).into_response();
@@ -214,13 +249,7 @@ pub(crate) async fn list_keys(
     let tenant: TenantName = checked("tenant", &tenant)?;
     let request = pb::ListKeysRequest { tenant: tenant.to_string() };
     let answer = gateway.ask(gateway.registry.clone().list_keys(request)).await?;
-    let keys = answer.keys.into_iter().map(|key| KeyBody {
-        id: key.id,
-        label: key.label,
-        created_ms: key.created_ms,
-        revoked_ms: Some(key.revoked_ms).filter(|ms| *ms > 0),
-    });
-    Ok(Json(KeyList { keys: keys.collect() }))
+    Ok(Json(KeyList { keys: answer.keys.into_iter().map(Into::into).collect() }))
 }
 
 /// Revoke a key. The gateway that answers refuses it at once, others within seconds.

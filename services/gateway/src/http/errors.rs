@@ -11,6 +11,9 @@ use weft_fault::{Fault, Kind};
 /// Milliseconds, as the OpenAI SDK reads it before `retry-after`.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
+/// Whether OpenAI's libraries try again; without it they decide by the status.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
 /// A fault that is answered in OpenAI's shape.
 #[derive(Debug)]
 pub(crate) struct OpenAiError(pub(crate) Fault);
@@ -98,6 +101,7 @@ pub(crate) fn lorax_body(fault: &Fault) -> LoraxBody {
         Kind::NotFound if fault.code == code::MODEL_NOT_FOUND => ("adapter_not_found", ""),
         Kind::NotFound => ("not_found", ""),
         Kind::Unauthenticated => ("unauthenticated", ""),
+        Kind::Overloaded if is_limit(fault) => ("overloaded", ""),
         Kind::Overloaded => return LoraxBody { error: "Model is overloaded".into(), error_type: "overloaded" },
         Kind::Timeout if fault.code == code::BODY_TIMEOUT => ("validation", "Input validation error: "),
         Kind::Unavailable | Kind::Timeout | Kind::Corrupt | Kind::Internal => {
@@ -117,10 +121,20 @@ fn lorax_status(fault: &Fault) -> StatusCode {
     }
 }
 
+/// Whether it is a tenant's, a key's or an address' own limit that was reached.
+fn is_limit(fault: &Fault) -> bool {
+    [code::RATE_LIMIT_EXCEEDED, code::INSUFFICIENT_QUOTA, code::REQUEST_EXCEEDS_LIMIT].contains(&fault.code.as_str())
+}
+
 /// `retry-after` in whole seconds and `retry-after-ms`, where the fault has a hint or its status demands one.
 fn retry_headers(fault: &Fault, status: StatusCode) -> HeaderMap {
-    let demanded = matches!(status.as_u16(), 429 | 503).then_some(1000);
+    let is_final = fault.code == code::REQUEST_EXCEEDS_LIMIT;
+    let demanded = (matches!(status.as_u16(), 429 | 503) && !is_final).then_some(1000);
     let mut headers = HeaderMap::new();
+    if is_final || fault.code == code::INSUFFICIENT_QUOTA {
+        // Clients retry a 429 by themselves, within seconds.
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
     if let Some(ms) = fault.retry_after_ms.or(demanded) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
         headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));

@@ -5,6 +5,7 @@
 
 use super::body;
 use super::put;
+use super::standing;
 use crate::app::Gateway;
 use crate::resolve::Resolved;
 use crate::workers::Base;
@@ -19,6 +20,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::oneshot;
+use weft_limits::Standing;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -59,6 +61,11 @@ impl Known {
         if let Some(digest) = resolved.digest() {
             put(&mut headers, ADAPTER_DIGEST, &digest.to_string());
         }
+    }
+
+    /// What is left of the limits.
+    pub(super) fn standing(&self, standing: &Standing) {
+        standing::put(&mut self.headers(), standing);
     }
 
     /// The worker that was asked last.

@@ -207,7 +207,7 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
     let Asked { call, request, body } = asked;
     let checked = request.check(stream, &gateway.settings)?;
     let _body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
-    let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), checked.wanted.len())?;
+    let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), &checked.wanted).await?;
     let validated = Instant::now();
     let starting = checked.wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted));
     match try_join_all(starting).await {
@@ -380,6 +380,7 @@ pub(crate) async fn tokenize(
     let base = gateway.mesh.pool.base()?;
     call.known.base(&base);
     call.known.resolved(&call.tenant.name, &crate::resolve::Resolved::Base);
+    let _counted = gateway.reserve(&call, &[], 0).await?;
     let chosen = gateway.mesh.pool.choose(&base.digest, None, &[]).ok_or(crate::error::Error::NoWorker)?;
     let (_, worker, _in_flight) = chosen;
     if let Some(name) = worker.name() {

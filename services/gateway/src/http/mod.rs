@@ -6,9 +6,10 @@
 
 mod admin;
 mod admin_aliases;
+mod admin_limits;
 mod admin_publish;
 mod admin_residency;
-mod admin_weight;
+mod admin_update;
 mod admin_workers;
 mod body;
 mod errors;
@@ -24,16 +25,22 @@ mod openai_completions;
 mod openai_completions_answer;
 mod openapi;
 mod ops;
+mod per_address;
 mod response_format;
 mod sse;
+mod standing;
 
 pub(crate) use identify::{Known, RequestId, unasked_lines};
 pub use openapi::openapi_json;
 pub(crate) use ops::Waiting;
+pub(crate) use per_address::{Addresses, Peer};
 
 use crate::app::Gateway;
 use crate::authenticate;
-use crate::generate::{Admission, Collected, Facts};
+use crate::directory::Key;
+use crate::error::Error;
+use crate::generate::{Admission, Collected, Facts, Wanted};
+use crate::quota::Meter;
 use crate::resolve::resolve;
 use axum::Router;
 use axum::body::Body;
@@ -78,6 +85,14 @@ fn lorax_routes() -> Vec<Route> {
     ]
 }
 
+/// Whether a path is one of LoRAX's, whose clients read errors of their own shape.
+fn is_lorax(path: &str) -> bool {
+    matches!(
+        path,
+        "/" | "/generate" | "/generate_stream" | "/invocations" | "/tokenize" | "/info" | "/health" | "/ping"
+    )
+}
+
 /// What both listeners have.
 fn ops_routes() -> Vec<Route> {
     vec![("/livez", get(ops::livez)), ("/openapi.json", get(openapi::document)), ("/docs", get(openapi::page))]
@@ -91,9 +106,9 @@ fn data_ops_routes() -> Vec<Route> {
 fn admin_routes() -> Vec<Route> {
     vec![
         ("/admin/v1/tenants", get(admin::list_tenants).post(admin::create_tenant)),
-        ("/admin/v1/tenants/{tenant}", patch(admin_weight::update_tenant)),
+        ("/admin/v1/tenants/{tenant}", patch(admin_update::update_tenant)),
         ("/admin/v1/tenants/{tenant}/keys", get(admin::list_keys).post(admin::create_key)),
-        ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key)),
+        ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key).patch(admin_update::update_key)),
         ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions", get(admin::list_versions).post(admin_publish::publish)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases)),
@@ -143,11 +158,12 @@ pub(crate) fn admin_router(gateway: &Arc<Gateway>) -> Router {
     around(admin, gateway, None)
 }
 
-/// Around every request, from the outside in: its id, what browsers ask before it, its metrics. The fallback is inside,
+/// Around every request, from the outside in: its id, what browsers ask before it, its metrics, its address' rate. The fallback is inside,
 /// so that unknown paths are counted and identified too.
 fn around(router: Router<Arc<Gateway>>, gateway: &Arc<Gateway>, cors: Option<CorsLayer>) -> Router {
     router
         .fallback(unknown_path)
+        .layer(from_fn_with_state(Arc::clone(gateway), per_address::limit))
         .layer(from_fn_with_state(Arc::clone(gateway), observe))
         .layer(option_layer(cors))
         .layer(from_fn_with_state(Arc::clone(gateway), identify::identify))
@@ -155,7 +171,7 @@ fn around(router: Router<Arc<Gateway>>, gateway: &Arc<Gateway>, cors: Option<Cor
 }
 
 /// Headers of an answer that a page may read, besides those that it always may.
-const EXPOSED: [HeaderName; 11] = [
+const EXPOSED: [HeaderName; 18] = [
     identify::REQUEST_ID,
     HeaderName::from_static(identify::ADAPTER),
     HeaderName::from_static(identify::ADAPTER_DIGEST),
@@ -167,6 +183,13 @@ const EXPOSED: [HeaderName; 11] = [
     HeaderName::from_static("x-weft-requests-in-step-max"),
     http::header::RETRY_AFTER,
     HeaderName::from_static("retry-after-ms"),
+    HeaderName::from_static("x-should-retry"),
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
 
 /// A browser may send whatever headers its client library adds: none of them means anything here but `authorization`.
@@ -251,6 +274,7 @@ fn lorax_panic(panic: Box<dyn Any + Send>) -> Response<Body> {
 /// A tenant's request with room to run. The room is held until the answer has ended.
 pub(crate) struct Call {
     tenant: Arc<crate::directory::Tenant>,
+    key: Arc<Key>,
     request_id: String,
     known: Known,
     arrived: Instant,
@@ -261,10 +285,10 @@ impl Gateway {
     /// Who asks? Is there room? Both before a byte of the body is read.
     pub(crate) fn enter(&self, parts: &http::request::Parts) -> Result<Call, Fault> {
         let arrived = Instant::now();
-        let tenant = authenticate::tenant(&*self.directory.snapshot()?, &parts.headers)?;
+        let (key, tenant) = authenticate::tenant(&*self.directory.snapshot()?, &parts.headers)?;
         let room = self.mesh.limits.generations(1)?;
         let request_id = parts.extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
-        Ok(Call { tenant, request_id, known: Known::of(&parts.extensions), arrived, room })
+        Ok(Call { tenant, key, request_id, known: Known::of(&parts.extensions), arrived, room })
     }
 
     /// Reads the body within the limits of the data listener.
@@ -273,20 +297,22 @@ impl Gateway {
         Ok(body::read(&parts.headers, body, bounds, &self.mesh.limits).await?)
     }
 
-    /// From a name to bytes, and room for every answer that the request asks for.
-    pub(crate) fn admit(
+    /// From a name to bytes, room for every answer that the request asks for, and leave to use what they may cost.
+    pub(crate) async fn admit(
         &self,
         call: Call,
         model: Option<&str>,
-        answers: usize,
+        wanted: &[Wanted],
     ) -> Result<(Admission, OwnedSemaphorePermit), Fault> {
         let base = self.mesh.pool.base()?;
         call.known.base(&base);
         let resolved = resolve(&call.tenant, model, base.served_name())?;
         call.known.resolved(&call.tenant.name, &resolved);
+        let more = if wanted.len() > 1 { Some(self.mesh.limits.generations(wanted.len() - 1)?) } else { None };
+        let meter = self.reserve(&call, wanted, u64::from(base.description.context_tokens_max)).await?;
         let mut room = call.room;
-        if answers > 1 {
-            room.merge(self.mesh.limits.generations(answers - 1)?);
+        if let Some(more) = more {
+            room.merge(more);
         }
         let admission = Admission {
             request_id: call.request_id,
@@ -296,8 +322,28 @@ impl Gateway {
             base,
             arrived: call.arrived,
             timeout: self.settings.request_timeout(),
+            meter,
         };
         Ok((admission, room))
+    }
+
+    /// Takes from the tenant's and the key's limits what these answers may cost. The answer's headers tell what is left.
+    pub(crate) async fn reserve(&self, call: &Call, wanted: &[Wanted], context_tokens: u64) -> Result<Meter, Fault> {
+        match self.quota.reserve(&call.tenant, &call.key, wanted, context_tokens).await {
+            Ok(meter) => {
+                self.mesh.metrics.limits.allowed.inc();
+                call.known.standing(&meter.standing());
+                Ok(meter)
+            }
+            Err((error, standing)) => {
+                if let Error::LimitReached { refusal, .. } = &error {
+                    let whose = if refusal.of_key { "key" } else { "tenant" };
+                    self.mesh.metrics.limits.refused.with_label_values(&[refusal.kind.as_str(), whose]).inc();
+                }
+                call.known.standing(&standing);
+                Err(error.into())
+            }
+        }
     }
 }
 
@@ -339,6 +385,13 @@ fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
 mod tests {
     use super::*;
     use tower::ServiceExt;
+
+    #[test]
+    fn the_paths_of_lorax_are_known_apart() {
+        assert!(lorax_routes().iter().all(|(path, _)| is_lorax(path)));
+        let others = [openai_routes(), ops_routes(), data_ops_routes(), admin_routes(), admin_ops_routes()];
+        assert!(others.into_iter().flatten().all(|(path, _)| !is_lorax(path)));
+    }
 
     async fn bug() {
         panic!("a bug of ours");

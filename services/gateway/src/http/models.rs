@@ -80,7 +80,7 @@ pub(crate) async fn list(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
 ) -> Result<Json<ModelList>, OpenAiError> {
-    let tenant = authenticate::tenant(&*gateway.directory.snapshot()?, &headers)?;
+    let (_, tenant) = authenticate::tenant(&*gateway.directory.snapshot()?, &headers)?;
     let base = gateway.mesh.pool.base()?;
     let mut data = vec![model(&gateway, &tenant, base.served_name(), &Resolved::Base, &base)];
     for (name, adapter) in &tenant.adapters {
@@ -109,7 +109,7 @@ pub(crate) async fn one(
     Extension(known): Extension<Known>,
     headers: HeaderMap,
 ) -> Result<Json<Model>, OpenAiError> {
-    let tenant = authenticate::tenant(&*gateway.directory.snapshot()?, &headers)?;
+    let (_, tenant) = authenticate::tenant(&*gateway.directory.snapshot()?, &headers)?;
     let base = gateway.mesh.pool.base()?;
     let resolved = resolve(&tenant, Some(&id), base.served_name())?;
     known.resolved(&tenant.name, &resolved);

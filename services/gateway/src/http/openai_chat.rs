@@ -234,7 +234,7 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
         wanted.push(Wanted { prompt, sampling, stopping, logprobs, priority, grammar });
     }
 
-    let (admission, room) = gateway.admit(call, common.model.as_deref(), choices)?;
+    let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_chat_words)?;
     drop(body);

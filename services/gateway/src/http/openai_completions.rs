@@ -246,7 +246,7 @@ pub(crate) async fn completions(
     let body = body.parsed().for_answers(plan.answers(), &gateway.mesh.limits)?;
 
     let wanted = plan.wanted(&common, gateway.settings.max_stop_sequences)?;
-    let (admission, room) = gateway.admit(call, common.model.as_deref(), wanted.len())?;
+    let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_our_words)?;
     drop(body);

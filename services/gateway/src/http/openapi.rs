@@ -1,7 +1,7 @@
 //! The routes as an OpenAPI document, and a page that shows it without any other server's help.
 
 use super::{
-    admin, admin_aliases, admin_publish, admin_residency, admin_weight, admin_workers, errors, lorax, lorax_request,
+    admin, admin_aliases, admin_publish, admin_residency, admin_update, admin_workers, errors, lorax, lorax_request,
     lorax_stream, models,
 };
 use super::{openai_chat, openai_chat_answer, openai_completions, openai_completions_answer, ops};
@@ -17,7 +17,8 @@ use utoipa::{Modify, OpenApi};
         openai_chat::chat, openai_completions::completions, models::list, models::one,
         lorax::compat, lorax::generate, lorax::generate_stream, lorax::invocations, lorax::tokenize, lorax::info,
         lorax::health, lorax::ping, document, page, ops::livez, ops::readyz, ops::metrics,
-        admin::create_tenant, admin::list_tenants, admin_weight::update_tenant, admin::create_key, admin::list_keys, admin::revoke_key,
+        admin::create_tenant, admin::list_tenants, admin_update::update_tenant, admin::create_key, admin::list_keys, admin_update::update_key,
+        admin::revoke_key,
         admin::list_adapters, admin::list_versions, admin_publish::publish, admin_aliases::list_aliases, admin_aliases::get_alias,
         admin_aliases::set_alias, admin_workers::workers, admin_workers::residency,
         admin_residency::pin, admin_residency::unpin, admin_residency::evict,

@@ -18,9 +18,24 @@ pub(crate) struct Ready {
     waiting_for: Vec<Waiting>,
     /// Milliseconds since the registry was last heard; null before the first time.
     directory_age_ms: Option<u64>,
+    /// Where the limits are kept that tenants have.
+    limits: LimitsState,
     /// Workers that answered the last look, of those configured.
     workers_ready: usize,
     workers: usize,
+}
+
+/// Where limits are kept. Readiness does not depend on it: without Redis a gateway goes on with its part of them.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LimitsState {
+    /// `redis`, or `memory`: they are this gateway's alone.
+    kept_in: &'static str,
+    /// False: it does not answer now.
+    shared: bool,
+    /// Why not; told to operators only.
+    why: Option<String>,
+    /// Gateways that share them.
+    gateways: u64,
 }
 
 /// One condition.
@@ -47,19 +62,26 @@ pub(crate) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
         "worker" => Waiting { why: "no worker is ready".into(), ..waiting },
         _ => waiting,
     });
-    ready(&gateway, waiting.collect())
+    ready(&gateway, waiting.collect(), false)
 }
 
 /// The same on the admin listener, with each worker's address and problem.
 pub(crate) async fn readyz_in_full(State(gateway): State<Arc<Gateway>>) -> Response {
-    ready(&gateway, gateway.waiting_for())
+    ready(&gateway, gateway.waiting_for(), true)
 }
 
-fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>) -> Response {
+fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>, in_full: bool) -> Response {
+    let limits = gateway.quota.limiter.state();
     let ready = Ready {
         ready: waiting_for.is_empty(),
         waiting_for,
         directory_age_ms: gateway.directory.age().map(|age| age.as_millis() as u64),
+        limits: LimitsState {
+            kept_in: if gateway.quota.in_redis { "redis" } else { "memory" },
+            shared: limits.away.is_none(),
+            why: limits.away.filter(|_| in_full),
+            gateways: limits.gateways,
+        },
         workers_ready: gateway.mesh.pool.ready(),
         workers: gateway.mesh.pool.workers().len(),
     };
@@ -76,6 +98,7 @@ pub(crate) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     }
     let age = gateway.directory.age().map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     metrics.directory_age_ms.set(age);
+    metrics.limits.show(&gateway.quota.limiter.state());
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
     if let Err(error) = encoder.encode(&gateway.prometheus.gather(), &mut text) {

@@ -1,5 +1,6 @@
 //! The gateway through its HTTP face, one file a behaviour. One binary, because each links the whole service.
 
+mod addresses;
 mod authentication;
 mod bad_input;
 mod chat;
@@ -12,6 +13,8 @@ mod lorax;
 mod models;
 mod operations;
 mod publish;
+mod quotas;
+mod quotas_shared;
 mod random_bytes;
 mod registry_away;
 mod right_adapter;

@@ -35,8 +35,16 @@ struct State {
 #[derive(Default)]
 struct Tenant {
     weight: f64,
-    keys: BTreeMap<String, (String, bool)>,
+    limits: pb::Limits,
+    keys: BTreeMap<String, Key>,
     adapters: BTreeMap<String, Adapter>,
+}
+
+#[derive(Default)]
+struct Key {
+    secret: String,
+    revoked: bool,
+    limits: pb::Limits,
 }
 
 #[derive(Default)]
@@ -67,7 +75,8 @@ impl FakeRegistry {
         registry.change(|state| {
             for (tenant, adapters) in [("harbour", &["pirate", "org/tuned"][..]), ("helpdesk", &["triage"][..])] {
                 let tenant_state = state.tenants.entry(tenant.into()).or_default();
-                tenant_state.keys.insert("k1".into(), (format!("{tenant}-key"), true));
+                let key = Key { secret: format!("{tenant}-key"), ..Key::default() };
+                tenant_state.keys.insert("k1".into(), key);
                 for name in adapters {
                     let versions = vec![digest_of(&format!("{name} 1")), digest_of(&format!("{name} 2"))];
                     let aliases = HashMap::from([("live".to_owned(), (2, 1)), ("old".to_owned(), (1, 1))]);
@@ -104,13 +113,15 @@ impl FakeRegistry {
             default_adapter: String::new(),
             salt: vec![name.len() as u8; 32].into(),
             weight: if tenant.weight == 0.0 { 1.0 } else { tenant.weight },
+            limits: Some(tenant.limits),
             keys: tenant
                 .keys
                 .iter()
-                .filter(|(_, (_, valid))| *valid)
-                .map(|(id, (secret, _))| pb::DirectoryKey {
+                .filter(|(_, key)| !key.revoked)
+                .map(|(id, key)| pb::DirectoryKey {
                     id: id.clone(),
-                    secret_sha256: digest_of(secret).to_vec().into(),
+                    secret_sha256: digest_of(&key.secret).to_vec().into(),
+                    limits: Some(key.limits),
                 })
                 .collect(),
             adapters: tenant.adapters.iter().map(|(name, adapter)| directory_adapter(name, adapter)).collect(),
@@ -149,6 +160,27 @@ fn alias(name: &str, adapter: &Adapter) -> pb::Alias {
         etag: format!("e{etag}"),
         moved_ms: 1,
         actor: "admin".into(),
+    }
+}
+
+fn wire_key(tenant: &str, id: &str, key: &Key) -> pb::Key {
+    pb::Key {
+        id: id.to_owned(),
+        tenant: tenant.to_owned(),
+        revoked_ms: u64::from(key.revoked),
+        limits: Some(key.limits),
+        ..Default::default()
+    }
+}
+
+fn changed(limits: pb::Limits, change: Option<pb::LimitsChange>) -> pb::Limits {
+    let change = change.unwrap_or_default();
+    pb::Limits {
+        requests_per_minute: change.requests_per_minute.unwrap_or(limits.requests_per_minute),
+        tokens_per_minute: change.tokens_per_minute.unwrap_or(limits.tokens_per_minute),
+        tokens_per_day: change.tokens_per_day.unwrap_or(limits.tokens_per_day),
+        concurrent_requests: change.concurrent_requests.unwrap_or(limits.concurrent_requests),
+        queue_length: change.queue_length.unwrap_or(limits.queue_length),
     }
 }
 
@@ -295,14 +327,15 @@ impl Registry for FakeRegistry {
         &self,
         request: Request<pb::CreateTenantRequest>,
     ) -> Result<Response<pb::CreateTenantResponse>, Status> {
-        let pb::CreateTenantRequest { name, weight, .. } = request.into_inner();
+        let pb::CreateTenantRequest { name, weight, limits, .. } = request.into_inner();
+        let limits = limits.unwrap_or_default();
         let weight = if weight == 0.0 { 1.0 } else { weight };
-        let (created, weight) = self.change(|state| {
+        let (created, weight, limits) = self.change(|state| {
             let created = !state.tenants.contains_key(&name);
-            let tenant = state.tenants.entry(name.clone()).or_insert(Tenant { weight, ..Tenant::default() });
-            (created, tenant.weight)
+            let tenant = state.tenants.entry(name.clone()).or_insert(Tenant { weight, limits, ..Tenant::default() });
+            (created, tenant.weight, tenant.limits)
         });
-        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight };
+        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight, limits: Some(limits) };
         Ok(Response::new(pb::CreateTenantResponse { tenant: Some(tenant), created }))
     }
 
@@ -310,13 +343,14 @@ impl Registry for FakeRegistry {
         &self,
         request: Request<pb::UpdateTenantRequest>,
     ) -> Result<Response<pb::UpdateTenantResponse>, Status> {
-        let pb::UpdateTenantRequest { name, weight, .. } = request.into_inner();
-        let weight = self.change(|state| {
+        let pb::UpdateTenantRequest { name, weight, limits, .. } = request.into_inner();
+        let (weight, limits) = self.change(|state| {
             let tenant = state.tenants.get_mut(&name).ok_or_else(|| unknown("tenant"))?;
             tenant.weight = weight.unwrap_or(tenant.weight);
-            Ok::<_, Status>(tenant.weight)
+            tenant.limits = changed(tenant.limits, limits);
+            Ok::<_, Status>((tenant.weight, tenant.limits))
         })?;
-        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight };
+        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight, limits: Some(limits) };
         Ok(Response::new(pb::UpdateTenantResponse { tenant: Some(tenant) }))
     }
 
@@ -338,7 +372,8 @@ impl Registry for FakeRegistry {
             let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
             let id = format!("k{}", tenant.keys.len() + 1);
             let secret = format!("{}-secret-{id}", asked.tenant);
-            tenant.keys.insert(id.clone(), (secret.clone(), true));
+            let limits = asked.limits.unwrap_or_default();
+            tenant.keys.insert(id.clone(), Key { secret: secret.clone(), revoked: false, limits });
             Ok(Response::new(pb::CreateKeyResponse { id, secret }))
         })
     }
@@ -347,13 +382,21 @@ impl Registry for FakeRegistry {
         let asked = request.into_inner();
         let state = self.0.state.lock().unwrap();
         let tenant = state.tenants.get(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
-        let keys = tenant.keys.iter().map(|(id, (_, valid))| pb::Key {
-            id: id.clone(),
-            tenant: asked.tenant.clone(),
-            revoked_ms: u64::from(!valid),
-            ..Default::default()
-        });
+        let keys = tenant.keys.iter().map(|(id, key)| wire_key(&asked.tenant, id, key));
         Ok(Response::new(pb::ListKeysResponse { keys: keys.collect() }))
+    }
+
+    async fn update_key(
+        &self,
+        request: Request<pb::UpdateKeyRequest>,
+    ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
+        let asked = request.into_inner();
+        self.change(|state| {
+            let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
+            let key = tenant.keys.get_mut(&asked.id).ok_or_else(|| unknown("key"))?;
+            key.limits = changed(key.limits, asked.limits);
+            Ok(Response::new(pb::UpdateKeyResponse { key: Some(wire_key(&asked.tenant, &asked.id, key)) }))
+        })
     }
 
     async fn revoke_key(
@@ -363,7 +406,7 @@ impl Registry for FakeRegistry {
         let asked = request.into_inner();
         self.change(|state| {
             let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
-            tenant.keys.get_mut(&asked.id).ok_or_else(|| unknown("key"))?.1 = false;
+            tenant.keys.get_mut(&asked.id).ok_or_else(|| unknown("key"))?.revoked = true;
             Ok(Response::new(pb::RevokeKeyResponse {}))
         })
     }

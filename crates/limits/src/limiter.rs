@@ -1,0 +1,531 @@
+//! One gateway's side of the limits: who may go on now, from slices where they last, with the ledger where they do not, and
+//! alone where the ledger is away.
+
+use crate::account::{Account, Here, NewCall, Slice, Window};
+use crate::charge::Charge;
+use crate::ledger::{Answer, Beat, Error, Exchange, Ledger, Outcome};
+use crate::memory::Clock;
+use crate::need::{Need, Whose, Wish, needs};
+use rand::Rng;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+use weft_types::LimitKind;
+
+/// Between two signs of life.
+const BEAT: Duration = Duration::from_millis(1000);
+/// Between two tries while the ledger is away.
+const BEAT_AWAY: Duration = Duration::from_millis(250);
+/// How long a gateway counts after its last sign of life.
+const ALIVE: Duration = Duration::from_secs(5);
+/// A count of gateways is believed for so long, even if a later one is smaller: a ledger that was started again has
+/// heard of few.
+const GATEWAYS_US: u64 = 60_000_000;
+/// Between two looks for what is held and not used.
+const SWEEP: Duration = Duration::from_millis(500);
+/// What is held goes back when no request came for so long.
+const IDLE_US: u64 = 1_000_000;
+/// What is remembered of a tenant is forgotten when no request came for so long.
+const FORGET_US: u64 = 600_000_000;
+/// How long the slots of a gateway that died are kept from others.
+const OPEN_US: u64 = 30_000_000;
+/// Slots in use are named to the ledger this often.
+const RENEW_US: u64 = 10_000_000;
+
+/// How a gateway shares.
+#[derive(Clone)]
+pub struct Options {
+    /// Part of each limit that the gateway may hold in advance, in percent: 0 to 50. 0: nothing, each request asks.
+    pub slice_percent: f64,
+    /// Gateways that share the limits, if more than were heard of.
+    pub gateways_min: u64,
+    /// Microseconds that never go back, for simulations.
+    pub clock: Clock,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let start = Instant::now();
+        Self { slice_percent: 0.0, gateways_min: 1, clock: Arc::new(move || start.elapsed().as_micros() as u64) }
+    }
+}
+
+/// Why a request may not go on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// The limit that is in the way; of several, the one with the longest wait.
+    pub kind: LimitKind,
+    /// It is the key's, not the tenant's.
+    pub of_key: bool,
+    /// Its value.
+    pub limit: u64,
+    /// What the request needs of it.
+    pub needs: u64,
+    /// When it could go on; none if never, or not within an hour.
+    pub retry_after: Option<Duration>,
+    /// For headers.
+    pub standing: Standing,
+}
+
+/// What headers say: the tightest bucket of requests and the tightest of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// None: requests are not limited.
+    pub requests: Option<Window>,
+    /// None: tokens are not limited.
+    pub tokens: Option<Window>,
+}
+
+/// How the ledger is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Why it is away; none: it answers.
+    pub away: Option<String>,
+    /// Gateways that share the limits.
+    pub gateways: u64,
+    /// Units held in advance, of all buckets.
+    pub units_held: u64,
+    /// Slots held, in use or not.
+    pub slots_held: u64,
+    /// Tenants known here.
+    pub tenants: u64,
+    /// Calls of the ledger so far.
+    pub calls: u64,
+    /// Of these, without an answer.
+    pub calls_failed: u64,
+    /// Requests let in while the ledger was away.
+    pub admitted_alone: u64,
+}
+
+/// One gateway's limiter.
+pub struct Limiter {
+    ledger: Arc<dyn Ledger>,
+    options: Options,
+    /// Names this process to the ledger, and begins its charges.
+    id: String,
+    next_charge: AtomicU64,
+    accounts: Mutex<HashMap<String, Arc<Shared>>>,
+    up: AtomicBool,
+    health: Mutex<Health>,
+    calls: AtomicU64,
+    calls_failed: AtomicU64,
+    admitted_alone: AtomicU64,
+}
+
+/// What a sign of life brought to light.
+struct Heard {
+    forgot: bool,
+    was_away: bool,
+}
+
+#[derive(Default)]
+struct Health {
+    away: Option<String>,
+    gateways: u64,
+    gateways_us: u64,
+    epoch: String,
+}
+
+/// A tenant's account, and whose turn it is to call the ledger for it.
+pub(crate) struct Shared {
+    tenant: String,
+    account: Mutex<Account>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Shared {
+    pub(crate) fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a limiter in touch with its ledger while it lives.
+pub struct Keeper(Vec<JoinHandle<()>>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Limiter {
+    /// A limiter on this ledger. [`Limiter::keep`] keeps it in touch.
+    #[must_use]
+    pub fn new(ledger: Arc<dyn Ledger>, options: Options) -> Arc<Self> {
+        let away = Some("not asked yet".to_owned());
+        Arc::new(Self {
+            ledger,
+            options,
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            next_charge: AtomicU64::new(0),
+            accounts: Mutex::default(),
+            // The first call tells.
+            up: AtomicBool::new(true),
+            health: Mutex::new(Health { away, ..Health::default() }),
+            calls: AtomicU64::new(0),
+            calls_failed: AtomicU64::new(0),
+            admitted_alone: AtomicU64::new(0),
+        })
+    }
+
+    /// Starts what keeps the limiter in touch: signs of life, and the return of what is not used.
+    #[must_use]
+    pub fn keep(self: &Arc<Self>) -> Keeper {
+        let (beating, sweeping) = (Arc::clone(self), Arc::clone(self));
+        let beats = tokio::spawn(async move {
+            loop {
+                let pause = if beating.beat().await { BEAT } else { BEAT_AWAY };
+                tokio::time::sleep(jittered(pause)).await;
+            }
+        });
+        let sweeps = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(jittered(SWEEP)).await;
+                sweeping.sweep(false).await;
+            }
+        });
+        Keeper(vec![beats, sweeps])
+    }
+
+    /// Whether the request may go on; takes what it needs if so.
+    ///
+    /// Cost: a few map look-ups while slices last, else one call of the ledger; while it is away, none.
+    ///
+    /// # Errors
+    /// A limit is reached.
+    ///
+    /// # Cancel safety
+    /// Nothing is taken by a call that is dropped, though the ledger may have been asked.
+    pub async fn reserve(&self, whose: &Whose<'_>, wish: &Wish) -> Result<Charge, Refusal> {
+        let needs = needs(whose, wish).map_err(|need| refusal(&need, None, Standing::default()))?;
+        if needs.is_empty() {
+            return Ok(Charge::unlimited());
+        }
+        let shared = self.shared(whose.tenant);
+        let took = {
+            let mut account = shared.account();
+            account.fit(&needs, Slice { percent: self.options.slice_percent }, self.now());
+            account.take(&needs)
+        };
+        if !took {
+            self.take_from_ledger(&shared, &needs).await?;
+        }
+        let standing = self.standing(&shared.account(), &needs);
+        Ok(Charge::new(Arc::clone(&shared), needs, wish.answers, standing))
+    }
+
+    async fn take_from_ledger(&self, shared: &Shared, needs: &[Need]) -> Result<(), Refusal> {
+        let turn = shared.turn.lock().await;
+        if shared.account().take(needs) {
+            return Ok(());
+        }
+        let refused = shared.account().refuses(needs, self.here());
+        if let Some((index, wait_us)) = refused {
+            return Err(refusal(&needs[index], Some(wait_us), self.standing(&shared.account(), needs)));
+        }
+        let answer = if self.up.load(Ordering::Relaxed) { self.ask(shared, needs).await } else { None };
+        drop(turn);
+        match answer {
+            Some(Outcome::Granted) => Ok(()),
+            Some(Outcome::Refused { ask, retry_after_us }) => {
+                let need = &needs[ask.min(needs.len() - 1)];
+                Err(refusal(need, Some(retry_after_us), self.standing(&shared.account(), needs)))
+            }
+            Some(Outcome::UnknownEpoch) | None => self.take_alone(shared, needs),
+        }
+    }
+
+    /// One turn at the ledger. None: it does not answer.
+    async fn ask(&self, shared: &Shared, needs: &[Need]) -> Option<Outcome> {
+        let pending = shared.account().pending.clone();
+        if let Some(pending) = pending {
+            self.call(shared, pending, &[]).await?;
+            if shared.account().take(needs) {
+                return Some(Outcome::Granted);
+            }
+        }
+        let exchange = shared.account().ask(needs, self.new_call());
+        Some(self.call(shared, exchange, needs).await?.outcome)
+    }
+
+    fn take_alone(&self, shared: &Shared, needs: &[Need]) -> Result<(), Refusal> {
+        let mut account = shared.account();
+        match account.take_alone(needs, self.here()) {
+            Ok(()) => {
+                self.admitted_alone.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err((index, wait_us)) => Err(refusal(&needs[index], Some(wait_us), self.standing(&account, needs))),
+        }
+    }
+
+    /// Calls the ledger and takes in its answer, with these needs if they are granted. Whoever calls has the turn.
+    async fn call(&self, shared: &Shared, exchange: Exchange, needs: &[Need]) -> Option<Answer> {
+        // If this is dropped or fails, nobody knows whether the call had its effect: it is made again, the same.
+        let mut under_way = UnderWay::begin(shared, exchange);
+        let answer = self.called(&shared.tenant, under_way.exchange()).await;
+        let answer = match answer {
+            Ok(Answer { outcome: Outcome::UnknownEpoch, .. }) => {
+                let floors = shared.account().floors();
+                under_way.exchange().floors = Some(floors);
+                self.called(&shared.tenant, under_way.exchange()).await
+            }
+            other => other,
+        };
+        match answer {
+            Ok(answer) if answer.outcome != Outcome::UnknownEpoch => {
+                let exchange = under_way.end();
+                shared.account().answered(&exchange, &answer, needs, self.now());
+                Some(answer)
+            }
+            Ok(_) => None,
+            Err(error) => {
+                if !matches!(error, Error::Full(_)) {
+                    self.away(error.to_string());
+                }
+                None
+            }
+        }
+    }
+
+    async fn called(&self, tenant: &str, exchange: &Exchange) -> Result<Answer, Error> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let answer = self.ledger.exchange(tenant, exchange).await;
+        if answer.is_err() {
+            self.calls_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// One sign of life. Returns whether the ledger answered.
+    pub async fn beat(&self) -> bool {
+        match self.ledger.beat(&self.id, ALIVE).await {
+            Ok(beat) => {
+                let heard = self.heard(beat);
+                self.up.store(true, Ordering::Relaxed);
+                if heard.forgot {
+                    tracing::warn!("the ledger of limits forgot everything; telling it what is remembered here");
+                }
+                if heard.forgot || heard.was_away {
+                    self.tell(heard.forgot).await;
+                }
+                // Unless a call failed meanwhile.
+                if self.up.load(Ordering::Relaxed) && self.health().away.take().is_some() {
+                    tracing::info!(gateways = self.gateways(), "limits are shared");
+                }
+                self.up.load(Ordering::Relaxed)
+            }
+            Err(error) => {
+                self.away(error.to_string());
+                false
+            }
+        }
+    }
+
+    fn heard(&self, beat: Beat) -> Heard {
+        let now = self.now();
+        let mut health = self.health();
+        if beat.gateways >= health.gateways || now.saturating_sub(health.gateways_us) > GATEWAYS_US {
+            (health.gateways, health.gateways_us) = (beat.gateways, now);
+        }
+        let forgot = !health.epoch.is_empty() && health.epoch != beat.epoch;
+        health.epoch = beat.epoch;
+        Heard { forgot, was_away: health.away.is_some() }
+    }
+
+    fn away(&self, why: String) {
+        self.up.store(false, Ordering::Relaxed);
+        let mut health = self.health();
+        if health.away.is_none() {
+            tracing::warn!(reason = why, "limits are not shared now: this gateway goes on with its part of them");
+        }
+        health.away = Some(why);
+    }
+
+    /// Gives back what is held and was not used of late, and names the slots in use. With `all`, whatever is held: at the end.
+    pub async fn sweep(&self, all: bool) {
+        for shared in self.each() {
+            let now = self.now();
+            let due = {
+                let account = shared.account();
+                let idle = all || now.saturating_sub(account.asked_us) >= IDLE_US;
+                let renews = account.uses_slots() && now.saturating_sub(account.answered_us) >= RENEW_US;
+                (idle && account.holds_unused()) || renews
+            };
+            if due && self.up.load(Ordering::Relaxed) {
+                let _turn = shared.turn.lock().await;
+                self.give_back(&shared, false).await;
+            }
+            self.forget(&shared);
+        }
+    }
+
+    /// Tells a ledger that is back what was used alone, and one that forgot everything what is remembered here, at once: the
+    /// more is known of what others used, the less is given twice.
+    async fn tell(&self, forgot: bool) {
+        for shared in self.each() {
+            let _turn = shared.turn.lock().await;
+            let was_alone = shared.account().was_alone();
+            if forgot || was_alone {
+                self.give_back(&shared, forgot).await;
+            }
+        }
+    }
+
+    /// Makes the call again whose outcome is not known, and gives back what is not used; with everything remembered, if the
+    /// ledger forgot it. Whoever calls has the turn.
+    async fn give_back(&self, shared: &Shared, forgot: bool) {
+        let pending = shared.account().pending.clone();
+        if let Some(pending) = pending
+            && self.call(shared, pending, &[]).await.is_none()
+        {
+            return;
+        }
+        let exchange = {
+            let call = self.new_call();
+            let mut account = shared.account();
+            if forgot { account.remind(call) } else { account.give_back(call) }
+        };
+        if let Some(exchange) = exchange {
+            self.call(shared, exchange, &[]).await;
+        }
+    }
+
+    /// Forgets a tenant of whom nothing is held and no request came for long, and what else nobody needs.
+    fn forget(&self, shared: &Arc<Shared>) {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        // One is in the map, one is the caller's: nobody else has it, and nobody gets it meanwhile.
+        if Arc::strong_count(shared) > 2 {
+            return;
+        }
+        let mut account = shared.account();
+        account.prune();
+        let old = self.now().saturating_sub(account.asked_us) >= FORGET_US;
+        if old && !account.holds_unused() && !account.uses_slots() {
+            accounts.remove(&shared.tenant);
+        }
+    }
+
+    /// How the ledger is, and what is held. Cost: one step a tenant and bucket.
+    pub fn state(&self) -> State {
+        let (mut units_held, mut slots_held, mut tenants) = (0, 0, 0);
+        for shared in self.each() {
+            let (units, slots) = shared.account().held();
+            units_held += units;
+            slots_held += slots;
+            tenants += 1;
+        }
+        let away = self.health().away.clone();
+        State {
+            away,
+            gateways: self.gateways(),
+            units_held,
+            slots_held,
+            tenants,
+            calls: self.calls.load(Ordering::Relaxed),
+            calls_failed: self.calls_failed.load(Ordering::Relaxed),
+            admitted_alone: self.admitted_alone.load(Ordering::Relaxed),
+        }
+    }
+
+    fn each(&self) -> Vec<Arc<Shared>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect()
+    }
+
+    fn shared(&self, tenant: &str) -> Arc<Shared> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = accounts.get(tenant) {
+            return Arc::clone(known);
+        }
+        let shared = Arc::new(Shared {
+            tenant: tenant.to_owned(),
+            account: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        accounts.insert(tenant.to_owned(), Arc::clone(&shared));
+        shared
+    }
+
+    fn new_call(&self) -> NewCall {
+        let number = self.next_charge.fetch_add(1, Ordering::Relaxed);
+        let new_epoch = uuid::Uuid::new_v4().simple().to_string();
+        NewCall { charge: format!("{}.{number}", self.id), new_epoch, open_us: OPEN_US }
+    }
+
+    fn standing(&self, account: &Account, needs: &[Need]) -> Standing {
+        let here = self.here();
+        let tightest = |kinds: &dyn Fn(&Need) -> bool| {
+            let windows = needs.iter().filter(|need| kinds(need));
+            windows.filter_map(|need| account.window(&need.bucket, here)).min_by_key(|window| window.remaining)
+        };
+        Standing {
+            requests: tightest(&|need| need.kind == LimitKind::RequestsPerMinute),
+            tokens: tightest(&Need::is_tokens),
+        }
+    }
+
+    fn here(&self) -> Here {
+        Here { gateways: self.gateways(), now_us: self.now() }
+    }
+
+    fn gateways(&self) -> u64 {
+        self.health().gateways.max(self.options.gateways_min).max(1)
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        (self.options.clock)()
+    }
+}
+
+/// A call that is under way. Unless it ends, it is pending.
+struct UnderWay<'a> {
+    shared: &'a Shared,
+    exchange: Option<Exchange>,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(shared: &'a Shared, exchange: Exchange) -> Self {
+        shared.account().asking = true;
+        Self { shared, exchange: Some(exchange) }
+    }
+
+    fn exchange(&mut self) -> &mut Exchange {
+        self.exchange.as_mut().expect("there until the end")
+    }
+
+    fn end(mut self) -> Exchange {
+        self.exchange.take().expect("there until the end")
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut account = self.shared.account();
+        account.asking = false;
+        if let Some(exchange) = self.exchange.take() {
+            account.pending = Some(exchange);
+        }
+    }
+}
+
+fn refusal(need: &Need, wait_us: Option<u64>, standing: Standing) -> Refusal {
+    Refusal {
+        kind: need.kind,
+        of_key: need.of_key,
+        limit: need.limit,
+        needs: need.amount,
+        retry_after: wait_us.map(Duration::from_micros),
+        standing,
+    }
+}
+
+/// Between three quarters of it and five.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.75..1.25))
+}
