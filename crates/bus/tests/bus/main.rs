@@ -1,0 +1,5 @@
+//! The port over memory and over a real `nats-server`: one suite for both, and what only a server can do to us.
+
+mod contract;
+mod server;
+mod support;
