@@ -18,9 +18,11 @@ pub(crate) struct Ready {
     waiting_for: Vec<Waiting>,
     /// Milliseconds since the registry was last heard; null before the first time.
     directory_age_ms: Option<u64>,
-    /// Workers that answered the last look, of those configured.
+    /// Workers that are good for requests, of those that are known.
     workers_ready: usize,
     workers: usize,
+    /// What it does without now.
+    degraded: Vec<Waiting>,
 }
 
 /// One condition.
@@ -47,21 +49,23 @@ pub(crate) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
         "worker" => Waiting { why: "no worker is ready".into(), ..waiting },
         _ => waiting,
     });
-    ready(&gateway, waiting.collect())
+    let degraded = gateway.degraded().into_iter().map(|waiting| Waiting { why: "it is away".into(), ..waiting });
+    ready(&gateway, waiting.collect(), degraded.collect())
 }
 
 /// The same on the admin listener, with each worker's address and problem.
 pub(crate) async fn readyz_in_full(State(gateway): State<Arc<Gateway>>) -> Response {
-    ready(&gateway, gateway.waiting_for())
+    ready(&gateway, gateway.waiting_for(), gateway.degraded())
 }
 
-fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>) -> Response {
+fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>, degraded: Vec<Waiting>) -> Response {
     let ready = Ready {
         ready: waiting_for.is_empty(),
         waiting_for,
         directory_age_ms: gateway.directory.age().map(|age| age.as_millis() as u64),
         workers_ready: gateway.mesh.pool.ready(),
         workers: gateway.mesh.pool.workers().len(),
+        degraded,
     };
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready)).into_response()
@@ -76,6 +80,7 @@ pub(crate) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     }
     let age = gateway.directory.age().map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     metrics.directory_age_ms.set(age);
+    metrics.show_workers(&gateway.mesh.pool);
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
     if let Err(error) = encoder.encode(&gateway.prometheus.gather(), &mut text) {
