@@ -2,6 +2,7 @@
 //!
 //! A room of its own, so that no other is built twice, with it and without it.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,6 +11,8 @@ use std::time::Duration;
 pub struct NatsServer {
     child: Child,
     port: u16,
+    /// Of its monitoring over HTTP.
+    monitoring: Option<u16>,
 }
 
 impl NatsServer {
@@ -30,9 +33,9 @@ impl NatsServer {
     pub fn start_with(flags: &[&str]) -> Self {
         let ports = tempfile::tempdir().expect("temporary folder");
         let folder = ports.path().to_str().expect("path is text");
-        let child = spawn(&[&["--port", "-1", "--ports_file_dir", folder], flags].concat());
-        let port = written_port(ports.path());
-        Self { child, port }
+        let child = spawn(&[&["--port", "-1", "--http_port", "-1", "--ports_file_dir", folder], flags].concat());
+        let (port, monitoring) = written_ports(ports.path());
+        Self { child, port, monitoring: Some(monitoring) }
     }
 
     /// Starts one where another one was, with nothing of it.
@@ -41,7 +44,7 @@ impl NatsServer {
     /// As [`NatsServer::start`].
     #[must_use]
     pub fn start_at(port: u16) -> Self {
-        let server = Self { child: spawn(&["--port", &port.to_string()]), port };
+        let server = Self { child: spawn(&["--port", &port.to_string()]), port, monitoring: None };
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -68,6 +71,20 @@ impl NatsServer {
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Subscriptions that it holds now.
+    ///
+    /// # Panics
+    /// It does not say, as one that was started at a given port.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        let port = self.monitoring.expect("started on free ports");
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it monitors");
+        stream.write_all(b"GET /subsz HTTP/1.0\r\n\r\n").expect("it reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("it answers");
+        number_after(&text, "\"num_subscriptions\":").expect("it counts subscriptions") as usize
     }
 
     /// Stops the process without ending it: connections stay open and silent.
@@ -101,17 +118,22 @@ fn spawn(flags: &[&str]) -> Child {
     command.spawn().expect("nats-server starts (Debian package nats-server: scripts/setup.sh test)")
 }
 
-/// The server writes `{"nats":["nats://127.0.0.1:PORT"],…}` into a file once it listens.
-fn written_port(folder: &Path) -> u16 {
+/// The server writes `{"nats":["nats://127.0.0.1:PORT"],"monitoring":["http://127.0.0.1:PORT"],…}` into a file once it listens.
+fn written_ports(folder: &Path) -> (u16, u16) {
     loop {
         let files = std::fs::read_dir(folder).expect("the folder is ours").flatten();
         for text in files.filter_map(|file| std::fs::read_to_string(file.path()).ok()) {
-            let after = text.split("nats://127.0.0.1:").nth(1);
-            let port = after.map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-            if let Some(port) = port.and_then(|digits| digits.parse().ok()) {
-                return port;
+            let port = |scheme: &str| u16::try_from(number_after(&text, &format!("{scheme}://127.0.0.1:"))?).ok();
+            let nats = port("nats").or_else(|| port("tls"));
+            if let (Some(nats), Some(monitoring)) = (nats, port("http")) {
+                return (nats, monitoring);
             }
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn number_after(text: &str, what: &str) -> Option<u64> {
+    let digits: String = text.split(what).nth(1)?.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
 }

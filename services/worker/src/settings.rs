@@ -10,6 +10,9 @@ use weft_service_kit::transport::{self, Address};
 
 use crate::Error;
 
+/// What others take as a name.
+const NAME_BYTES_MAX: usize = 256;
+
 weft_service_kit::settings! {
     /// How a worker runs.
     pub struct Settings {
@@ -239,6 +242,9 @@ impl Settings {
         if !self.nats_url.is_empty() {
             problems.extend(transport::check_advertise(&self.advertise, &self.listen).err());
         }
+        if !(1..=NAME_BYTES_MAX).contains(&self.name.len()) {
+            problems.push(format!("name has {} bytes, allowed are 1 to {NAME_BYTES_MAX}", self.name.len()));
+        }
         if !(10..=60_000).contains(&self.heartbeat_interval_ms) {
             problems.push(format!("heartbeat_interval_ms is {}, allowed is 10 to 60000", self.heartbeat_interval_ms));
         }
@@ -357,6 +363,7 @@ mod tests {
             adapter_pinned_fraction_max: f64::NAN,
             nats_url: "nats://n:1".into(),
             listen: "0.0.0.0:7003".into(),
+            name: String::new(),
             heartbeat_interval_ms: 0,
             ..Settings::default()
         };
@@ -372,6 +379,7 @@ mod tests {
             "1.5",
             "metrics_listen",
             "advertise is not set",
+            "name has 0 bytes",
             "heartbeat_interval_ms is 0",
             "NaN",
         ] {

@@ -11,7 +11,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// A server that does not greet us in this time is away: one that is stopped still accepts connections.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -127,7 +127,7 @@ async fn send(client: &Client, prefix: &str, outgoing: &mut mpsc::Receiver<Outgo
 /// What is subscribed to on this connection, with a task each that moves messages into the subscriber's queue.
 struct Subscriptions {
     client: Client,
-    known: Vec<Weak<Queue>>,
+    known: Vec<(Weak<Queue>, AbortHandle)>,
     pumps: JoinSet<()>,
 }
 
@@ -151,25 +151,32 @@ impl Subscriptions {
 
     async fn add_wanted(&mut self, shared: &Shared, prefix: &str) -> Result<(), String> {
         while self.pumps.try_join_next().is_some() {}
-        self.known.retain(|queue| queue.strong_count() > 0);
+        self.known.retain(|(queue, pump)| {
+            let is_held = queue.strong_count() > 0;
+            if !is_held {
+                // Drops the subscriber, which unsubscribes.
+                pump.abort();
+            }
+            is_held
+        });
         let mut added = Vec::new();
         for Wanted { subject, queue } in shared.all_wanted() {
-            if self.known.iter().any(|known| known.ptr_eq(&queue)) {
+            if self.known.iter().any(|(known, _)| known.ptr_eq(&queue)) {
                 continue;
             }
             let subscriber =
                 self.client.subscribe(format!("{prefix}.{subject}")).await.map_err(|error| chain(&error))?;
             let metrics = shared.metrics.clone();
-            self.known.push(queue.clone());
-            added.push(queue.clone());
-            self.pumps.spawn(async move {
+            let kept = queue.clone();
+            let pump = self.pumps.spawn(async move {
                 let mut subscriber = subscriber;
                 while let Some(message) = subscriber.next().await {
-                    // Dropping the subscriber unsubscribes.
                     let Some(queue) = queue.upgrade() else { return };
                     deliver(&queue, subject, message.payload, &metrics);
                 }
             });
+            added.push(kept.clone());
+            self.known.push((kept, pump));
         }
         if added.is_empty() {
             return Ok(());

@@ -93,6 +93,30 @@ async fn a_frozen_server_is_noticed_and_nobody_hangs() {
     connected(&near).await;
 }
 
+/// Others leaked hundreds in one storm of reconnects.
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriptions_that_nobody_holds_are_taken_back_and_reconnects_leave_none() {
+    let server = NatsServer::start();
+    let bus = client(&server.url(), &Registry::new());
+    let _kept = listen(&bus, A, 4).await;
+    let before = server.subscriptions();
+    for _ in 0..50 {
+        drop(listen(&bus, A, 4).await);
+    }
+    // The next one sweeps up.
+    let _last = listen(&bus, A, 4).await;
+    while server.subscriptions() > before + 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    for _ in 0..20 {
+        let other = client(&server.url(), &Registry::new());
+        drop(listen(&other, A, 4).await);
+    }
+    while server.subscriptions() > before + 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_login_is_told_and_tried_again() {
     let server = NatsServer::start_with(&["--user", "weft", "--pass", "ri/ght@"]);

@@ -73,7 +73,6 @@ fn hear(pool: &Pool, message: &Bytes, dial: &Dial, workers_max: usize) -> Result
     if worker.write(|view| view.hear(&beat, base, Instant::now())) {
         worker.wake.notify_one();
     }
-    pool.changed.notify_waiters();
     Ok(())
 }
 

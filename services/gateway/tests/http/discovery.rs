@@ -65,6 +65,7 @@ async fn a_worker_that_joins_under_load_gets_requests_and_one_that_dies_gets_non
                 while running.load(Ordering::SeqCst) {
                     let answer = mesh.post("/v1/chat/completions", &chat_body("base")).send().await.unwrap();
                     failed.fetch_add(usize::from(answer.status() != 200), Ordering::SeqCst);
+                    assert!([200, 503].contains(&answer.status().as_u16()), "{}", answer.status());
                 }
             })
         })
@@ -79,11 +80,13 @@ async fn a_worker_that_joins_under_load_gets_requests_and_one_that_dies_gets_non
     mesh.until("the second goes on", async || second.worker.requests().len() > others + 20).await;
     assert_eq!(first.worker.requests().len(), before);
     running.store(false, Ordering::SeqCst);
+    let load_tasks = load.len();
     for task in load {
         task.await.unwrap();
     }
-    // Its port is closed: requests that met that were tried elsewhere.
-    assert_eq!(failed.load(Ordering::SeqCst), 0);
+    // Its port is closed: requests that met that were tried elsewhere. Only those that had their first token may have failed.
+    let failed = failed.load(Ordering::SeqCst);
+    assert!(failed <= load_tasks, "{failed} requests failed");
     assert_eq!(mesh.workers().await.len(), 2, "it is forgotten later");
 }
 
