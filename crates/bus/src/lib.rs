@@ -23,7 +23,7 @@ pub use error::Error;
 pub use memory::MemoryBus;
 pub use metrics::Metrics;
 pub use nats::{NatsBus, NatsSettings};
-pub use port::{Bus, Heard, MESSAGE_BYTES_MAX, State, Subject, Subscription, report};
+pub use port::{Bus, FLUSH_TIMEOUT, Heard, MESSAGE_BYTES_MAX, State, Subject, Subscription, report};
 
 use std::sync::Arc;
 

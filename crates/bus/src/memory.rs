@@ -4,6 +4,7 @@ use crate::port::{Bus, MESSAGE_BYTES_MAX, State, Subject, Subscription};
 use crate::queue::Queue;
 use crate::{Error, Metrics};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::watch;
@@ -54,6 +55,11 @@ impl Bus for MemoryBus {
             true
         });
         Ok(())
+    }
+
+    fn flush(&self) -> BoxFuture<'static, ()> {
+        // Delivered within the call.
+        Box::pin(std::future::ready(()))
     }
 
     fn subscribe(&self, subject: Subject, capacity: usize) -> Subscription {

@@ -3,13 +3,18 @@
 use crate::Error;
 use crate::queue::Queue;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use weft_service_kit::readiness::Readiness;
 
 /// A message is smaller than this many bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// Longest that [`Bus::flush`] waits.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What messages are about: words of `a-z0-9_` joined by dots, without wildcards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,6 +95,10 @@ pub trait Bus: Send + Sync {
     /// [`Error::TooLarge`] from [`MESSAGE_BYTES_MAX`] on: a bug of the sender. [`Error::Away`] and [`Error::Full`]: the message is
     /// dropped, as it may be anywhere.
     fn publish(&self, subject: Subject, message: Bytes) -> Result<(), Error>;
+
+    /// Waits until what was published before has left this process, at most [`FLUSH_TIMEOUT`]; a bus that is away has nothing to wait
+    /// for. For last words.
+    fn flush(&self) -> BoxFuture<'static, ()>;
 
     /// Listens, with room for `capacity` messages (at least 1) that wait to be read.
     fn subscribe(&self, subject: Subject, capacity: usize) -> Subscription;

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use weft_bus::Bus;
@@ -168,6 +168,7 @@ impl App {
             }
         });
         let mut telling = JoinSet::new();
+        let (told, drain_told) = oneshot::channel();
         if let Some(bus) = self.bus {
             let address = match self.settings.advertise.as_str() {
                 "" => listener.address().to_owned(),
@@ -181,7 +182,9 @@ impl App {
                 interval: Duration::from_millis(self.settings.heartbeat_interval_ms),
             };
             telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
-            telling.spawn(heartbeat::beat(bus, facts, Arc::clone(&self.service.view), shutdown.clone()));
+            telling.spawn(heartbeat::beat(bus, facts, Arc::clone(&self.service.view), shutdown.clone(), told));
+        } else {
+            drop(told);
         }
         let (view, open_calls) = (Arc::clone(&self.service.view), self.service.open_calls.subscribe());
         let server = WorkerServer::new(self.service)
@@ -207,6 +210,8 @@ impl App {
                 Err(Error::LoopEnded)
             }
             () = drain(&view, open_calls, &shutdown, Duration::from_secs(self.settings.shutdown_grace_s)) => {
+                // Gateways should hear of it before the connection breaks. An error means that there is nobody to tell.
+                let _ = tokio::time::timeout(LAST_WORDS, drain_told).await;
                 // Ending the loop ends every stream that is left with a status; those get a moment to go out.
                 self.step_loop.stop();
                 hang_up.trigger();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::oneshot;
 use weft_bus::residency::{Held, Teller};
 use weft_bus::{Bus, Subject, subjects};
 use weft_proto::mesh::v1 as mesh;
@@ -24,17 +25,32 @@ pub(crate) struct Facts {
     pub(crate) interval: Duration,
 }
 
-/// Beats until it is dropped. From the shutdown on the beats say that the worker drains.
-pub(crate) async fn beat(bus: Arc<dyn Bus>, facts: Facts, view: Arc<View>, shutdown: Shutdown) {
+/// Beats until it is dropped. From the shutdown on the beats say that the worker drains; `told` hears when the first of them has left.
+pub(crate) async fn beat(
+    bus: Arc<dyn Bus>,
+    facts: Facts,
+    view: Arc<View>,
+    shutdown: Shutdown,
+    told: oneshot::Sender<()>,
+) {
+    let mut told = Some(told);
     let mut pulse = Pulse { facts, teller: Teller::default(), sequence: 0, last: pb::GetLoadResponse::default() };
     loop {
-        for (subject, message) in pulse.next(view.load(), &view.residency()) {
+        let load = view.load();
+        for (subject, message) in pulse.next(load, &view.residency()) {
             // It may be lost: whoever listens sees the gap, and the bus counts it.
             let _ = bus.publish(subject, message);
         }
+        if load.draining
+            && let Some(told) = told.take()
+        {
+            bus.flush().await;
+            // Whoever waited may have given up.
+            let _ = told.send(());
+        }
         // So that workers started together do not beat together.
         let pause = pulse.facts.interval.mul_f64(rand::random_range(0.9..1.1));
-        if shutdown.is_triggered() {
+        if load.draining {
             tokio::time::sleep(pause).await;
             continue;
         }

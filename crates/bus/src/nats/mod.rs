@@ -11,15 +11,16 @@ mod settings;
 pub use settings::NatsSettings;
 
 use crate::memory::check;
-use crate::port::{Bus, State, Subject, Subscription};
+use crate::port::{Bus, FLUSH_TIMEOUT, State, Subject, Subscription};
 use crate::queue::Queue;
 use crate::{Error, Metrics};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use session::Ended;
 use settings::Checked;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// Messages that wait to be sent: a few seconds of a busy service.
@@ -28,8 +29,12 @@ const OUTBOX_MESSAGES_MAX: usize = 256;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
 
-/// A message and where it goes.
-type Outgoing = (Subject, Bytes);
+/// What waits for the session.
+enum Outgoing {
+    Message(Subject, Bytes),
+    /// Answered once everything before it has been written; forgotten when the connection breaks.
+    Flush(oneshot::Sender<()>),
+}
 
 /// Over NATS 2.9 or newer.
 pub struct NatsBus {
@@ -91,12 +96,30 @@ impl Bus for NatsBus {
             dropped("away");
             return Err(Error::Away(why.clone()));
         }
-        if self.outbox.try_send((subject, message)).is_err() {
+        if self.outbox.try_send(Outgoing::Message(subject, message)).is_err() {
             dropped("full");
             return Err(Error::Full { max: OUTBOX_MESSAGES_MAX });
         }
         metrics.published.with_label_values(&[subject.as_str()]).inc();
         Ok(())
+    }
+
+    fn flush(&self) -> BoxFuture<'static, ()> {
+        if *self.shared.state.borrow() != State::Connected {
+            return Box::pin(std::future::ready(()));
+        }
+        let outbox = self.outbox.clone();
+        let flushed = async move {
+            let (done, flushed) = oneshot::channel();
+            // An error means that the bus is gone, and everything with it.
+            if outbox.send(Outgoing::Flush(done)).await.is_ok() {
+                let _ = flushed.await;
+            }
+        };
+        Box::pin(async move {
+            // Last words are only tried.
+            let _ = tokio::time::timeout(FLUSH_TIMEOUT, flushed).await;
+        })
     }
 
     fn subscribe(&self, subject: Subject, capacity: usize) -> Subscription {

@@ -116,9 +116,18 @@ async fn watch(shared: &Shared, events: &mut mpsc::Receiver<Event>) -> String {
 }
 
 async fn send(client: &Client, prefix: &str, outgoing: &mut mpsc::Receiver<Outgoing>) -> String {
-    while let Some((subject, message)) = outgoing.recv().await {
-        if let Err(error) = client.publish(format!("{prefix}.{subject}"), message).await {
-            return chain(&error);
+    while let Some(next) = outgoing.recv().await {
+        let sent = match next {
+            Outgoing::Message(subject, message) => {
+                client.publish(format!("{prefix}.{subject}"), message).await.map_err(|error| chain(&error))
+            }
+            Outgoing::Flush(done) => client.flush().await.map_err(|error| chain(&error)).map(|()| {
+                // Whoever asked may have given up.
+                let _ = done.send(());
+            }),
+        };
+        if let Err(why) = sent {
+            return why;
         }
     }
     "the bus ended".to_owned()

@@ -23,6 +23,7 @@ promises!(
     a_slow_subscriber_holds_up_nobody,
     a_dropped_subscription_is_forgotten,
     nothing_from_before_a_subscription_is_heard,
+    what_was_flushed_survives_its_sender,
 );
 
 async fn messages_arrive_whole_and_in_order(pair: Pair) {
@@ -113,4 +114,16 @@ async fn nothing_from_before_a_subscription_is_heard(pair: Pair) {
     let mut late = listen(&pair.far, A, 4).await;
     pair.near.publish(A, message(2)).unwrap();
     assert_eq!(next(&mut late).await, Heard::Message(message(2)));
+}
+
+async fn what_was_flushed_survives_its_sender(pair: Pair) {
+    let mut heard = listen(&pair.far, A, 256).await;
+    for number in 0..100 {
+        pair.near.publish(A, message(number)).unwrap();
+    }
+    pair.near.flush().await;
+    drop(pair.near);
+    for number in 0..100 {
+        assert_eq!(next(&mut heard).await, Heard::Message(message(number)));
+    }
 }

@@ -82,6 +82,7 @@ async fn a_frozen_server_is_noticed_and_nobody_hangs() {
         let _ = near.publish(A, message(number));
     }
     assert!(metric(&metrics, "bus_dropped_messages_total") > 0.0);
+    near.flush().await;
     state(&near, |state| *state != State::Connected).await;
     state(&far, |state| *state != State::Connected).await;
     // It accepts connections even now, and says nothing.
