@@ -49,8 +49,16 @@ const WIRED_HERE: &[(&str, &[&str], &str)] = &[
     ("cache", &["listen"], "the services are in this process"),
     ("cache", &["metrics_listen"], "/metrics is on --admin-listen"),
     ("cache", &["dir"], "the cache is in --data-dir"),
+    ("gateway", NATS_FIELDS, "the services are in this process"),
+    ("worker", NATS_FIELDS, "the services are in this process"),
+    ("registry", NATS_FIELDS, "the services are in this process"),
+    ("cache", NATS_FIELDS, "the services are in this process"),
+    ("worker", &["advertise"], "the services are in this process"),
+    ("cache", &["advertise"], "the services are in this process"),
     ("cache", S3_FIELDS, "the object store is in --data-dir"),
 ];
+const NATS_FIELDS: &[&str] =
+    &["nats_url", "nats_credentials_file", "nats_ca_file", "nats_cert_file", "nats_key_file", "nats_subject_prefix"];
 const S3_FIELDS: &[&str] = &[
     "s3_endpoint",
     "s3_bucket",
@@ -318,14 +326,16 @@ async fn start_in(
     let (mut workers, mut storage) = (JoinSet::new(), JoinSet::new());
 
     let (listener, registry_channel) = Listener::memory();
+    let bus = weft_bus::connect(weft_bus::NatsSettings::default(), &metrics).context("bus")?;
     let app = weft_adapter_registry::App::build(registry, store.clone(), &metrics).await.context("adapter registry")?;
+    let app = app.with_bus(Arc::clone(&bus));
     let mut ready = vec![app.readiness()];
     let stop = storage_stop.clone();
     storage.spawn(run("adapter registry", async move { Ok(app.run(listener, stop).await?) }));
 
     cache.dir = data_dir.join("cache");
     let (listener, cache_channel) = Listener::memory();
-    let app = weft_cache_daemon::App::build(cache, store, &metrics).context("cache daemon")?;
+    let app = weft_cache_daemon::App::build(cache, store, &metrics).context("cache daemon")?.with_bus(Arc::clone(&bus));
     ready.push(app.readiness());
     let stop = storage_stop.clone();
     storage.spawn(run("cache daemon", async move { Ok(app.run(listener, stop).await?) }));
@@ -337,7 +347,7 @@ async fn start_in(
     }
     let (listener, worker_channel) = Listener::memory();
     let components = weft_worker::Components { cache_daemon: cache_channel, registry: Some(registry_channel.clone()) };
-    let app = weft_worker::App::build(worker, components, &metrics).await.context("worker")?;
+    let app = weft_worker::App::build(worker, components, &metrics).await.context("worker")?.with_bus(Arc::clone(&bus));
     ready.push(app.readiness());
     let stop = worker_stop.clone();
     workers.spawn(run("worker", async move { Ok(app.run(listener, stop).await?) }));
@@ -347,7 +357,8 @@ async fn start_in(
     gateway.admin_key_file = None;
     let endpoints = vec![weft_gateway::WorkerEndpoint { address: "memory".to_owned(), channel: worker_channel }];
     let components = weft_gateway::Components { registry: registry_channel, workers: endpoints, metrics };
-    let app = weft_gateway::App::build(gateway, components).context("gateway")?;
+    let stranger = |address: &str| Err(format!("{address} is not of this process"));
+    let app = weft_gateway::App::build(gateway, components).context("gateway")?.with_bus(bus, stranger);
     ready.push(app.readiness());
     let gateway = tokio::spawn(app.run(data, admin, shutdown.clone()));
     // All of it: a mesh whose registry knows no base yet would refuse the first publish.

@@ -84,6 +84,11 @@ enum Command {
     Unpin(Named),
     /// Free an adapter's memory on every worker where nobody uses it
     Evict(Named),
+    /// List the workers that a gateway knows, with the view that it places requests by
+    Workers {
+        #[command(flatten)]
+        api: Api,
+    },
     /// Tenants
     Tenant {
         #[command(subcommand)]
@@ -275,6 +280,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Pin(Named { tenant, name, api }) => print_json(&api.client()?.pin(&tenant, &name).await?),
         Command::Unpin(Named { tenant, name, api }) => print_json(&api.client()?.unpin(&tenant, &name).await?),
         Command::Evict(Named { tenant, name, api }) => print_json(&api.client()?.evict(&tenant, &name).await?),
+        Command::Workers { api } => print_json(&api.client()?.get("workers").await?),
         Command::Tenant { command: TenantCommand::Create { name, api } } => {
             print_json(&api.client()?.create_tenant(&name).await?)
         }

@@ -12,6 +12,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/performance.md",
     "docs/fairness.md",
     "docs/limits.md",
+    "docs/mesh.md",
 ];
 const ROOTS: &[&str] =
     &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];

@@ -28,3 +28,10 @@ pub mod worker {
         include!("generated/weft.worker.v1.rs");
     }
 }
+
+/// `weft.mesh.v1`: heartbeats, residency and change events over the bus.
+pub mod mesh {
+    pub mod v1 {
+        include!("generated/weft.mesh.v1.rs");
+    }
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 #[test]
 fn generated_code_matches_the_proto_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let protos: Vec<_> = ["registry", "cache", "worker"]
+    let protos: Vec<_> = ["registry", "cache", "worker", "mesh"]
         .iter()
         .map(|name| root.join(format!("proto/weft/{name}/v1/{name}.proto")))
         .collect();
@@ -19,7 +19,7 @@ fn generated_code_matches_the_proto_files() {
 
     let committed = root.join("src/generated");
     let write = std::env::var("WEFT_CODEGEN").is_ok_and(|mode| mode == "write");
-    for package in ["weft.registry.v1.rs", "weft.cache.v1.rs", "weft.worker.v1.rs"] {
+    for package in ["weft.registry.v1.rs", "weft.cache.v1.rs", "weft.worker.v1.rs", "weft.mesh.v1.rs"] {
         let fresh = std::fs::read_to_string(out.path().join(package)).expect("generated file");
         if write {
             std::fs::create_dir_all(&committed).expect("folder for generated code");

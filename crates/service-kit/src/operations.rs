@@ -106,8 +106,13 @@ async fn readyz(State(facts): State<Facts>) -> Response {
         waiting.push(("shutdown".to_owned(), "the service is draining".to_owned()));
     }
     let status = if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let rows: Vec<_> = waiting.iter().map(|(condition, why)| json!({"condition": condition, "why": why})).collect();
-    (status, Json(json!({"ready": rows.is_empty(), "waiting_for": rows}))).into_response()
+    let degraded = facts.readiness.get().map(Readiness::degradations).unwrap_or_default();
+    let body = json!({"ready": waiting.is_empty(), "waiting_for": rows(&waiting), "degraded": rows(&degraded)});
+    (status, Json(body)).into_response()
+}
+
+fn rows(conditions: &[(String, String)]) -> Vec<serde_json::Value> {
+    conditions.iter().map(|(condition, why)| json!({"condition": condition, "why": why})).collect()
 }
 
 async fn metrics(State(facts): State<Facts>) -> Response {

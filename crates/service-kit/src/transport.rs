@@ -72,6 +72,24 @@ impl fmt::Display for Address {
     }
 }
 
+/// Whether others can reach a service that listens at `listen` by what it advertises; empty stands for `listen`.
+///
+/// # Errors
+/// What is wrong, naming the setting.
+pub fn check_advertise(advertise: &str, listen: &str) -> Result<(), String> {
+    if !advertise.is_empty() {
+        return advertise.parse::<Address>().map(drop).map_err(|error| format!("advertise: {error}"));
+    }
+    let Ok(Address::Tcp(host_port)) = listen.parse() else { return Ok(()) };
+    let host = host_port.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
+    match host.parse::<std::net::IpAddr>() {
+        Ok(address) if address.is_unspecified() => Err(format!(
+            "advertise is not set, and listen is {listen}, every interface: say at which address others reach it"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// A channel that connects when it is first used and again whenever it breaks: start order does not matter.
 ///
 /// # Panics
@@ -274,6 +292,16 @@ mod tests {
         assert_eq!("unix:/run/x".parse(), Ok(Address::Unix("/run/x".into())));
         for wrong in ["", "host", "host:", ":80", "host:99999", "https://host:1", "unix:", "a b:1", "h/x:1"] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_advertised_can_be_dialled() {
+        for (advertise, listen) in [("", "10.0.0.1:1"), ("", "unix:/a"), ("h:1", "0.0.0.0:1"), ("", "host:1")] {
+            assert_eq!(check_advertise(advertise, listen), Ok(()), "{advertise} {listen}");
+        }
+        for (advertise, listen) in [("", "0.0.0.0:1"), ("", "[::]:1"), ("h", "10.0.0.1:1")] {
+            assert!(check_advertise(advertise, listen).is_err_and(|error| error.contains("advertise")));
         }
     }
 

@@ -35,7 +35,7 @@ async fn it_shows_the_start_the_readiness_the_drain_and_the_metrics() {
     let (status, body) = get(&address, "/readyz").await;
     assert!(status == 503 && body.contains("reading the model") && !body.contains("starting"), "{status} {body}");
     readiness.met("base");
-    assert_eq!(get(&address, "/readyz").await, (200, r#"{"ready":true,"waiting_for":[]}"#.to_owned()));
+    assert_eq!(get(&address, "/readyz").await, (200, r#"{"ready":true,"waiting_for":[],"degraded":[]}"#.to_owned()));
     let (status, body) = get(&address, "/metrics").await;
     assert!(status == 200 && body.contains("test_things_total 3"), "{status} {body}");
     assert_eq!(get(&address, "/admin/v1").await.0, 404);

@@ -124,6 +124,12 @@ pub struct ListResidencyResponse {
     pub memory_bytes_used: u64,
     #[prost(uint64, tag = "5")]
     pub memory_bytes_max: u64,
+    /// The generation last published on the bus (weft.mesh.v1.CacheResidency), and the process it counts in. What is listed is at least
+    /// as new.
+    #[prost(uint64, tag = "6")]
+    pub generation: u64,
+    #[prost(string, tag = "7")]
+    pub incarnation: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

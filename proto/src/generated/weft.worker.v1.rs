@@ -343,6 +343,9 @@ pub struct DescribeResponse {
     pub model_id: ::prost::alloc::string::String,
     #[prost(uint32, tag = "15")]
     pub step_tokens_max: u32,
+    /// Chosen when the process started; generations of residency count within it.
+    #[prost(string, tag = "16")]
+    pub incarnation: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -419,6 +422,9 @@ pub struct ListResidencyResponse {
     pub prepared_bytes_used: u64,
     #[prost(uint64, tag = "7")]
     pub prepared_bytes_max: u64,
+    /// Of the process, as in DescribeResponse.
+    #[prost(string, tag = "8")]
+    pub incarnation: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

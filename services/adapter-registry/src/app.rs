@@ -4,10 +4,12 @@ use crate::core::Core;
 use crate::grpc::Service;
 use crate::layout::ROOT;
 use crate::metrics::Metrics;
-use crate::{Error, Settings};
+use crate::{Error, Settings, tell};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
+use weft_bus::Bus;
 use weft_object_store::ObjectStore;
 use weft_proto::registry::v1::registry_server::{RegistryServer, SERVICE_NAME};
 use weft_service_kit::health::Health;
@@ -23,6 +25,7 @@ const BASE_CONDITION: &str = "base";
 pub struct App {
     core: Arc<Core>,
     readiness: Readiness,
+    bus: Option<Arc<dyn Bus>>,
 }
 
 impl App {
@@ -53,7 +56,14 @@ impl App {
         if core.catalog().base.is_none() {
             readiness.wait_for(BASE_CONDITION, "no worker has announced its base model yet");
         }
-        Ok(Self { core, readiness })
+        Ok(Self { core, readiness, bus: None })
+    }
+
+    /// Tells the other registries on this bus what is written here, and hears them, while it runs.
+    #[must_use]
+    pub fn with_bus(self, bus: Arc<dyn Bus>) -> Self {
+        self.core.tell_over(Arc::clone(&bus));
+        Self { bus: Some(bus), ..self }
     }
 
     /// What the registry still waits for before it can take packages.
@@ -79,6 +89,11 @@ impl App {
             .add_service(service)
             .add_service(health.into_server())
             .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
+        let mut telling = JoinSet::new();
+        if let Some(bus) = self.bus {
+            telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
+            telling.spawn(tell::follow_others(Arc::clone(&self.core), bus, stopping.clone()));
+        }
         let background = async {
             tokio::join!(self.core.keep_fresh(stopping.clone()), watch_for_base(&self.core, &self.readiness, &stopping))
         };

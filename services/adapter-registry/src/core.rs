@@ -4,15 +4,18 @@ use crate::catalog::{Catalog, Counts};
 use crate::layout::{Place, ROOT};
 use crate::metrics::Metrics;
 use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
+use crate::tell::event;
 use crate::{Error, Settings};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeSet, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
+use weft_bus::{Bus, subjects};
 use weft_object_store::{ETag, Object, ObjectStore, PutOutcome};
 use weft_proto::registry::v1 as pb;
 use weft_service_kit::shutdown::Shutdown;
@@ -32,6 +35,9 @@ pub(crate) struct Core {
     catalog: Mutex<Catalog>,
     directory: watch::Sender<Arc<pb::Directory>>,
     incarnation: String,
+    /// Whom to tell of writes. Empty: nobody.
+    bus: OnceLock<Arc<dyn Bus>>,
+    writes: AtomicU64,
     /// Keys whose objects could not be read as records, so that each is reported once.
     damaged: Mutex<BTreeSet<String>>,
 }
@@ -49,7 +55,37 @@ impl Core {
         let incarnation = uuid::Uuid::new_v4().to_string();
         let empty = pb::Directory { incarnation: incarnation.clone(), ..pb::Directory::default() };
         let (directory, _) = watch::channel(Arc::new(empty));
-        Self { store, settings, metrics, catalog: Mutex::default(), directory, incarnation, damaged: Mutex::default() }
+        Self {
+            store,
+            settings,
+            metrics,
+            catalog: Mutex::default(),
+            directory,
+            incarnation,
+            bus: OnceLock::new(),
+            writes: AtomicU64::new(0),
+            damaged: Mutex::default(),
+        }
+    }
+
+    /// Tells of every write from now on; the first bus stays.
+    pub(crate) fn tell_over(&self, bus: Arc<dyn Bus>) {
+        // An error means that there is one.
+        let _ = self.bus.set(bus);
+    }
+
+    /// This process.
+    pub(crate) fn incarnation(&self) -> &str {
+        &self.incarnation
+    }
+
+    /// Tells the other registries of a write that the directory here shows already.
+    fn tell(&self, tenant: Option<&TenantName>) {
+        let Some(bus) = self.bus.get() else { return };
+        let sequence = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
+        let generation = self.directory.borrow().generation;
+        // It may be lost: the others refresh from time to time, and the bus counts it.
+        let _ = bus.publish(subjects::REGISTRY_CHANGE, event(&self.incarnation, sequence, tenant, generation));
     }
 
     /// The catalog. Held for short, plain work only.
@@ -180,6 +216,7 @@ impl Core {
         let outcome = self.store.put_if_absent(&place.key(), encode(record)).await?;
         let PutOutcome::Written(etag) = outcome else { return Ok(None) };
         self.merge([(place.clone(), record.clone().into(), etag.clone())]);
+        self.tell(place.tenant());
         Ok(Some(etag))
     }
 
@@ -201,7 +238,10 @@ impl Core {
             };
             let change = decide(current.as_ref().map(|(record, etag)| (record, etag)))?;
             let (record, etag) = match (change, current) {
-                (Change::Keep(record), Some((_, etag))) => (record, etag),
+                (Change::Keep(record), Some((_, etag))) => {
+                    self.merge([(place.clone(), record.clone().into(), etag.clone())]);
+                    return Ok((record, etag));
+                }
                 (Change::Write(record) | Change::Keep(record), None) => {
                     match self.store.put_if_absent(&key, encode(&record)).await? {
                         PutOutcome::Written(etag) => (record, etag),
@@ -222,6 +262,7 @@ impl Core {
                 }
             };
             self.merge([(place.clone(), record.clone().into(), etag.clone())]);
+            self.tell(place.tenant());
             return Ok((record, etag));
         }
         Err(Error::Conflict(format!("{key} was changed by others in each of {WRITE_ATTEMPTS_MAX} tries")))
@@ -237,6 +278,7 @@ impl Core {
                 return;
             }
             self.forget_keys([(tenant.clone(), id)]);
+            self.tell(Some(tenant));
         }
     }
 

@@ -37,6 +37,16 @@ pub(crate) fn adapter_prefix(tenant: &TenantName, adapter: &AdapterName) -> Stri
 }
 
 impl Place {
+    /// Whose it is.
+    pub(crate) fn tenant(&self) -> Option<&TenantName> {
+        match self {
+            Self::Base => None,
+            Self::Tenant(tenant) | Self::Key(tenant, _) | Self::Version(tenant, ..) | Self::Alias(tenant, ..) => {
+                Some(tenant)
+            }
+        }
+    }
+
     /// Its key.
     pub(crate) fn key(&self) -> String {
         match self {

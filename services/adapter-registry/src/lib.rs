@@ -10,6 +10,7 @@
 //! 3. [`core`]: reading and writing records under conditions; the directory after every change.
 //! 4. [`catalog`]: what is known, and the [`weft_proto::registry::v1::Directory`] made of it.
 //! 5. [`layout`] and [`records`]: keys and content of the objects.
+//! 6. [`tell`]: what registries tell each other, so that a write is seen before the next listing.
 
 mod admin;
 mod app;
@@ -22,6 +23,7 @@ mod metrics;
 mod publish;
 mod records;
 mod settings;
+mod tell;
 mod wire;
 
 pub use app::App;

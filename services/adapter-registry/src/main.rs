@@ -46,13 +46,15 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     if let Some(address) = operations.address() {
         println!("metrics on {address}");
     }
+    let bus =
+        weft_bus::connect(settings.nats(), &metrics).map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
     let store = S3Store::connect(&settings.s3()).await?;
     let ready = async {
         ensure_bucket(&store, settings.store_wait_ms).await?;
         Ok::<_, Fault>(App::build(settings, Arc::new(store), &metrics).await?)
     };
     let app = tokio::select! {
-        app = ready => app?,
+        app = ready => app?.with_bus(bus),
         () = shutdown.wait() => return Ok(()),
     };
     operations.follow(&app.readiness());

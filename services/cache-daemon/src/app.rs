@@ -4,12 +4,14 @@ use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::prefetch::{self, Queue};
 use crate::service::CacheService;
+use crate::tell::{self, Told};
 use crate::{Error, Settings, promote};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
+use weft_bus::Bus;
 use weft_object_store::ObjectStore;
 use weft_proto::cache::v1::cache_daemon_server::{CacheDaemonServer, SERVICE_NAME};
 use weft_service_kit::health::Health;
@@ -25,6 +27,7 @@ pub struct App {
     prefetch_work: mpsc::Receiver<Digest>,
     promotions: mpsc::Receiver<Digest>,
     readiness: Readiness,
+    bus: Option<Arc<dyn Bus>>,
 }
 
 impl App {
@@ -42,7 +45,14 @@ impl App {
         let metrics = Arc::new(Metrics::new(metrics).map_err(Error::Metrics)?);
         let (cache, promotions) = Cache::open(settings, store, metrics)?;
         let (prefetches, prefetch_work) = Queue::new(cache.clone());
-        Ok(Self { cache, prefetches, prefetch_work, promotions, readiness: Readiness::new() })
+        let readiness = Readiness::new();
+        Ok(Self { cache, prefetches, prefetch_work, promotions, readiness, bus: None })
+    }
+
+    /// Tells over this bus what the daemon holds while it runs.
+    #[must_use]
+    pub fn with_bus(self, bus: Arc<dyn Bus>) -> Self {
+        Self { bus: Some(bus), ..self }
     }
 
     /// What the daemon still waits for: nothing, once it is built.
@@ -63,7 +73,20 @@ impl App {
         background.spawn(promote::run(self.cache.clone(), self.promotions, stopping.clone()));
         background.spawn(prefetch::run(self.prefetches.clone(), self.prefetch_work, stopping.clone()));
 
-        let service = CacheService::new(self.cache, self.prefetches, running.clone(), stopping.clone());
+        let told = Told::new();
+        // Apart from the rest: nobody waits for it at the end.
+        let mut telling = JoinSet::new();
+        if let Some(bus) = self.bus {
+            let settings = &self.cache.0.settings;
+            let address = match settings.advertise.as_str() {
+                "" => listener.address().to_owned(),
+                advertised => advertised.to_owned(),
+            };
+            let interval = Duration::from_millis(settings.residency_interval_ms);
+            telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
+            telling.spawn(tell::run(bus, self.cache.clone(), told.clone(), address, interval, stopping.clone()));
+        }
+        let service = CacheService::new(self.cache, self.prefetches, running.clone(), stopping.clone(), told);
         let health = Health::new(&shutdown).report("", &self.readiness).report(SERVICE_NAME, &self.readiness);
         let serving = transport::server()
             .add_service(CacheDaemonServer::new(service))

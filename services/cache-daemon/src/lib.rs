@@ -11,6 +11,8 @@
 //! 4. `folder`: temporary file, SHA-256 while writing, fsync, rename, fsync of the folder; mode 0444, never rewritten.
 //! 5. `books`: which files there are and who holds them, under the byte budgets of [`weft_residency::Ledger`].
 //!
+//! Beside it, `tell` says on the bus what is here.
+//!
 #![doc = include_str!("../README.md")]
 
 mod app;
@@ -24,6 +26,7 @@ mod prefetch;
 mod promote;
 mod service;
 mod settings;
+mod tell;
 
 pub use app::App;
 pub use cache::{Cache, Lease};

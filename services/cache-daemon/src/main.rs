@@ -48,7 +48,9 @@ async fn run(settings: Settings) -> Result<(), Fault> {
         println!("metrics on {address}");
     }
     let store = S3Store::connect(&settings.s3()).await?;
-    let app = App::build(settings, Arc::new(store), &metrics)?;
+    let bus =
+        weft_bus::connect(settings.nats(), &metrics).map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
+    let app = App::build(settings, Arc::new(store), &metrics)?.with_bus(bus);
     operations.follow(&app.readiness());
     // One line for whoever started us: with port 0 it is the only way to know the port.
     println!("listening on {}", listener.address());

@@ -3,6 +3,7 @@
 use crate::books::Row;
 use crate::cache::{Cache, Lease, Origin};
 use crate::prefetch::{Asked, Queue};
+use crate::tell::Told;
 use crate::{Error, TierKind};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,12 +41,13 @@ pub struct CacheService {
     /// Streams that run; waited for at shutdown.
     running: TaskTracker,
     stopping: Shutdown,
+    told: Told,
 }
 
 impl CacheService {
-    pub(crate) fn new(cache: Cache, prefetches: Queue, running: TaskTracker, stopping: Shutdown) -> Self {
+    pub(crate) fn new(cache: Cache, prefetches: Queue, running: TaskTracker, stopping: Shutdown, told: Told) -> Self {
         let streams = Arc::new(Semaphore::new(cache.0.settings.streams_max));
-        Self { cache, prefetches, streams, running, stopping }
+        Self { cache, prefetches, streams, running, stopping, told }
     }
 }
 
@@ -107,6 +109,8 @@ impl CacheDaemon for CacheService {
         &self,
         _: Request<proto::ListResidencyRequest>,
     ) -> Result<Response<proto::ListResidencyResponse>, Status> {
+        // Before the rows, which are at least as new then.
+        let generation = self.told.generation();
         let adapters = self.cache.rows().into_iter().map(|row| listed(&row)).collect();
         let (disk_bytes_used, disk_bytes_max) = self.cache.usage(TierKind::Disk);
         let (memory_bytes_used, memory_bytes_max) = self.cache.usage(TierKind::Memory);
@@ -116,6 +120,8 @@ impl CacheDaemon for CacheService {
             disk_bytes_max,
             memory_bytes_used,
             memory_bytes_max,
+            generation,
+            incarnation: self.told.incarnation.to_string(),
         };
         Ok(Response::new(listing))
     }

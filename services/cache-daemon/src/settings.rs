@@ -2,6 +2,7 @@
 
 use crate::Error;
 use std::path::PathBuf;
+use weft_bus::NatsSettings;
 use weft_object_store::S3Settings;
 
 weft_service_kit::settings! {
@@ -12,6 +13,24 @@ weft_service_kit::settings! {
         /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
         /// admin listener and refuses this.
         pub metrics_listen: String = String::new(),
+        /// Name of this daemon, in messages and logs.
+        pub name: String = "cache-1".to_owned(),
+        /// NATS, where it is told what this daemon holds: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
+        secret pub nats_url: String = String::new(),
+        /// File with a NATS user's JWT and seed.
+        pub nats_credentials_file: Option<PathBuf> = None,
+        /// Certificates (PEM) that may have signed that of NATS, beside the system's.
+        pub nats_ca_file: Option<PathBuf> = None,
+        /// Our certificate (PEM) for NATS; with `nats_key_file`.
+        pub nats_cert_file: Option<PathBuf> = None,
+        /// Key of `nats_cert_file`.
+        pub nats_key_file: Option<PathBuf> = None,
+        /// First words of every NATS subject: the mesh's name on a server that several share.
+        pub nats_subject_prefix: String = "weft".to_owned(),
+        /// Where this daemon is reached, as those messages say. Empty: at `listen`.
+        pub advertise: String = String::new(),
+        /// Milliseconds between two messages about what it holds, 10 to 60000.
+        pub residency_interval_ms: u64 = 2_000,
         /// Folder of the disk tier. One process owns it.
         pub dir: PathBuf = PathBuf::from("weft-cache"),
         /// Budget of the disk tier in bytes.
@@ -76,6 +95,20 @@ impl Settings {
         }
     }
 
+    /// How NATS is reached, for [`weft_bus::connect`].
+    #[must_use]
+    pub fn nats(&self) -> NatsSettings {
+        NatsSettings {
+            url: self.nats_url.clone(),
+            credentials_file: self.nats_credentials_file.clone(),
+            ca_file: self.nats_ca_file.clone(),
+            cert_file: self.nats_cert_file.clone(),
+            key_file: self.nats_key_file.clone(),
+            subject_prefix: self.nats_subject_prefix.clone(),
+            client_name: format!("weft-cache-daemon {}", self.name),
+        }
+    }
+
     /// Checks what single values cannot tell.
     ///
     /// # Errors
@@ -106,6 +139,12 @@ impl Settings {
             problems.push(format!("memory_dir and dir are both {}", self.dir.display()));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
+        if !self.nats_url.is_empty() {
+            problems.extend(weft_service_kit::transport::check_advertise(&self.advertise, &self.listen).err());
+        }
+        if !(10..=60_000).contains(&self.residency_interval_ms) {
+            problems.push(format!("residency_interval_ms is {}, allowed is 10 to 60000", self.residency_interval_ms));
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
     }
 }

@@ -10,19 +10,23 @@ use crate::metrics::Metrics;
 use crate::quota::Quota;
 use crate::serve::{Bounds, serve};
 use crate::settings::Settings;
-use crate::workers::Pool;
+use crate::workers::{Dial, Pace, Pool, discover, watch_all};
 use axum::Router;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
+use weft_bus::{Bus, State};
 use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::transport::Listener;
 
 /// Smallest header buffer that hyper takes.
 const HEADER_BYTES_MIN: usize = 8192;
+/// Workers whose problems are told when none is ready.
+const PROBLEMS_SHOWN_MAX: usize = 8;
 
 /// What the gateway works with and does not make itself.
 pub struct Components {
@@ -54,12 +58,15 @@ pub(crate) struct Gateway {
     pub(crate) prometheus: prometheus::Registry,
     pub(crate) started_unix: u64,
     draining: AtomicBool,
+    /// Empty without a bus.
+    bus_state: OnceLock<watch::Receiver<State>>,
 }
 
 /// A gateway that is built and does not run yet.
 pub struct App {
     gateway: Arc<Gateway>,
     readiness: Readiness,
+    bus: Option<(Arc<dyn Bus>, Dial)>,
 }
 
 impl App {
@@ -73,6 +80,10 @@ impl App {
             let problem = format!("{} is less than {HEADER_BYTES_MIN}", settings.header_bytes_max);
             return Err(BuildError::Setting { name: "header_bytes_max", problem });
         }
+        if settings.heartbeats_missed_max < 2 {
+            let problem = format!("{} is less than 2", settings.heartbeats_missed_max);
+            return Err(BuildError::Setting { name: "heartbeats_missed_max", problem });
+        }
         let admin_keys = admin_keys(&settings)?;
         if admin_keys.is_empty() {
             tracing::warn!(
@@ -81,11 +92,17 @@ impl App {
         }
         let metrics = Metrics::register(&components.metrics)?;
         let workers = components.workers.into_iter().map(|worker| (worker.address, worker.channel));
+        let pace = Pace {
+            poll: Duration::from_millis(settings.worker_poll_ms),
+            relist: Duration::from_millis(settings.worker_relist_ms),
+            intervals_max: settings.heartbeats_missed_max,
+            forget: Duration::from_secs(settings.worker_forget_s),
+        };
         let gateway = Gateway {
             directory: Directory::new(Duration::from_secs(settings.directory_age_max_s)),
             registry: registry_client(components.registry),
             mesh: Mesh {
-                pool: Pool::new(workers),
+                pool: Arc::new(Pool::new(workers, pace)),
                 limits: Limits::new(&settings),
                 metrics,
                 retries_max: settings.retries_max,
@@ -98,13 +115,26 @@ impl App {
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
             draining: AtomicBool::new(false),
+            bus_state: OnceLock::new(),
             settings,
         };
         let readiness = Readiness::new();
         for waiting in gateway.waiting_for() {
             readiness.wait_for(waiting.condition, waiting.why);
         }
-        Ok(Self { gateway: Arc::new(gateway), readiness })
+        Ok(Self { gateway: Arc::new(gateway), readiness, bus: None })
+    }
+
+    /// Hears of workers on this bus too, and reaches them through `dial`.
+    #[must_use]
+    pub fn with_bus(
+        self,
+        bus: Arc<dyn Bus>,
+        dial: impl Fn(&str) -> Result<Channel, String> + Send + Sync + 'static,
+    ) -> Self {
+        // An error means that it was given before; the first one stays for both.
+        let _ = self.gateway.bus_state.set(bus.state());
+        Self { bus: Some((bus, Arc::new(dial))), ..self }
     }
 
     /// What it still waits for, for a process that runs several services. Kept up to date while it runs.
@@ -131,10 +161,11 @@ impl App {
             let gateway = Arc::clone(&gateway);
             async move { gateway.directory.follow(gateway.registry.clone()).await }
         });
-        for index in 0..gateway.mesh.pool.workers().len() {
-            let gateway = Arc::clone(&gateway);
-            let every = Duration::from_millis(gateway.settings.worker_poll_ms);
-            background.spawn(async move { gateway.mesh.pool.watch(index, every, gateway.mesh.metrics.clone()).await });
+        let (pool, metrics) = (&gateway.mesh.pool, &gateway.mesh.metrics);
+        background.spawn(watch_all(Arc::clone(pool), metrics.clone()));
+        if let Some((bus, dial)) = self.bus.clone() {
+            let workers_max = gateway.settings.workers_max;
+            background.spawn(discover(Arc::clone(pool), bus, dial, workers_max, metrics.clone()));
         }
         background.spawn(Arc::clone(&gateway).tell(self.readiness.clone()));
         background.spawn({
@@ -212,17 +243,32 @@ impl Gateway {
             waiting.push(Waiting { condition: "directory", why: error.to_string() });
         }
         if self.mesh.pool.ready() == 0 {
-            let problems = self
-                .mesh
-                .pool
-                .workers()
-                .iter()
-                .filter_map(|worker| worker.seen().problem.map(|problem| format!("{}: {problem}", worker.address)));
-            let problems = problems.collect::<Vec<_>>().join("; ");
-            let why = if problems.is_empty() { "no worker has answered yet".to_owned() } else { problems };
-            waiting.push(Waiting { condition: "worker", why });
+            waiting.push(Waiting { condition: "worker", why: self.why_no_worker() });
         }
         waiting
+    }
+
+    fn why_no_worker(&self) -> String {
+        let workers = self.mesh.pool.workers();
+        let problem = |address: &str, problem: &str| format!("{address}: {problem}");
+        let problems = workers
+            .iter()
+            .filter_map(|worker| worker.read(|view| Some(problem(&worker.address, view.problem.as_ref()?))));
+        let mut problems: Vec<String> = problems.take(PROBLEMS_SHOWN_MAX).collect();
+        problems.extend(self.degraded().into_iter().map(|degraded| degraded.why));
+        match problems.is_empty() {
+            true if workers.is_empty() => "no worker is named by a setting or heard of".to_owned(),
+            true => "no worker has answered yet".to_owned(),
+            false => problems.join("; "),
+        }
+    }
+
+    /// What the gateway does without now.
+    pub(crate) fn degraded(&self) -> Vec<Waiting> {
+        match self.bus_state.get().map(|state| state.borrow().clone()) {
+            Some(State::Away { why }) => vec![Waiting { condition: "bus", why }],
+            Some(State::Connected) | None => Vec::new(),
+        }
     }
 
     /// Keeps the process' readiness in step with ours. Never ends.

@@ -19,8 +19,9 @@ use weft_proto::registry::v1::registry_client::RegistryClient;
 use weft_service_kit::transport::{Backoff, MESSAGE_BYTES_MAX};
 use weft_types::{Digest, Limits};
 
-/// The registry speaks at least every few seconds; a stream silent for this long is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// The registry speaks at least every few seconds; a stream silent for this long is given up, soon enough to see a write made elsewhere
+/// within 15 s.
+const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// Tags what the salt is for, so that the same secret can serve other ends later.
 const SALT_TAG: &[u8] = b"weft.tenant-salt.v1";
 /// Bytes of a tenant's secret.

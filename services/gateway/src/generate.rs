@@ -49,7 +49,7 @@ pub(crate) struct Wanted {
 
 /// Where generations run.
 pub(crate) struct Mesh {
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     pub(crate) retries_max: usize,
@@ -105,7 +105,7 @@ impl Mesh {
         let mut tried = Vec::new();
         let mut last: Option<Fault> = None;
         loop {
-            let Some((index, worker, in_flight)) = self.pool.choose(&admission.base.digest, adapter.as_ref(), &tried)
+            let Some((id, worker, in_flight)) = self.pool.choose(&admission.base.digest, adapter.as_ref(), &tried)
             else {
                 return Err(last.unwrap_or_else(|| Error::NoWorker.into()));
             };
@@ -121,7 +121,7 @@ impl Mesh {
             if fault.code == code::WORKER_LOST {
                 worker.suspect(&fault.message);
             }
-            tried.push(index);
+            tried.push(id);
             let elsewhere =
                 matches!(fault.kind, Kind::Unavailable | Kind::Overloaded) && tried.len() <= self.retries_max;
             if !elsewhere || tried.len() == self.pool.workers().len() || !self.limits.retries.withdraw() {

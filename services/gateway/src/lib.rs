@@ -9,7 +9,7 @@
 //! 2. `authenticate` finds the tenant behind the bearer key in the last snapshot of `directory`.
 //! 3. `resolve` turns the model name into one immutable digest. After this, no name is looked at again.
 //! 4. `limits` says whether there is room, `quota` whether the tenant and its key may use what the answer may cost.
-//! 5. `place` chooses a worker among those that `workers` watches.
+//! 5. `place` chooses a worker among those that `workers` hears of and watches.
 //! 6. `generate` opens the stream, and fails the request rather than deliver a token of another digest.
 //!
 //! Before all of it, `address` tells for whose rate a request counts.

@@ -35,6 +35,7 @@ async fn main() -> ExitCode {
     run(app, &data, &admin).await.map_or_else(failed(1), |()| ExitCode::SUCCESS)
 }
 
+// Within the runtime: the bus begins to connect.
 fn build(settings: Settings) -> anyhow::Result<(App, Address, Address)> {
     let registry: Address = settings.registry.parse().context("setting registry")?;
     let mut workers = Vec::new();
@@ -44,8 +45,11 @@ fn build(settings: Settings) -> anyhow::Result<(App, Address, Address)> {
     }
     let data = settings.data_address().context("setting listen")?;
     let admin = settings.admin_listen.parse().context("setting admin_listen")?;
-    let components = Components { registry: connect(&registry), workers, metrics: prometheus::Registry::new() };
-    Ok((App::build(settings, components)?, data, admin))
+    let metrics = prometheus::Registry::new();
+    let bus = weft_bus::connect(settings.nats(), &metrics)?;
+    let components = Components { registry: connect(&registry), workers, metrics };
+    let dial = |address: &str| Ok(connect(&address.parse::<Address>().map_err(|error| error.to_string())?));
+    Ok((App::build(settings, components)?.with_bus(bus, dial), data, admin))
 }
 
 async fn run(app: App, data: &Address, admin: &Address) -> anyhow::Result<()> {

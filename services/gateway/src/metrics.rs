@@ -1,10 +1,12 @@
 //! What the gateway counts. Labels are bounded: routes are the patterns of our own router, statuses HTTP's.
 
 use crate::limit_metrics::LimitMetrics;
+use crate::workers::Pool;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// All of them; cloning shares.
 #[derive(Clone)]
@@ -23,6 +25,11 @@ pub(crate) struct Metrics {
     pub(crate) connections: IntGaugeVec,
     pub(crate) connections_refused: IntCounterVec,
     pub(crate) workers_ready: IntGauge,
+    pub(crate) workers_known: IntGauge,
+    /// By address, of those that are known: at most `workers_max`.
+    pub(crate) worker_view_age_ms: IntGaugeVec,
+    pub(crate) worker_looks: IntCounter,
+    pub(crate) heartbeats_refused: IntCounter,
     pub(crate) directory_generation: IntGauge,
     pub(crate) directory_age_ms: IntGauge,
     pub(crate) panics: IntCounter,
@@ -77,7 +84,20 @@ impl Metrics {
                 Opts::new("gateway_connections_refused_total", "Connections over connections_max, by listener"),
                 &["listener"],
             )?,
-            workers_ready: IntGauge::new("gateway_workers_ready", "Workers that answered the last look")?,
+            workers_ready: IntGauge::new("gateway_workers_ready", "Workers that are good for requests")?,
+            workers_known: IntGauge::new("gateway_workers_known", "Workers of the settings and heard of on the bus")?,
+            worker_view_age_ms: IntGaugeVec::new(
+                Opts::new(
+                    "gateway_worker_view_age_ms",
+                    "Time since a worker's last word, -1 before the first, by address",
+                ),
+                &["worker"],
+            )?,
+            worker_looks: IntCounter::new("gateway_worker_looks_total", "Looks at workers over gRPC")?,
+            heartbeats_refused: IntCounter::new(
+                "gateway_heartbeats_refused_total",
+                "Heartbeats that were malformed, or of workers over workers_max",
+            )?,
             directory_generation: IntGauge::new("gateway_directory_generation", "Generation of the directory in use")?,
             directory_age_ms: IntGauge::new("gateway_directory_age_ms", "Time since the registry was last heard")?,
             panics: IntCounter::new("gateway_panics_total", "Requests that ended in a bug of ours")?,
@@ -101,11 +121,29 @@ impl Metrics {
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
         registry.register(Box::new(metrics.workers_ready.clone()))?;
+        registry.register(Box::new(metrics.workers_known.clone()))?;
+        registry.register(Box::new(metrics.worker_view_age_ms.clone()))?;
+        registry.register(Box::new(metrics.worker_looks.clone()))?;
+        registry.register(Box::new(metrics.heartbeats_refused.clone()))?;
         registry.register(Box::new(metrics.directory_generation.clone()))?;
         registry.register(Box::new(metrics.directory_age_ms.clone()))?;
         registry.register(Box::new(metrics.panics.clone()))?;
         registry.register(Box::new(metrics.addresses_refused.clone()))?;
         Ok(metrics)
+    }
+
+    /// Brings what is true of the workers now into the gauges.
+    pub(crate) fn show_workers(&self, pool: &Pool) {
+        let now = Instant::now();
+        let workers = pool.workers();
+        self.workers_ready.set(pool.ready() as i64);
+        self.workers_known.set(workers.len() as i64);
+        self.worker_view_age_ms.reset();
+        for worker in workers.iter() {
+            let age =
+                worker.read(|view| view.age(now)).map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+            self.worker_view_age_ms.with_label_values(&[&worker.address]).set(age);
+        }
     }
 
     pub(crate) fn answered(&self, route: &str, status: http::StatusCode, after: Duration) {

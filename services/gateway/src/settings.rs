@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
+use weft_bus::NatsSettings;
 use weft_service_kit::settings::{Loaded, SettingsError};
 use weft_service_kit::transport::{Address, AddressError};
 use weft_types::LimitKind;
@@ -19,8 +20,20 @@ weft_service_kit::settings! {
         pub admin_listen: String = "127.0.0.1:8081".to_owned(),
         /// Address of the adapter registry.
         pub registry: String = "127.0.0.1:7001".to_owned(),
-        /// Addresses of the workers.
+        /// Addresses of workers, beside those that are heard of on NATS. With `nats_url` the default is none.
         pub workers: Vec<String> = vec!["127.0.0.1:7003".to_owned()],
+        /// NATS, where workers are heard of: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
+        secret pub nats_url: String = String::new(),
+        /// File with a NATS user's JWT and seed.
+        pub nats_credentials_file: Option<PathBuf> = None,
+        /// Certificates (PEM) that may have signed that of NATS, beside the system's.
+        pub nats_ca_file: Option<PathBuf> = None,
+        /// Our certificate (PEM) for NATS; with `nats_key_file`.
+        pub nats_cert_file: Option<PathBuf> = None,
+        /// Key of `nats_cert_file`.
+        pub nats_key_file: Option<PathBuf> = None,
+        /// First words of every NATS subject: the mesh's name on a server that several share.
+        pub nats_subject_prefix: String = "weft".to_owned(),
 
         /// The admin key named `admin`.
         secret pub admin_key: Option<String> = None,
@@ -70,8 +83,16 @@ weft_service_kit::settings! {
         pub directory_age_max_s: u64 = 3600,
         /// Milliseconds that an admin write waits until this gateway's directory shows it.
         pub admin_visible_ms: u64 = 2000,
-        /// Milliseconds between two looks at each worker.
+        /// Milliseconds between two looks over gRPC at a worker whose heartbeats do not come.
         pub worker_poll_ms: u64 = 1000,
+        /// Milliseconds between two looks over gRPC at a worker whose heartbeats do come.
+        pub worker_relist_ms: u64 = 15_000,
+        /// Intervals without a heartbeat after which a worker gets no requests, unless a look shows that it answers. 2 or more.
+        pub heartbeats_missed_max: u32 = 3,
+        /// Seconds without a word after which a worker that no setting names is forgotten.
+        pub worker_forget_s: u64 = 60,
+        /// Workers known at once; heartbeats of more are left out.
+        pub workers_max: usize = 4096,
 
         /// Redis that keeps what all gateways' tenants use: `redis://[user:password@]host:port[/database]`. None: the limits are this gateway's alone.
         secret pub redis_url: Option<String> = None,
@@ -138,6 +159,9 @@ impl Settings {
         if listen > loaded.source(section, "port") {
             settings.port = None;
         }
+        if !settings.nats_url.is_empty() && loaded.given(section, "workers").is_empty() {
+            settings.workers.clear();
+        }
         Ok(settings)
     }
 
@@ -165,6 +189,20 @@ impl Settings {
         ]
     }
 
+    /// How NATS is reached, for [`weft_bus::connect`].
+    #[must_use]
+    pub fn nats(&self) -> NatsSettings {
+        NatsSettings {
+            url: self.nats_url.clone(),
+            credentials_file: self.nats_credentials_file.clone(),
+            ca_file: self.nats_ca_file.clone(),
+            cert_file: self.nats_cert_file.clone(),
+            key_file: self.nats_key_file.clone(),
+            subject_prefix: self.nats_subject_prefix.clone(),
+            client_name: "weft-gateway".to_owned(),
+        }
+    }
+
     pub(crate) fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.request_timeout_s)
     }
@@ -188,6 +226,19 @@ mod tests {
         let settings = Settings { hostname: Some("0.0.0.0".into()), port: Some(80), ..Settings::default() };
         assert_eq!(settings.data_address(), Ok(Address::Tcp("0.0.0.0:80".into())));
         assert_eq!(Settings::default().data_address(), Ok(Address::Tcp("127.0.0.1:8080".into())));
+    }
+
+    #[test]
+    fn with_nats_no_worker_is_named_by_default() {
+        let workers = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            let loader = weft_service_kit::settings::Loader::new("x", "x").section::<Settings>("");
+            let loaded = loader.load(args, std::iter::empty::<(String, String)>()).unwrap();
+            Settings::of(&loaded, "", "").unwrap().workers
+        };
+        assert_eq!(workers(&[]), ["127.0.0.1:7003"]);
+        assert_eq!(workers(&["--nats-url", "nats://n:1"]), [""; 0]);
+        assert_eq!(workers(&["--nats-url", "nats://n:1", "--workers", "w:1"]), ["w:1"]);
     }
 
     #[test]

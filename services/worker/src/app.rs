@@ -8,8 +8,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::JoinSet;
 use tonic::transport::Channel;
+use weft_bus::Bus;
 use weft_proto::worker::v1::worker_server::{SERVICE_NAME, WorkerServer};
 use weft_service_kit::health::Health;
 use weft_service_kit::readiness::Readiness;
@@ -25,6 +27,7 @@ use crate::age;
 use crate::announce;
 use crate::grammars::Grammars;
 use crate::grpc::Service;
+use crate::heartbeat;
 use crate::masks::MaskThreads;
 use crate::metrics::Metrics;
 use crate::model::{self, Model};
@@ -47,6 +50,7 @@ pub struct App {
     step_loop: RunningLoop,
     model: Arc<Model>,
     registry: Option<Channel>,
+    bus: Option<Arc<dyn Bus>>,
     readiness: Readiness,
     settings: Settings,
     metrics: Metrics,
@@ -116,6 +120,7 @@ impl App {
         let step_loop = RunningLoop::start(StepLoop::new(parts, inbox), commands.clone())?;
         let service = Service {
             model: Arc::clone(&model),
+            incarnation: uuid::Uuid::new_v4().to_string().into(),
             slot_bytes_max,
             view,
             commands,
@@ -126,7 +131,14 @@ impl App {
             open_calls: Arc::new(watch::Sender::new(0)),
             settings: Arc::new(settings.clone()),
         };
-        Ok(Self { service, step_loop, model, registry: components.registry, readiness, settings, metrics })
+        let registry = components.registry;
+        Ok(Self { service, step_loop, model, registry, bus: None, readiness, settings, metrics })
+    }
+
+    /// Sends heartbeats over this bus while it runs.
+    #[must_use]
+    pub fn with_bus(self, bus: Arc<dyn Bus>) -> Self {
+        Self { bus: Some(bus), ..self }
     }
 
     /// What the worker still waits for before it should get requests.
@@ -155,6 +167,25 @@ impl App {
                 tracing::info!(seconds = age.as_secs_f64(), "ready");
             }
         });
+        let mut telling = JoinSet::new();
+        let (told, drain_told) = oneshot::channel();
+        if let Some(bus) = self.bus {
+            let address = match self.settings.advertise.as_str() {
+                "" => listener.address().to_owned(),
+                advertised => advertised.to_owned(),
+            };
+            let facts = heartbeat::Facts {
+                worker: self.settings.name.clone(),
+                address,
+                incarnation: self.service.incarnation.to_string(),
+                base: self.model.digest,
+                interval: Duration::from_millis(self.settings.heartbeat_interval_ms),
+            };
+            telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
+            telling.spawn(heartbeat::beat(bus, facts, Arc::clone(&self.service.view), shutdown.clone(), told));
+        } else {
+            drop(told);
+        }
         let (view, open_calls) = (Arc::clone(&self.service.view), self.service.open_calls.subscribe());
         let server = WorkerServer::new(self.service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -179,6 +210,8 @@ impl App {
                 Err(Error::LoopEnded)
             }
             () = drain(&view, open_calls, &shutdown, Duration::from_secs(self.settings.shutdown_grace_s)) => {
+                // Gateways should hear of it before the connection breaks. An error means that there is nobody to tell.
+                let _ = tokio::time::timeout(LAST_WORDS, drain_told).await;
                 // Ending the loop ends every stream that is left with a status; those get a moment to go out.
                 self.step_loop.stop();
                 hang_up.trigger();
@@ -186,6 +219,7 @@ impl App {
             }
         };
         ready.abort();
+        drop(telling);
         if let Some(announcing) = announcing {
             announcing.abort();
         }

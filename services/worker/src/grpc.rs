@@ -29,6 +29,8 @@ use crate::view::View;
 pub(crate) struct Service {
     pub(crate) model: Arc<Model>,
     pub(crate) settings: Arc<Settings>,
+    /// Chosen when the process started.
+    pub(crate) incarnation: Arc<str>,
     pub(crate) slot_bytes_max: u64,
     pub(crate) view: Arc<View>,
     pub(crate) commands: Sender<Command>,
@@ -108,6 +110,7 @@ impl Worker for Service {
             queue_requests_max: settings.queue_requests_max as u32,
             model_id: model.model_id.clone(),
             step_tokens_max: settings.step_tokens_max as u32,
+            incarnation: self.incarnation.to_string(),
         }))
     }
 
@@ -119,7 +122,8 @@ impl Worker for Service {
         &self,
         _: Request<pb::ListResidencyRequest>,
     ) -> Result<Response<pb::ListResidencyResponse>, Status> {
-        Ok(Response::new(self.view.residency()))
+        let incarnation = self.incarnation.to_string();
+        Ok(Response::new(pb::ListResidencyResponse { incarnation, ..self.view.residency() }))
     }
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::PinResponse>, Status> {

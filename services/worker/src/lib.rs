@@ -13,7 +13,7 @@
 //! 6. `request.rs`: sampling and what the caller is told; `text.rs`: whole characters and stop strings.
 //!
 //! Beside it: `model.rs` (the base and the sizes that follow), `view.rs` (load and residency for others), `announce.rs` (the base
-//! to the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
+//! to the registry), `heartbeat.rs` (what changes, to the mesh), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
 //! all of it meets.
 
 mod adapters;
@@ -24,6 +24,7 @@ mod app;
 mod error;
 mod grammars;
 mod grpc;
+mod heartbeat;
 mod masks;
 mod metrics;
 mod model;

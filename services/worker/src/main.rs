@@ -33,6 +33,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
+    let nats = settings.nats();
     let components = Components {
         cache_daemon: connect(&settings.cache_address()?),
         registry: settings.registry_address()?.map(|address| connect(&address)),
@@ -41,12 +42,13 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     // The port first: a taken one is known at once, not after the model has been read.
     let listener = Listener::bind(&settings.listen_address()?).await?;
     let metrics = prometheus::Registry::new();
+    let bus = weft_bus::connect(nats, &metrics).map_err(|error| Error::Settings(vec![error.to_string()]))?;
     let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await?;
     if let Some(address) = operations.address() {
         println!("metrics on {address}");
     }
     let app = tokio::select! {
-        app = App::build(settings, components, &metrics) => app?,
+        app = App::build(settings, components, &metrics) => app?.with_bus(bus),
         () = shutdown.wait() => return Ok(()),
     };
     operations.follow(&app.readiness());

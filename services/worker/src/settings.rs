@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 
 use weft_batching::Pace;
+use weft_bus::NatsSettings;
 use weft_engine::{AdapterDtype, Dtype};
 use weft_kernels::Isa;
-use weft_service_kit::transport::Address;
+use weft_service_kit::transport::{self, Address};
 
 use crate::Error;
+
+/// What others take as a name.
+const NAME_BYTES_MAX: usize = 256;
 
 weft_service_kit::settings! {
     /// How a worker runs.
@@ -44,6 +48,22 @@ weft_service_kit::settings! {
         pub registry: String = "127.0.0.1:7001".to_owned(),
         /// Seconds between two announcements of the base.
         pub announce_interval_s: u64 = 10,
+        /// NATS, where heartbeats go: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
+        secret pub nats_url: String = String::new(),
+        /// File with a NATS user's JWT and seed.
+        pub nats_credentials_file: Option<PathBuf> = None,
+        /// Certificates (PEM) that may have signed that of NATS, beside the system's.
+        pub nats_ca_file: Option<PathBuf> = None,
+        /// Our certificate (PEM) for NATS; with `nats_key_file`.
+        pub nats_cert_file: Option<PathBuf> = None,
+        /// Key of `nats_cert_file`.
+        pub nats_key_file: Option<PathBuf> = None,
+        /// First words of every NATS subject: the mesh's name on a server that several share.
+        pub nats_subject_prefix: String = "weft".to_owned(),
+        /// Where gateways reach this worker, as heartbeats say. Empty: at `listen`.
+        pub advertise: String = String::new(),
+        /// Milliseconds between two heartbeats, 10 to 60000.
+        pub heartbeat_interval_ms: u64 = 1000,
         /// Memory for keys and values, in bytes.
         pub kv_memory_bytes: u64 = 1 << 30,
         /// Tokens in the KV memory; 0: as many as kv_memory_bytes hold. The smaller of the two counts.
@@ -168,6 +188,20 @@ impl Settings {
         self.registry.parse().map(Some).map_err(|error| Error::setting("registry", error))
     }
 
+    /// How NATS is reached, for [`weft_bus::connect`].
+    #[must_use]
+    pub fn nats(&self) -> NatsSettings {
+        NatsSettings {
+            url: self.nats_url.clone(),
+            credentials_file: self.nats_credentials_file.clone(),
+            ca_file: self.nats_ca_file.clone(),
+            cert_file: self.nats_cert_file.clone(),
+            key_file: self.nats_key_file.clone(),
+            subject_prefix: self.nats_subject_prefix.clone(),
+            client_name: format!("weft-worker {}", self.name),
+        }
+    }
+
     /// Turns raw into checked; all problems at once.
     pub(crate) fn check(&self) -> Result<Checked, Error> {
         let mut problems = Vec::new();
@@ -205,6 +239,15 @@ impl Settings {
             problems.push(format!("step_stretch_max is {}, allowed is 1 or more, or 0", self.step_stretch_max));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
+        if !self.nats_url.is_empty() {
+            problems.extend(transport::check_advertise(&self.advertise, &self.listen).err());
+        }
+        if !(1..=NAME_BYTES_MAX).contains(&self.name.len()) {
+            problems.push(format!("name has {} bytes, allowed are 1 to {NAME_BYTES_MAX}", self.name.len()));
+        }
+        if !(10..=60_000).contains(&self.heartbeat_interval_ms) {
+            problems.push(format!("heartbeat_interval_ms is {}, allowed is 10 to 60000", self.heartbeat_interval_ms));
+        }
         if !(0.0..=1.0).contains(&self.adapter_pinned_fraction_max) {
             let value = self.adapter_pinned_fraction_max;
             problems.push(format!("adapter_pinned_fraction_max is {value}, allowed is 0 to 1"));
@@ -318,6 +361,10 @@ mod tests {
             adapter_memory_fraction: Some(1.5),
             metrics_listen: "nowhere".into(),
             adapter_pinned_fraction_max: f64::NAN,
+            nats_url: "nats://n:1".into(),
+            listen: "0.0.0.0:7003".into(),
+            name: String::new(),
+            heartbeat_interval_ms: 0,
             ..Settings::default()
         };
         let Err(error) = settings.check() else { panic!("accepted") };
@@ -331,6 +378,9 @@ mod tests {
             "stretch_max is 0.5",
             "1.5",
             "metrics_listen",
+            "advertise is not set",
+            "name has 0 bytes",
+            "heartbeat_interval_ms is 0",
             "NaN",
         ] {
             assert!(text.contains(part), "{part} in {text}");

@@ -179,3 +179,33 @@ async fn a_store_that_stays_away_fails_the_start() {
     let Err(error) = built else { panic!("started without a store") };
     assert_eq!(Fault::from(error).kind, Kind::Unavailable);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_registry_writes_is_seen_by_its_word_alone() {
+    let world = World::new().await;
+    let bus = weft_bus::connect(weft_bus::NatsSettings::default(), &prometheus::Registry::new()).unwrap();
+    // Neither lists again by itself.
+    let rarely = || Settings { directory_refresh_ms: 3_600_000, ..Settings::default() };
+    let mut writer = world.start_over(rarely(), Some(bus.clone())).await;
+    let reader = world.start_over(rarely(), Some(bus)).await;
+    let mut stream = watch(&reader).await;
+    writer.prepare().await;
+    until(&mut stream, |directory| directory.tenants.len() == 1).await;
+    writer.publish("pirate", &Package::tiny(1)).await;
+    let seen =
+        |directory: &pb::Directory| versions(directory) == 1 && !directory.tenants[0].adapters[0].aliases.is_empty();
+    until(&mut stream, seen).await;
+    let request = pb::CreateKeyRequest { tenant: TENANT.to_owned(), ..Default::default() };
+    let key = writer.client.create_key(request).await.unwrap().into_inner();
+    let keys = |directory: &pb::Directory| directory.tenants[0].keys.len();
+    until(&mut stream, |directory| keys(directory) == 1).await;
+    let id = key.id;
+    let request = pb::RevokeKeyRequest { tenant: TENANT.to_owned(), id, ..Default::default() };
+    writer.client.revoke_key(request).await.unwrap();
+    until(&mut stream, |directory| keys(directory) == 0).await;
+    // Many tenants at once, more than are listed one by one.
+    for number in 0..20 {
+        writer.create_tenant(&format!("tenant-{number}")).await;
+    }
+    until(&mut stream, |directory| directory.tenants.len() == 21).await;
+}

@@ -11,3 +11,4 @@ mod prefetch;
 mod process;
 mod restart;
 mod support;
+mod tell;

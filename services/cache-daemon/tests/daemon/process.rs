@@ -87,7 +87,7 @@ async fn it_shows_metrics_and_readiness_over_http_and_leaves_on_sigterm() {
     let metrics = lines.next().unwrap();
     let metrics = metrics.strip_prefix("metrics on ").unwrap_or_else(|| panic!("said {metrics:?}"));
     assert!(lines.next().unwrap().starts_with("listening on "));
-    assert_eq!(get(metrics, "/readyz"), (200, r#"{"ready":true,"waiting_for":[]}"#.to_owned()));
+    assert_eq!(get(metrics, "/readyz"), (200, r#"{"ready":true,"waiting_for":[],"degraded":[]}"#.to_owned()));
     let (status, body) = get(metrics, "/metrics");
     assert!(status == 200 && body.contains("cache_daemon_"), "{status} {body}");
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());

@@ -8,12 +8,14 @@ use super::admin::checked;
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use crate::resolve::resolve;
+use crate::workers::Worker;
 use axum::Json;
 use axum::extract::State;
 use futures::future::join_all;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use utoipa::ToSchema;
 use weft_fault::{Fault, Kind};
@@ -105,7 +107,9 @@ impl Gateway {
         ask: impl AsyncFn(WorkerClient<Channel>, Digest) -> Result<Changed, tonic::Status>,
     ) -> Result<Json<ResidencyChange>, OpenAiError> {
         let digest = self.digest_of(&checked("tenant", tenant)?, name)?;
-        let workers: Vec<_> = self.mesh.pool.workers().iter().filter(|worker| worker.seen().up).collect();
+        let (known, now) = (self.mesh.pool.workers(), Instant::now());
+        let is_up = |worker: &&Arc<Worker>| worker.read(|view| view.is_up(now, &self.mesh.pool.pace));
+        let workers: Vec<_> = known.iter().filter(is_up).collect();
         let asked = workers.iter().map(|worker| async {
             match tokio::time::timeout(WORKER_TIMEOUT, ask(worker.client(), digest)).await {
                 Ok(answer) => answer.map_err(|status| Fault::from(&status)),

@@ -20,9 +20,11 @@ pub(crate) struct Ready {
     directory_age_ms: Option<u64>,
     /// Where the limits are kept that tenants have.
     limits: LimitsState,
-    /// Workers that answered the last look, of those configured.
+    /// Workers that are good for requests, of those that are known.
     workers_ready: usize,
     workers: usize,
+    /// What it does without now.
+    degraded: Vec<Waiting>,
 }
 
 /// Where limits are kept. Readiness does not depend on it: without Redis a gateway goes on with its part of them.
@@ -62,15 +64,16 @@ pub(crate) async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
         "worker" => Waiting { why: "no worker is ready".into(), ..waiting },
         _ => waiting,
     });
-    ready(&gateway, waiting.collect(), false)
+    let degraded = gateway.degraded().into_iter().map(|waiting| Waiting { why: "it is away".into(), ..waiting });
+    ready(&gateway, waiting.collect(), degraded.collect(), false)
 }
 
 /// The same on the admin listener, with each worker's address and problem.
 pub(crate) async fn readyz_in_full(State(gateway): State<Arc<Gateway>>) -> Response {
-    ready(&gateway, gateway.waiting_for(), true)
+    ready(&gateway, gateway.waiting_for(), gateway.degraded(), true)
 }
 
-fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>, in_full: bool) -> Response {
+fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>, degraded: Vec<Waiting>, in_full: bool) -> Response {
     let limits = gateway.quota.limiter.state();
     let ready = Ready {
         ready: waiting_for.is_empty(),
@@ -84,6 +87,7 @@ fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>, in_full: bool) -> Respons
         },
         workers_ready: gateway.mesh.pool.ready(),
         workers: gateway.mesh.pool.workers().len(),
+        degraded,
     };
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready)).into_response()
@@ -99,6 +103,7 @@ pub(crate) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let age = gateway.directory.age().map_or(-1, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     metrics.directory_age_ms.set(age);
     metrics.limits.show(&gateway.quota.limiter.state());
+    metrics.show_workers(&gateway.mesh.pool);
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
     if let Err(error) = encoder.encode(&gateway.prometheus.gather(), &mut text) {

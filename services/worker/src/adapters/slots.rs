@@ -448,6 +448,7 @@ impl Slots {
             prepared,
             prepared_bytes_used: self.prepared.bytes_used(),
             prepared_bytes_max: self.prepared.bytes_max(),
+            ..pb::ListResidencyResponse::default()
         }
     }
 }

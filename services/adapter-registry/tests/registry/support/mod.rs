@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tonic::Status;
 use tonic::transport::Channel;
 use weft_adapter_registry::{App, Settings};
+use weft_bus::Bus;
 use weft_fault::Fault;
 use weft_object_store::{EmbeddedS3, ObjectMeta, ObjectStore, S3Store};
 use weft_proto::registry::v1 as pb;
@@ -60,8 +61,17 @@ impl World {
     }
 
     pub(crate) async fn start_with(&self, settings: Settings) -> Running {
+        self.start_over(settings, None).await
+    }
+
+    /// One that shares a bus with others, if there is one.
+    pub(crate) async fn start_over(&self, settings: Settings, bus: Option<Arc<dyn Bus>>) -> Running {
         let metrics = prometheus::Registry::new();
         let app = App::build(settings, Arc::clone(&self.store) as Arc<dyn ObjectStore>, &metrics).await.unwrap();
+        let app = match bus {
+            Some(bus) => app.with_bus(bus),
+            None => app,
+        };
         let (listener, channel) = Listener::memory();
         let shutdown = Shutdown::new();
         let task = tokio::spawn(app.run(listener, shutdown.clone()));

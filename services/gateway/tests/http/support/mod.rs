@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod heartbeats;
 pub(crate) mod registry;
 pub(crate) mod worker;
 
@@ -15,7 +16,7 @@ use serde_json::Value;
 use std::time::Duration;
 use weft_gateway::{App, Components, Settings, WorkerEndpoint};
 use weft_service_kit::shutdown::Shutdown;
-use weft_service_kit::transport::{Listener, server};
+use weft_service_kit::transport::{Address, Listener, connect, server};
 use worker::FakeWorker;
 
 pub(crate) const ADMIN_KEY: &str = "admin-secret";
@@ -75,9 +76,11 @@ pub(crate) async fn start(
     workers: Vec<FakeWorker>,
     servers: Vec<tokio::task::JoinHandle<()>>,
 ) -> Mesh {
-    let components =
-        Components { registry: registry_channel, workers: endpoints, metrics: prometheus::Registry::new() };
-    let app = App::build(settings, components).unwrap();
+    let metrics = prometheus::Registry::new();
+    let bus = weft_bus::connect(settings.nats(), &metrics).unwrap();
+    let components = Components { registry: registry_channel, workers: endpoints, metrics };
+    let dial = |address: &str| Ok(connect(&address.parse::<Address>().map_err(|error| error.to_string())?));
+    let app = App::build(settings, components).unwrap().with_bus(bus, dial);
     let any = "127.0.0.1:0".parse().unwrap();
     let (data, admin) = (Listener::bind(&any).await.unwrap(), Listener::bind(&any).await.unwrap());
     let url = |listener: &Listener| format!("http://{}", listener.local_addr().unwrap());

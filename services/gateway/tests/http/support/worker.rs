@@ -3,7 +3,7 @@
 use super::{grpc, spawn_server};
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
@@ -53,6 +53,9 @@ struct Inner {
     /// Pinned ones; "full" refuses the next pin.
     pinned: Mutex<Vec<Digest>>,
     pins_full: AtomicBool,
+    /// Of residency, as a listing tells it.
+    generation: AtomicU64,
+    lists: AtomicUsize,
     running: AtomicUsize,
     dropped: AtomicUsize,
 }
@@ -138,6 +141,7 @@ impl FakeWorker {
     ) -> Self {
         let description = pb::DescribeResponse {
             worker: name.into(),
+            incarnation: format!("process of {name}"),
             served_name: "tiny-base".into(),
             base_digest: raw(base()),
             dtype: "f32".into(),
@@ -155,6 +159,8 @@ impl FakeWorker {
             resident: Mutex::default(),
             pinned: Mutex::default(),
             pins_full: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            lists: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
         };
@@ -175,6 +181,19 @@ impl FakeWorker {
 
     pub(crate) fn holds(&self, digests: &[Digest]) {
         *self.inner.resident.lock().unwrap() = digests.to_vec();
+    }
+
+    pub(crate) fn description(&self) -> pb::DescribeResponse {
+        self.inner.description.lock().unwrap().clone()
+    }
+
+    pub(crate) fn set_generation(&self, generation: u64) {
+        self.inner.generation.store(generation, Ordering::SeqCst);
+    }
+
+    /// How often its residency was listed.
+    pub(crate) fn lists(&self) -> usize {
+        self.inner.lists.load(Ordering::SeqCst)
     }
 
     pub(crate) fn pinned(&self) -> Vec<Digest> {
@@ -264,7 +283,14 @@ impl Worker for FakeWorker {
     ) -> Result<Response<pb::ListResidencyResponse>, Status> {
         let resident = self.inner.resident.lock().unwrap();
         let adapters = resident.iter().map(|digest| pb::ResidentAdapter { digest: raw(*digest), ..Default::default() });
-        Ok(Response::new(pb::ListResidencyResponse { adapters: adapters.collect(), ..Default::default() }))
+        let incarnation = self.inner.description.lock().unwrap().incarnation.clone();
+        self.inner.lists.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(pb::ListResidencyResponse {
+            adapters: adapters.collect(),
+            generation: self.inner.generation.load(Ordering::SeqCst),
+            incarnation,
+            ..Default::default()
+        }))
     }
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::PinResponse>, Status> {

@@ -1,0 +1,12 @@
+//! What is published, by whom, and as which message of `weft.mesh.v1`.
+
+use crate::Subject;
+
+/// `WorkerHeartbeat`, by every worker.
+pub const WORKER_HEARTBEAT: Subject = Subject::new("worker.heartbeat");
+/// `WorkerResidency`: what does not fit into a heartbeat.
+pub const WORKER_RESIDENCY: Subject = Subject::new("worker.residency");
+/// `CacheResidency`, by every cache daemon.
+pub const CACHE_RESIDENCY: Subject = Subject::new("cache.residency");
+/// `RegistryChange`, by every registry after a write.
+pub const REGISTRY_CHANGE: Subject = Subject::new("registry.change");

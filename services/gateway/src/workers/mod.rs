@@ -1,0 +1,183 @@
+//! The workers this gateway knows: those that settings name and those that were heard of on the bus.
+//!
+//! - `worker.rs`: one of them; `view.rs`: what is known of it and what follows, without IO or clocks.
+//! - `watch.rs`: looks at one of them over gRPC, as often as its view asks for.
+//! - `discover.rs`: hears heartbeats, adds who is new, forgets who is gone.
+
+mod discover;
+mod view;
+mod watch;
+mod worker;
+
+pub(crate) use discover::{Dial, discover};
+pub(crate) use view::{Load, Pace, View};
+pub(crate) use watch::watch_all;
+pub(crate) use worker::{Base, InFlight, Worker, WorkerId};
+
+use crate::error::Error;
+use crate::place::{Candidate, place};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use weft_service_kit::transport::Address;
+use weft_types::Digest;
+
+/// All workers, in the order in which they became known.
+type Workers = Arc<Vec<Arc<Worker>>>;
+
+/// The owner of the view.
+pub(crate) struct Pool {
+    /// Replaced whole; readers keep what they have read.
+    workers: RwLock<Workers>,
+    /// Held over a change of `workers`.
+    changing: Mutex<()>,
+    next_id: AtomicU64,
+    pub(crate) pace: Pace,
+    /// Something about some worker changed.
+    changed: Notify,
+    /// A worker was added.
+    added: Notify,
+}
+
+/// One spelling for one address, so that a setting and a heartbeat mean the same worker.
+fn canonical(address: &str) -> String {
+    match address.parse() {
+        Ok(Address::Tcp(host_port)) => host_port,
+        Ok(unix @ Address::Unix(_)) => unix.to_string(),
+        Err(_) => address.to_owned(),
+    }
+}
+
+impl Pool {
+    /// The workers that settings name: address and channel.
+    pub(crate) fn new(endpoints: impl IntoIterator<Item = (String, Channel)>, pace: Pace) -> Self {
+        let pool = Self {
+            workers: RwLock::default(),
+            changing: Mutex::default(),
+            next_id: AtomicU64::new(0),
+            pace,
+            changed: Notify::new(),
+            added: Notify::new(),
+        };
+        for (address, channel) in endpoints {
+            pool.add(&address, channel, true);
+        }
+        pool
+    }
+
+    /// Those that are known now.
+    pub(crate) fn workers(&self) -> Workers {
+        Arc::clone(&self.workers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<Worker>>) -> T) -> T {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers().to_vec();
+        let result = change(&mut workers);
+        *self.workers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(workers);
+        self.changed.notify_waiters();
+        result
+    }
+
+    fn add(&self, address: &str, channel: Channel, is_static: bool) -> Arc<Worker> {
+        let id = WorkerId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let worker = Arc::new(Worker::new(id, canonical(address), channel, is_static));
+        self.change(|workers| workers.push(Arc::clone(&worker)));
+        self.added.notify_one();
+        worker
+    }
+
+    /// Takes out those for whom `is_gone` says so.
+    fn remove(&self, is_gone: impl Fn(&Worker) -> bool) {
+        if !self.workers().iter().any(|worker| is_gone(worker)) {
+            return;
+        }
+        self.change(|workers| {
+            workers.retain(|worker| {
+                let goes = is_gone(worker);
+                if goes {
+                    worker.leave();
+                }
+                !goes
+            });
+        });
+    }
+
+    /// The base of the mesh: that of most workers that are up, else of most that were ever seen; of equals, of who was known first.
+    /// Workers with another base get no requests.
+    pub(crate) fn base(&self) -> Result<Base, Error> {
+        let now = Instant::now();
+        let workers = self.workers();
+        let bases: Vec<(Base, bool)> = workers
+            .iter()
+            .filter_map(|worker| worker.read(|view| Some((view.base.clone()?, view.is_up(now, &self.pace)))))
+            .collect();
+        let any_up = bases.iter().any(|(_, up)| *up);
+        let mut counts: Vec<(&Base, usize)> = Vec::new();
+        for (base, _) in bases.iter().filter(|(_, up)| *up || !any_up) {
+            match counts.iter_mut().find(|(counted, _)| counted.digest == base.digest) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((base, 1)),
+            }
+        }
+        // The last of equal maxima is taken, so the first known goes last.
+        let most = counts.iter().rev().max_by_key(|(_, count)| *count);
+        most.map(|(base, _)| (*base).clone()).ok_or(Error::NoWorker)
+    }
+
+    /// Chooses a worker with this base and counts the request there. `tried` failed already.
+    pub(crate) fn choose(
+        &self,
+        base: &Digest,
+        adapter: Option<&Digest>,
+        tried: &[WorkerId],
+    ) -> Option<(WorkerId, Arc<Worker>, InFlight)> {
+        let now = Instant::now();
+        let workers = self.workers();
+        let candidates: Vec<Candidate> = workers
+            .iter()
+            .filter(|worker| !tried.contains(&worker.id))
+            .filter_map(|worker| self.candidate(worker, base, adapter, now))
+            .collect();
+        let id = place(&candidates, adapter)?;
+        let worker = workers.iter().find(|worker| worker.id == id)?;
+        Some((id, Arc::clone(worker), InFlight::new(worker)))
+    }
+
+    fn candidate(&self, worker: &Worker, base: &Digest, adapter: Option<&Digest>, now: Instant) -> Option<Candidate> {
+        worker.read(|view| {
+            (view.base.as_ref()?.digest == *base).then(|| Candidate {
+                id: worker.id,
+                hash: worker.hash,
+                up: view.is_up(now, &self.pace) && !view.load.draining,
+                load: view.load,
+                in_flight: worker.in_flight(),
+                tier: adapter.and_then(|adapter| view.adapters.tier(adapter)),
+                age: view.age(now).unwrap_or_default(),
+            })
+        })
+    }
+
+    /// Workers that are up and serve the mesh's base.
+    pub(crate) fn ready(&self) -> usize {
+        let Ok(base) = self.base() else { return 0 };
+        let now = Instant::now();
+        let serves = |worker: &&Arc<Worker>| {
+            worker.read(|view| {
+                view.is_up(now, &self.pace) && view.base.as_ref().is_some_and(|other| other.digest == base.digest)
+            })
+        };
+        self.workers().iter().filter(serves).count()
+    }
+
+    /// Waits for the next change at any worker. Cancel safe.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -1,0 +1,122 @@
+//! One worker: how it is reached, how many of our requests it has, and what is known of it.
+
+use crate::workers::view::View;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::Notify;
+use tonic::transport::Channel;
+use weft_proto::worker::v1 as pb;
+use weft_proto::worker::v1::worker_client::WorkerClient;
+use weft_service_kit::transport::MESSAGE_BYTES_MAX;
+use weft_types::Digest;
+
+/// What all workers of this mesh serve, as far as a request needs it.
+#[derive(Clone, Debug)]
+pub(crate) struct Base {
+    pub(crate) digest: Digest,
+    pub(crate) description: Arc<pb::DescribeResponse>,
+}
+
+impl Base {
+    pub(crate) fn served_name(&self) -> &str {
+        &self.description.served_name
+    }
+
+    /// Short form for `system_fingerprint`.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("fp_{}", &self.digest.hex()[..12])
+    }
+}
+
+/// Names a worker for as long as it is known; never used again for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct WorkerId(pub(crate) u64);
+
+/// One worker and what was last heard and seen of it.
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) address: String,
+    /// Named by a setting: it stays known whatever happens.
+    pub(crate) is_static: bool,
+    /// The same for all gateways that know it by this address.
+    pub(crate) hash: Digest,
+    client: WorkerClient<Channel>,
+    in_flight: AtomicUsize,
+    view: RwLock<View>,
+    /// Something happened that its watcher should know.
+    pub(super) wake: Notify,
+    gone: AtomicBool,
+}
+
+impl Worker {
+    pub(super) fn new(id: WorkerId, address: String, channel: Channel, is_static: bool) -> Self {
+        let client = WorkerClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self {
+            id,
+            hash: Digest::of(address.as_bytes()),
+            address,
+            is_static,
+            client,
+            in_flight: AtomicUsize::new(0),
+            view: RwLock::default(),
+            wake: Notify::new(),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn client(&self) -> WorkerClient<Channel> {
+        self.client.clone()
+    }
+
+    /// As it calls itself, once it has said so.
+    pub(crate) fn name(&self) -> Option<String> {
+        self.read(|view| view.base.as_ref().map(|base| base.description.worker.clone()))
+    }
+
+    /// Requests of this gateway that it has now.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&View) -> T) -> T {
+        read(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn write<T>(&self, write: impl FnOnce(&mut View) -> T) -> T {
+        write(&mut self.view.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// It failed a request: nobody's first choice until a look at it succeeds, which is tried at once.
+    pub(crate) fn suspect(&self, problem: &str) {
+        self.write(|view| view.suspect(problem));
+        self.wake.notify_one();
+    }
+
+    /// It is no longer of the pool; its watcher ends.
+    pub(super) fn leave(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a request at a worker while it lives.
+pub(crate) struct InFlight(Arc<Worker>);
+
+impl InFlight {
+    pub(super) fn new(worker: &Arc<Worker>) -> Self {
+        worker.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(worker))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

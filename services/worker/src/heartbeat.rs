@@ -1,0 +1,184 @@
+//! Tells the mesh that this worker is there, how busy it is and what it holds: every interval, and at once when a drain begins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::oneshot;
+use weft_bus::residency::{Held, Teller};
+use weft_bus::{Bus, Subject, subjects};
+use weft_proto::mesh::v1 as mesh;
+use weft_proto::mesh::v1::Tier;
+use weft_proto::worker::v1 as pb;
+use weft_service_kit::shutdown::Shutdown;
+use weft_types::Digest;
+
+use crate::view::View;
+
+/// What does not change while the process lives.
+pub(crate) struct Facts {
+    pub(crate) worker: String,
+    pub(crate) address: String,
+    pub(crate) incarnation: String,
+    pub(crate) base: Digest,
+    pub(crate) interval: Duration,
+}
+
+/// Beats until it is dropped. From the shutdown on the beats say that the worker drains; `told` hears when the first of them has left.
+pub(crate) async fn beat(
+    bus: Arc<dyn Bus>,
+    facts: Facts,
+    view: Arc<View>,
+    shutdown: Shutdown,
+    told: oneshot::Sender<()>,
+) {
+    let mut told = Some(told);
+    let mut pulse = Pulse { facts, teller: Teller::default(), sequence: 0, last: pb::GetLoadResponse::default() };
+    loop {
+        let load = view.load();
+        for (subject, message) in pulse.next(load, &view.residency()) {
+            // It may be lost: whoever listens sees the gap, and the bus counts it.
+            let _ = bus.publish(subject, message);
+        }
+        if load.draining
+            && let Some(told) = told.take()
+        {
+            bus.flush().await;
+            // Whoever waited may have given up.
+            let _ = told.send(());
+        }
+        // So that workers started together do not beat together.
+        let pause = pulse.facts.interval.mul_f64(rand::random_range(0.9..1.1));
+        if load.draining {
+            tokio::time::sleep(pause).await;
+            continue;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // Whoever hears of the drain must not be sent here again: it begins before it is told.
+            () = shutdown.wait() => view.drain(),
+        }
+    }
+}
+
+/// Makes the messages.
+struct Pulse {
+    facts: Facts,
+    teller: Teller,
+    sequence: u64,
+    last: pb::GetLoadResponse,
+}
+
+impl Pulse {
+    /// A heartbeat, and what of its residency does not fit.
+    fn next(&mut self, load: pb::GetLoadResponse, residency: &pb::ListResidencyResponse) -> Vec<(Subject, Bytes)> {
+        self.sequence += 1;
+        let mut pieces = self.teller.tell(held(residency), residency.generation).into_iter();
+        let facts = &self.facts;
+        let heartbeat = mesh::WorkerHeartbeat {
+            worker: facts.worker.clone(),
+            address: facts.address.clone(),
+            incarnation: facts.incarnation.clone(),
+            sequence: self.sequence,
+            interval_ms: facts.interval.as_millis() as u32,
+            base_digest: facts.base.to_vec().into(),
+            draining: load.draining,
+            running_requests: load.running_requests,
+            queued_requests: load.queued_requests,
+            loading_requests: load.loading_requests,
+            kv_blocks_free: load.kv_blocks_max.saturating_sub(load.kv_blocks_used),
+            kv_blocks_max: load.kv_blocks_max,
+            slot_bytes_used: load.slot_bytes_used,
+            slot_bytes_max: load.slot_bytes_max,
+            step_us: load.step_us,
+            prefill_tokens_per_s: prefill_rate(&self.last, &load),
+            residency: pieces.next(),
+        };
+        self.last = load;
+        let mut messages = vec![(subjects::WORKER_HEARTBEAT, heartbeat.encode_to_vec().into())];
+        messages.extend(pieces.map(|piece| {
+            let (address, incarnation) = (facts.address.clone(), facts.incarnation.clone());
+            let message = mesh::WorkerResidency { address, incarnation, residency: Some(piece) };
+            (subjects::WORKER_RESIDENCY, message.encode_to_vec().into())
+        }));
+        messages
+    }
+}
+
+/// An adapter that has a slot and is packed too is nearest in its slot.
+fn held(residency: &pb::ListResidencyResponse) -> Held {
+    let of = |rows: &[pb::ResidentAdapter], tier: Tier| -> Vec<(Digest, Tier)> {
+        rows.iter().filter_map(|row| Some((Digest::try_from(row.digest.as_ref()).ok()?, tier))).collect()
+    };
+    of(&residency.prepared, Tier::Memory).into_iter().chain(of(&residency.adapters, Tier::Slot)).collect()
+}
+
+/// Prompt tokens over the time of the steps between two looks; 0 without any.
+fn prefill_rate(before: &pb::GetLoadResponse, now: &pb::GetLoadResponse) -> f64 {
+    let tokens = now.prompt_tokens_total.saturating_sub(before.prompt_tokens_total);
+    let steps = now.steps_total.saturating_sub(before.steps_total);
+    let seconds = steps as f64 * now.step_us as f64 / 1e6;
+    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(number: u64) -> Bytes {
+        Digest::of(&number.to_le_bytes()).to_vec().into()
+    }
+
+    fn residency(generation: u64, slots: u64) -> pb::ListResidencyResponse {
+        let row = |number| pb::ResidentAdapter { digest: digest(number), ..Default::default() };
+        pb::ListResidencyResponse { adapters: (0..slots).map(row).collect(), generation, ..Default::default() }
+    }
+
+    fn pulse() -> Pulse {
+        let facts = Facts {
+            worker: "w".into(),
+            address: "h:1".into(),
+            incarnation: "i".into(),
+            base: Digest::of(b"base"),
+            interval: Duration::from_secs(1),
+        };
+        Pulse { facts, teller: Teller::default(), sequence: 0, last: pb::GetLoadResponse::default() }
+    }
+
+    fn decoded(messages: &[(Subject, Bytes)]) -> mesh::WorkerHeartbeat {
+        assert_eq!(messages[0].0, subjects::WORKER_HEARTBEAT);
+        mesh::WorkerHeartbeat::decode(messages[0].1.clone()).unwrap()
+    }
+
+    #[test]
+    fn beats_count_up_and_carry_what_changed_since_the_last() {
+        let mut pulse = pulse();
+        let first = decoded(&pulse.next(pb::GetLoadResponse::default(), &residency(7, 2)));
+        let delta = first.residency.unwrap();
+        assert_eq!((first.sequence, delta.since, delta.generation, delta.changes.len()), (1, 0, 7, 2));
+        let load = pb::GetLoadResponse {
+            draining: true,
+            kv_blocks_used: 3,
+            kv_blocks_max: 10,
+            prompt_tokens_total: 500,
+            steps_total: 10,
+            step_us: 50_000,
+            ..Default::default()
+        };
+        let second = decoded(&pulse.next(load, &residency(7, 2)));
+        let delta = second.residency.unwrap();
+        assert_eq!((second.sequence, delta.since, delta.generation, delta.changes.len()), (2, 7, 7, 0));
+        assert_eq!((second.draining, second.kv_blocks_free, second.prefill_tokens_per_s), (true, 7, 1000.0));
+        let third = decoded(&pulse.next(load, &residency(9, 1)));
+        assert_eq!((third.residency.unwrap().changes.len(), third.prefill_tokens_per_s), (1, 0.0));
+    }
+
+    #[test]
+    fn many_adapters_are_told_in_messages_below_the_limit() {
+        let messages = pulse().next(pb::GetLoadResponse::default(), &residency(1, 4000));
+        assert_eq!(messages.len(), 4);
+        assert!(messages.iter().all(|(_, message)| message.len() < weft_bus::MESSAGE_BYTES_MAX));
+        assert!(messages[1..].iter().all(|(subject, _)| *subject == subjects::WORKER_RESIDENCY));
+    }
+}
