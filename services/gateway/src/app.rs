@@ -46,7 +46,7 @@ pub(crate) struct Gateway {
     pub(crate) settings: Settings,
     pub(crate) directory: Directory,
     pub(crate) registry: Registry,
-    pub(crate) mesh: Mesh,
+    pub(crate) mesh: Arc<Mesh>,
     pub(crate) admin_keys: AdminKeys,
     pub(crate) prometheus: prometheus::Registry,
     pub(crate) started_unix: u64,
@@ -69,6 +69,13 @@ impl App {
             let problem = format!("{} is less than {HEADER_BYTES_MIN}", settings.header_bytes_max);
             return Err(BuildError::Setting { name: "header_bytes_max", problem });
         }
+        if !(0.0..=1.0).contains(&settings.retry_share) {
+            let problem = format!("{} is not from 0 to 1", settings.retry_share);
+            return Err(BuildError::Setting { name: "retry_share", problem });
+        }
+        if settings.worker_silence_ms == 0 {
+            return Err(BuildError::Setting { name: "worker_silence_ms", problem: "0 is less than 1".to_owned() });
+        }
         let admin_keys = admin_keys(&settings)?;
         if admin_keys.is_empty() {
             tracing::warn!(
@@ -80,12 +87,15 @@ impl App {
         let gateway = Gateway {
             directory: Directory::new(Duration::from_secs(settings.directory_age_max_s)),
             registry: registry_client(components.registry),
-            mesh: Mesh {
+            mesh: Arc::new(Mesh {
                 pool: Pool::new(workers),
                 limits: Limits::new(&settings),
                 metrics,
                 retries_max: settings.retries_max,
-            },
+                continuations_max: settings.continuations_max,
+                patience: Duration::from_millis(settings.continuation_wait_ms),
+                silence: Duration::from_millis(settings.worker_silence_ms),
+            }),
             admin_keys,
             prometheus: components.metrics,
             started_unix: std::time::SystemTime::now()

@@ -71,6 +71,8 @@ pub(crate) fn started(adapter_digest: Bytes) -> Step {
         queue_us: 2000,
         adapter_wait_us: 1500,
         worker: "fake".into(),
+        seed: 42,
+        ..Default::default()
     }))
 }
 
