@@ -11,6 +11,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/settings.md",
     "docs/performance.md",
     "docs/fairness.md",
+    "docs/failures.md",
 ];
 const ROOTS: &[&str] =
     &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];

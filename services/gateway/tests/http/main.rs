@@ -4,6 +4,7 @@ mod authentication;
 mod bad_input;
 mod chat;
 mod completions;
+mod continuation;
 mod disconnect;
 mod failing_workers;
 mod headers;
