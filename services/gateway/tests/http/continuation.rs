@@ -106,7 +106,8 @@ async fn answer(mesh: &Mesh, path: &str, body: &Value) -> (Vec<(String, String)>
 
 #[tokio::test]
 async fn on_every_route_a_broken_answer_is_told_like_one_that_was_not() {
-    let ends: [(&str, fn() -> Step); 5] = [
+    type End = fn() -> Step;
+    let ends: [(&str, End); 5] = [
         ("died", || Step::Fail(Status::unavailable("connection reset"))),
         ("cut", || Step::Fail(Status::unknown("h2 protocol error: error reading a body from connection"))),
         ("silently closed", || Step::Stop),
