@@ -13,6 +13,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/fairness.md",
     "docs/limits.md",
     "docs/mesh.md",
+    "docs/failures.md",
 ];
 const ROOTS: &[&str] =
     &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
+pub mod apart;
+
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};

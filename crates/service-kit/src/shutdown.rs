@@ -55,6 +55,20 @@ impl Shutdown {
         self.0.clone().cancelled_owned()
     }
 
+    /// A signal that is given `delay` after this one: readiness turns with the first, so that balancers turn away, and listeners
+    /// close with the second. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn delayed(&self, delay: Duration) -> Self {
+        let (first, second) = (self.clone(), Self::new());
+        let given = second.clone();
+        tokio::spawn(async move {
+            first.wait().await;
+            tokio::time::sleep(delay).await;
+            given.trigger();
+        });
+        second
+    }
+
     /// A signal that is given with this one, or earlier on its own.
     #[must_use]
     pub fn child(&self) -> Self {

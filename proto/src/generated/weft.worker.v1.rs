@@ -39,6 +39,9 @@ pub struct GenerateRequest {
     /// start, bounded and not renewed (docs/fairness.md).
     #[prost(sint32, tag = "21")]
     pub priority: i32,
+    /// What another worker generated of this answer before it was lost. Absent: the answer begins here.
+    #[prost(message, optional, tag = "22")]
+    pub continuation: ::core::option::Option<Continuation>,
     /// Exactly one must be set.
     #[prost(oneof = "generate_request::Prompt", tags = "6, 7, 8")]
     pub prompt: ::core::option::Option<generate_request::Prompt>,
@@ -58,6 +61,21 @@ pub mod generate_request {
         #[prost(message, tag = "8")]
         Tokens(super::TokenPrompt),
     }
+}
+/// The answer goes on where another worker left it. Its tokens are computed again but not delivered again: the stream holds
+/// what comes behind them, and `Finished` counts them too. Everything else of the request is as it was; Sampling.seed must be
+/// set, to Started.seed, if the answer is drawn. Refused (INVALID_ARGUMENT): an id that the vocabulary does not have, more
+/// tokens than max_tokens, tokens behind an end, a token that the grammar does not allow.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Continuation {
+    /// All tokens that were delivered, in order.
+    #[prost(uint32, repeated, tag = "1")]
+    pub ids: ::prost::alloc::vec::Vec<u32>,
+    /// Started.prompt_digest of the worker that began. The request is refused (FAILED_PRECONDITION) if the prompt now has other
+    /// tokens, as one whose template prints the date has after midnight. Empty: not checked.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub prompt_digest: ::prost::bytes::Bytes,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -227,6 +245,15 @@ pub struct Started {
     pub adapter_wait_us: u64,
     #[prost(string, tag = "7")]
     pub worker: ::prost::alloc::string::String,
+    /// As in Finished, told early so that another worker can go on with it.
+    #[prost(uint64, tag = "8")]
+    pub seed: u64,
+    /// SHA-256 over the ids of the prompt's tokens, for Continuation.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub prompt_digest: ::prost::bytes::Bytes,
+    /// How many tokens of a continuation this worker went on behind. One that knows no continuations says 0 and begins anew.
+    #[prost(uint32, tag = "10")]
+    pub replayed_tokens: u32,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]

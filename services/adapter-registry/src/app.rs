@@ -72,13 +72,15 @@ impl App {
         self.readiness.clone()
     }
 
-    /// Serves until shutdown. Then directory streams end, and running calls are waited for during the grace period.
+    /// Serves until shutdown and `drain_delay_ms` more, in which health says "not serving". Then no call is taken, directory
+    /// streams end, and running calls are waited for during the grace period.
     ///
     /// # Errors
     /// The transport failed.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
         let grace = Duration::from_millis(self.core.settings.shutdown_grace_ms);
-        let stopping = shutdown.child();
+        let closing = shutdown.delayed(Duration::from_millis(self.core.settings.drain_delay_ms));
+        let stopping = closing.child();
         let service = RegistryServer::new(Service::new(Arc::clone(&self.core), stopping.clone()))
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -88,7 +90,7 @@ impl App {
         let serving = transport::server()
             .add_service(service)
             .add_service(health.into_server())
-            .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
+            .serve_with_incoming_shutdown(listener.incoming(), closing.wait_owned());
         let mut telling = JoinSet::new();
         if let Some(bus) = self.bus {
             telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
@@ -102,7 +104,7 @@ impl App {
                 let (served, _) = tokio::join!(serving, background);
                 served
             },
-            &shutdown,
+            &closing,
             grace,
         );
         let Some(served) = served.await else {

@@ -45,6 +45,8 @@ weft_service_kit::settings! {
         pub watchers_max: usize = 256,
         /// How long a start waits for the object store.
         pub store_wait_ms: u64 = 60_000,
+        /// Milliseconds of being "not serving" before no new call is taken, so that balancers turn away first.
+        pub drain_delay_ms: u64 = 0,
         /// How long running calls may take to end at shutdown.
         pub shutdown_grace_ms: u64 = 10_000,
         /// S3 endpoint, `http://host:port` or `https://host`. None: AWS.

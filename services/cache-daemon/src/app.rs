@@ -61,14 +61,16 @@ impl App {
         self.readiness.clone()
     }
 
-    /// Serves until shutdown. Then every stream is told, and waited for during the grace period.
+    /// Serves until shutdown and `drain_delay_ms` more, in which health says "not serving". Then no call is taken, every stream
+    /// is told, and waited for during the grace period.
     ///
     /// # Errors
     /// The transport failed.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
         let grace = Duration::from_millis(self.cache.0.settings.shutdown_grace_ms);
         let running = TaskTracker::new();
-        let stopping = shutdown.child();
+        let closing = shutdown.delayed(Duration::from_millis(self.cache.0.settings.drain_delay_ms));
+        let stopping = closing.child();
         let mut background = JoinSet::new();
         background.spawn(promote::run(self.cache.clone(), self.promotions, stopping.clone()));
         background.spawn(prefetch::run(self.prefetches.clone(), self.prefetch_work, stopping.clone()));
@@ -91,8 +93,8 @@ impl App {
         let serving = transport::server()
             .add_service(CacheDaemonServer::new(service))
             .add_service(health.into_server())
-            .serve_with_incoming_shutdown(listener.incoming(), shutdown.wait_owned());
-        let served = within_grace(serving, &shutdown, grace).await;
+            .serve_with_incoming_shutdown(listener.incoming(), closing.wait_owned());
+        let served = within_grace(serving, &closing, grace).await;
 
         stopping.trigger();
         running.close();

@@ -61,6 +61,8 @@ weft_service_kit::settings! {
         pub prefetch_queue_max: usize = 1_024,
         /// Most prefetches at once, of `fetches_max`.
         pub prefetches_max: usize = 2,
+        /// Milliseconds of being "not serving" before no new call is taken, so that balancers turn away first.
+        pub drain_delay_ms: u64 = 0,
         /// How long running streams may take to end at shutdown.
         pub shutdown_grace_ms: u64 = 5_000,
         /// S3 endpoint, `http://host:port` or `https://host`. None: AWS.

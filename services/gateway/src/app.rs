@@ -51,7 +51,7 @@ pub(crate) struct Gateway {
     pub(crate) settings: Settings,
     pub(crate) directory: Directory,
     pub(crate) registry: Registry,
-    pub(crate) mesh: Mesh,
+    pub(crate) mesh: Arc<Mesh>,
     pub(crate) quota: Quota,
     pub(crate) addresses: Addresses,
     pub(crate) admin_keys: AdminKeys,
@@ -84,6 +84,13 @@ impl App {
             let problem = format!("{} is less than 2", settings.heartbeats_missed_max);
             return Err(BuildError::Setting { name: "heartbeats_missed_max", problem });
         }
+        if !(0.0..=1.0).contains(&settings.retry_share) {
+            let problem = format!("{} is not from 0 to 1", settings.retry_share);
+            return Err(BuildError::Setting { name: "retry_share", problem });
+        }
+        if settings.worker_silence_ms == 0 {
+            return Err(BuildError::Setting { name: "worker_silence_ms", problem: "0 is less than 1".to_owned() });
+        }
         let admin_keys = admin_keys(&settings)?;
         if admin_keys.is_empty() {
             tracing::warn!(
@@ -101,12 +108,15 @@ impl App {
         let gateway = Gateway {
             directory: Directory::new(Duration::from_secs(settings.directory_age_max_s)),
             registry: registry_client(components.registry),
-            mesh: Mesh {
+            mesh: Arc::new(Mesh {
                 pool: Arc::new(Pool::new(workers, pace)),
                 limits: Limits::new(&settings),
                 metrics,
                 retries_max: settings.retries_max,
-            },
+                continuations_max: settings.continuations_max,
+                patience: Duration::from_millis(settings.continuation_wait_ms),
+                silence: Duration::from_millis(settings.worker_silence_ms),
+            }),
             quota: Quota::new(&settings)?,
             addresses: Addresses::new(&settings)?,
             admin_keys,

@@ -50,6 +50,10 @@ pub(crate) enum Error {
     WrongBase { expected: Digest, got: String },
     #[error("the worker ended its answer early")]
     CutShort,
+    #[error("the worker does not answer")]
+    Silent,
+    #[error("the worker cannot go on with what another one began")]
+    CannotContinue,
     #[error("the answer took longer than request_timeout_s = {0}")]
     TooSlow(u64),
     #[error("body is larger than the limit of {max} bytes")]
@@ -74,6 +78,8 @@ pub(crate) mod code {
     /// A worker's word for a `response_format` that it cannot follow.
     pub(crate) const INVALID_GRAMMAR: &str = "invalid_grammar";
     pub(crate) const WORKER_LOST: &str = "worker_lost";
+    /// A worker's word for its own shutdown: what it has not finished can go on elsewhere.
+    pub(crate) const DRAINING: &str = "draining";
     pub(crate) const WRONG_BASE: &str = "wrong_base";
     pub(crate) const ADAPTER_UNAVAILABLE: &str = "adapter_unavailable";
     pub(crate) const ADAPTER_TOO_LARGE: &str = "adapter_too_large";
@@ -120,7 +126,10 @@ impl From<Error> for Fault {
             }
             Error::WrongAdapter { .. } => fault(Kind::Corrupt).with_code("adapter_mismatch"),
             Error::WrongBase { .. } => fault(Kind::Unavailable).with_code("base_mismatch"),
-            Error::CutShort => fault(Kind::Unavailable).with_code(code::WORKER_LOST).with_retry_after_ms(RETRY_AWAY_MS),
+            Error::CannotContinue => fault(Kind::Refused),
+            Error::CutShort | Error::Silent => {
+                fault(Kind::Unavailable).with_code(code::WORKER_LOST).with_retry_after_ms(RETRY_AWAY_MS)
+            }
             Error::TooSlow(_) => fault(Kind::Timeout),
             Error::BodyTooLarge { .. } => fault(Kind::TooLarge).with_code("body_too_large"),
             Error::BodyTooSlow(_) => fault(Kind::Timeout).with_code(code::BODY_TIMEOUT),
@@ -150,6 +159,12 @@ fn limit_reached(tenant: &str, refusal: &Refusal) -> String {
 /// does not look like the tenant's fault, and is told in words of ours, because the worker's may name its files, its
 /// settings and its neighbours. Those go to the log.
 pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
+    if is_of_the_transport(status) {
+        tracing::warn!(code = ?status.code(), message = status.message(), "the connection to a worker broke");
+        return Fault::unavailable("the worker went away")
+            .with_code(code::WORKER_LOST)
+            .with_retry_after_ms(RETRY_AWAY_MS);
+    }
     let fault = Fault::from(status);
     if matches!(fault.kind, Kind::Invalid) || (fault.kind == Kind::TooLarge && fault.param.is_some()) {
         return fault;
@@ -176,10 +191,6 @@ pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
         // The directory lists the version, so its bytes missing below is not "unknown model".
         Kind::NotFound => told(Kind::Unavailable, code::ADAPTER_UNAVAILABLE, ADAPTER_AWAY),
         Kind::Unavailable if code == code::ADAPTER_UNAVAILABLE => told(Kind::Unavailable, code, ADAPTER_AWAY),
-        // Without our details it was the transport that spoke: the connection or the process is gone.
-        Kind::Unavailable if status.details().is_empty() => {
-            told(Kind::Unavailable, code::WORKER_LOST, "the worker went away")
-        }
         Kind::Unavailable => told(Kind::Unavailable, code, "the worker cannot answer now"),
         Kind::Overloaded => told(Kind::Overloaded, code, "model is overloaded"),
         Kind::Timeout => told(Kind::Timeout, code, "the worker did not answer in time"),
@@ -193,6 +204,14 @@ pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
         told.retry_after_ms = Some(RETRY_AWAY_MS);
     }
     told
+}
+
+/// Our services put details into every status. Without them it was the transport that spoke: the connection or the process
+/// is gone. A process that is killed looks like any of these, depending on how far the stream was.
+fn is_of_the_transport(status: &tonic::Status) -> bool {
+    use tonic::Code;
+    status.details().is_empty()
+        && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal)
 }
 
 const ADAPTER_AWAY: &str = "the adapter's bytes cannot be had now";
@@ -227,8 +246,16 @@ mod tests {
             }
         }
         // The transport's own words, which name addresses.
-        let lost = from_worker(&tonic::Status::unavailable("tcp connect error: 10.0.0.7:7003"));
-        assert_eq!((lost.code.as_str(), lost.message.contains("10.0")), (code::WORKER_LOST, false));
+        for status in [
+            tonic::Status::unavailable("tcp connect error: 10.0.0.7:7003"),
+            tonic::Status::unknown("h2 protocol error: error reading a body from 10.0.0.7:7003"),
+            tonic::Status::internal("h2 protocol error: 10.0.0.7:7003"),
+            tonic::Status::cancelled("10.0.0.7:7003"),
+        ] {
+            let lost = from_worker(&status);
+            assert_eq!((lost.code.as_str(), lost.kind), (code::WORKER_LOST, Kind::Unavailable), "{status}");
+            assert!(!lost.message.contains("10.0") && lost.retry_after_ms.is_some());
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! 3. `resolve` turns the model name into one immutable digest. After this, no name is looked at again.
 //! 4. `limits` says whether there is room, `quota` whether the tenant and its key may use what the answer may cost.
 //! 5. `place` chooses a worker among those that `workers` hears of and watches.
-//! 6. `generate` opens the stream, and fails the request rather than deliver a token of another digest.
+//! 6. `generate` opens the stream, fails the request rather than deliver a token of another digest, and goes on elsewhere when
+//!    the worker is lost.
 //!
 //! Before all of it, `address` tells for whose rate a request counts.
 //!

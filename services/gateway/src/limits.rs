@@ -30,7 +30,7 @@ impl Limits {
             body_bytes_max: settings.body_bytes_in_flight_max,
             uploads: Arc::new(Semaphore::new(settings.uploads_max)),
             uploads_max: settings.uploads_max,
-            retries: RetryBudget::new(),
+            retries: RetryBudget::new(settings.retry_share, settings.retries_saved_max),
         }
     }
 
@@ -60,32 +60,34 @@ impl Limits {
 }
 
 /// Lets retries be a share of the requests, so that a failing mesh is not hit harder because it fails: each request
-/// puts in a fifth of a retry, each retry takes out a whole one; ten may be saved up.
-pub(crate) struct RetryBudget(AtomicI64);
+/// puts in a part of a retry, each retry takes out a whole one; some may be saved up.
+pub(crate) struct RetryBudget {
+    saved: AtomicI64,
+    share: i64,
+    saved_max: i64,
+}
 
+/// A retry, in the units that are counted.
 const RETRY_COST: i64 = 1000;
-const REQUEST_SHARE: i64 = 200;
-const SAVED_MAX: i64 = 10 * RETRY_COST;
 
 impl RetryBudget {
-    fn new() -> Self {
-        Self(AtomicI64::new(SAVED_MAX))
+    /// Full. `share`: retries for a request, 0 to 1.
+    fn new(share: f64, saved_max: u32) -> Self {
+        let saved_max = i64::from(saved_max) * RETRY_COST;
+        let share = (share.clamp(0.0, 1.0) * RETRY_COST as f64) as i64;
+        Self { saved: AtomicI64::new(saved_max), share, saved_max }
     }
 
     /// A request came.
     pub(crate) fn deposit(&self) {
-        let _ = self
-            .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| Some((saved + REQUEST_SHARE).min(SAVED_MAX)));
+        let more = |saved: i64| Some((saved + self.share).min(self.saved_max));
+        let _ = self.saved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     /// Whether one retry is affordable; takes it if so.
     pub(crate) fn withdraw(&self) -> bool {
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| {
-                (saved >= RETRY_COST).then_some(saved - RETRY_COST)
-            })
-            .is_ok()
+        let less = |saved: i64| (saved >= RETRY_COST).then_some(saved - RETRY_COST);
+        self.saved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 }
 
@@ -95,7 +97,7 @@ mod tests {
 
     #[test]
     fn retries_are_a_share_of_requests_once_the_savings_are_spent() {
-        let budget = RetryBudget::new();
+        let budget = RetryBudget::new(0.2, 10);
         assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 10);
         let mut retried = 0;
         for _ in 0..100 {

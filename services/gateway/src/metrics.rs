@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub(crate) completion_tokens: IntCounter,
     pub(crate) digest_mismatches: IntCounter,
     pub(crate) retries: IntCounter,
+    pub(crate) continuations: IntCounterVec,
     pub(crate) connections: IntGaugeVec,
     pub(crate) connections_refused: IntCounterVec,
     pub(crate) workers_ready: IntGauge,
@@ -76,6 +77,13 @@ impl Metrics {
                 "gateway_retries_total",
                 "Generations tried on another worker before the first token",
             )?,
+            continuations: IntCounterVec::new(
+                Opts::new(
+                    "gateway_continuations_total",
+                    "Answers whose worker was lost after the first token, by result: continued on another one, or given_up",
+                ),
+                &["result"],
+            )?,
             connections: IntGaugeVec::new(
                 Opts::new("gateway_connections", "Open connections, by listener"),
                 &["listener"],
@@ -118,6 +126,7 @@ impl Metrics {
         registry.register(Box::new(metrics.completion_tokens.clone()))?;
         registry.register(Box::new(metrics.digest_mismatches.clone()))?;
         registry.register(Box::new(metrics.retries.clone()))?;
+        registry.register(Box::new(metrics.continuations.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
         registry.register(Box::new(metrics.workers_ready.clone()))?;

@@ -54,6 +54,18 @@ weft_service_kit::settings! {
         pub request_timeout_s: u64 = 600,
         /// Other workers tried when one fails before its first token.
         pub retries_max: usize = 2,
+        /// Times that one answer goes on at another worker when its own is lost or drains after the first token.
+        pub continuations_max: usize = 8,
+        /// Milliseconds that such an answer waits for a worker that goes on with it.
+        pub continuation_wait_ms: u64 = 10_000,
+        /// Tries after failures that one request adds to the retry budget, all requests together: what keeps a mesh that fails
+        /// from being asked ever more. Moving away from a worker that drains is free.
+        pub retry_share: f64 = 0.2,
+        /// Tries that the retry budget saves up: as many as one lost worker may have had requests.
+        pub retries_saved_max: u32 = 256,
+        /// Milliseconds for which a worker may say nothing about a request before it is asked whether it is there, and in which it
+        /// must then answer.
+        pub worker_silence_ms: u64 = 3000,
 
         /// Connections at once on each listener; more are answered with 503 and closed.
         pub connections_max: usize = 4096,

@@ -10,6 +10,7 @@ use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
 use crate::Error;
+use crate::answer::{Answer, Bounds, Followed, prompt_digest};
 use crate::model::Model;
 use crate::prefix::{HashChain, Namespace};
 use crate::settings::Settings;
@@ -20,7 +21,6 @@ const TOP_LOGPROBS_MAX: u32 = 20;
 const NAME_BYTES_MAX: usize = 256;
 
 /// A request that can run.
-#[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) request_id: String,
     pub(crate) tenant: String,
@@ -34,14 +34,11 @@ pub(crate) struct Job {
     pub(crate) prefix: Option<Prefix>,
     /// Goes on where `prefix` ends.
     pub(crate) hash_chain: Option<HashChain>,
-    pub(crate) sampling: SamplingParams,
-    /// 1 or more; prompt and output fit the context.
-    pub(crate) max_tokens: usize,
-    pub(crate) stops: Vec<String>,
-    pub(crate) include_stop: bool,
-    pub(crate) ignore_eos: bool,
+    /// Prompt and output fit the context.
+    pub(crate) answer: Answer,
     /// None: any text.
-    pub(crate) grammar: Option<Grammar>,
+    pub(crate) followed: Option<Followed>,
+    pub(crate) prompt_digest: Digest,
     pub(crate) top_logprobs: usize,
     pub(crate) prompt_logprobs: bool,
     pub(crate) deadline_ms: u64,
@@ -83,7 +80,19 @@ pub(crate) fn admit(
         Some(logprobs) => (logprobs.top as usize, logprobs.prompt),
     };
     let prompt = prompt_ids(request.prompt, model, settings)?;
-    let max_tokens = max_tokens(prompt.len(), stopping.max_tokens as usize, model)?;
+    let bounds = Bounds {
+        max_tokens: max_tokens(prompt.len(), stopping.max_tokens as usize, model)?,
+        stops: stopping.stop,
+        include_stop: stopping.include_stop,
+        ignore_eos: stopping.ignore_eos,
+    };
+    let mut answer = Answer::new(&prompt, sampling, bounds, grammar.is_some());
+    let mut followed = grammar.as_ref().map(Followed::new);
+    let prompt_digest = prompt_digest(&prompt);
+    if let Some(continuation) = request.continuation {
+        check_continuation(&continuation, &request.sampling.unwrap_or_default(), &prompt_digest)?;
+        answer.replay(&continuation.ids, followed.as_mut(), model)?;
+    }
     // Without a salt nobody is known to whom these blocks could be shown again.
     let caches = settings.prefix_cache && !request.tenant_salt.is_empty();
     let (hash_chain, prefix) = caches
@@ -95,7 +104,7 @@ pub(crate) fn admit(
                 dtype: model.dtype.as_str(),
             };
             // Log-probabilities of the prompt need every row of it.
-            HashChain::of_prompt(namespace, &prompt, !prompt_logprobs)
+            HashChain::of_prompt(namespace, answer.tokens_to_compute(), !prompt_logprobs)
         })
         .unzip();
     Ok(Job {
@@ -107,17 +116,28 @@ pub(crate) fn admit(
         prompt,
         prefix,
         hash_chain,
-        sampling,
-        max_tokens,
-        stops: stopping.stop,
-        include_stop: stopping.include_stop,
-        ignore_eos: stopping.ignore_eos,
-        grammar,
+        answer,
+        followed,
+        prompt_digest,
         top_logprobs,
         prompt_logprobs,
         deadline_ms: request.deadline_ms,
         received,
     })
+}
+
+/// The tokens themselves are checked by [`Answer::replay`].
+fn check_continuation(continuation: &pb::Continuation, sampling: &pb::Sampling, prompt: &Digest) -> Result<(), Error> {
+    if !continuation.prompt_digest.is_empty()
+        && digest("continuation.prompt_digest", &continuation.prompt_digest)? != *prompt
+    {
+        return Err(Error::OtherPrompt);
+    }
+    // One that is drawn here would be another than the one that the tokens were drawn with.
+    if !continuation.ids.is_empty() && sampling.temperature > 0.0 && sampling.seed.is_none() {
+        return Err(Error::field("sampling.seed", "absent", "the seed that continuation.ids were drawn with"));
+    }
+    Ok(())
 }
 
 /// A name that is short enough to keep.

@@ -101,6 +101,19 @@ pub enum Error {
     /// The grammar cannot be used, or not be followed any further.
     #[error(transparent)]
     Grammar(#[from] weft_grammar::Error),
+    /// A token of a continuation is not what the request's grammar allows there.
+    #[error("continuation.ids has token {id} at {index}, which the grammar does not allow")]
+    NotInGrammar {
+        /// The token.
+        id: u32,
+        /// Its place among those of the continuation.
+        index: usize,
+        /// What the grammar says; none: it does not let the answer end there.
+        source: Option<weft_grammar::Error>,
+    },
+    /// The prompt of a continuation is not the one that its tokens were generated for.
+    #[error("the prompt has other tokens than those that continuation.ids were generated for")]
+    OtherPrompt,
     /// The worker stops.
     #[error("worker is shutting down")]
     Draining,
@@ -222,9 +235,10 @@ impl Error {
             | Self::EmptyPrompt
             | Self::NoChatTemplate
             | Self::Template(_)
+            | Self::NotInGrammar { .. }
             | Self::Tokenize(_) => Kind::Invalid,
             Self::PromptBytes { .. } => Kind::TooLarge,
-            Self::OtherBase { .. } | Self::AdapterTooLarge { .. } => Kind::Refused,
+            Self::OtherBase { .. } | Self::OtherPrompt | Self::AdapterTooLarge { .. } => Kind::Refused,
             Self::PinBudget { .. } => Kind::Refused,
             Self::QueueFull { .. } | Self::PinsWaiting(_) => Kind::Overloaded,
             Self::Unpinned(_) | Self::InUse { .. } => Kind::Conflict,
@@ -263,6 +277,8 @@ impl Error {
             Self::PinBudget { .. } => "pin_budget",
             Self::InUse { .. } => "adapter_in_use",
             Self::OtherBase { .. } => "wrong_base",
+            Self::OtherPrompt => "other_prompt",
+            Self::Draining => "draining",
             _ => return None,
         })
     }
@@ -278,6 +294,7 @@ impl Error {
             | Self::Tokenize(_) => Some("prompt"),
             Self::Template(_) | Self::NoChatTemplate => Some("messages"),
             Self::Grammar(_) => Some("response_format"),
+            Self::NotInGrammar { .. } => Some("continuation.ids"),
             _ => None,
         }
     }

@@ -10,7 +10,8 @@
 //! 3. `step_loop.rs`: one thread that owns engine and requests; plans come from `weft_batching`.
 //! 4. `adapters/`: lease from the cache daemon, pack and hash beside the loop, slot in the loop.
 //! 5. `grammars.rs`: a grammar compiled or from the cache, before 2.; `masks.rs`: what it allows next, beside the loop.
-//! 6. `request.rs`: sampling and what the caller is told; `text.rs`: whole characters and stop strings.
+//! 6. `request.rs`: sampling and what the caller is told; `answer.rs`: its tokens so far, also those that another worker
+//!    generated; `text.rs`: whole characters and stop strings.
 //!
 //! Beside it: `model.rs` (the base and the sizes that follow), `view.rs` (load and residency for others), `announce.rs` (the base
 //! to the registry), `heartbeat.rs` (what changes, to the mesh), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
@@ -20,6 +21,7 @@ mod adapters;
 mod admit;
 mod age;
 mod announce;
+mod answer;
 mod app;
 mod error;
 mod grammars;

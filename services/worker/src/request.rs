@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 use weft_batching::BlockHash;
-use weft_engine::sampling::{Sampled, Sampler, logprob_of};
+use weft_engine::sampling::{Sampled, logprob_of};
 use weft_engine::{LogitsWanted, SeqOutput};
 use weft_fault::Fault;
 use weft_grammar::{Mask, Matcher};
@@ -13,8 +13,8 @@ use weft_types::Digest;
 
 use crate::Error;
 use crate::admit::Job;
+use crate::answer::{End, Followed};
 use crate::model::Model;
-use crate::text::{Piece, TextStream};
 
 /// Where a request's events go. Unbounded, but a request sends at most one event per token of its context, and its
 /// end when the caller is gone: a slow reader must not stop the loop.
@@ -63,10 +63,6 @@ struct Held {
 /// A request in the step loop.
 pub(crate) struct Active {
     pub(crate) job: Job,
-    /// Prompt and output.
-    tokens: Vec<u32>,
-    sampler: Sampler,
-    text: TextStream<pb::TokenOut>,
     events: Events,
     /// When its adapter got its slot; none if it was there.
     pub(crate) adapter_ready: Option<Instant>,
@@ -83,18 +79,11 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    pub(crate) fn new(job: Job, events: Events) -> Self {
-        let sampler = Sampler::new(job.sampling, &job.prompt);
-        let text = TextStream::new(job.stops.clone(), job.include_stop);
-        let constraint = job.grammar.as_ref().map(|grammar| Constraint {
-            matcher: Some(Box::new(grammar.matcher())),
-            mask: Some(grammar.first_mask().clone()),
-            held: None,
-        });
+    pub(crate) fn new(mut job: Job, events: Events) -> Self {
+        let followed = job.followed.take();
+        let constraint =
+            followed.map(|Followed { matcher, mask }| Constraint { matcher: Some(matcher), mask, held: None });
         Self {
-            tokens: job.prompt.clone(),
-            sampler,
-            text,
             events,
             adapter_ready: None,
             last_token: None,
@@ -110,16 +99,12 @@ impl Active {
 
     /// Prompt and output so far.
     pub(crate) fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    pub(crate) fn output_tokens(&self) -> usize {
-        self.tokens.len() - self.job.prompt.len()
+        self.job.answer.tokens()
     }
 
     /// The hash of the block that the last token filled.
     pub(crate) fn filled_block(&mut self) -> Option<BlockHash> {
-        self.job.hash_chain.as_mut()?.next(&self.tokens)
+        self.job.hash_chain.as_mut()?.next(self.job.answer.tokens())
     }
 
     pub(crate) fn has_started(&self) -> bool {
@@ -163,6 +148,9 @@ impl Active {
         if !samples {
             return Ok(if self.events.is_closed() { Progress::Gone } else { Progress::Prefilled });
         }
+        if let Some(end) = self.job.answer.end() {
+            return Ok(self.finished(end, output.adapter, step));
+        }
         let row = output.logits.len().checked_sub(model.vocabulary).ok_or(weft_engine::Error::Logits)?;
         let logits = &mut output.logits[row..];
         if let Some(constraint) = self.constraint.as_mut().filter(|constraint| constraint.mask.is_none()) {
@@ -175,7 +163,7 @@ impl Active {
     /// The matcher that has to take in the last token, for a helper; none without a grammar.
     pub(crate) fn lend_matcher(&mut self) -> Option<(Box<Matcher>, u32)> {
         let matcher = self.constraint.as_mut()?.matcher.take()?;
-        Some((matcher, *self.tokens.last()?))
+        Some((matcher, *self.job.answer.tokens().last()?))
     }
 
     /// The matcher is back, with what may come next.
@@ -210,9 +198,9 @@ impl Active {
             constraint.held = None;
             constraint.mask.take()
         });
-        let position = self.tokens.len() as u64;
+        let position = self.job.answer.tokens().len() as u64;
         let allowed = mask.as_ref().map(Mask::words);
-        let sampled = self.sampler.sample_allowed(logits, allowed, position, self.job.top_logprobs)?;
+        let sampled = self.job.answer.sampler.sample_allowed(logits, allowed, position, self.job.top_logprobs)?;
         Ok(self.take(sampled, adapter, step, model))
     }
 
@@ -223,40 +211,30 @@ impl Active {
 
     /// One more token.
     fn take(&mut self, sampled: Sampled, adapter: Option<Digest>, step: &StepFacts, model: &Model) -> Progress {
-        let token = sampled.token;
-        self.tokens.push(token);
-        let is_special = model.tokenizer.is_special(token);
-        // A grammar allows the end where there is one: nothing comes after it.
-        let is_eos = model.is_eos(token) && (!self.job.ignore_eos || self.constraint.is_some());
-        let last = is_eos || self.output_tokens() >= self.job.max_tokens;
-        // Special tokens and the end have no text, as in transformers' skip_special_tokens.
-        let bytes = if is_special || is_eos { Default::default() } else { model.tokenizer.token_bytes(token) };
-        let out = token_out(&sampled, is_special || is_eos, step.number, model);
-        let pushed = self.text.push(out, &bytes, last);
-        if !pushed.pieces.is_empty() {
-            let tokens =
-                pushed.pieces.into_iter().map(|Piece { token, text }| pb::TokenOut { text, ..token }).collect();
+        let tokens = self.job.answer.take(token_out(&sampled, step.number, model), model);
+        if !tokens.is_empty() {
             self.send(pb::generate_event::Event::Tokens(pb::Tokens { adapter_digest: raw(adapter).into(), tokens }));
         }
-        let reason = match pushed.stopped {
-            Some(_) => pb::FinishReason::Stop,
-            None if is_eos => pb::FinishReason::Eos,
-            None if last => pb::FinishReason::Length,
-            None => return if self.events.is_closed() { Progress::Gone } else { Progress::Sampled },
-        };
-        let finished = pb::Finished {
-            reason: reason as i32,
-            completion_tokens: self.output_tokens() as u32,
-            seed: self.job.sampling.seed,
-            stop_index: pushed.stopped.map(|index| index as u32),
+        match self.job.answer.end() {
+            Some(end) => self.finished(end, adapter, step),
+            None if self.events.is_closed() => Progress::Gone,
+            None => Progress::Sampled,
+        }
+    }
+
+    fn finished(&mut self, end: End, adapter: Option<Digest>, step: &StepFacts) -> Progress {
+        Progress::Finished(Box::new(pb::Finished {
+            reason: end.reason as i32,
+            completion_tokens: self.job.answer.output_tokens() as u32,
+            seed: self.job.answer.sampler.params().seed,
+            stop_index: end.stop_index,
             adapter_digest: raw(adapter).into(),
             first_step: self.first_step.unwrap_or(step.number),
             last_step: step.number,
             adapters_in_step_max: self.adapters_max,
             requests_in_step_max: self.requests_max,
             prompt: std::mem::take(&mut self.prompt_logprobs),
-        };
-        Progress::Finished(Box::new(finished))
+        }))
     }
 
     /// Row `i` of the chunk is the distribution of the token behind `start + i`. After a preemption rows come again;
@@ -292,10 +270,13 @@ impl Active {
             adapter_digest: raw(adapter).into(),
             base_digest: model.digest.to_vec().into(),
             prompt_tokens: self.job.prompt.len() as u32,
-            cached_tokens: cached as u32,
+            cached_tokens: cached.min(self.job.prompt.len()) as u32,
             queue_us: micros(step.started),
             adapter_wait_us: self.adapter_ready.map_or(0, micros),
             worker: model.worker.clone(),
+            seed: self.job.answer.sampler.params().seed,
+            prompt_digest: self.job.prompt_digest.to_vec().into(),
+            replayed_tokens: self.job.answer.output_tokens() as u32,
         }
     }
 
@@ -326,7 +307,8 @@ fn raw(adapter: Option<Digest>) -> Vec<u8> {
     adapter.map_or_else(Vec::new, |digest| digest.to_vec())
 }
 
-fn token_out(sampled: &Sampled, special: bool, step: u64, model: &Model) -> pb::TokenOut {
+/// Its text is still to come, and with it whether the token is special.
+fn token_out(sampled: &Sampled, step: u64, model: &Model) -> pb::TokenOut {
     let raw = |id: u32| model.tokenizer.token_bytes(id).into_owned().into();
     let top =
         |&(id, logprob): &(u32, f32)| pb::TopToken { id, text: model.tokenizer.token_text(id), logprob, raw: raw(id) };
@@ -334,7 +316,7 @@ fn token_out(sampled: &Sampled, special: bool, step: u64, model: &Model) -> pb::
         id: sampled.token,
         text: String::new(),
         logprob: sampled.logprob,
-        special,
+        special: false,
         step,
         top: sampled.top.iter().map(top).collect(),
         raw: raw(sampled.token),
@@ -343,5 +325,6 @@ fn token_out(sampled: &Sampled, special: bool, step: u64, model: &Model) -> pb::
 
 fn prompt_token_out(noted: &Sampled, step: u64, model: &Model) -> pb::TokenOut {
     let text = model.tokenizer.token_text(noted.token);
-    pb::TokenOut { text, ..token_out(noted, model.tokenizer.is_special(noted.token), step, model) }
+    let special = model.tokenizer.is_special(noted.token);
+    pb::TokenOut { text, special, ..token_out(noted, step, model) }
 }

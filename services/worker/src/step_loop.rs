@@ -207,8 +207,9 @@ impl StepLoop {
             weight: job.weight,
             priority: job.priority,
             adapter: job.adapter,
-            prompt_tokens: job.prompt.len(),
-            output_tokens_max: job.max_tokens,
+            // Tokens that another worker generated are computed like a prompt.
+            prompt_tokens: job.answer.tokens_to_compute().len(),
+            output_tokens_max: job.answer.tokens_to_come(),
             prefix: job.prefix.take(),
         };
         self.active.insert(id, Active::new(job, events));

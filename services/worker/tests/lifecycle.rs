@@ -187,7 +187,9 @@ async fn shutdown_ends_what_outlasts_the_grace_with_unavailable() {
     worker.load_when(|load| load.loading_requests == 1).await;
     worker.shutdown.trigger();
     (&mut worker.running).await.unwrap().unwrap();
-    assert_eq!(Fault::from(call.await.unwrap().unwrap_err()).kind, Kind::Unavailable);
+    // Whoever asked can have the rest of it elsewhere, and is told so.
+    let fault = Fault::from(call.await.unwrap().unwrap_err());
+    assert_eq!((fault.kind, fault.code.as_str()), (Kind::Unavailable, "draining"));
 }
 
 #[tokio::test]

@@ -44,7 +44,8 @@ impl ReadBody {
     }
 }
 
-/// Room for the bytes of one body, given back when dropped. To be held until the workers have what was made of them.
+/// Room for the bytes of one body, given back when dropped. To be held until the answers have ended: what
+/// was made of it may have to be sent to another worker.
 pub(crate) struct Room {
     bytes: usize,
     permit: Option<OwnedSemaphorePermit>,

@@ -126,7 +126,8 @@ fn is_limit(fault: &Fault) -> bool {
     [code::RATE_LIMIT_EXCEEDED, code::INSUFFICIENT_QUOTA, code::REQUEST_EXCEEDS_LIMIT].contains(&fault.code.as_str())
 }
 
-/// `retry-after` in whole seconds and `retry-after-ms`, where the fault has a hint or its status demands one.
+/// `retry-after` in whole seconds and `retry-after-ms`, where the fault has a hint or its status demands one. Up to half as
+/// much is added by chance, so that those who were refused together do not come back together.
 fn retry_headers(fault: &Fault, status: StatusCode) -> HeaderMap {
     let is_final = fault.code == code::REQUEST_EXCEEDS_LIMIT;
     let demanded = (matches!(status.as_u16(), 429 | 503) && !is_final).then_some(1000);
@@ -136,6 +137,7 @@ fn retry_headers(fault: &Fault, status: StatusCode) -> HeaderMap {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     if let Some(ms) = fault.retry_after_ms.or(demanded) {
+        let ms = ms.saturating_add(rand::random_range(0..=ms / 2));
         headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
         headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
     }
@@ -175,13 +177,27 @@ pub(crate) fn method_not_allowed(method: &http::Method, path: &str) -> Fault {
 mod tests {
     use super::*;
 
+    fn hints(response: &Response) -> (u64, u64) {
+        let number = |name: &str| response.headers()[name].to_str().unwrap().parse().unwrap();
+        (number("retry-after"), number("retry-after-ms"))
+    }
+
+    #[test]
+    fn hints_are_spread_so_that_not_all_come_back_at_once() {
+        let hint =
+            |_| hints(&OpenAiError(Fault::new(Kind::Overloaded, "later").with_retry_after_ms(1000)).into_response()).1;
+        let all: Vec<u64> = (0..200).map(hint).collect();
+        assert!(all.iter().all(|ms| (1000..=1500).contains(ms)), "{all:?}");
+        assert!(all.iter().min().unwrap() + 200 < *all.iter().max().unwrap(), "{all:?}");
+    }
+
     #[test]
     fn full_and_away_say_when_to_try_again() {
         for (kind, status) in [(Kind::Overloaded, 429), (Kind::Unavailable, 503)] {
             let response = OpenAiError(Fault::new(kind, "later").with_retry_after_ms(1500)).into_response();
             assert_eq!(response.status(), status);
-            assert_eq!(response.headers()["retry-after"], "2");
-            assert_eq!(response.headers()["retry-after-ms"], "1500");
+            let (seconds, ms) = hints(&response);
+            assert!((1500..=2250).contains(&ms) && seconds == ms.div_ceil(1000), "{seconds} s, {ms} ms");
             assert!(LoraxError(Fault::new(kind, "later")).into_response().headers().contains_key("retry-after"));
         }
     }

@@ -200,18 +200,19 @@ struct Started {
     generations: Vec<Generation>,
     checked: Checked,
     validated: Instant,
-    room: OwnedSemaphorePermit,
+    /// For the answers and for the text that they may have to be asked for again.
+    room: (OwnedSemaphorePermit, body::Room),
 }
 
 async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started, Fault> {
     let Asked { call, request, body } = asked;
     let checked = request.check(stream, &gateway.settings)?;
-    let _body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
+    let body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
     let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), &checked.wanted).await?;
     let validated = Instant::now();
     let starting = checked.wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted));
     match try_join_all(starting).await {
-        Ok(generations) => Ok(Started { admission, generations, checked, validated, room }),
+        Ok(generations) => Ok(Started { admission, generations, checked, validated, room: (room, body) }),
         Err(fault) if fault.code == code::CONTEXT_LENGTH_EXCEEDED => {
             Err(in_lorax_words(gateway, &admission, &checked).await.unwrap_or(fault))
         }

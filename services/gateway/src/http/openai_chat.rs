@@ -237,7 +237,6 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_chat_words)?;
-    drop(body);
     let head = Head {
         id: format!("chatcmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),
@@ -255,7 +254,7 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
             with_logprobs: logprobs.is_some(),
             usage: common.includes_usage().then_some(usage),
         };
-        return Ok((headers, sse::response(sse::events(generations, chunks, room))).into_response());
+        return Ok((headers, sse::response(sse::events(generations, chunks, (room, body)))).into_response());
     }
     let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);

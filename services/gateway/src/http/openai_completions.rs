@@ -249,7 +249,6 @@ pub(crate) async fn completions(
     let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_our_words)?;
-    drop(body);
     let head = Head {
         id: format!("cmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),
@@ -263,7 +262,7 @@ pub(crate) async fn completions(
         generations.iter().step_by(plan.choices).for_each(|generation| usage.prompt(&generation.facts));
         let offsets = vec![0; plan.answers()];
         let chunks = Chunks { head, plan, offsets, usage, with_usage: common.includes_usage() };
-        return Ok((headers, sse::response(sse::events(generations, chunks, room))).into_response());
+        return Ok((headers, sse::response(sse::events(generations, chunks, (room, body)))).into_response());
     }
     let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);

@@ -146,6 +146,11 @@ impl Pool {
         Some((id, Arc::clone(worker), InFlight::new(worker)))
     }
 
+    /// Whether it is up and does not drain, as far as is known.
+    pub(crate) fn takes_requests(&self, worker: &Worker) -> bool {
+        worker.read(|view| view.is_up(Instant::now(), &self.pace) && !view.load.draining)
+    }
+
     fn candidate(&self, worker: &Worker, base: &Digest, adapter: Option<&Digest>, now: Instant) -> Option<Candidate> {
         worker.read(|view| {
             (view.base.as_ref()?.digest == *base).then(|| Candidate {

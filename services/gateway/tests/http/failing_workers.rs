@@ -98,10 +98,9 @@ async fn a_full_mesh_is_429_with_a_hint() {
     let mesh = mesh_with(settings(), vec![worker]).await;
     let response = mesh.post("/v1/chat/completions", &chat_body("pirate")).send().await.unwrap();
     assert_eq!(response.status(), 429);
-    assert_eq!(
-        (&response.headers()["retry-after"], &response.headers()["retry-after-ms"]),
-        (&"2".parse().unwrap(), &"1234".parse().unwrap())
-    );
+    let hint = |name: &str| response.headers()[name].to_str().unwrap().parse::<u64>().unwrap();
+    assert!((1234..=1851).contains(&hint("retry-after-ms")), "{:?}", response.headers());
+    assert_eq!(hint("retry-after"), 2);
     let (status, body) = mesh.send("/", json!({"inputs": "x"})).await;
     assert_eq!((status, body), (429, json!({"error": "Model is overloaded", "error_type": "overloaded"})));
 }

@@ -178,7 +178,7 @@ fn heavy(path: &str, bytes: usize, answers: usize) -> Value {
 }
 
 #[tokio::test]
-async fn a_prompt_counts_once_for_each_answer_until_the_workers_have_it() {
+async fn a_prompt_counts_once_for_each_answer_until_they_have_ended() {
     let (begin, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (begins, ends) = (begin.clone(), end.clone());
     let worker = FakeWorker::playing("waits", move |request| {
@@ -212,10 +212,16 @@ async fn a_prompt_counts_once_for_each_answer_until_the_workers_have_it() {
         .await;
         let running = running.await.unwrap().unwrap();
         assert_eq!(running.status(), 200, "{path}");
-        // The prompt is the worker's now: there is room again, although nothing has ended.
-        let next = tokio::spawn(mesh.post(path, &heavy(path, 80 << 10, 1)).send());
-        mesh.until("the next came", async || mesh.workers[0].running() == answers + 1).await;
+        // Should its worker be lost, it has to be asked for again: the bytes count until the answer has ended.
+        assert_eq!(mesh.send(path, heavy(path, 80 << 10, 1)).await.0, 429, "{path}");
         drop(running);
+        mesh.until("ended", async || {
+            end.notify_waiters();
+            mesh.workers[0].running() == 0 && mesh.metric("gateway_generations_in_flight").await == 0.0
+        })
+        .await;
+        let next = tokio::spawn(mesh.post(path, &heavy(path, 80 << 10, 1)).send());
+        mesh.until("the next came", async || mesh.workers[0].running() == 1).await;
         mesh.until("ended", async || {
             begin.notify_waiters();
             end.notify_waiters();

@@ -5,6 +5,7 @@ mod authentication;
 mod bad_input;
 mod chat;
 mod completions;
+mod continuation;
 mod disconnect;
 mod discovery;
 mod failing_workers;

@@ -153,8 +153,9 @@ impl TestWorker {
     /// Runs the request to its end.
     pub(crate) async fn generate(&self, request: pb::GenerateRequest) -> Result<Answer, Fault> {
         let mut client = self.client.clone();
+        let replayed = request.continuation.as_ref().map_or(0, |continuation| continuation.ids.len());
         let stream = client.generate(request).await.map_err(Fault::from)?.into_inner();
-        Answer::read(stream).await
+        Answer::read_behind(replayed, stream).await
     }
 
     pub(crate) async fn load(&self) -> pb::GetLoadResponse {
@@ -206,7 +207,12 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Reads a stream to its end, checking its order and that one digest runs through it.
-    pub(crate) async fn read(mut stream: Streaming<pb::GenerateEvent>) -> Result<Self, Fault> {
+    pub(crate) async fn read(stream: Streaming<pb::GenerateEvent>) -> Result<Self, Fault> {
+        Self::read_behind(0, stream).await
+    }
+
+    /// As [`Self::read`], of an answer of which so many tokens were generated elsewhere.
+    pub(crate) async fn read_behind(replayed: usize, mut stream: Streaming<pb::GenerateEvent>) -> Result<Self, Fault> {
         let mut started: Option<pb::Started> = None;
         let mut tokens = Vec::new();
         while let Some(event) = stream.message().await.map_err(Fault::from)? {
@@ -221,7 +227,7 @@ impl Answer {
                     let started = started.expect("started comes first");
                     assert_eq!(finished.adapter_digest, started.adapter_digest);
                     assert!(stream.message().await.map_err(Fault::from)?.is_none(), "nothing follows the end");
-                    assert_eq!(finished.completion_tokens as usize, tokens.len());
+                    assert_eq!(finished.completion_tokens as usize, replayed + tokens.len());
                     return Ok(Self { started, tokens, finished });
                 }
             }

@@ -41,7 +41,7 @@ impl Drop for Mesh {
 }
 
 pub(crate) fn settings() -> Settings {
-    Settings { admin_key: Some(ADMIN_KEY.into()), worker_poll_ms: 20, ..Settings::default() }
+    Settings { admin_key: Some(ADMIN_KEY.into()), worker_poll_ms: 20, continuation_wait_ms: 300, ..Settings::default() }
 }
 
 /// The usual mesh: one worker that answers `Hello, wörld!`, tenants `harbour` (adapters `pirate` with two versions and

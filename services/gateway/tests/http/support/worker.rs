@@ -56,6 +56,8 @@ struct Inner {
     /// Of residency, as a listing tells it.
     generation: AtomicU64,
     lists: AtomicUsize,
+    /// Says nothing, not even how busy it is.
+    mute: AtomicBool,
     running: AtomicUsize,
     dropped: AtomicUsize,
 }
@@ -74,6 +76,23 @@ pub(crate) fn started(adapter_digest: Bytes) -> Step {
         queue_us: 2000,
         adapter_wait_us: 1500,
         worker: "fake".into(),
+        seed: 42,
+        ..Default::default()
+    }))
+}
+
+/// As a worker says it that can be followed by another one; of a request that goes on, that it does.
+pub(crate) fn began(request: &pb::GenerateRequest) -> Step {
+    Step::Say(Event::Started(pb::Started {
+        adapter_digest: echoed(request),
+        base_digest: raw(base()),
+        prompt_tokens: 7,
+        cached_tokens: 3,
+        worker: "fake".into(),
+        seed: 4711,
+        prompt_digest: raw(Digest::of(b"the prompt")),
+        replayed_tokens: request.continuation.as_ref().map_or(0, |continuation| continuation.ids.len() as u32),
+        ..Default::default()
     }))
 }
 
@@ -161,6 +180,7 @@ impl FakeWorker {
             pins_full: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             lists: AtomicUsize::new(0),
+            mute: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
         };
@@ -210,6 +230,11 @@ impl FakeWorker {
 
     pub(crate) fn last(&self) -> pb::GenerateRequest {
         self.requests().pop().expect("a request came")
+    }
+
+    /// Looks at it get no answer from now on, as from a process that is stopped.
+    pub(crate) fn freeze(&self) {
+        self.inner.mute.store(true, Ordering::SeqCst);
     }
 
     /// Scripts being played.
@@ -274,6 +299,9 @@ impl Worker for FakeWorker {
     }
 
     async fn get_load(&self, _: Request<pb::GetLoadRequest>) -> Result<Response<pb::GetLoadResponse>, Status> {
+        if self.inner.mute.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(pb::GetLoadResponse { mixed_steps_total: 11, ..Default::default() }))
     }
 

@@ -1,0 +1,320 @@
+//! One generation: opens a worker's stream and hands on what it says, piece by piece; where the worker is lost, on another.
+//!
+//! - `attempt.rs`: one worker's stream, and whose bytes spoke.
+//! - `resume.rs`: the way from a lost worker to another one, after the first token.
+
+mod attempt;
+mod resume;
+
+use crate::directory::Tenant;
+use crate::error::{Error, code};
+use crate::http::Known;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::quota::Meter;
+use crate::resolve::Resolved;
+use crate::workers::{Base, Pool, WorkerId};
+use attempt::{Attempt, raw, request};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use resume::{Delivered, Move, is_worth_another_try};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use weft_fault::Fault;
+use weft_proto::worker::v1 as pb;
+
+/// A request that was let in: who, on what, since when.
+#[derive(Clone)]
+pub(crate) struct Admission {
+    pub(crate) request_id: String,
+    pub(crate) known: Known,
+    pub(crate) tenant: Arc<Tenant>,
+    pub(crate) resolved: Resolved,
+    pub(crate) base: Base,
+    pub(crate) arrived: Instant,
+    pub(crate) timeout: Duration,
+    /// Counts what it uses.
+    pub(crate) meter: Meter,
+}
+
+/// What to generate, in the worker's own words.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    /// Shared by the answers to one prompt; copied only on its way to a worker.
+    pub(crate) prompt: Arc<pb::generate_request::Prompt>,
+    pub(crate) sampling: pb::Sampling,
+    pub(crate) stopping: pb::Stopping,
+    pub(crate) logprobs: Option<pb::Logprobs>,
+    /// -1, 0 or 1; the smaller, the sooner.
+    pub(crate) priority: i32,
+    pub(crate) grammar: Option<pb::Grammar>,
+}
+
+/// Where generations run.
+pub(crate) struct Mesh {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    /// Other workers tried before the first token.
+    pub(crate) retries_max: usize,
+    /// Times that one answer goes on at another worker.
+    pub(crate) continuations_max: usize,
+    /// How long a broken answer waits for a worker that goes on with it.
+    pub(crate) patience: Duration,
+    /// How long a worker may say nothing, and may then take to answer whether it is there.
+    pub(crate) silence: Duration,
+}
+
+/// What is known once the first piece is there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) worker: String,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) cached_tokens: u32,
+    pub(crate) queue_us: u64,
+    /// Until its adapter was resident; `None` for the base.
+    pub(crate) adapter_wait_us: Option<u64>,
+    pub(crate) first_token_after: Duration,
+}
+
+/// The next part of an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    Tokens(Vec<pb::TokenOut>),
+    Finished(pb::Finished),
+}
+
+/// A running generation. Dropping it cancels the worker's part.
+pub(crate) struct Generation {
+    pub(crate) facts: Facts,
+    mesh: Arc<Mesh>,
+    admission: Admission,
+    wanted: Wanted,
+    place: Place,
+    first: Option<Piece>,
+    delivered: Delivered,
+    /// Attempts so far, the running one included.
+    attempts: usize,
+    continuations: usize,
+    end: Option<&'static str>,
+}
+
+/// Where a generation is.
+enum Place {
+    Running(Box<Attempt>),
+    /// Kept, so that whoever stops waiting for the next piece does not stop the move.
+    Moving(BoxFuture<'static, Result<(Attempt, usize), Fault>>),
+    Over,
+}
+
+/// A whole answer.
+pub(crate) struct Collected {
+    pub(crate) facts: Facts,
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<pb::TokenOut>,
+    pub(crate) finished: pb::Finished,
+}
+
+impl Mesh {
+    /// Starts a generation and waits for its first piece, so that whatever goes wrong before has a status of its own
+    /// and can be tried on another worker.
+    ///
+    /// # Errors
+    /// Of the last worker tried; [`Error::NoWorker`] if there is none.
+    pub(crate) async fn start(self: &Arc<Self>, admission: &Admission, wanted: &Wanted) -> Result<Generation, Fault> {
+        self.limits.retries.deposit();
+        let adapter = admission.resolved.digest();
+        let mut tried = Vec::new();
+        let mut last: Option<Fault> = None;
+        loop {
+            let Some(chosen) = self.pool.choose(&admission.base.digest, adapter.as_ref(), &tried) else {
+                return Err(last.unwrap_or_else(|| Error::NoWorker.into()));
+            };
+            let (id, worker) = (chosen.0, Arc::clone(&chosen.1));
+            if let Some(name) = worker.name() {
+                admission.known.worker(&name);
+            }
+            let request = request(admission, wanted, tried.len(), None);
+            tried.push(id);
+            let fault = match Attempt::open(self, admission, chosen, request).await {
+                Ok((attempt, started)) => {
+                    let mut generation =
+                        Generation::new(Arc::clone(self), admission.clone(), wanted.clone(), attempt, tried.len());
+                    match generation.begin(started).await {
+                        Ok(()) => return Ok(generation),
+                        Err(fault) => fault,
+                    }
+                }
+                Err(fault) => fault,
+            };
+            let elsewhere = is_worth_another_try(&fault) && tried.len() <= self.retries_max;
+            // A worker that drains has lost nothing: asking another one is no more work than asking it was.
+            let may_be_afforded = || fault.code == code::DRAINING || self.limits.retries.withdraw();
+            if !elsewhere || tried.len() == self.pool.workers().len() || !may_be_afforded() {
+                return Err(fault);
+            }
+            self.metrics.retries.inc();
+            tracing::warn!(request_id = admission.request_id, worker = %worker.address, reason = %fault.message, "trying another worker");
+            last = Some(fault);
+        }
+    }
+}
+
+impl Admission {
+    fn time_left(&self) -> Duration {
+        self.timeout.saturating_sub(self.arrived.elapsed())
+    }
+
+    fn too_slow(&self) -> Fault {
+        Error::TooSlow(self.timeout.as_secs()).into()
+    }
+
+    /// As the worker writes it: empty stands for the base.
+    fn expected_digest(&self) -> Bytes {
+        self.resolved.digest().map_or_else(Bytes::new, raw)
+    }
+}
+
+impl Generation {
+    fn new(mesh: Arc<Mesh>, admission: Admission, wanted: Wanted, attempt: Attempt, attempts: usize) -> Self {
+        mesh.metrics.generations_in_flight.inc();
+        Self {
+            facts: Facts::default(),
+            mesh,
+            admission,
+            wanted,
+            place: Place::Running(Box::new(attempt)),
+            first: None,
+            delivered: Delivered::default(),
+            attempts,
+            continuations: 0,
+            end: None,
+        }
+    }
+
+    /// Waits for the first piece. A failure before it is none of a generation that has begun.
+    async fn begin(&mut self, started: pb::Started) -> Result<(), Fault> {
+        let Place::Running(attempt) = &mut self.place else { return Err(Error::CutShort.into()) };
+        let first = attempt.piece(&self.mesh, &self.admission).await;
+        if first.is_err() {
+            self.end = Some("failed");
+        }
+        self.delivered.began(&started);
+        let first = first?;
+        self.admission.meter.began(started.prompt_tokens);
+        self.first = Some(self.deliver(first));
+        self.facts = Facts {
+            worker: started.worker,
+            prompt_tokens: started.prompt_tokens,
+            cached_tokens: started.cached_tokens,
+            queue_us: started.queue_us,
+            adapter_wait_us: (!started.adapter_digest.is_empty()).then_some(started.adapter_wait_us),
+            first_token_after: self.admission.arrived.elapsed(),
+        };
+        let metrics = &self.mesh.metrics;
+        metrics.prompt_tokens.inc_by(u64::from(started.prompt_tokens));
+        metrics.cached_tokens.inc_by(u64::from(started.cached_tokens));
+        metrics.first_token_seconds.observe(self.facts.first_token_after.as_secs_f64());
+        Ok(())
+    }
+
+    /// The next piece; `None` after [`Piece::Finished`]. Cancel safe.
+    ///
+    /// # Errors
+    /// The worker's, if no other one goes on; a mismatch; the time limit. Nothing comes after an error.
+    pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Fault> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        loop {
+            let fault = match &mut self.place {
+                Place::Over => return Ok(None),
+                Place::Moving(moving) => match moving.await {
+                    Ok((attempt, attempts)) => {
+                        self.place = Place::Running(Box::new(attempt));
+                        self.attempts = attempts;
+                        continue;
+                    }
+                    Err(fault) => fault,
+                },
+                Place::Running(attempt) => {
+                    let id = attempt.id;
+                    match attempt.piece(&self.mesh, &self.admission).await {
+                        Ok(piece) => return Ok(Some(self.deliver(piece))),
+                        Err(fault) if self.may_move(&fault) => {
+                            self.place = Place::Moving(Box::pin(self.elsewhere((id, fault)).find()));
+                            continue;
+                        }
+                        Err(fault) => fault,
+                    }
+                }
+            };
+            self.place = Place::Over;
+            self.end = Some("failed");
+            return Err(fault);
+        }
+    }
+
+    /// From here on it counts as delivered.
+    fn deliver(&mut self, piece: Piece) -> Piece {
+        self.delivered.note(&piece);
+        if let Piece::Tokens(tokens) = &piece {
+            self.admission.meter.answered(tokens.len());
+        }
+        if let Piece::Finished(finished) = &piece {
+            self.place = Place::Over;
+            self.end = Some("finished");
+            let metrics = &self.mesh.metrics;
+            metrics.completion_tokens.inc_by(u64::from(finished.completion_tokens));
+            metrics.generation_seconds.observe(self.admission.arrived.elapsed().as_secs_f64());
+        }
+        piece
+    }
+
+    fn may_move(&self, fault: &Fault) -> bool {
+        is_worth_another_try(fault)
+            && self.continuations < self.mesh.continuations_max
+            && self.delivered.can_be_continued()
+    }
+
+    fn elsewhere(&mut self, left: (WorkerId, Fault)) -> Move {
+        self.continuations += 1;
+        Move {
+            mesh: Arc::clone(&self.mesh),
+            admission: self.admission.clone(),
+            wanted: self.wanted.clone(),
+            delivered: self.delivered.clone(),
+            left,
+            attempts: self.attempts,
+        }
+    }
+
+    /// Reads to the end.
+    ///
+    /// # Errors
+    /// As [`Generation::next`]; what came before is dropped with it.
+    pub(crate) async fn collect(mut self) -> Result<Collected, Fault> {
+        let (mut text, mut tokens) = (String::new(), Vec::new());
+        loop {
+            match self.next().await? {
+                Some(Piece::Tokens(more)) => {
+                    more.iter().for_each(|token| text.push_str(&token.text));
+                    tokens.extend(more);
+                }
+                Some(Piece::Finished(finished)) => {
+                    return Ok(Collected { facts: self.facts.clone(), text, tokens, finished });
+                }
+                None => return Err(Error::CutShort.into()),
+            }
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let metrics = &self.mesh.metrics;
+        metrics.generations_in_flight.dec();
+        metrics.generations.with_label_values(&[self.end.unwrap_or("cancelled")]).inc();
+    }
+}
