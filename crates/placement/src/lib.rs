@@ -1,0 +1,42 @@
+//! Where adapters should be, and where requests go: decisions as plain functions.
+//!
+//! Nothing here does IO, reads a clock or draws a random number: time comes in as milliseconds of the caller's own
+//! monotonic clock, chance as a `u64` that the caller drew. Equal inputs give equal answers. `docs/placement.md` tells the
+//! algorithm, its bounds and its sources.
+//!
+//! This room must not know NATS, S3, gRPC, tenants' keys or how a load is done.
+//!
+//! 1. [`Demand`]: what is asked for, as decayed rates.
+//! 2. [`plan`]: demand, budgets, pins and floors turned into desired residency.
+//! 3. [`Epoch`] and [`Document`]: a numbered placement as bytes, and strict reading of such bytes.
+//! 4. [`Map`]: a document and the workers that are there, ready for routing: the replica set and the spill set of an
+//!    adapter in constant time, over a [`Table`].
+//! 5. [`choose`]: the worker for one request, by predicted time to first token.
+//! 6. [`Breaker`] and [`RetryBudget`]: who is left alone after failures, and how many retries there may be.
+
+mod assign;
+mod breaker;
+mod copies;
+mod demand;
+mod document;
+mod hash;
+mod map;
+mod plan;
+mod retry;
+mod route;
+mod table;
+
+pub use breaker::{Breaker, BreakerSettings, Permit};
+pub use demand::{Demand, DemandSettings};
+pub use document::{
+    ADAPTERS_MAX, COPIES_MAX, DOCUMENT_BYTES_MAX, Document, DocumentError, Epoch, Host, Placed, WORKER_NAME_BYTES_MAX,
+    WORKERS_MAX,
+};
+pub use map::{Map, ORDER_PROBES_MAX, Sets};
+pub use plan::{Adapter, Observed, Plan, PlanSettings, Tenant, Worker, plan};
+pub use retry::{RetryBudget, RetrySettings};
+pub use route::{
+    Availability, Bandwidth, Choice, INSIDE_PROBES_MAX, NoWorker, Place, Prediction, Request, RouteSettings,
+    SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,
+};
+pub use table::{TABLE_SLOTS, Table};
