@@ -15,7 +15,7 @@ use std::collections::HashSet;
 use weft_types::Digest;
 
 /// Workers of the rendezvous order that are compared for a copy, beyond those that have one.
-const NEAR: usize = 4;
+const NEAR: usize = 2;
 /// Steps of balancing in one plan at most.
 const BALANCE_STEPS_MAX: usize = 256;
 

@@ -90,6 +90,10 @@ fn claims(
             } else {
                 2
             };
+            let is_ahead = nth == 1 && class == 2 && !item.is_held && held == 0;
+            if is_ahead && adapter.requests_per_s < settings.ahead_per_s {
+                continue;
+            }
             let stays = if nth <= held { settings.keep_factor } else { 1.0 };
             claims.push(Claim { item: index, nth, class, worth: item.value / f64::from(nth) * stays });
         }

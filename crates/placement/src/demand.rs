@@ -10,15 +10,17 @@ use weft_types::Digest;
 /// How demand is remembered.
 #[derive(Clone, Copy, Debug)]
 pub struct DemandSettings {
-    /// After so long a request counts half. At least 1.
-    pub half_life_ms: u64,
+    /// After so long work counts half: load has to be followed fast. At least 1.
+    pub work_half_life_ms: u64,
+    /// After so long a request counts half: what is worth keeping is better known from a longer past. At least 1.
+    pub request_half_life_ms: u64,
     /// Most adapters remembered; beyond it the least asked for goes.
     pub adapters_max: usize,
 }
 
 impl Default for DemandSettings {
     fn default() -> Self {
-        Self { half_life_ms: 60_000, adapters_max: 20_000 }
+        Self { work_half_life_ms: 30_000, request_half_life_ms: 600_000, adapters_max: 20_000 }
     }
 }
 
@@ -32,7 +34,7 @@ struct Decayed {
 impl Decayed {
     fn factor(&self, now_ms: u64, half_life_ms: u64) -> f64 {
         // A clock that went back counts as standing still.
-        (-(now_ms.saturating_sub(self.at_ms) as f64) / half_life_ms as f64).exp2()
+        (-(now_ms.saturating_sub(self.at_ms) as f64) / half_life_ms.max(1) as f64).exp2()
     }
 }
 
@@ -47,22 +49,19 @@ impl Demand {
     /// Nothing asked for yet.
     #[must_use]
     pub fn new(settings: DemandSettings) -> Self {
-        let half_life_ms = settings.half_life_ms.max(1);
-        Self { settings: DemandSettings { half_life_ms, ..settings }, adapters: HashMap::new() }
+        Self { settings, adapters: HashMap::new() }
     }
 
     /// Takes in requests for an adapter and the worker's time that they cost. Senseless numbers count as nothing.
     /// Cost: constant; every `adapters_max / 8` new adapters beyond the limit, a pass over all.
     pub fn add(&mut self, adapter: Digest, requests: f64, work_ms: f64, now_ms: u64) {
         let (requests, work_ms) = (sound(requests), sound(work_ms));
-        let half_life_ms = self.settings.half_life_ms;
+        let DemandSettings { work_half_life_ms, request_half_life_ms, adapters_max } = self.settings;
         let entry = self.adapters.entry(adapter).or_insert(Decayed { requests: 0.0, work_ms: 0.0, at_ms: now_ms });
-        let factor = entry.factor(now_ms, half_life_ms);
-        entry.requests = (entry.requests * factor + requests).min(f64::MAX);
-        entry.work_ms = (entry.work_ms * factor + work_ms).min(f64::MAX);
+        entry.requests = (entry.requests * entry.factor(now_ms, request_half_life_ms) + requests).min(f64::MAX);
+        entry.work_ms = (entry.work_ms * entry.factor(now_ms, work_half_life_ms) + work_ms).min(f64::MAX);
         entry.at_ms = entry.at_ms.max(now_ms);
-        let slack = self.settings.adapters_max / 8;
-        if self.adapters.len() > self.settings.adapters_max + slack {
+        if self.adapters.len() > adapters_max + adapters_max / 8 {
             self.forget(now_ms);
         }
     }
@@ -94,13 +93,16 @@ impl Demand {
     }
 
     fn rates(&self, entry: &Decayed, now_ms: u64) -> (f64, f64) {
-        let half_life_s = self.settings.half_life_ms as f64 / 1000.0;
-        let per_s = entry.factor(now_ms, self.settings.half_life_ms) * std::f64::consts::LN_2 / half_life_s;
-        (entry.requests * per_s, entry.work_ms * per_s)
+        let per_s = |half_life_ms: u64| {
+            let mean_life_s = half_life_ms.max(1) as f64 / 1000.0 / std::f64::consts::LN_2;
+            entry.factor(now_ms, half_life_ms) / mean_life_s
+        };
+        let DemandSettings { work_half_life_ms, request_half_life_ms, .. } = self.settings;
+        (entry.requests * per_s(request_half_life_ms), entry.work_ms * per_s(work_half_life_ms))
     }
 
     fn forget(&mut self, now_ms: u64) {
-        let half_life_ms = self.settings.half_life_ms;
+        let half_life_ms = self.settings.request_half_life_ms;
         let mut all: Vec<(f64, Digest)> = self
             .adapters
             .iter()
@@ -127,20 +129,22 @@ mod tests {
 
     #[test]
     fn a_steady_stream_shows_its_rate_and_is_forgotten_by_half_lives() {
-        let mut demand = Demand::new(DemandSettings { half_life_ms: 10_000, adapters_max: 10 });
-        for second in 0..200u64 {
+        let mut demand =
+            Demand::new(DemandSettings { work_half_life_ms: 10_000, request_half_life_ms: 20_000, adapters_max: 10 });
+        for second in 0..400u64 {
             demand.add(digest(1), 4.0, 200.0, second * 1000);
         }
-        let (requests, work_ms) = demand.of(&digest(1), 199_000);
+        let (requests, work_ms) = demand.of(&digest(1), 399_000);
         assert!((requests - 4.0).abs() < 0.2, "{requests}");
         assert!((work_ms - 200.0).abs() < 10.0, "{work_ms}");
-        let (later, _) = demand.of(&digest(1), 209_000);
+        let (later, later_ms) = demand.of(&digest(1), 419_000);
         assert!((later / requests - 0.5).abs() < 1e-9, "{later}");
+        assert!((later_ms / work_ms - 0.25).abs() < 1e-9, "{later_ms}");
     }
 
     #[test]
     fn many_adapters_push_out_the_least_asked_for() {
-        let mut demand = Demand::new(DemandSettings { half_life_ms: 60_000, adapters_max: 100 });
+        let mut demand = Demand::new(DemandSettings { adapters_max: 100, ..Default::default() });
         demand.add(digest(0), 50.0, 1.0, 0);
         for n in 1..10_000 {
             demand.add(digest(n), 1.0, 1.0, n);
@@ -151,7 +155,7 @@ mod tests {
 
     #[test]
     fn senseless_numbers_and_clocks_that_go_back_change_nothing() {
-        let mut demand = Demand::new(DemandSettings { half_life_ms: 0, adapters_max: 4 });
+        let mut demand = Demand::new(DemandSettings { work_half_life_ms: 0, request_half_life_ms: 0, adapters_max: 4 });
         for value in [f64::NAN, f64::INFINITY, -1.0] {
             demand.add(digest(1), value, value, 100);
         }

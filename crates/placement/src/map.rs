@@ -8,6 +8,8 @@ use weft_types::Digest;
 
 /// Reads of the table for one adapter at most.
 pub const ORDER_PROBES_MAX: u32 = 24;
+/// A replica set with more workers has no spill set.
+const SEARCHED_MAX: usize = 16;
 /// Workers that serve an adapter without a desired place: its home and one more.
 const HOMES: usize = 2;
 /// Workers outside the set that are named at most.
@@ -122,16 +124,16 @@ impl Map {
         let placed = self.placed(adapter);
         let key = hash::of_digest(adapter);
         let mut sets = Sets { placed, order: [0; ORDER], ordered: 0 };
-        // The set is searched only as far as routing looks; a set that is longer than that spills by chance into itself.
-        let searched = &placed[..placed.len().min(ORDER_PROBES_MAX as usize)];
+        // A set that is larger than what is searched here has enough workers of its own.
+        if placed.len() > SEARCHED_MAX {
+            return sets;
+        }
+        let wanted = if placed.is_empty() { ORDER } else { ORDER - HOMES };
         for nth in 0..ORDER_PROBES_MAX {
-            let Some(worker) = self.table.nth(key, nth) else { break };
-            if !searched.contains(&worker) && !sets.order[..sets.ordered].contains(&worker) {
+            let Some(worker) = self.table.nth(key, nth).filter(|_| sets.ordered < wanted) else { break };
+            if !placed.contains(&worker) && !sets.order[..sets.ordered].contains(&worker) {
                 sets.order[sets.ordered] = worker;
                 sets.ordered += 1;
-                if sets.ordered == ORDER {
-                    break;
-                }
             }
         }
         sets

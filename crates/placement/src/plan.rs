@@ -6,7 +6,7 @@
 use crate::assign::assign;
 use crate::copies::grant;
 use crate::document::{ADAPTERS_MAX, Host, Placed, WEIGHT_MAX, WORKERS_MAX};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use weft_types::{Digest, TenantName};
 
 /// An adapter that somebody asked for or pinned.
@@ -33,9 +33,9 @@ pub struct Adapter {
 pub struct Worker {
     /// Its name, unique.
     pub name: String,
-    /// Room for so many adapters.
+    /// Room for so many adapters in slots and packed in memory: what is served within about a step.
     pub slots: u32,
-    /// Room for so many bytes of adapters.
+    /// Room for so many bytes of adapters there.
     pub slot_bytes: u64,
     /// Speed, 1 for a plain one; counted in hundredths, 0.01 to 100.
     pub speed: f64,
@@ -80,6 +80,9 @@ pub struct PlanSettings {
     pub moves_max: usize,
     /// Most bytes of such copies; the first is always allowed.
     pub move_bytes_max: u64,
+    /// An adapter that no worker has gets its first copy only with so many requests a second (or by pin or floor); below
+    /// that, the request that needs it brings it, and the copy is where it was brought.
+    pub ahead_per_s: f64,
     /// Cost of one rank in rows of the base.
     pub rank_cost: f64,
     /// Cost of any load, in bytes that could have been loaded meanwhile.
@@ -90,12 +93,13 @@ impl Default for PlanSettings {
     fn default() -> Self {
         Self {
             fill: 0.9,
-            copy_load_max: 0.1,
+            copy_load_max: 0.05,
             keep_factor: 1.5,
             further_copies_share: 0.5,
             balance_max: 1.05,
             moves_max: 64,
             move_bytes_max: 4 << 30,
+            ahead_per_s: 1.0 / 30.0,
             rank_cost: 1.0 / 512.0,
             load_fixed_bytes: 1 << 20,
         }
@@ -114,6 +118,7 @@ impl PlanSettings {
             copy_load_max: at_least(self.copy_load_max, 1e-6),
             keep_factor: at_least(self.keep_factor, 1.0),
             balance_max: at_least(self.balance_max, 1.0),
+            ahead_per_s: at_least(self.ahead_per_s, 0.0),
             rank_cost: at_least(self.rank_cost, 0.0),
             ..self
         }
@@ -155,6 +160,8 @@ pub(crate) struct Item<'a> {
     pub(crate) value: f64,
     /// Workers that the previous placement gave it and that are still there.
     pub(crate) kept: Vec<u16>,
+    /// Whether any worker has the bytes.
+    pub(crate) is_held: bool,
 }
 
 /// Plans desired residency. `previous` is what was planned before (copies stay where they are unless there is a reason).
@@ -199,6 +206,7 @@ fn items<'a>(
     mut kept: HashMap<Digest, Vec<u16>>,
 ) -> Vec<Item<'a>> {
     let largest = site.workers.iter().map(|worker| worker.slot_bytes).max().unwrap_or(0);
+    let held: HashSet<Digest> = site.workers.iter().flat_map(|worker| worker.resident.iter().copied()).collect();
     // What fits nowhere has no place.
     let fitting = observed.adapters.iter().filter(|adapter| adapter.bytes <= largest);
     let mut items: Vec<Item<'a>> = fitting
@@ -206,14 +214,14 @@ fn items<'a>(
             let load = sound(adapter.work_ms_per_s) * (1.0 + f64::from(adapter.rank) * settings.rank_cost);
             let bytes = adapter.bytes.max(1) as f64;
             let value = sound(adapter.requests_per_s) * (bytes + settings.load_fixed_bytes as f64) / bytes;
-            Item { adapter, load, value, kept: Vec::new() }
+            Item { adapter, load, value, kept: Vec::new(), is_held: held.contains(&adapter.digest) }
         })
         .collect();
     items.sort_by(|a, b| {
         let pinned = b.adapter.pinned_copies.min(1).cmp(&a.adapter.pinned_copies.min(1));
         pinned.then(b.value.total_cmp(&a.value)).then(a.adapter.digest.cmp(&b.adapter.digest))
     });
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     items.retain(|item| seen.insert(item.adapter.digest));
     items.truncate(ADAPTERS_MAX);
     for item in &mut items {

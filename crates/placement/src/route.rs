@@ -110,11 +110,14 @@ pub struct RouteSettings {
     pub spill_gain: f64,
     /// Predictions that differ by less than this are equal; then the worker with less recent work is taken.
     pub equal_ms: f64,
+    /// What a millisecond of loading weighs when two workers are compared: a load keeps others waiting as well and takes
+    /// room. At least 1.
+    pub load_weight: f64,
 }
 
 impl Default for RouteSettings {
     fn default() -> Self {
-        Self { spill_after_ms: 500.0, spill_gain: 1.5, equal_ms: 5.0 }
+        Self { spill_after_ms: 500.0, spill_gain: 1.5, equal_ms: 50.0, load_weight: 5.0 }
     }
 }
 
@@ -277,7 +280,9 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 fn better(a: Candidate, b: Candidate, settings: &RouteSettings) -> Candidate {
-    let (a_ms, b_ms) = (a.predicted.total_ms(), b.predicted.total_ms());
+    let cost =
+        |one: &Candidate| one.predicted.total_ms() + one.predicted.load_ms * (settings.load_weight - 1.0).max(0.0);
+    let (a_ms, b_ms) = (cost(&a), cost(&b));
     if (a_ms - b_ms).abs() < settings.equal_ms {
         return if b.recent < a.recent { b } else { a };
     }
