@@ -66,6 +66,8 @@ pub(crate) struct Tenant {
     /// Its own.
     pub(crate) limits: Limits,
     pub(crate) adapters: BTreeMap<String, Adapter>,
+    /// Length of each version's blob.
+    pub(crate) adapter_bytes: HashMap<Digest, u64>,
 }
 
 /// An adapter's versions and aliases.
@@ -81,6 +83,10 @@ impl Snapshot {
     pub(crate) fn read(message: pb::Directory) -> Self {
         let mut snapshot = Self { generation: message.generation, incarnation: message.incarnation, ..Self::default() };
         for tenant in message.tenants {
+            let versions = tenant.adapters.iter().flat_map(|adapter| &adapter.versions);
+            let adapter_bytes =
+                versions.filter_map(|version| Some((Digest::try_from(version.digest.as_ref()).ok()?, version.bytes)));
+            let adapter_bytes = adapter_bytes.collect();
             let adapters = tenant.adapters.into_iter().map(|adapter| (adapter.name.clone(), Adapter::read(adapter)));
             let read = Arc::new(Tenant {
                 salt: salt(&tenant.salt),
@@ -88,6 +94,7 @@ impl Snapshot {
                 limits: limits(tenant.limits),
                 default_adapter: Some(tenant.default_adapter).filter(|name| !name.is_empty()),
                 adapters: adapters.collect(),
+                adapter_bytes,
                 name: tenant.name.clone(),
             });
             for key in tenant.keys {

@@ -9,13 +9,13 @@
 //! 2. `authenticate` finds the tenant behind the bearer key in the last snapshot of `directory`.
 //! 3. `resolve` turns the model name into one immutable digest. After this, no name is looked at again.
 //! 4. `limits` says whether there is room, `quota` whether the tenant and its key may use what the answer may cost.
-//! 5. `place` chooses a worker among those that `workers` hears of and watches.
+//! 5. `workers` chooses one of those that it hears of and watches.
 //! 6. `generate` opens the stream, fails the request rather than deliver a token of another digest, and goes on elsewhere when
 //!    the worker is lost.
 //!
 //! Before all of it, `address` tells for whose rate a request counts.
 //!
-//! Decisions (`address`, `authenticate`, `resolve`, `place`) are plain functions over snapshots; they do no IO.
+//! Decisions (`address`, `authenticate`, `resolve`) are plain functions over snapshots; they do no IO.
 
 #![recursion_limit = "256"]
 
@@ -29,7 +29,6 @@ mod http;
 mod limit_metrics;
 mod limits;
 mod metrics;
-mod place;
 mod quota;
 mod resolve;
 mod serve;

@@ -114,7 +114,7 @@ impl Quota {
 }
 
 /// Tokens of a prompt, before anybody has counted them.
-fn estimate(prompt: &Prompt) -> u64 {
+pub(crate) fn estimate(prompt: &Prompt) -> u64 {
     let of_bytes = |bytes: usize| bytes.div_ceil(BYTES_PER_TOKEN) as u64;
     match prompt {
         Prompt::Text(text) if text.truncate > 0 => of_bytes(text.text.len()).min(u64::from(text.truncate)),

@@ -87,6 +87,7 @@ mod tests {
             limits: Default::default(),
             weight: 1.0,
             adapters: BTreeMap::from([("org/a".into(), adapter)]),
+            adapter_bytes: Default::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
 use weft_fault::Fault;
 use weft_proto::worker::v1 as pb;
@@ -98,10 +98,16 @@ impl Attempt {
     }
 }
 
-/// What came of asking a worker, for those who choose one later.
+/// What came of asking a worker, for those who choose one later. A refusal says nothing about the worker.
 fn note(worker: &Worker, failed: Option<&Fault>) {
-    if let Some(fault) = failed.filter(|fault| matches!(fault.code.as_str(), code::WORKER_LOST | code::DRAINING)) {
-        worker.suspect(&fault.message);
+    match failed {
+        None => worker.succeeded(Instant::now()),
+        Some(fault) if fault.code == code::WORKER_LOST => {
+            worker.failed(Instant::now());
+            worker.suspect(&fault.message);
+        }
+        Some(fault) if fault.code == code::DRAINING => worker.suspect(&fault.message),
+        Some(_) => {}
     }
 }
 

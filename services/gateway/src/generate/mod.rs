@@ -11,9 +11,9 @@ use crate::error::{Error, code};
 use crate::http::Known;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::quota::Meter;
+use crate::quota::{Meter, estimate};
 use crate::resolve::Resolved;
-use crate::workers::{Base, Pool, WorkerId};
+use crate::workers::{Asked, Base, Pool, WorkerId};
 use attempt::{Attempt, raw, request};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use weft_fault::Fault;
 use weft_proto::worker::v1 as pb;
+use weft_types::Digest;
 
 /// A request that was let in: who, on what, since when.
 #[derive(Clone)]
@@ -125,10 +126,11 @@ impl Mesh {
     pub(crate) async fn start(self: &Arc<Self>, admission: &Admission, wanted: &Wanted) -> Result<Generation, Fault> {
         self.limits.retries.deposit();
         let adapter = admission.resolved.digest();
+        let asked = admission.asked(adapter.as_ref(), wanted);
         let mut tried = Vec::new();
         let mut last: Option<Fault> = None;
         loop {
-            let Some(chosen) = self.pool.choose(&admission.base.digest, adapter.as_ref(), &tried) else {
+            let Some(chosen) = self.pool.choose(&Asked { tried: &tried, ..asked }) else {
                 return Err(last.unwrap_or_else(|| Error::NoWorker.into()));
             };
             let (id, worker) = (chosen.0, Arc::clone(&chosen.1));
@@ -168,6 +170,17 @@ impl Admission {
 
     fn too_slow(&self) -> Fault {
         Error::TooSlow(self.timeout.as_secs()).into()
+    }
+
+    /// What routing goes by.
+    fn asked<'a>(&'a self, adapter: Option<&'a Digest>, wanted: &Wanted) -> Asked<'a> {
+        Asked {
+            base: &self.base.digest,
+            adapter,
+            adapter_bytes: adapter.and_then(|adapter| self.tenant.adapter_bytes.get(adapter).copied()).unwrap_or(0),
+            prompt_tokens: u32::try_from(estimate(&wanted.prompt)).unwrap_or(u32::MAX),
+            tried: &[],
+        }
     }
 
     /// As the worker writes it: empty stands for the base.

@@ -4,7 +4,7 @@
 use super::attempt::{Attempt, request};
 use super::{Admission, Mesh, Piece, Wanted};
 use crate::error::code;
-use crate::workers::{InFlight, Worker, WorkerId};
+use crate::workers::{Asked, InFlight, Worker, WorkerId};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +113,8 @@ impl Move {
     /// A worker that is up and was not tried in this round.
     fn choose(&self, tried: &[WorkerId]) -> Option<(WorkerId, Arc<Worker>, InFlight)> {
         let adapter = self.admission.resolved.digest();
-        let chosen = self.mesh.pool.choose(&self.admission.base.digest, adapter.as_ref(), tried)?;
+        let asked = self.admission.asked(adapter.as_ref(), &self.wanted);
+        let chosen = self.mesh.pool.choose(&Asked { tried, ..asked })?;
         self.mesh.pool.takes_requests(&chosen.1).then_some(chosen)
     }
 

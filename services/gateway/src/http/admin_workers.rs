@@ -71,7 +71,7 @@ fn shown(worker: &Worker, view: &View, now: Instant) -> serde_json::Value {
         "kv_blocks_free": load.kv_blocks_free, "kv_blocks_max": load.kv_blocks_max,
         "slot_bytes_used": load.slot_bytes_used, "slot_bytes_max": load.slot_bytes_max,
         "step_us": load.step.as_micros() as u64, "prefill_tokens_per_s": load.prefill_tokens_per_s,
-        "draining": load.draining, "residency_generation": view.adapters.generation(),
+        "draining": load.draining, "circuit_open": worker.circuit_is_open(now), "residency_generation": view.adapters.generation(),
         "adapters_in_slot": of(Tier::Slot), "adapters_in_memory": of(Tier::Memory),
     })
 }

@@ -9,6 +9,7 @@ use super::{put, sse, step_headers, weft_headers};
 use crate::app::Gateway;
 use crate::error::code;
 use crate::generate::{Admission, Collected, Generation};
+use crate::workers::Asked;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -222,7 +223,7 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
 
 /// The worker counts, but says it in its own words; LoRAX's clients know LoRAX's.
 async fn in_lorax_words(gateway: &Gateway, admission: &Admission, checked: &Checked) -> Option<Fault> {
-    let (_, worker, _in_flight) = gateway.mesh.pool.choose(&admission.base.digest, None, &[])?;
+    let (_, worker, _in_flight) = gateway.mesh.pool.choose(&Asked::of_base(&admission.base.digest))?;
     let request = pb::TokenizeRequest { text: checked.inputs().to_owned(), add_special_tokens: true };
     let counted = tokio::time::timeout(gateway.settings.body_timeout(), worker.client().tokenize(request)).await;
     let tokens = counted.ok()?.ok()?.into_inner().tokens.len();
@@ -382,7 +383,7 @@ pub(crate) async fn tokenize(
     call.known.base(&base);
     call.known.resolved(&call.tenant.name, &crate::resolve::Resolved::Base);
     let _counted = gateway.reserve(&call, &[], 0).await?;
-    let chosen = gateway.mesh.pool.choose(&base.digest, None, &[]).ok_or(crate::error::Error::NoWorker)?;
+    let chosen = gateway.mesh.pool.choose(&Asked::of_base(&base.digest)).ok_or(crate::error::Error::NoWorker)?;
     let (_, worker, _in_flight) = chosen;
     if let Some(name) = worker.name() {
         call.known.worker(&name);

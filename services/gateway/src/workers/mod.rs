@@ -2,20 +2,23 @@
 //!
 //! - `worker.rs`: one of them; `view.rs`: what is known of it and what follows, without IO or clocks.
 //! - `watch.rs`: looks at one of them over gRPC, as often as its view asks for.
+//! - `route.rs`: which of them a request goes to.
 //! - `discover.rs`: hears heartbeats, adds who is new, forgets who is gone.
 
 mod discover;
+mod route;
 mod view;
 mod watch;
 mod worker;
 
 pub(crate) use discover::{Dial, discover};
+pub(crate) use route::Asked;
 pub(crate) use view::{Load, Pace, View};
 pub(crate) use watch::watch_all;
 pub(crate) use worker::{Base, InFlight, Worker, WorkerId};
 
 use crate::error::Error;
-use crate::place::{Candidate, place};
+use route::{Now, Places};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::Notify;
@@ -31,6 +34,8 @@ type Workers = Arc<Vec<Arc<Worker>>>;
 pub(crate) struct Pool {
     /// Replaced whole; readers keep what they have read.
     workers: RwLock<Workers>,
+    /// Of the same workers.
+    places: RwLock<Arc<Places>>,
     /// Held over a change of `workers`.
     changing: Mutex<()>,
     next_id: AtomicU64,
@@ -55,6 +60,7 @@ impl Pool {
     pub(crate) fn new(endpoints: impl IntoIterator<Item = (String, Channel)>, pace: Pace) -> Self {
         let pool = Self {
             workers: RwLock::default(),
+            places: RwLock::new(Arc::new(Places::new(&[]))),
             changing: Mutex::default(),
             next_id: AtomicU64::new(0),
             pace,
@@ -76,7 +82,9 @@ impl Pool {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut workers = self.workers().to_vec();
         let result = change(&mut workers);
+        let places = Arc::new(Places::new(&workers));
         *self.workers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(workers);
+        *self.places.write().unwrap_or_else(PoisonError::into_inner) = places;
         self.changed.notify_waiters();
         result
     }
@@ -127,42 +135,19 @@ impl Pool {
         most.map(|(base, _)| (*base).clone()).ok_or(Error::NoWorker)
     }
 
-    /// Chooses a worker with this base and counts the request there. `tried` failed already.
-    pub(crate) fn choose(
-        &self,
-        base: &Digest,
-        adapter: Option<&Digest>,
-        tried: &[WorkerId],
-    ) -> Option<(WorkerId, Arc<Worker>, InFlight)> {
-        let now = Instant::now();
-        let workers = self.workers();
-        let candidates: Vec<Candidate> = workers
-            .iter()
-            .filter(|worker| !tried.contains(&worker.id))
-            .filter_map(|worker| self.candidate(worker, base, adapter, now))
-            .collect();
-        let id = place(&candidates, adapter)?;
-        let worker = workers.iter().find(|worker| worker.id == id)?;
-        Some((id, Arc::clone(worker), InFlight::new(worker)))
+    /// Chooses a worker and counts the request there: by predicted time to first token among those that may get requests, else
+    /// anybody with this base.
+    pub(crate) fn choose(&self, asked: &Asked<'_>) -> Option<(WorkerId, Arc<Worker>, InFlight)> {
+        let places = Arc::clone(&self.places.read().unwrap_or_else(PoisonError::into_inner));
+        let now = Now { at: Instant::now(), pace: &self.pace };
+        let routed = places.route(asked, now, rand::random());
+        let worker = routed.filter(|worker| worker.may_try(now.at)).or_else(|| places.last_resort(asked))?;
+        Some((worker.id, Arc::clone(worker), InFlight::new(worker)))
     }
 
     /// Whether it is up and does not drain, as far as is known.
     pub(crate) fn takes_requests(&self, worker: &Worker) -> bool {
         worker.read(|view| view.is_up(Instant::now(), &self.pace) && !view.load.draining)
-    }
-
-    fn candidate(&self, worker: &Worker, base: &Digest, adapter: Option<&Digest>, now: Instant) -> Option<Candidate> {
-        worker.read(|view| {
-            (view.base.as_ref()?.digest == *base).then(|| Candidate {
-                id: worker.id,
-                hash: worker.hash,
-                up: view.is_up(now, &self.pace) && !view.load.draining,
-                load: view.load,
-                in_flight: worker.in_flight(),
-                tier: adapter.and_then(|adapter| view.adapters.tier(adapter)),
-                age: view.age(now).unwrap_or_default(),
-            })
-        })
     }
 
     /// Workers that are up and serve the mesh's base.

@@ -32,7 +32,7 @@ fn an_address_has_one_spelling() {
 #[tokio::test]
 async fn the_base_of_most_is_the_base_and_others_get_nothing() {
     let pool = pool(3);
-    assert!(pool.base().is_err() && pool.choose(&Digest::of(b"x"), None, &[]).is_none());
+    assert!(pool.base().is_err() && pool.choose(&Asked::of_base(&Digest::of(b"x"))).is_none());
     let workers = pool.workers();
     serve(&workers[0], b"odd");
     assert_eq!(pool.base().unwrap().digest, Digest::of(b"odd"));
@@ -42,7 +42,7 @@ async fn the_base_of_most_is_the_base_and_others_get_nothing() {
     let base = pool.base().unwrap().digest;
     assert_eq!((base, pool.ready()), (Digest::of(b"base"), 2));
     for _ in 0..20 {
-        let (id, _, in_flight) = pool.choose(&base, None, &[]).unwrap();
+        let (id, _, in_flight) = pool.choose(&Asked::of_base(&base)).unwrap();
         assert_ne!(id, workers[0].id);
         std::mem::forget(in_flight);
     }
@@ -56,7 +56,7 @@ async fn ids_stay_when_workers_come_and_go() {
         serve(worker, b"base");
     }
     let base = Digest::of(b"base");
-    let (first, worker, in_flight) = pool.choose(&base, None, &[]).unwrap();
+    let (first, worker, in_flight) = pool.choose(&Asked::of_base(&base)).unwrap();
     assert_eq!(worker.in_flight(), 1);
     pool.remove(|other| other.id == first);
     assert!(worker.is_gone());
@@ -65,6 +65,6 @@ async fn ids_stay_when_workers_come_and_go() {
     let added = pool.add("worker-9:1", Endpoint::from_static("http://nowhere").connect_lazy(), false);
     serve(&added, b"base");
     assert!(added.id > first && !pool.workers().iter().any(|worker| worker.id == first));
-    let (second, ..) = pool.choose(&base, None, &[added.id]).unwrap();
-    assert!(pool.choose(&base, None, &[added.id, second]).is_none());
+    let (second, ..) = pool.choose(&Asked { tried: &[added.id], ..Asked::of_base(&base) }).unwrap();
+    assert!(pool.choose(&Asked { tried: &[added.id, second], ..Asked::of_base(&base) }).is_none());
 }

@@ -2,9 +2,11 @@
 
 use crate::workers::view::View;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tonic::transport::Channel;
+use weft_placement::{Breaker, BreakerSettings, Permit};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::worker_client::WorkerClient;
 use weft_service_kit::transport::MESSAGE_BYTES_MAX;
@@ -38,11 +40,12 @@ pub(crate) struct Worker {
     pub(crate) address: String,
     /// Named by a setting: it stays known whatever happens.
     pub(crate) is_static: bool,
-    /// The same for all gateways that know it by this address.
-    pub(crate) hash: Digest,
     client: WorkerClient<Channel>,
     in_flight: AtomicUsize,
     view: RwLock<View>,
+    /// Left alone after failures.
+    circuit: Mutex<Breaker>,
+    since: Instant,
     /// Something happened that its watcher should know.
     pub(super) wake: Notify,
     gone: AtomicBool,
@@ -55,12 +58,13 @@ impl Worker {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Self {
             id,
-            hash: Digest::of(address.as_bytes()),
             address,
             is_static,
             client,
             in_flight: AtomicUsize::new(0),
             view: RwLock::default(),
+            circuit: Mutex::default(),
+            since: Instant::now(),
             wake: Notify::new(),
             gone: AtomicBool::new(false),
         }
@@ -92,6 +96,31 @@ impl Worker {
     pub(crate) fn suspect(&self, problem: &str) {
         self.write(|view| view.suspect(problem));
         self.wake.notify_one();
+    }
+
+    /// A request was answered as it should be.
+    pub(crate) fn succeeded(&self, now: Instant) {
+        self.circuit(now, |circuit, ms, settings| circuit.succeeded(ms, settings));
+    }
+
+    /// A request was lost at it.
+    pub(crate) fn failed(&self, now: Instant) {
+        self.circuit(now, |circuit, ms, settings| circuit.failed(ms, rand::random(), settings));
+    }
+
+    /// Whether it is left alone now.
+    pub(crate) fn circuit_is_open(&self, now: Instant) -> bool {
+        self.circuit(now, |circuit, ms, settings| circuit.is_open(ms, settings))
+    }
+
+    /// Takes the right to send one request: after failures one at a time.
+    pub(super) fn may_try(&self, now: Instant) -> bool {
+        self.circuit(now, |circuit, ms, settings| !matches!(circuit.ask(ms, settings), Permit::No { .. }))
+    }
+
+    fn circuit<T>(&self, now: Instant, with: impl FnOnce(&mut Breaker, u64, &BreakerSettings) -> T) -> T {
+        let ms = u64::try_from(now.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX);
+        with(&mut self.circuit.lock().unwrap_or_else(PoisonError::into_inner), ms, &BreakerSettings::default())
     }
 
     /// It is no longer of the pool; its watcher ends.
