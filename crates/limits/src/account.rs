@@ -194,6 +194,13 @@ impl Account {
         if asks.is_empty() { None } else { Some(self.exchange(asks, call)) }
     }
 
+    /// The same, even if there is nothing to say but that what was reserved is still in use: a charge that the ledger hears
+    /// nothing of ends, and then nothing comes back.
+    pub(crate) fn renew(&mut self, call: NewCall) -> Option<Exchange> {
+        self.charge.as_ref()?;
+        Some(self.give_back(call.clone()).unwrap_or_else(|| self.exchange(Vec::new(), call)))
+    }
+
     /// The call that tells a ledger that forgot everything what is remembered here.
     pub(crate) fn remind(&mut self, call: NewCall) -> Option<Exchange> {
         if self.epoch.is_empty() {
@@ -385,9 +392,10 @@ impl Account {
         self.pending.is_some() || self.units.values().any(|units| units.alone.is_some())
     }
 
-    /// Whether slots are in use.
-    pub(crate) fn uses_slots(&self) -> bool {
-        self.slots.values().any(|slots| slots.used > 0)
+    /// Whether the ledger must hear of it lest it forget the charge: something is held, or in use as `is_open` says.
+    pub(crate) fn must_renew(&self, is_open: bool, now_us: u64, after_us: u64) -> bool {
+        let is_held = is_open || self.holds_unused() || self.slots.values().any(|slots| slots.used > 0);
+        is_held && self.charge.is_some() && now_us.saturating_sub(self.answered_us) >= after_us
     }
 }
 
@@ -464,6 +472,6 @@ impl Slots {
     /// As many as are held, or this gateway's part of all; the first always.
     fn has_room_alone(&self, more: u64, gateways: u64) -> bool {
         let part = self.limit.div_ceil(gateways.max(1));
-        self.used + more <= self.held.max(part).min(self.limit) || self.used == 0
+        self.used + more <= self.held.max(part).min(self.limit) || (self.used == 0 && more == 1)
     }
 }

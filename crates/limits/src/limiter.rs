@@ -344,19 +344,26 @@ impl Limiter {
         health.away = Some(why);
     }
 
-    /// Gives back what is held and was not used of late, and names the slots in use. With `all`, whatever is held: at the end.
+    /// Gives back what is held and was not used of late, and names what is in use. With `all`, whatever is held: at the end.
     pub async fn sweep(&self, all: bool) {
         for shared in self.each() {
             let now = self.now();
-            let due = {
+            // One is in the map, one is here; each charge that has not ended has one.
+            let is_open = Arc::strong_count(&shared) > 2;
+            let say = {
                 let account = shared.account();
                 let idle = all || now.saturating_sub(account.asked_us) >= IDLE_US;
-                let renews = account.uses_slots() && now.saturating_sub(account.answered_us) >= RENEW_US;
-                (idle && account.holds_unused()) || renews
+                if account.must_renew(is_open, now, RENEW_US) {
+                    Some(Say::StillThere)
+                } else {
+                    (idle && account.holds_unused()).then_some(Say::Unused)
+                }
             };
-            if due && self.up.load(Ordering::Relaxed) {
+            if let Some(say) = say
+                && self.up.load(Ordering::Relaxed)
+            {
                 let _turn = shared.turn.lock().await;
-                self.give_back(&shared, false).await;
+                self.give_back(&shared, say).await;
             }
             self.forget(&shared);
         }
@@ -369,14 +376,13 @@ impl Limiter {
             let _turn = shared.turn.lock().await;
             let was_alone = shared.account().was_alone();
             if forgot || was_alone {
-                self.give_back(&shared, forgot).await;
+                self.give_back(&shared, if forgot { Say::Everything } else { Say::Unused }).await;
             }
         }
     }
 
-    /// Makes the call again whose outcome is not known, and gives back what is not used; with everything remembered, if the
-    /// ledger forgot it. Whoever calls has the turn.
-    async fn give_back(&self, shared: &Shared, forgot: bool) {
+    /// Makes the call again whose outcome is not known, and gives back what is not used. Whoever calls has the turn.
+    async fn give_back(&self, shared: &Shared, say: Say) {
         let pending = shared.account().pending.clone();
         if let Some(pending) = pending
             && self.call(shared, pending, &[]).await.is_none()
@@ -386,7 +392,11 @@ impl Limiter {
         let exchange = {
             let call = self.new_call();
             let mut account = shared.account();
-            if forgot { account.remind(call) } else { account.give_back(call) }
+            match say {
+                Say::Unused => account.give_back(call),
+                Say::StillThere => account.renew(call),
+                Say::Everything => account.remind(call),
+            }
         };
         if let Some(exchange) = exchange {
             self.call(shared, exchange, &[]).await;
@@ -481,6 +491,17 @@ impl Limiter {
     fn now(&self) -> u64 {
         (self.options.clock)()
     }
+}
+
+/// What a ledger is told unasked.
+#[derive(Clone, Copy)]
+enum Say {
+    /// What is held and not used.
+    Unused,
+    /// That, and that the rest is in use.
+    StillThere,
+    /// That, and all that is remembered: it forgot.
+    Everything,
 }
 
 /// A call that is under way. Unless it ends, it is pending.

@@ -308,6 +308,24 @@ async fn tokens_are_settled_once_with_what_was_used() {
 }
 
 #[tokio::test]
+async fn what_a_long_answer_did_not_use_comes_back() {
+    for slice_percent in [0.0, 10.0] {
+        let limits = Limits { tokens_per_day: Some(10_000), ..Limits::default() };
+        let world = World::new(1, limits, slice_percent).await;
+        let charge = world.ask(0, 6_000).await.unwrap();
+        for _ in 0..120 {
+            world.time.pass(1_000_000);
+            world.sweep().await;
+        }
+        charge.used(100);
+        drop(charge);
+        world.sweep().await;
+        let remaining = world.ask(0, 1).await.unwrap().standing().tokens.unwrap().remaining;
+        assert!((9_890..=9_920).contains(&remaining), "{remaining} of 10,000 with slices of {slice_percent} %");
+    }
+}
+
+#[tokio::test]
 async fn slots_of_a_gateway_that_died_come_free_and_those_in_use_are_kept() {
     let limits = Limits { concurrent_requests: Some(3), queue_length: Some(2), ..Limits::default() };
     let world = World::new(2, limits, 0.0).await;

@@ -45,10 +45,15 @@ impl Limits {
 
     /// Room for so many more bytes of request bodies, given back when dropped.
     pub(crate) fn body_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
-        let units = u32::try_from(bytes.div_ceil(BODY_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = u32::try_from(Self::body_units_of(bytes)).unwrap_or(u32::MAX);
         Arc::clone(&self.body_units)
             .try_acquire_many_owned(units)
             .map_err(|_| Error::Full { what: "bytes of request bodies", max: self.body_bytes_max })
+    }
+
+    /// Permits for so many bytes.
+    pub(crate) fn body_units_of(bytes: usize) -> usize {
+        bytes.div_ceil(BODY_UNIT_BYTES)
     }
 
     /// Room for one more upload, given back when dropped.

@@ -4,8 +4,9 @@ use crate::directory::{Key, Tenant};
 use crate::error::{BuildError, Error};
 use crate::generate::Wanted;
 use crate::settings::Settings;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use weft_limits::{Charge, Keeper, Ledger, Limiter, MemoryLedger, Options, RedisLedger, Standing, Whose, Wish};
 use weft_proto::worker::v1::generate_request::Prompt;
@@ -77,14 +78,13 @@ impl Quota {
         wanted: &[Wanted],
         context_tokens: u64,
     ) -> Result<Meter, (Error, Standing)> {
-        let (wish, prompts) = self.wish(wanted, context_tokens);
+        let wish = self.wish(wanted, context_tokens);
         let limits = tenant.limits.or(&self.defaults);
         let whose = Whose { tenant: &tenant.name, limits: &limits, key: &key.id, key_limits: &key.limits };
         match self.limiter.reserve(&whose, &wish).await {
             Ok(charge) => Ok(Meter(Arc::new(Metered {
                 charge,
-                answers_per_prompt: wish.answers / prompts.max(1),
-                prompt_tokens: AtomicU64::new(0),
+                prompts: Mutex::default(),
                 answer_tokens: AtomicU64::new(0),
             }))),
             Err(refusal) => {
@@ -94,8 +94,8 @@ impl Quota {
         }
     }
 
-    /// What these answers may cost, and of how many prompts they are. A prompt counts once, however many answers it has.
-    fn wish(&self, wanted: &[Wanted], context_tokens: u64) -> (Wish, u64) {
+    /// What these answers may cost. A prompt counts once, however many answers it has.
+    fn wish(&self, wanted: &[Wanted], context_tokens: u64) -> Wish {
         let mut wish = Wish { answers: wanted.len() as u64, ..Wish::default() };
         let mut prompts: Vec<&Arc<Prompt>> = Vec::new();
         let context_tokens = if context_tokens == 0 { u64::MAX } else { context_tokens };
@@ -109,7 +109,7 @@ impl Quota {
                 tokens => wish.tokens = wish.tokens.saturating_add(tokens.min(context_tokens)),
             }
         }
-        (wish, prompts.len() as u64)
+        wish
     }
 }
 
@@ -130,8 +130,8 @@ pub(crate) struct Meter(Arc<Metered>);
 
 struct Metered {
     charge: Charge,
-    answers_per_prompt: u64,
-    prompt_tokens: AtomicU64,
+    /// Tokens of each prompt that was read, by where it lies while the request lives.
+    prompts: Mutex<HashMap<usize, u64>>,
     answer_tokens: AtomicU64,
 }
 
@@ -141,10 +141,11 @@ impl Meter {
         self.0.charge.standing()
     }
 
-    /// One answer has begun; its prompt has so many tokens.
-    pub(crate) fn began(&self, prompt_tokens: u32) {
+    /// One answer to this prompt, which has so many tokens, has begun. However many answers it has, a prompt counts once.
+    pub(crate) fn began(&self, prompt: &Arc<Prompt>, tokens: u32) {
         self.0.charge.began();
-        self.0.prompt_tokens.fetch_add(u64::from(prompt_tokens), Ordering::Relaxed);
+        let mut prompts = self.0.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        prompts.insert(Arc::as_ptr(prompt) as usize, u64::from(tokens));
     }
 
     /// One answer has so many tokens more.
@@ -155,7 +156,7 @@ impl Meter {
 
 impl Drop for Metered {
     fn drop(&mut self) {
-        let prompts = self.prompt_tokens.load(Ordering::Relaxed).div_ceil(self.answers_per_prompt.max(1));
+        let prompts = self.prompts.get_mut().unwrap_or_else(PoisonError::into_inner).values().sum::<u64>();
         self.charge.used(prompts.saturating_add(self.answer_tokens.load(Ordering::Relaxed)));
         self.charge.settle();
     }
@@ -187,8 +188,8 @@ mod tests {
         let (one, other) = (text(9, 0), text(1000, 7));
         let ids = Arc::new(Prompt::Tokens(pb::TokenPrompt { ids: vec![1; 5] }));
         let all = [wanted(&one, 10), wanted(&one, 10), wanted(&other, 0), wanted(&ids, 5000)];
-        let (wish, prompts) = quota.wish(&all, 2048);
-        assert_eq!((wish.answers, prompts), (4, 3));
+        let wish = quota.wish(&all, 2048);
+        assert_eq!(wish.answers, 4);
         assert_eq!(wish.tokens, 3 + 10 + 10 + 7 + 5 + 2048);
         assert_eq!(wish.tokens_more, 100);
     }

@@ -215,7 +215,7 @@ impl Generation {
         }
         self.delivered.began(&started);
         let first = first?;
-        self.admission.meter.began(started.prompt_tokens);
+        self.admission.meter.began(&self.wanted.prompt, started.prompt_tokens);
         self.first = Some(self.deliver(first));
         self.facts = Facts {
             worker: started.worker,

@@ -5,6 +5,7 @@
 //! its text, and the text is the caller's choice.
 
 use crate::error::{Error, code};
+use crate::generate::Wanted;
 use crate::limits::Limits;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -13,6 +14,7 @@ use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use weft_fault::Fault;
@@ -44,8 +46,8 @@ impl ReadBody {
     }
 }
 
-/// Room for the bytes of one body, given back when dropped. To be held until the answers have ended: what
-/// was made of it may have to be sent to another worker.
+/// Room for the bytes of one body, given back when dropped. To be held until the answers have ended: its prompts
+/// may have to be sent to another worker.
 pub(crate) struct Room {
     bytes: usize,
     permit: Option<OwnedSemaphorePermit>,
@@ -62,6 +64,16 @@ impl Room {
             self.add(limits.body_bytes(self.bytes.saturating_mul(copies))?);
         }
         Ok(self)
+    }
+
+    /// The workers have the request: of the body, only its prompts are kept, each once, should they have to be sent again.
+    pub(crate) fn keep_prompts(&mut self, wanted: &[Wanted]) {
+        let mut prompts: Vec<&Arc<_>> = wanted.iter().map(|wanted| &wanted.prompt).collect();
+        prompts.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let kept = Limits::body_units_of(prompts.iter().map(|prompt| prompt.encoded_len()).sum());
+        if let Some(permit) = &mut self.permit {
+            drop(permit.split(permit.num_permits().saturating_sub(kept)));
+        }
     }
 
     fn add(&mut self, more: OwnedSemaphorePermit) {

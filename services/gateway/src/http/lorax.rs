@@ -9,7 +9,7 @@ use super::{put, sse, step_headers, weft_headers};
 use crate::app::Gateway;
 use crate::error::code;
 use crate::generate::{Admission, Collected, Generation};
-use crate::workers::Asked;
+use crate::workers;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -208,12 +208,15 @@ struct Started {
 async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started, Fault> {
     let Asked { call, request, body } = asked;
     let checked = request.check(stream, &gateway.settings)?;
-    let body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
+    let mut body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
     let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), &checked.wanted).await?;
     let validated = Instant::now();
     let starting = checked.wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted));
     match try_join_all(starting).await {
-        Ok(generations) => Ok(Started { admission, generations, checked, validated, room: (room, body) }),
+        Ok(generations) => {
+            body.keep_prompts(&checked.wanted);
+            Ok(Started { admission, generations, checked, validated, room: (room, body) })
+        }
         Err(fault) if fault.code == code::CONTEXT_LENGTH_EXCEEDED => {
             Err(in_lorax_words(gateway, &admission, &checked).await.unwrap_or(fault))
         }
@@ -223,7 +226,7 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
 
 /// The worker counts, but says it in its own words; LoRAX's clients know LoRAX's.
 async fn in_lorax_words(gateway: &Gateway, admission: &Admission, checked: &Checked) -> Option<Fault> {
-    let (_, worker, _in_flight) = gateway.mesh.pool.choose(&Asked::of_base(&admission.base.digest))?;
+    let (_, worker, _in_flight) = gateway.mesh.pool.choose(&workers::Asked::of_base(&admission.base.digest))?;
     let request = pb::TokenizeRequest { text: checked.inputs().to_owned(), add_special_tokens: true };
     let counted = tokio::time::timeout(gateway.settings.body_timeout(), worker.client().tokenize(request)).await;
     let tokens = counted.ok()?.ok()?.into_inner().tokens.len();
@@ -383,7 +386,7 @@ pub(crate) async fn tokenize(
     call.known.base(&base);
     call.known.resolved(&call.tenant.name, &crate::resolve::Resolved::Base);
     let _counted = gateway.reserve(&call, &[], 0).await?;
-    let chosen = gateway.mesh.pool.choose(&Asked::of_base(&base.digest)).ok_or(crate::error::Error::NoWorker)?;
+    let chosen = gateway.mesh.pool.choose(&workers::Asked::of_base(&base.digest)).ok_or(crate::error::Error::NoWorker)?;
     let (_, worker, _in_flight) = chosen;
     if let Some(name) = worker.name() {
         call.known.worker(&name);

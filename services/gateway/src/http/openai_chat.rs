@@ -217,7 +217,7 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     let fields: ChatFields = body::json(&body.bytes)?;
     openai::refuse_unsupported(&body.bytes)?;
     let choices = common.choices(gateway.settings.max_choices)?;
-    let body = body.parsed().for_answers(choices, &gateway.mesh.limits)?;
+    let mut body = body.parsed().for_answers(choices, &gateway.mesh.limits)?;
 
     let prompt = Arc::new(pb::generate_request::Prompt::Chat(pb::ChatPrompt {
         messages_json: turns(&fields.messages)?,
@@ -237,6 +237,7 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_chat_words)?;
+    body.keep_prompts(&wanted);
     let head = Head {
         id: format!("chatcmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),

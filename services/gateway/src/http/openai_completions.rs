@@ -243,12 +243,13 @@ pub(crate) async fn completions(
     let fields: CompletionFields = body::json(&body.bytes)?;
     openai::refuse_unsupported(&body.bytes)?;
     let plan = Plan::new(&common, fields, gateway.settings.max_choices)?;
-    let body = body.parsed().for_answers(plan.answers(), &gateway.mesh.limits)?;
+    let mut body = body.parsed().for_answers(plan.answers(), &gateway.mesh.limits)?;
 
     let wanted = plan.wanted(&common, gateway.settings.max_stop_sequences)?;
     let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_our_words)?;
+    body.keep_prompts(&wanted);
     let head = Head {
         id: format!("cmpl-{}", uuid::Uuid::now_v7().simple()),
         created: openai::unix_now(),

@@ -150,13 +150,13 @@ impl Pool {
         worker.read(|view| view.is_up(Instant::now(), &self.pace) && !view.load.draining)
     }
 
-    /// Workers that are up and serve the mesh's base.
+    /// Workers that are up, do not drain and serve the mesh's base.
     pub(crate) fn ready(&self) -> usize {
         let Ok(base) = self.base() else { return 0 };
         let now = Instant::now();
         let serves = |worker: &&Arc<Worker>| {
             worker.read(|view| {
-                view.is_up(now, &self.pace) && view.base.as_ref().is_some_and(|other| other.digest == base.digest)
+                view.is_up(now, &self.pace) && !view.load.draining && view.base.as_ref().is_some_and(|other| other.digest == base.digest)
             })
         };
         self.workers().iter().filter(serves).count()
