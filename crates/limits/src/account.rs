@@ -392,9 +392,14 @@ impl Account {
         self.pending.is_some() || self.units.values().any(|units| units.alone.is_some())
     }
 
+    /// Whether slots are in use.
+    pub(crate) fn uses_slots(&self) -> bool {
+        self.slots.values().any(|slots| slots.used > 0)
+    }
+
     /// Whether the ledger must hear of it lest it forget the charge: something is held, or in use as `is_open` says.
     pub(crate) fn must_renew(&self, is_open: bool, now_us: u64, after_us: u64) -> bool {
-        let is_held = is_open || self.holds_unused() || self.slots.values().any(|slots| slots.used > 0);
+        let is_held = is_open || self.holds_unused() || self.uses_slots();
         is_held && self.charge.is_some() && now_us.saturating_sub(self.answered_us) >= after_us
     }
 }

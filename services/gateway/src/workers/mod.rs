@@ -25,7 +25,6 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use weft_service_kit::transport::Address;
-use weft_types::Digest;
 
 /// All workers, in the order in which they became known.
 type Workers = Arc<Vec<Arc<Worker>>>;

@@ -1,4 +1,5 @@
 use super::*;
+use weft_types::Digest;
 use std::time::Duration;
 use tonic::transport::Endpoint;
 use weft_proto::worker::v1 as pb;
