@@ -17,7 +17,7 @@ use weft_types::{
 /// So that a directory with everything at its limit still fits one message; a test adds it up.
 pub(crate) const TENANTS_MAX: usize = 10_000;
 /// Keys that are not revoked.
-pub(crate) const KEYS_MAX: usize = 100_000;
+pub(crate) const KEYS_MAX: usize = 80_000;
 const KEYS_PER_TENANT_MAX: usize = 1_000;
 /// Records of revoked keys that are kept, so that a list can say when and by whom; the oldest go first.
 const REVOKED_KEYS_PER_TENANT_MAX: usize = 1_000;

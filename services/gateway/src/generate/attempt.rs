@@ -98,15 +98,19 @@ impl Attempt {
     }
 }
 
-/// What came of asking a worker, for those who choose one later. A refusal says nothing about the worker.
+/// What came of asking a worker, for those who choose one later. A refusal says nothing about the worker, and requests that are
+/// lost together are one failure: a restart must not open its circuit.
 fn note(worker: &Worker, failed: Option<&Fault>) {
     match failed {
         None => worker.succeeded(Instant::now()),
         Some(fault) if fault.code == code::WORKER_LOST => {
-            worker.failed(Instant::now());
+            if worker.suspect(&fault.message) {
+                worker.failed(Instant::now());
+            }
+        }
+        Some(fault) if fault.code == code::DRAINING => {
             worker.suspect(&fault.message);
         }
-        Some(fault) if fault.code == code::DRAINING => worker.suspect(&fault.message),
         Some(_) => {}
     }
 }

@@ -14,6 +14,8 @@ use weft_types::Digest;
 
 /// What adapters are taken to come at, in bytes a millisecond; nobody measures it yet.
 const BANDWIDTH: Bandwidth = Bandwidth { memory: 5e6, disk: 2e5, remote: 5e4 };
+/// What a load costs besides its bytes, as so many bytes: finding them, opening, checking.
+const LOAD_BYTES_MORE: u64 = 2 << 20;
 /// Prompt tokens a millisecond of a worker that has not said.
 const PREFILL_UNKNOWN: f64 = 1.0;
 /// Steps that somebody is taken to go on for when KV memory is full.
@@ -61,8 +63,8 @@ impl Places {
             [] => Vec::new(),
             _ => self.workers.iter().enumerate().filter_map(tried).collect(),
         };
-        let request =
-            Request { prompt_tokens: asked.prompt_tokens, adapter_bytes: asked.adapter_bytes, avoid: &avoid };
+        let adapter_bytes = asked.adapter_bytes.saturating_add(LOAD_BYTES_MORE);
+        let request = Request { prompt_tokens: asked.prompt_tokens, adapter_bytes, avoid: &avoid };
         let view = Seen { places: self, asked, now, home: home(&sets) };
         let choice = choose(&view, &request, &sets, draw, &RouteSettings::default()).ok()?;
         self.workers.get(usize::from(choice.worker))

@@ -142,11 +142,12 @@ impl View {
         self.problem = None;
     }
 
-    /// A look or a request failed: nobody's first choice until a look succeeds.
-    pub(crate) fn suspect(&mut self, problem: &str) {
-        self.answers = false;
+    /// A look or a request failed: nobody's first choice until a look succeeds. True if nothing had failed since the last one.
+    pub(crate) fn suspect(&mut self, problem: &str) -> bool {
+        let is_news = std::mem::replace(&mut self.answers, false);
         self.must_look = true;
         self.problem = Some(problem.to_owned());
+        is_news
     }
 
     /// Whether requests may go there, as far as is known.

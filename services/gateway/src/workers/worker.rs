@@ -92,10 +92,12 @@ impl Worker {
         write(&mut self.view.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// It failed a request: nobody's first choice until a look at it succeeds, which is tried at once.
-    pub(crate) fn suspect(&self, problem: &str) {
-        self.write(|view| view.suspect(problem));
+    /// It failed a request: nobody's first choice until a look at it succeeds, which is tried at once. True if nothing had failed since
+    /// the last look.
+    pub(crate) fn suspect(&self, problem: &str) -> bool {
+        let is_news = self.write(|view| view.suspect(problem));
         self.wake.notify_one();
+        is_news
     }
 
     /// A request was answered as it should be.

@@ -212,8 +212,9 @@ async fn a_prompt_counts_once_for_each_answer_until_they_have_ended() {
         .await;
         let running = running.await.unwrap().unwrap();
         assert_eq!(running.status(), 200, "{path}");
-        // Should its worker be lost, it has to be asked for again: the bytes count until the answer has ended.
-        assert_eq!(mesh.send(path, heavy(path, 80 << 10, 1)).await.0, 429, "{path}");
+        // Should its worker be lost, it has to be asked for again: until the answer has ended, its prompt counts, once.
+        let left = (128 << 10) - (64 << 10) / answers;
+        assert_eq!(mesh.send(path, heavy(path, left, 1)).await.0, 429, "{path}");
         drop(running);
         mesh.until("ended", async || {
             end.notify_waiters();
