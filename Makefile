@@ -43,6 +43,8 @@ bench: bench-build ## The benchmarks: tables with floors, and target/bench/*.{js
 	@failed=0; run() { echo; echo "== $$*"; "$$@" || failed=1; }; \
 	run $(CARGO) bench -q -p weft-kernels --bench kernels; \
 	run $(CARGO) bench -q -p weft-engine --bench step; \
+	run $(CARGO) run -q --release -p weft-placement-simulator -- --seeds 10; \
+	run $(CARGO) run -q --release -p weft-placement-simulator -- --routing-cost; \
 	run loadtests/peers/run.sh $(check_flag); \
 	run $(loadtest) scenario start $(check_flag); \
 	run $(loadtest) scenario many --seconds 20 --rounds 2 --prompt-tokens 8-128 --output-tokens 8-128 $(check_flag); \

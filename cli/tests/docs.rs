@@ -14,6 +14,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/limits.md",
     "docs/mesh.md",
     "docs/failures.md",
+    "docs/placement.md",
 ];
 const ROOTS: &[&str] =
     &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];

@@ -66,7 +66,8 @@ pub struct Observed {
 /// How plans are made.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanSettings {
-    /// Share of each budget that is planned; the rest is left to adapters that come unplanned. 0 to 1.
+    /// Share of the slots of each worker, and of the bytes of all, that is planned; the rest is left to adapters that come
+    /// unplanned: a worker filled to the last slot loses a planned copy with each of those. 0 to 1.
     pub fill: f64,
     /// An adapter gets another copy when a copy would carry more than this share of a mean worker's load. Positive.
     pub copy_load_max: f64,
@@ -92,8 +93,8 @@ pub struct PlanSettings {
 impl Default for PlanSettings {
     fn default() -> Self {
         Self {
-            fill: 0.9,
-            copy_load_max: 0.05,
+            fill: 0.97,
+            copy_load_max: 0.08,
             keep_factor: 1.5,
             further_copies_share: 0.5,
             balance_max: 1.05,

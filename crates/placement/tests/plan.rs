@@ -61,12 +61,16 @@ fn count(plan: &Plan, n: u64) -> usize {
 #[test]
 fn load_makes_copies_and_the_most_asked_for_have_a_place() {
     let observed = observed(1000, 8, 20);
-    let plan = plan(&observed, None, &free_moves());
+    let plan = plan(&observed, None, &PlanSettings { fill: 0.9, ..free_moves() });
     assert!(count(&plan, 0) >= 6, "the first has {} of 8", count(&plan, 0));
     assert!(count(&plan, 0) > count(&plan, 3) && count(&plan, 3) >= count(&plan, 50), "copies follow the load");
     assert_eq!(count(&plan, 999), 0, "160 slots do not hold 1,000 adapters");
     assert!(plan.balance < 1.06, "{}", plan.balance);
     assert_eq!(copies(&plan).len(), 144, "nine tenths of the slots are planned");
+    for at in 0..8 {
+        let here = plan.adapters.iter().filter(|placed| placed.1.contains(&at)).count();
+        assert!(here <= 18, "nine tenths on each worker, not {here} of 20 on {at}");
+    }
 }
 
 #[test]
