@@ -66,11 +66,13 @@ async fn two_hundred_schemas_on_base_and_adapters_among_free_requests_all_valida
             assert_eq!(free(url, secret, models[at]).await, alone[at], "a free answer beside {name}");
         }
         let format = json!({"type": "json_schema", "json_schema": {"name": name, "strict": true, "schema": schema}});
-        let body = |temperature: f64, seed: usize| json!({
-            "model": model, "temperature": temperature, "seed": seed, "max_tokens": 400,
-            "messages": [{"role": "user", "content": format!("Give an example of {name} as JSON.")}],
-            "response_format": format,
-        });
+        let body = |temperature: f64, seed: usize| {
+            json!({
+                "model": model, "temperature": temperature, "seed": seed, "max_tokens": 400,
+                "messages": [{"role": "user", "content": format!("Give an example of {name} as JSON.")}],
+                "response_format": format,
+            })
+        };
         let mut reply = post(url, secret, body(if n % 3 == 0 { 0.0 } else { 0.8 }, n)).await;
         // A small model repeats itself at times where a schema lets it go on for ever: it may throw the dice again.
         for again in 1..=3 {

@@ -90,7 +90,12 @@ impl KvShape {
 impl KvLayer {
     /// `blocks` pages of `block_size` positions each. Memory is mapped when first written. `pair`: neighbours side by side in
     /// bf16.
-    pub(crate) fn new(blocks: usize, [block_size, kv_heads, head_dim]: [usize; 3], format: KvFormat, pair: usize) -> Self {
+    pub(crate) fn new(
+        blocks: usize,
+        [block_size, kv_heads, head_dim]: [usize; 3],
+        format: KvFormat,
+        pair: usize,
+    ) -> Self {
         assert!(
             block_size > 0 && kv_heads > 0 && head_dim > 0,
             "kv layer: block_size {block_size}, kv_heads {kv_heads} and head_dim {head_dim} must be above 0"

@@ -220,8 +220,15 @@ impl Engine {
         }
         let shape = Arc::new(Shape::of(&model.config));
         let base = Base::load(model, &shape, options.kernels.as_ref(), options.dtype)?;
-        let layer =
-            || options.kernels.new_kv(options.kv_blocks, options.block_size, shape.kv_heads, shape.head_dim, options.dtype.kv());
+        let layer = || {
+            options.kernels.new_kv(
+                options.kv_blocks,
+                options.block_size,
+                shape.kv_heads,
+                shape.head_dim,
+                options.dtype.kv(),
+            )
+        };
         Ok(Self {
             base,
             kv: std::iter::repeat_with(layer).take(shape.layers).collect(),

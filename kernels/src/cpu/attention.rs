@@ -151,6 +151,9 @@ struct Stream<'a> {
     each: usize,
 }
 
+/// Rounds to bf16. The processor has the instruction set.
+type Narrow = unsafe fn(&[f32], &mut [u16]);
+
 /// What all units of a call share.
 struct Call<'a, X, W> {
     cpu: &'a Cpu,
@@ -164,7 +167,7 @@ struct Call<'a, X, W> {
     values: &'a [W],
     kernel: unsafe fn(usize, usize, &Tile<X, W>),
     /// Rounds to bf16, where `X` is a pair of them; else `X` is `f32`.
-    narrow: Option<unsafe fn(&[f32], &mut [u16])>,
+    narrow: Option<Narrow>,
     out: OutPtr<'a, f32>,
 }
 

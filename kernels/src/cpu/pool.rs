@@ -269,14 +269,16 @@ impl Shared {
     /// From the thread's own share, then from whoever has most left.
     fn claim(&self, thread: usize, prefer: usize) -> Option<Range<usize>> {
         let own = self.shares[thread].front(prefer);
-        own.or_else(|| loop {
-            let most = self.shares.iter().max_by_key(|share| share.len())?;
-            if most.len() == 0 {
-                return None;
-            }
-            // Nothing: somebody else was faster.
-            if let Some(range) = most.back(prefer) {
-                return Some(range);
+        own.or_else(|| {
+            loop {
+                let most = self.shares.iter().max_by_key(|share| share.len())?;
+                if most.len() == 0 {
+                    return None;
+                }
+                // Nothing: somebody else was faster.
+                if let Some(range) = most.back(prefer) {
+                    return Some(range);
+                }
             }
         })
     }

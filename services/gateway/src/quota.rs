@@ -82,11 +82,9 @@ impl Quota {
         let limits = tenant.limits.or(&self.defaults);
         let whose = Whose { tenant: &tenant.name, limits: &limits, key: &key.id, key_limits: &key.limits };
         match self.limiter.reserve(&whose, &wish).await {
-            Ok(charge) => Ok(Meter(Arc::new(Metered {
-                charge,
-                prompts: Mutex::default(),
-                answer_tokens: AtomicU64::new(0),
-            }))),
+            Ok(charge) => {
+                Ok(Meter(Arc::new(Metered { charge, prompts: Mutex::default(), answer_tokens: AtomicU64::new(0) })))
+            }
             Err(refusal) => {
                 let standing = refusal.standing;
                 Err((Error::LimitReached { tenant: tenant.name.clone(), refusal: Box::new(refusal) }, standing))

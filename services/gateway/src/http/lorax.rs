@@ -386,7 +386,8 @@ pub(crate) async fn tokenize(
     call.known.base(&base);
     call.known.resolved(&call.tenant.name, &crate::resolve::Resolved::Base);
     let _counted = gateway.reserve(&call, &[], 0).await?;
-    let chosen = gateway.mesh.pool.choose(&workers::Asked::of_base(&base.digest)).ok_or(crate::error::Error::NoWorker)?;
+    let chosen =
+        gateway.mesh.pool.choose(&workers::Asked::of_base(&base.digest)).ok_or(crate::error::Error::NoWorker)?;
     let (_, worker, _in_flight) = chosen;
     if let Some(name) = worker.name() {
         call.known.worker(&name);

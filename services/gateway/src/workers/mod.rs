@@ -155,7 +155,9 @@ impl Pool {
         let now = Instant::now();
         let serves = |worker: &&Arc<Worker>| {
             worker.read(|view| {
-                view.is_up(now, &self.pace) && !view.load.draining && view.base.as_ref().is_some_and(|other| other.digest == base.digest)
+                view.is_up(now, &self.pace)
+                    && !view.load.draining
+                    && view.base.as_ref().is_some_and(|other| other.digest == base.digest)
             })
         };
         self.workers().iter().filter(serves).count()

@@ -1,8 +1,8 @@
 use super::*;
-use weft_types::Digest;
 use std::time::Duration;
 use tonic::transport::Endpoint;
 use weft_proto::worker::v1 as pb;
+use weft_types::Digest;
 
 fn pool(count: usize) -> Pool {
     let second = Duration::from_secs(1);

@@ -8,7 +8,9 @@ use crate::workers::{Load, Pace};
 use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::time::Instant;
-use weft_placement::{Availability, Bandwidth, Map, Place, Request, RouteSettings, Sets, Tier, View, WorkerLoad, choose};
+use weft_placement::{
+    Availability, Bandwidth, Map, Place, Request, RouteSettings, Sets, Tier, View, WorkerLoad, choose,
+};
 use weft_proto::mesh::v1::Tier as Heard;
 use weft_types::Digest;
 
@@ -119,9 +121,10 @@ impl View for Seen<'_> {
     }
 
     fn place(&self, worker: u16) -> Place {
-        let heard = self.asked.adapter.and_then(|adapter| {
-            self.places.workers.get(usize::from(worker))?.read(|view| view.adapters.tier(adapter))
-        });
+        let heard = self
+            .asked
+            .adapter
+            .and_then(|adapter| self.places.workers.get(usize::from(worker))?.read(|view| view.adapters.tier(adapter)));
         let tier = match heard {
             _ if self.asked.adapter.is_none() => Tier::Slot,
             Some(Heard::Slot) => Tier::Slot,

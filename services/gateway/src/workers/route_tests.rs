@@ -17,7 +17,8 @@ fn workers(count: u64) -> Vec<Arc<Worker>> {
 }
 
 fn see(worker: &Worker, load: pb::GetLoadResponse, holds: &[Digest]) {
-    let held = |digest: &Digest| pb::ResidentAdapter { digest: digest.as_bytes().to_vec().into(), ..Default::default() };
+    let held =
+        |digest: &Digest| pb::ResidentAdapter { digest: digest.as_bytes().to_vec().into(), ..Default::default() };
     let look = Look {
         base: Some(Base { digest: Digest::of(b"base"), description: Arc::default() }),
         load,
