@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::apart::{Apart, Part, Plan, flags, send_signal};
+use support::apart::{Apart, Part, Plan, flags};
+use support::process::send_signal;
 use support::{tiny_adapter, tiny_model};
 
 /// What can be asked for, on streaming and whole routes of both dialects. Each has one right answer.

@@ -5,26 +5,11 @@ mod support;
 use serde_json::json;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use support::process::{Process, binary};
 use support::{ADMIN_KEY, Reply, demo_model, example_adapter, post, tiny_adapter, tiny_model};
 use weft_cli::client::{Admin, Data, Published};
 use weft_object_store::{EmbeddedS3, ObjectStore, S3Settings, S3Store};
-
-/// The binaries lie beside each other; `cargo nextest run --workspace` builds all of them.
-fn binary(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name(name);
-    assert!(path.exists(), "{} is not built: cargo build --release -p {name}", path.display());
-    path
-}
-
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// How the services are started.
 #[derive(Default)]

@@ -5,11 +5,11 @@ mod support;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use support::process::{Process, binary, send_signal};
 use support::{ADMIN_KEY, Reply, post, tiny_adapter, tiny_model};
 use weft_cli::client::Admin;
 use weft_nats_testkit::NatsServer;
@@ -18,29 +18,15 @@ use weft_object_store::EmbeddedS3;
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn binary(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name(name);
-    assert!(path.exists(), "{} is not built: cargo build --release -p {name}", path.display());
-    path
-}
-
-struct Process {
-    child: Child,
+struct Started {
+    process: Process,
     /// What it said at its start: `listening on` and the like, with what follows.
     says: BTreeMap<String, String>,
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Process {
+impl Started {
     fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        send_signal(self.process.0.id(), signal);
     }
 
     fn metrics_url(&self) -> String {
@@ -53,7 +39,7 @@ struct Mesh {
     s3: EmbeddedS3,
     dir: tempfile::TempDir,
     nats_url: String,
-    processes: BTreeMap<String, Process>,
+    processes: BTreeMap<String, Started>,
 }
 
 /// A gateway of the mesh as its users see it.
@@ -136,7 +122,7 @@ impl Mesh {
             says.insert(what.to_owned(), where_.to_owned());
         }
         std::thread::spawn(move || out.for_each(drop));
-        self.processes.insert(name.to_owned(), Process { child, says });
+        self.processes.insert(name.to_owned(), Started { process: Process(child), says });
     }
 
     fn s3_flags(&self) -> Vec<(&'static str, String)> {

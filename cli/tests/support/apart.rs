@@ -1,30 +1,14 @@
 //! A mesh of separate processes with several workers, each of which can be killed, stopped and started again.
 
+use super::process::{Process, binary, send_signal};
 use super::{ADMIN_KEY, Reply, post};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use weft_cli::client::Admin;
 use weft_object_store::{EmbeddedS3, S3Settings};
-
-/// The binaries lie beside each other; `cargo nextest run --workspace` builds all of them.
-fn binary(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name(name);
-    assert!(path.exists(), "{} is not built: cargo build --release -p {name}", path.display());
-    path
-}
-
-/// A process of the mesh. Dropped: killed.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// One of the services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,10 +41,6 @@ pub struct Apart {
 }
 
 /// A signal as `kill` names it.
-pub fn send_signal(pid: u32, signal: &str) {
-    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
-}
-
 pub fn flags(pairs: &[(&str, &str)]) -> Vec<String> {
     pairs.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]).collect()
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod apart;
+pub mod process;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};

@@ -12,7 +12,7 @@
 //! 4. [`Map`]: a document and the workers that are there, ready for routing: the replica set and the spill set of an
 //!    adapter in constant time, over a [`Table`].
 //! 5. [`choose`]: the worker for one request, by predicted time to first token.
-//! 6. [`Breaker`] and [`RetryBudget`]: who is left alone after failures, and how many retries there may be.
+//! 6. [`Breaker`]: who is left alone after failures.
 
 mod assign;
 mod breaker;
@@ -22,7 +22,6 @@ mod document;
 mod hash;
 mod map;
 mod plan;
-mod retry;
 mod route;
 mod table;
 
@@ -34,7 +33,6 @@ pub use document::{
 };
 pub use map::{Map, ORDER_PROBES_MAX, Sets};
 pub use plan::{Adapter, Observed, Plan, PlanSettings, Tenant, Worker, plan};
-pub use retry::{RetryBudget, RetrySettings};
 pub use route::{
     Availability, Bandwidth, Choice, INSIDE_PROBES_MAX, NoWorker, Place, Prediction, Request, RouteSettings,
     SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,

@@ -234,6 +234,12 @@ impl Listener {
         &self.address
     }
 
+    /// Where others reach it: at what is advertised, else where it listens.
+    #[must_use]
+    pub fn advertised(&self, advertise: &str) -> String {
+        if advertise.is_empty() { self.address() } else { advertise }.to_owned()
+    }
+
     /// The accepted connections.
     #[must_use]
     pub fn incoming(self) -> Incoming {

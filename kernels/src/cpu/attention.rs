@@ -98,10 +98,7 @@ fn store<W: Send + Zeroable, const PAIR: usize>(
     let fetch_key = |head: usize, part: &Range<usize>, seq: &AttentionSeq<'_>| {
         if let Some(&block) = seq.blocks.get(seq.start / block_size) {
             let start = shape.k_start(block as usize, head) + part.start * slots;
-            let lines = (part.len() * slots * size_of::<W>()).div_ceil(LINE_BYTES);
-            for line in 0..lines {
-                fetch_line(keys.hint(start).cast::<u8>().wrapping_add(line * LINE_BYTES));
-            }
+            fetch(keys.hint(start), part.len() * slots);
         }
     };
     let body = |range: Range<usize>| {
@@ -353,7 +350,7 @@ impl<X: Pod, W: Copy + Sync> Call<'_, X, W> {
     fn fetch_keys(&self, memory: Memory<'_>, range: Range<usize>) {
         let len = self.shape.k_len();
         for &block in memory.part(range) {
-            fetch(&self.keys[self.shape.k_start(block as usize, memory.kv_head)..][..len]);
+            fetch(self.keys[self.shape.k_start(block as usize, memory.kv_head)..].as_ptr(), len);
         }
     }
 
@@ -375,7 +372,7 @@ impl<X: Pod, W: Copy + Sync> Call<'_, X, W> {
     fn fetch_values(&self, memory: Memory<'_>, range: Range<usize>) {
         let len = self.shape.v_len();
         for &block in memory.part(range) {
-            fetch(&self.values[self.shape.v_start(block as usize, memory.kv_head)..][..len]);
+            fetch(self.values[self.shape.v_start(block as usize, memory.kv_head)..].as_ptr(), len);
         }
     }
 
@@ -475,8 +472,9 @@ impl<X: Pod, W: Copy + Sync> Call<'_, X, W> {
     }
 }
 
-fn fetch<W>(values: &[W]) {
-    for line in values.chunks(64 / size_of::<W>()) {
-        fetch_line(line.as_ptr());
+/// Asks for the lines of `len` values. Only a hint: others may be writing them.
+fn fetch<W>(from: *const W, len: usize) {
+    for line in 0..(len * size_of::<W>()).div_ceil(LINE_BYTES) {
+        fetch_line(from.cast::<u8>().wrapping_add(line * LINE_BYTES));
     }
 }

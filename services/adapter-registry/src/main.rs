@@ -46,8 +46,8 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     if let Some(address) = operations.address() {
         println!("metrics on {address}");
     }
-    let bus =
-        weft_bus::connect(settings.nats(), &metrics).map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
+    let bus = weft_bus::connect(settings.nats("weft-adapter-registry"), &metrics)
+        .map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
     let store = S3Store::connect(&settings.s3()).await?;
     let ready = async {
         ensure_bucket(&store, settings.store_wait_ms).await?;

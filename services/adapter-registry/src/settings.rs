@@ -2,10 +2,9 @@
 
 use crate::Error;
 use std::path::PathBuf;
-use weft_bus::NatsSettings;
 use weft_object_store::S3Settings;
 
-weft_service_kit::settings! {
+weft_bus::settings_with_nats! {
     /// How a registry runs.
     pub struct Settings {
         /// Where it listens: `host:port` or `unix:/path`.
@@ -13,18 +12,6 @@ weft_service_kit::settings! {
         /// Where `/metrics`, `/livez` and `/readyz` answer over HTTP: host:port. Empty: nowhere. `weft up` has them on its
         /// admin listener and refuses this.
         pub metrics_listen: String = String::new(),
-        /// NATS, where registries tell each other what they wrote: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
-        secret pub nats_url: String = String::new(),
-        /// File with a NATS user's JWT and seed.
-        pub nats_credentials_file: Option<PathBuf> = None,
-        /// Certificates (PEM) that may have signed that of NATS, beside the system's.
-        pub nats_ca_file: Option<PathBuf> = None,
-        /// Our certificate (PEM) for NATS; with `nats_key_file`.
-        pub nats_cert_file: Option<PathBuf> = None,
-        /// Key of `nats_cert_file`.
-        pub nats_key_file: Option<PathBuf> = None,
-        /// First words of every NATS subject: the mesh's name on a server that several share.
-        pub nats_subject_prefix: String = "weft".to_owned(),
         /// Largest `adapter_model.safetensors` in bytes.
         pub package_bytes_max: u64 = 1 << 30,
         /// Largest rank of an adapter.
@@ -78,20 +65,6 @@ impl Settings {
             access_key_id: self.s3_access_key_id.clone(),
             secret_access_key: self.s3_secret_access_key.clone(),
             path_style: self.s3_path_style,
-        }
-    }
-
-    /// How NATS is reached, for [`weft_bus::connect`].
-    #[must_use]
-    pub fn nats(&self) -> NatsSettings {
-        NatsSettings {
-            url: self.nats_url.clone(),
-            credentials_file: self.nats_credentials_file.clone(),
-            ca_file: self.nats_ca_file.clone(),
-            cert_file: self.nats_cert_file.clone(),
-            key_file: self.nats_key_file.clone(),
-            subject_prefix: self.nats_subject_prefix.clone(),
-            client_name: "weft-adapter-registry".to_owned(),
         }
     }
 

@@ -80,10 +80,7 @@ impl App {
         let mut telling = JoinSet::new();
         if let Some(bus) = self.bus {
             let settings = &self.cache.0.settings;
-            let address = match settings.advertise.as_str() {
-                "" => listener.address().to_owned(),
-                advertised => advertised.to_owned(),
-            };
+            let address = listener.advertised(&settings.advertise);
             let interval = Duration::from_millis(settings.residency_interval_ms);
             telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
             telling.spawn(tell::run(bus, self.cache.clone(), told.clone(), address, interval, stopping.clone()));

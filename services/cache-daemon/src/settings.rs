@@ -2,10 +2,9 @@
 
 use crate::Error;
 use std::path::PathBuf;
-use weft_bus::NatsSettings;
 use weft_object_store::S3Settings;
 
-weft_service_kit::settings! {
+weft_bus::settings_with_nats! {
     /// How a cache daemon runs.
     pub struct Settings {
         /// Where it listens: `host:port` or `unix:/path`.
@@ -15,18 +14,6 @@ weft_service_kit::settings! {
         pub metrics_listen: String = String::new(),
         /// Name of this daemon, in messages and logs.
         pub name: String = "cache-1".to_owned(),
-        /// NATS, where it is told what this daemon holds: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
-        secret pub nats_url: String = String::new(),
-        /// File with a NATS user's JWT and seed.
-        pub nats_credentials_file: Option<PathBuf> = None,
-        /// Certificates (PEM) that may have signed that of NATS, beside the system's.
-        pub nats_ca_file: Option<PathBuf> = None,
-        /// Our certificate (PEM) for NATS; with `nats_key_file`.
-        pub nats_cert_file: Option<PathBuf> = None,
-        /// Key of `nats_cert_file`.
-        pub nats_key_file: Option<PathBuf> = None,
-        /// First words of every NATS subject: the mesh's name on a server that several share.
-        pub nats_subject_prefix: String = "weft".to_owned(),
         /// Where this daemon is reached, as those messages say. Empty: at `listen`.
         pub advertise: String = String::new(),
         /// Milliseconds between two messages about what it holds, 10 to 60000.
@@ -94,20 +81,6 @@ impl Settings {
             access_key_id: self.s3_access_key_id.clone(),
             secret_access_key: self.s3_secret_access_key.clone(),
             path_style: self.s3_path_style,
-        }
-    }
-
-    /// How NATS is reached, for [`weft_bus::connect`].
-    #[must_use]
-    pub fn nats(&self) -> NatsSettings {
-        NatsSettings {
-            url: self.nats_url.clone(),
-            credentials_file: self.nats_credentials_file.clone(),
-            ca_file: self.nats_ca_file.clone(),
-            cert_file: self.nats_cert_file.clone(),
-            key_file: self.nats_key_file.clone(),
-            subject_prefix: self.nats_subject_prefix.clone(),
-            client_name: format!("weft-cache-daemon {}", self.name),
         }
     }
 

@@ -1,7 +1,6 @@
 //! What goes wrong in the gateway itself, and what the caller should do about it. Faults of the registry and the
 //! workers pass through as they are, but for those whose meaning changes at this border (see [`from_worker`]).
 
-use rand::Rng;
 use weft_fault::{Fault, Kind};
 use weft_limits::Refusal;
 use weft_types::{Digest, LimitKind};
@@ -118,11 +117,11 @@ impl From<Error> for Fault {
                     let code = if is_quota { code::INSUFFICIENT_QUOTA } else { code::RATE_LIMIT_EXCEEDED };
                     let ms = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
                     let ms = if ms == 0 { RETRY_SLOT_MS } else { ms };
-                    fault(Kind::Overloaded).with_code(code).with_retry_after_ms(jittered(ms))
+                    fault(Kind::Overloaded).with_code(code).with_retry_after_ms(ms)
                 }
             },
             Error::AddressTooFast { pause_ms } => {
-                fault(Kind::Overloaded).with_code(code::RATE_LIMIT_EXCEEDED).with_retry_after_ms(jittered(*pause_ms))
+                fault(Kind::Overloaded).with_code(code::RATE_LIMIT_EXCEEDED).with_retry_after_ms(*pause_ms)
             }
             Error::WrongAdapter { .. } => fault(Kind::Corrupt).with_code("adapter_mismatch"),
             Error::WrongBase { .. } => fault(Kind::Unavailable).with_code("base_mismatch"),
@@ -139,11 +138,6 @@ impl From<Error> for Fault {
             }
         }
     }
-}
-
-/// Never sooner, and a little later for some, so that those who were refused together do not come back together.
-fn jittered(ms: u64) -> u64 {
-    ms.saturating_add(rand::rng().random_range(0..=(ms / 4).clamp(50, 5_000)))
 }
 
 fn limit_reached(tenant: &str, refusal: &Refusal) -> String {

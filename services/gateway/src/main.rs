@@ -46,7 +46,7 @@ fn build(settings: Settings) -> anyhow::Result<(App, Address, Address)> {
     let data = settings.data_address().context("setting listen")?;
     let admin = settings.admin_listen.parse().context("setting admin_listen")?;
     let metrics = prometheus::Registry::new();
-    let bus = weft_bus::connect(settings.nats(), &metrics)?;
+    let bus = weft_bus::connect(settings.nats("weft-gateway"), &metrics)?;
     let components = Components { registry: connect(&registry), workers, metrics };
     let dial = |address: &str| Ok(connect(&address.parse::<Address>().map_err(|error| error.to_string())?));
     Ok((App::build(settings, components)?.with_bus(bus, dial), data, admin))

@@ -2,7 +2,7 @@
 
 use crate::directory::{Key, Tenant};
 use crate::error::{BuildError, Error};
-use crate::generate::Wanted;
+use crate::generate::{Wanted, prompts};
 use crate::settings::Settings;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,14 +94,11 @@ impl Quota {
 
     /// What these answers may cost. A prompt counts once, however many answers it has.
     fn wish(&self, wanted: &[Wanted], context_tokens: u64) -> Wish {
-        let mut wish = Wish { answers: wanted.len() as u64, ..Wish::default() };
-        let mut prompts: Vec<&Arc<Prompt>> = Vec::new();
+        let estimates = prompts(wanted).into_iter().map(|prompt| estimate(prompt));
+        let tokens = estimates.fold(0, u64::saturating_add);
+        let mut wish = Wish { answers: wanted.len() as u64, tokens, ..Wish::default() };
         let context_tokens = if context_tokens == 0 { u64::MAX } else { context_tokens };
         for answer in wanted {
-            if !prompts.iter().any(|known| Arc::ptr_eq(known, &answer.prompt)) {
-                wish.tokens = wish.tokens.saturating_add(estimate(&answer.prompt));
-                prompts.push(&answer.prompt);
-            }
             match u64::from(answer.stopping.max_tokens) {
                 0 => wish.tokens_more = wish.tokens_more.saturating_add(self.output_tokens.min(context_tokens)),
                 tokens => wish.tokens = wish.tokens.saturating_add(tokens.min(context_tokens)),

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
-use weft_bus::NatsSettings;
 use weft_service_kit::settings::{Loaded, SettingsError};
 use weft_service_kit::transport::{Address, AddressError};
 use weft_types::LimitKind;
 
-weft_service_kit::settings! {
+weft_bus::settings_with_nats! {
     /// How the gateway listens, whom it asks and what it allows.
     pub struct Settings {
         /// Where tenants' requests come in: `host:port`, port 0 picks a free one, or `unix:/path`.
@@ -22,18 +21,6 @@ weft_service_kit::settings! {
         pub registry: String = "127.0.0.1:7001".to_owned(),
         /// Addresses of workers, beside those that are heard of on NATS. With `nats_url` the default is none.
         pub workers: Vec<String> = vec!["127.0.0.1:7003".to_owned()],
-        /// NATS, where workers are heard of: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
-        secret pub nats_url: String = String::new(),
-        /// File with a NATS user's JWT and seed.
-        pub nats_credentials_file: Option<PathBuf> = None,
-        /// Certificates (PEM) that may have signed that of NATS, beside the system's.
-        pub nats_ca_file: Option<PathBuf> = None,
-        /// Our certificate (PEM) for NATS; with `nats_key_file`.
-        pub nats_cert_file: Option<PathBuf> = None,
-        /// Key of `nats_cert_file`.
-        pub nats_key_file: Option<PathBuf> = None,
-        /// First words of every NATS subject: the mesh's name on a server that several share.
-        pub nats_subject_prefix: String = "weft".to_owned(),
 
         /// The admin key named `admin`.
         secret pub admin_key: Option<String> = None,
@@ -199,20 +186,6 @@ impl Settings {
             ("default_concurrent_requests", LimitKind::ConcurrentRequests, self.default_concurrent_requests),
             ("default_queue_length", LimitKind::QueueLength, self.default_queue_length),
         ]
-    }
-
-    /// How NATS is reached, for [`weft_bus::connect`].
-    #[must_use]
-    pub fn nats(&self) -> NatsSettings {
-        NatsSettings {
-            url: self.nats_url.clone(),
-            credentials_file: self.nats_credentials_file.clone(),
-            ca_file: self.nats_ca_file.clone(),
-            cert_file: self.nats_cert_file.clone(),
-            key_file: self.nats_key_file.clone(),
-            subject_prefix: self.nats_subject_prefix.clone(),
-            client_name: "weft-gateway".to_owned(),
-        }
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {

@@ -170,10 +170,7 @@ impl App {
         let mut telling = JoinSet::new();
         let (told, drain_told) = oneshot::channel();
         if let Some(bus) = self.bus {
-            let address = match self.settings.advertise.as_str() {
-                "" => listener.address().to_owned(),
-                advertised => advertised.to_owned(),
-            };
+            let address = listener.advertised(&self.settings.advertise);
             let facts = heartbeat::Facts {
                 worker: self.settings.name.clone(),
                 address,

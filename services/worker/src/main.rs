@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let nats = settings.nats();
+    let nats = settings.nats(format!("weft-worker {}", settings.name));
     let components = Components {
         cache_daemon: connect(&settings.cache_address()?),
         registry: settings.registry_address()?.map(|address| connect(&address)),

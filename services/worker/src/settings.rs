@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use weft_batching::Pace;
-use weft_bus::NatsSettings;
 use weft_engine::{AdapterDtype, Dtype};
 use weft_kernels::Isa;
 use weft_service_kit::transport::{self, Address};
@@ -13,7 +12,7 @@ use crate::Error;
 /// What others take as a name.
 const NAME_BYTES_MAX: usize = 256;
 
-weft_service_kit::settings! {
+weft_bus::settings_with_nats! {
     /// How a worker runs.
     pub struct Settings {
         /// Where the worker listens: host:port or unix:/path.
@@ -48,18 +47,6 @@ weft_service_kit::settings! {
         pub registry: String = "127.0.0.1:7001".to_owned(),
         /// Seconds between two announcements of the base.
         pub announce_interval_s: u64 = 10,
-        /// NATS, where heartbeats go: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
-        secret pub nats_url: String = String::new(),
-        /// File with a NATS user's JWT and seed.
-        pub nats_credentials_file: Option<PathBuf> = None,
-        /// Certificates (PEM) that may have signed that of NATS, beside the system's.
-        pub nats_ca_file: Option<PathBuf> = None,
-        /// Our certificate (PEM) for NATS; with `nats_key_file`.
-        pub nats_cert_file: Option<PathBuf> = None,
-        /// Key of `nats_cert_file`.
-        pub nats_key_file: Option<PathBuf> = None,
-        /// First words of every NATS subject: the mesh's name on a server that several share.
-        pub nats_subject_prefix: String = "weft".to_owned(),
         /// Where gateways reach this worker, as heartbeats say. Empty: at `listen`.
         pub advertise: String = String::new(),
         /// Milliseconds between two heartbeats, 10 to 60000.
@@ -186,20 +173,6 @@ impl Settings {
             return Ok(None);
         }
         self.registry.parse().map(Some).map_err(|error| Error::setting("registry", error))
-    }
-
-    /// How NATS is reached, for [`weft_bus::connect`].
-    #[must_use]
-    pub fn nats(&self) -> NatsSettings {
-        NatsSettings {
-            url: self.nats_url.clone(),
-            credentials_file: self.nats_credentials_file.clone(),
-            ca_file: self.nats_ca_file.clone(),
-            cert_file: self.nats_cert_file.clone(),
-            key_file: self.nats_key_file.clone(),
-            subject_prefix: self.nats_subject_prefix.clone(),
-            client_name: format!("weft-worker {}", self.name),
-        }
     }
 
     /// Turns raw into checked; all problems at once.

@@ -23,6 +23,52 @@ pub struct NatsSettings {
     pub client_name: String,
 }
 
+/// [`weft_service_kit::settings!`] with the settings of NATS behind the others, and with `nats`, which makes [`NatsSettings`] of them.
+#[macro_export]
+macro_rules! settings_with_nats {
+    (
+        $(#[doc = $doc:literal])*
+        pub struct $name:ident { $($fields:tt)* }
+        $($aliases:tt)*
+    ) => {
+        ::weft_service_kit::settings! {
+            $(#[doc = $doc])*
+            pub struct $name {
+                $($fields)*
+                /// NATS, where the services of a mesh hear of each other: `nats://[user:password@]host:port` or `tls://…`, several with commas. Empty: none.
+                secret pub nats_url: String = String::new(),
+                /// File with a NATS user's JWT and seed.
+                pub nats_credentials_file: Option<::std::path::PathBuf> = None,
+                /// Certificates (PEM) that may have signed that of NATS, beside the system's.
+                pub nats_ca_file: Option<::std::path::PathBuf> = None,
+                /// Our certificate (PEM) for NATS; with `nats_key_file`.
+                pub nats_cert_file: Option<::std::path::PathBuf> = None,
+                /// Key of `nats_cert_file`.
+                pub nats_key_file: Option<::std::path::PathBuf> = None,
+                /// First words of every NATS subject: the mesh's name on a server that several share.
+                pub nats_subject_prefix: String = "weft".to_owned(),
+            }
+            $($aliases)*
+        }
+
+        impl $name {
+            /// How NATS is reached, for [`weft_bus::connect`], by a client of this name.
+            #[must_use]
+            pub fn nats(&self, client_name: impl Into<String>) -> $crate::NatsSettings {
+                $crate::NatsSettings {
+                    url: self.nats_url.clone(),
+                    credentials_file: self.nats_credentials_file.clone(),
+                    ca_file: self.nats_ca_file.clone(),
+                    cert_file: self.nats_cert_file.clone(),
+                    key_file: self.nats_key_file.clone(),
+                    subject_prefix: self.nats_subject_prefix.clone(),
+                    client_name: client_name.into(),
+                }
+            }
+        }
+    };
+}
+
 /// Settings as sessions use them.
 pub(super) struct Checked {
     pub(super) servers: Vec<ServerAddr>,

@@ -52,6 +52,17 @@ pub(crate) struct Wanted {
     pub(crate) grammar: Option<pb::Grammar>,
 }
 
+/// The prompts of these answers, each once.
+pub(crate) fn prompts(wanted: &[Wanted]) -> Vec<&Arc<pb::generate_request::Prompt>> {
+    let mut prompts: Vec<&Arc<_>> = Vec::new();
+    for answer in wanted {
+        if !prompts.iter().any(|known| Arc::ptr_eq(known, &answer.prompt)) {
+            prompts.push(&answer.prompt);
+        }
+    }
+    prompts
+}
+
 /// Where generations run.
 pub(crate) struct Mesh {
     pub(crate) pool: Arc<Pool>,

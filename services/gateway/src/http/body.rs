@@ -5,7 +5,7 @@
 //! its text, and the text is the caller's choice.
 
 use crate::error::{Error, code};
-use crate::generate::Wanted;
+use crate::generate::{Wanted, prompts};
 use crate::limits::Limits;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -14,7 +14,6 @@ use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use weft_fault::Fault;
@@ -68,9 +67,7 @@ impl Room {
 
     /// The workers have the request: of the body, only its prompts are kept, each once, should they have to be sent again.
     pub(crate) fn keep_prompts(&mut self, wanted: &[Wanted]) {
-        let mut prompts: Vec<&Arc<_>> = wanted.iter().map(|wanted| &wanted.prompt).collect();
-        prompts.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let kept = Limits::body_units_of(prompts.iter().map(|prompt| prompt.encoded_len()).sum());
+        let kept = Limits::body_units_of(prompts(wanted).iter().map(|prompt| prompt.encoded_len()).sum());
         if let Some(permit) = &mut self.permit {
             drop(permit.split(permit.num_permits().saturating_sub(kept)));
         }

@@ -126,8 +126,9 @@ fn is_limit(fault: &Fault) -> bool {
     [code::RATE_LIMIT_EXCEEDED, code::INSUFFICIENT_QUOTA, code::REQUEST_EXCEEDS_LIMIT].contains(&fault.code.as_str())
 }
 
-/// `retry-after` in whole seconds and `retry-after-ms`, where the fault has a hint or its status demands one. Up to half as
-/// much is added by chance, so that those who were refused together do not come back together; what limits say is spread already.
+/// `retry-after` in whole seconds and `retry-after-ms`, where the fault has a hint or its status demands one. Never sooner, and later
+/// for some, so that those who were refused together do not come back together: by up to half, or, where a limit says exactly when,
+/// by up to a quarter.
 fn retry_headers(fault: &Fault, status: StatusCode) -> HeaderMap {
     let is_final = fault.code == code::REQUEST_EXCEEDS_LIMIT;
     let demanded = (matches!(status.as_u16(), 429 | 503) && !is_final).then_some(1000);
@@ -137,7 +138,7 @@ fn retry_headers(fault: &Fault, status: StatusCode) -> HeaderMap {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     if let Some(ms) = fault.retry_after_ms.or(demanded) {
-        let spread = if is_limit(fault) { 0 } else { ms / 2 };
+        let spread = if is_limit(fault) { (ms / 4).clamp(50, 5_000) } else { ms / 2 };
         let ms = ms.saturating_add(rand::random_range(0..=spread));
         headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
         headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));

@@ -18,7 +18,7 @@ pub(crate) use watch::watch_all;
 pub(crate) use worker::{Base, InFlight, Worker, WorkerId};
 
 use crate::error::Error;
-use route::{Now, Places};
+use route::{Now, Places, Workers};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::Notify;
@@ -26,16 +26,11 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use weft_service_kit::transport::Address;
 
-/// All workers, in the order in which they became known.
-type Workers = Arc<Vec<Arc<Worker>>>;
-
 /// The owner of the view.
 pub(crate) struct Pool {
     /// Replaced whole; readers keep what they have read.
-    workers: RwLock<Workers>,
-    /// Of the same workers.
     places: RwLock<Arc<Places>>,
-    /// Held over a change of `workers`.
+    /// Held over a change of `places`.
     changing: Mutex<()>,
     next_id: AtomicU64,
     pub(crate) pace: Pace,
@@ -58,8 +53,7 @@ impl Pool {
     /// The workers that settings name: address and channel.
     pub(crate) fn new(endpoints: impl IntoIterator<Item = (String, Channel)>, pace: Pace) -> Self {
         let pool = Self {
-            workers: RwLock::default(),
-            places: RwLock::new(Arc::new(Places::new(&[]))),
+            places: RwLock::new(Arc::new(Places::new(Vec::new()))),
             changing: Mutex::default(),
             next_id: AtomicU64::new(0),
             pace,
@@ -72,17 +66,20 @@ impl Pool {
         pool
     }
 
-    /// Those that are known now.
+    /// Those that are known now, in the order in which they became known.
     pub(crate) fn workers(&self) -> Workers {
-        Arc::clone(&self.workers.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.places().known)
+    }
+
+    fn places(&self) -> Arc<Places> {
+        Arc::clone(&self.places.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<Worker>>) -> T) -> T {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut workers = self.workers().to_vec();
         let result = change(&mut workers);
-        let places = Arc::new(Places::new(&workers));
-        *self.workers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(workers);
+        let places = Arc::new(Places::new(workers));
         *self.places.write().unwrap_or_else(PoisonError::into_inner) = places;
         self.changed.notify_waiters();
         result
@@ -137,7 +134,7 @@ impl Pool {
     /// Chooses a worker and counts the request there: by predicted time to first token among those that may get requests, else
     /// anybody with this base.
     pub(crate) fn choose(&self, asked: &Asked<'_>) -> Option<(WorkerId, Arc<Worker>, InFlight)> {
-        let places = Arc::clone(&self.places.read().unwrap_or_else(PoisonError::into_inner));
+        let places = self.places();
         let now = Now { at: Instant::now(), pace: &self.pace };
         let routed = places.route(asked, now, rand::random());
         let worker = routed.filter(|worker| worker.may_try(now.at)).or_else(|| places.last_resort(asked))?;

@@ -43,18 +43,23 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// All workers, in the order in which they became known.
+pub(crate) type Workers = Arc<Vec<Arc<Worker>>>;
+
 /// The workers and where adapters belong among them. Made anew when workers come or go.
 pub(crate) struct Places {
+    pub(crate) known: Workers,
     map: Map,
+    /// Of the map: one for each address.
     workers: Vec<Arc<Worker>>,
 }
 
 impl Places {
-    pub(crate) fn new(workers: &[Arc<Worker>]) -> Self {
+    pub(crate) fn new(known: Vec<Arc<Worker>>) -> Self {
         let mut names = HashSet::new();
-        let workers: Vec<_> = workers.iter().filter(|worker| names.insert(worker.address.as_str())).cloned().collect();
+        let workers: Vec<_> = known.iter().filter(|worker| names.insert(worker.address.as_str())).cloned().collect();
         let map = Map::new(None, workers.iter().map(|worker| worker.address.clone()).collect());
-        Self { map, workers }
+        Self { known: Arc::new(known), map, workers }
     }
 
     /// A worker that may get requests, or none. `draw` is a random number. Cost: a few workers' views are read, however many there are.

@@ -49,7 +49,7 @@ fn spread(places: &Places, adapter: Option<&Digest>, count: u64) -> BTreeMap<u64
 async fn requests_for_one_adapter_meet_at_its_home_and_go_to_one_more_when_it_is_busy() {
     let workers = workers(16);
     workers.iter().for_each(|worker| see(worker, idle(), &[]));
-    let places = Places::new(&workers);
+    let places = Places::new(workers.clone());
     let adapter = Digest::of(b"a");
     assert_eq!(spread(&places, Some(&adapter), 2).len(), 1, "an idle home takes them");
     let all = spread(&places, Some(&adapter), 30);
@@ -66,19 +66,19 @@ async fn a_worker_that_holds_the_adapter_is_taken_while_waiting_there_is_shorter
     for holder in [0, 1] {
         see(&workers[holder], idle(), &[adapter]);
         see(&workers[1 - holder], idle(), &[]);
-        assert_eq!(spread(&Places::new(&workers), Some(&adapter), 1).into_keys().next(), Some(holder as u64));
+        assert_eq!(spread(&Places::new(workers.clone()), Some(&adapter), 1).into_keys().next(), Some(holder as u64));
     }
     let busy = pb::GetLoadResponse { queued_requests: 40, running_requests: 32, ..idle() };
     see(&workers[0], busy, &[adapter]);
     see(&workers[1], idle(), &[]);
-    assert_eq!(spread(&Places::new(&workers), Some(&adapter), 1).into_keys().next(), Some(1));
+    assert_eq!(spread(&Places::new(workers.clone()), Some(&adapter), 1).into_keys().next(), Some(1));
 }
 
 #[tokio::test]
 async fn requests_of_the_base_are_spread_evenly() {
     let workers = workers(8);
     workers.iter().for_each(|worker| see(worker, idle(), &[]));
-    let all = spread(&Places::new(&workers), None, 800);
+    let all = spread(&Places::new(workers.clone()), None, 800);
     assert!(all.len() == 8 && all.values().all(|count| (60..=140).contains(count)), "{all:?}");
 }
 
@@ -89,7 +89,7 @@ async fn who_drains_has_failed_often_or_was_tried_gets_nothing_and_full_memory_c
     see(&workers[0], pb::GetLoadResponse { draining: true, ..idle() }, &[]);
     see(&workers[1], idle(), &[]);
     see(&workers[2], pb::GetLoadResponse { kv_blocks_used: 100, ..idle() }, &[]);
-    let places = Places::new(&workers);
+    let places = Places::new(workers.clone());
     assert_eq!(spread(&places, None, 1).into_keys().next(), Some(1), "memory is full at the other one");
     for _ in 0..5 {
         workers[1].failed(Instant::now());

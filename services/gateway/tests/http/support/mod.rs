@@ -77,7 +77,7 @@ pub(crate) async fn start(
     servers: Vec<tokio::task::JoinHandle<()>>,
 ) -> Mesh {
     let metrics = prometheus::Registry::new();
-    let bus = weft_bus::connect(settings.nats(), &metrics).unwrap();
+    let bus = weft_bus::connect(settings.nats("weft-gateway"), &metrics).unwrap();
     let components = Components { registry: registry_channel, workers: endpoints, metrics };
     let dial = |address: &str| Ok(connect(&address.parse::<Address>().map_err(|error| error.to_string())?));
     let app = App::build(settings, components).unwrap().with_bus(bus, dial);
