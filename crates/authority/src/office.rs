@@ -47,8 +47,12 @@ impl Office {
     /// # Errors
     /// As [`Office::renew`]; then the lease runs out by itself.
     pub async fn resign(mut self) -> Result<(), Error> {
-        let vacant = self.lease.vacated();
-        self.rewrite(vacant).await
+        // A renewal that was given up on its way may still have come before this.
+        while !self.lease.is_vacant {
+            let vacant = self.lease.vacated();
+            self.rewrite(vacant).await?;
+        }
+        Ok(())
     }
 
     async fn rewrite(&mut self, next: Lease) -> Result<(), Error> {

@@ -223,7 +223,8 @@ impl App {
         // The loop may be within a step: joining must not hold up the runtime.
         let step_loop = self.step_loop;
         let _ = tokio::task::spawn_blocking(move || drop(step_loop)).await;
-        served
+        // A loop that dies lets go of its pipes before it is known to be dead: whoever noticed that first may have begun a drain.
+        if loop_ended.borrow().is_some() { Err(Error::LoopEnded) } else { served }
     }
 }
 

@@ -41,6 +41,27 @@ async fn of_many_contenders_one_is_elected_and_the_next_when_it_resigns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_office_is_given_back_even_if_an_earlier_renewal_arrives_just_before() {
+    let world = World::new().await;
+    let (store, office) = world.office("old").await;
+    store.pause();
+    let resigning = tokio::spawn(office.resign());
+    store.is_held().await;
+    let network = world.store().await;
+    let lease = network.get(LEASE_KEY).await.unwrap().unwrap();
+    let mut renewal: serde_json::Value = serde_json::from_slice(&lease.bytes).unwrap();
+    renewal["renewals"] = 1000.into();
+    let renewal = serde_json::to_vec(&renewal).unwrap();
+    network.put_if_match(LEASE_KEY, renewal.into(), &lease.etag).await.unwrap();
+
+    store.wake();
+    resigning.await.unwrap().unwrap();
+    let lease = network.get(LEASE_KEY).await.unwrap().unwrap();
+    let lease: serde_json::Value = serde_json::from_slice(&lease.bytes).unwrap();
+    assert_eq!((&lease["is_vacant"], &lease["renewals"]), (&true.into(), &1001.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_is_paused_in_the_middle_of_a_publication_wakes_and_loses() {
     let world = World::new().await;
     let (store, mut old) = world.office("old").await;

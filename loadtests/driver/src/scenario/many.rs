@@ -54,7 +54,7 @@ pub struct Options {
 
 const TENANT: &str = "many";
 /// Room for what an overload leaves waiting: a refusal would spare the server the work that is measured.
-const QUEUE: &str = "4000";
+const QUEUE: &str = "20000";
 /// Requests at once of the run that finds the rate.
 const CONCURRENCY: usize = 32;
 
