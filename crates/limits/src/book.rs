@@ -12,8 +12,17 @@ pub(crate) const BUCKETS_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     epoch: Option<String>,
-    buckets: BTreeMap<String, (Rate, Level)>,
+    buckets: BTreeMap<String, Kept>,
     charges: BTreeMap<String, Charge>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    rate: Rate,
+    level: Level,
+    /// Units of the level that gateways used alone, which drain last: no other gateway remembers them, so what others remember
+    /// of a book that was lost comes beside them.
+    alone: f64,
 }
 
 #[derive(Debug)]
@@ -39,8 +48,9 @@ impl Book {
             Some(floors) if knows_another => {
                 for floor in floors {
                     let remembered = floor.rate.used_at(Level { used: floor.used, at_us: floor.at_us }, now_us);
-                    let used = self.used(&floor.bucket, floor.rate, now_us).max(remembered);
-                    self.buckets.insert(floor.bucket.clone(), (floor.rate, Level { used, at_us: now_us }));
+                    let (used, alone) = self.used(&floor.bucket, floor.rate, now_us);
+                    let level = Level { used: (used - alone).max(remembered) + alone, at_us: now_us };
+                    self.buckets.insert(floor.bucket.clone(), Kept { rate: floor.rate, level, alone });
                 }
             }
             _ => {}
@@ -74,20 +84,23 @@ impl Book {
         let until_us = now_us.saturating_add(exchange.open_us);
         self.charges.insert(exchange.charge.clone(), Charge { until_us, holds, answer: answer.clone() });
         if self.buckets.len() > BUCKETS_MAX {
-            self.buckets.retain(|_, (rate, level)| rate.used_at(*level, now_us) > 0.0);
+            self.buckets.retain(|_, kept| kept.rate.used_at(kept.level, now_us) > 0.0);
         }
         Ok(answer)
     }
 
-    fn used(&self, bucket: &str, rate: Rate, now_us: u64) -> f64 {
-        self.buckets.get(bucket).map_or(0.0, |(_, level)| rate.used_at(*level, now_us))
+    /// Units in the bucket now, and how many of them were used alone.
+    fn used(&self, bucket: &str, rate: Rate, now_us: u64) -> (f64, f64) {
+        let Some(Kept { level, alone, .. }) = self.buckets.get(bucket) else { return (0.0, 0.0) };
+        let used = rate.used_at(*level, now_us);
+        (used, alone.min(used))
     }
 
     /// The bucket with what is given back and what could be granted, and the wait if that is too little.
     fn weigh(&self, now_us: u64, ask: &Ask, closes: bool) -> (Bucket, Option<u64>) {
         match ask {
             Ask::Units { bucket, rate, back, alone, at_least, at_most } => {
-                let mut used = self.used(bucket, *rate, now_us);
+                let (mut used, _) = self.used(bucket, *rate, now_us);
                 if closes || *back < 0.0 {
                     used = (used - back).max(0.0);
                 }
@@ -109,12 +122,14 @@ impl Book {
     /// Writes down what the weighing came to.
     fn keep(&mut self, now_us: u64, ask: &Ask, bucket: &mut Bucket, refused: bool, holds: &mut BTreeMap<String, u64>) {
         match ask {
-            Ask::Units { bucket: name, rate, .. } => {
+            Ask::Units { bucket: name, rate, alone, .. } => {
                 if refused {
                     bucket.granted = 0;
                 }
                 bucket.level.used += bucket.granted as f64;
-                self.buckets.insert(name.clone(), (*rate, Level { used: bucket.level.used, at_us: now_us }));
+                let (_, before) = self.used(name, *rate, now_us);
+                let alone = (before + alone).min(bucket.level.used);
+                self.buckets.insert(name.clone(), Kept { rate: *rate, level: bucket.level, alone });
             }
             Ask::Slots { bucket: name, used, .. } => {
                 if refused {

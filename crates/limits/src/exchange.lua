@@ -36,10 +36,10 @@ for i = 1, #flat, 2 do
 end
 if charges[call.charge] then return charges[call.charge].answer end
 
--- A bucket is kept as 'used at limit period'.
+-- A bucket is kept as 'used at limit period alone'.
 local function read(stored)
-  local used, at, limit, period = string.match(stored, '^(%S+) (%S+) (%S+) (%S+)$')
-  return tonumber(used), tonumber(at), tonumber(limit), tonumber(period)
+  local used, at, limit, period, alone = string.match(stored, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+  return tonumber(used), tonumber(at), tonumber(limit), tonumber(period), tonumber(alone)
 end
 local function drained(used, at, limit, period)
   local elapsed = math.max(now - at, 0)
@@ -47,12 +47,14 @@ local function drained(used, at, limit, period)
 end
 local function used_of(name, limit, period)
   local stored = redis.call('HGET', buckets_key, 'b:' .. name)
-  if not stored then return 0 end
-  local used, at = read(stored)
-  return drained(used, at, limit, period)
+  if not stored then return 0, 0 end
+  local used, at, _, _, alone = read(stored)
+  used = drained(used, at, limit, period)
+  return used, math.min(alone, used)
 end
-local function write(name, used, limit, period)
-  redis.call('HSET', buckets_key, 'b:' .. name, table.concat({text(used), text(now), text(limit), text(period)}, ' '))
+local function write(name, limit, period, used, alone)
+  local kept = {text(used), text(now), text(limit), text(period), text(alone)}
+  redis.call('HSET', buckets_key, 'b:' .. name, table.concat(kept, ' '))
 end
 
 local epoch = redis.call('HGET', buckets_key, 'epoch')
@@ -60,8 +62,8 @@ if call.epoch ~= '' and call.epoch ~= epoch then
   if call.floors == cjson.null then return {epoch or '', 'unknown_epoch', '0', '0'} end
   for _, floor in ipairs(call.floors) do
     local remembered = drained(floor.used, floor.at_us, floor.limit, floor.period_us)
-    local used = math.max(used_of(floor.bucket, floor.limit, floor.period_us), remembered)
-    write(floor.bucket, used, floor.limit, floor.period_us)
+    local used, alone = used_of(floor.bucket, floor.limit, floor.period_us)
+    write(floor.bucket, floor.limit, floor.period_us, math.max(used - alone, remembered) + alone, alone)
   end
 end
 local closed = nil
@@ -109,7 +111,9 @@ for index, ask in ipairs(call.asks) do
   if ask.units then
     if refused then granted = 0 end
     level = level + granted
-    write(ask.units.bucket, level, ask.units.limit, ask.units.period_us)
+    local _, before = used_of(ask.units.bucket, ask.units.limit, ask.units.period_us)
+    local alone = math.min(before + ask.units.alone, level)
+    write(ask.units.bucket, ask.units.limit, ask.units.period_us, level, alone)
   else
     if refused then
       level = level - (granted - ask.slots.used)
@@ -129,7 +133,10 @@ redis.call('PEXPIRE', buckets_key, KEEP_MS)
 if redis.call('HLEN', buckets_key) > BUCKETS_MAX then
   local all = redis.call('HGETALL', buckets_key)
   for i = 1, #all, 2 do
-    if all[i] ~= 'epoch' and drained(read(all[i + 1])) == 0 then redis.call('HDEL', buckets_key, all[i]) end
+    if all[i] ~= 'epoch' then
+      local used, at, limit, period = read(all[i + 1])
+      if drained(used, at, limit, period) == 0 then redis.call('HDEL', buckets_key, all[i]) end
+    end
   end
 end
 return answer

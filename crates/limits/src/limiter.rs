@@ -239,7 +239,7 @@ impl Limiter {
 
     /// One turn at the ledger. None: it does not answer.
     async fn ask(&self, shared: &Shared, needs: &[Need]) -> Option<Outcome> {
-        let pending = shared.account().pending.clone();
+        let pending = self.pending(shared);
         if let Some(pending) = pending {
             self.call(shared, pending, &[]).await?;
             if shared.account().take(needs) {
@@ -383,7 +383,7 @@ impl Limiter {
 
     /// Makes the call again whose outcome is not known, and gives back what is not used. Whoever calls has the turn.
     async fn give_back(&self, shared: &Shared, say: Say) {
-        let pending = shared.account().pending.clone();
+        let pending = self.pending(shared);
         if let Some(pending) = pending
             && self.call(shared, pending, &[]).await.is_none()
         {
@@ -456,6 +456,13 @@ impl Limiter {
         });
         accounts.insert(tenant.to_owned(), Arc::clone(&shared));
         shared
+    }
+
+    /// The call to make again, if there is one. Should the ledger have forgotten everything meanwhile, it begins another epoch: under
+    /// the one that it would have begun then, the others would take it for the ledger that they know.
+    fn pending(&self, shared: &Shared) -> Option<Exchange> {
+        let pending = shared.account().pending.clone()?;
+        Some(Exchange { new_epoch: self.new_call().new_epoch, ..pending })
     }
 
     fn new_call(&self) -> NewCall {

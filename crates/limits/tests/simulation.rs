@@ -23,7 +23,8 @@ struct Flaky {
 
 const WELL: u8 = 0;
 const AWAY: u8 = 1;
-// Any other: it does what it is asked, and the answer is lost.
+/// It does what it is asked, and the answer is lost.
+const UNANSWERED: u8 = 2;
 
 #[async_trait]
 impl Ledger for Flaky {
@@ -110,7 +111,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (0u64..10_000_000).prop_map(Event::Pass),
         2 => Just(Event::Beat),
         2 => Just(Event::Sweep),
-        2 => (0u8..3).prop_map(Event::Mode),
+        2 => (WELL..=UNANSWERED).prop_map(Event::Mode),
         1 => Just(Event::Forget),
         1 => (0usize..4).prop_map(Event::HangUp),
     ]
@@ -172,6 +173,65 @@ fn whatever_happens_the_overshoot_is_a_slice_or_two_of_each_gateway() {
         })
     });
     run.unwrap();
+}
+
+#[tokio::test]
+async fn a_ledger_that_forgot_twice_keeps_what_one_used_alone_beside_what_another_remembers() {
+    // Found by the test above.
+    let world = World::new(2, requests(23), 1.0).await;
+    let mut admitted = Vec::new();
+    let mut ask = async |gateway: usize, times: usize| {
+        for _ in 0..times {
+            if world.ask(gateway, 0).await.is_ok() {
+                admitted.push(world.time.now());
+            }
+        }
+    };
+    let forget = async || {
+        world.ledger.inner.forget();
+        world.set(WELL);
+        world.beat().await;
+    };
+    ask(1, 7).await;
+    world.set(AWAY);
+    ask(0, 1).await;
+    world.time.pass(5_217_391);
+    ask(0, 1).await;
+    world.time.pass(5_217_391);
+    ask(0, 1).await;
+    forget().await;
+    ask(1, 11).await;
+    world.set(AWAY);
+    ask(0, 1).await;
+    world.time.pass(5_217_391);
+    ask(0, 1).await;
+    world.time.pass(5_217_393);
+    ask(0, 1).await;
+    forget().await;
+    ask(0, 13).await;
+    assert_bounded(&admitted, 23, 2, 1).unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_is_made_again_at_a_ledger_that_forgot_it_does_not_pass_for_the_old_ledger() {
+    // Found by the test above.
+    let world = World::new(2, requests(6), 1.0).await;
+    let mut admitted = Vec::new();
+    let mut ask = async |gateway: usize, times: usize| {
+        for _ in 0..times {
+            if world.ask(gateway, 0).await.is_ok() {
+                admitted.push(world.time.now());
+            }
+        }
+    };
+    world.set(UNANSWERED);
+    ask(0, 1).await;
+    world.set(WELL);
+    ask(1, 5).await;
+    world.ledger.inner.forget();
+    world.beat().await;
+    ask(0, 5).await;
+    assert_bounded(&admitted, 6, 2, 1).unwrap();
 }
 
 #[tokio::test]
