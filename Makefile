@@ -37,6 +37,12 @@ asan: ## The kernels' tests under the address sanitizer (part of make test)
 check_flag = $(if $(filter 1,$(CHECK)),--check)
 loadtest = $(TARGET)/release/weft-loadtest
 
+.PHONY: chaos
+chaos: ## Real processes under kill -9 and rolling restarts for two minutes, with an independent client (CHAOS_FLAGS: see loadtests/chaos/chaos.py)
+	@scripts/setup.sh build demo test
+	$(CARGO) build --release --workspace --bins
+	@$(PYTHON_VENV)/bin/python loadtests/chaos/chaos.py --model "$${WEFT_DEMO_MODEL:-$$($(TARGET)/release/weft model fetch demo)}" $(CHAOS_FLAGS)
+
 .PHONY: bench
 bench: bench-build ## The benchmarks: tables with floors, and target/bench/*.{json,svg} (CHECK=1: status 1 if a figure falls short)
 	@scripts/setup.sh bench

@@ -201,10 +201,11 @@ impl Account {
         Some(self.give_back(call.clone()).unwrap_or_else(|| self.exchange(Vec::new(), call)))
     }
 
-    /// The call that tells a ledger that forgot everything what is remembered here.
+    /// The call that tells a ledger that forgot everything what is remembered here; who never heard of it remembers nothing, but may
+    /// have gone on alone.
     pub(crate) fn remind(&mut self, call: NewCall) -> Option<Exchange> {
         if self.epoch.is_empty() {
-            return None;
+            return self.give_back(call);
         }
         let floors = Some(self.floors());
         let exchange = self.give_back(call.clone()).unwrap_or_else(|| self.exchange(Vec::new(), call));

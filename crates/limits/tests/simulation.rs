@@ -235,6 +235,35 @@ async fn a_call_that_is_made_again_at_a_ledger_that_forgot_it_does_not_pass_for_
 }
 
 #[tokio::test]
+async fn who_went_on_alone_and_never_heard_of_the_ledger_tells_the_next_one() {
+    // Found by the test above.
+    let world = World::new(2, requests(9), 1.0).await;
+    let mut admitted = Vec::new();
+    let mut ask = async |gateway: usize, times: usize| {
+        for _ in 0..times {
+            if world.ask(gateway, 0).await.is_ok() {
+                admitted.push(world.time.now());
+            }
+        }
+    };
+    ask(0, 6).await;
+    world.set(AWAY);
+    world.beat().await;
+    ask(1, 1).await;
+    for _ in 0..3 {
+        world.time.pass(13_333_334);
+        ask(1, 1).await;
+    }
+    world.ledger.inner.forget();
+    world.set(WELL);
+    world.beat().await;
+    ask(0, 9).await;
+    world.set(AWAY);
+    ask(1, 1).await;
+    assert_bounded(&admitted, 9, 2, 1).unwrap();
+}
+
+#[tokio::test]
 async fn while_the_ledger_is_away_all_together_go_on_at_the_limit() {
     let (limit, gateways, percent) = (600, 3, 2.0);
     let world = World::new(gateways, requests(limit), percent).await;
