@@ -55,7 +55,7 @@ async def prepared(mesh, draw):
     for at, secret in enumerate(keys.values()):
         for url in writes.data_urls:
             assert await writes.knows(url, secret), f"key {at}"
-    traffic = Traffic(mesh.gateways, keys, MODELS, draw)
+    traffic = Traffic(mesh.gateways, keys, MODELS, draw, say)
     await traffic.learn()
     return writes, traffic
 

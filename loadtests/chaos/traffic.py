@@ -19,6 +19,8 @@ QUESTIONS = [
 ]
 TRIES = 8
 GIVE_UP_S = 60
+# Of each reason to try again, the first few are shown.
+SAID_MAX = 3
 RETRYABLE = (429, 502, 503, 504)
 RETRYABLE_CODES = ("overloaded", "unavailable", "timeout")
 
@@ -56,8 +58,8 @@ class Broken(Exception):
 
 
 class Traffic:
-    def __init__(self, gateways, keys, models, random):
-        self.keys, self.random = keys, random
+    def __init__(self, gateways, keys, models, random, say):
+        self.keys, self.random, self.say = keys, random, say
         self.clients = [
             openai.AsyncOpenAI(base_url=f"{data}/v1", api_key="-", max_retries=0, timeout=GIVE_UP_S) for data, _ in gateways
         ]
@@ -92,6 +94,8 @@ class Traffic:
                     digest, text = await self.once(self.clients[gateway % len(self.clients)], ask)
                 except Broken as broken:
                     self.tally.retries[broken.why] += 1
+                    if self.tally.retries[broken.why] <= SAID_MAX:
+                        self.say(f"  {broken.why} ({broken.__cause__}): {ask.model}, tried again")
                     gateway += 1
                     pause = broken.after_s if broken.after_s is not None else 0.1 * 2**attempt * self.random.uniform(0.5, 1)
                     if attempt + 1 == TRIES or time.monotonic() + pause - begin > GIVE_UP_S:

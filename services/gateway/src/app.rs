@@ -8,7 +8,7 @@ use crate::http::{self, Addresses, Waiting};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::quota::Quota;
-use crate::serve::{Bounds, serve};
+use crate::serve::{Bounds, Ending, serve};
 use crate::settings::Settings;
 use crate::workers::{Dial, Pace, Pool, discover, watch_all};
 use axum::Router;
@@ -185,14 +185,14 @@ impl App {
         let _in_touch = gateway.quota.keep();
 
         // Readiness turns first, the listeners close a little later: see `drain_delay_ms`.
-        let closing = Shutdown::new();
+        let ending = Ending { draining: shutdown, closing: Shutdown::new() };
         background.spawn({
-            let (gateway, closing) = (Arc::clone(&gateway), closing.clone());
+            let (gateway, ending) = (Arc::clone(&gateway), ending.clone());
             async move {
-                shutdown.wait().await;
+                ending.draining.wait().await;
                 gateway.draining.store(true, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(gateway.settings.drain_delay_ms)).await;
-                closing.trigger();
+                ending.closing.trigger();
             }
         });
         let settings = &gateway.settings;
@@ -206,8 +206,8 @@ impl App {
         let metrics = &gateway.mesh.metrics;
         tracing::info!(data = data.address(), admin = admin.address(), "listening");
         tokio::join!(
-            serve("data", data, self.data_router(), bounds, metrics, &closing, || http::unasked_lines(&gateway)),
-            serve("admin", admin, self.admin_router(), bounds, metrics, &closing, || http::unasked_lines(&gateway)),
+            serve("data", data, self.data_router(), bounds, metrics, &ending, || http::unasked_lines(&gateway)),
+            serve("admin", admin, self.admin_router(), bounds, metrics, &ending, || http::unasked_lines(&gateway)),
         );
         // What is held in advance is of use to other gateways.
         gateway.quota.limiter.sweep(true).await;

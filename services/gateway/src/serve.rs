@@ -4,6 +4,7 @@ use crate::http::Peer;
 use crate::metrics::Metrics;
 use axum::Router;
 use futures::StreamExt;
+use http::{HeaderValue, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -42,15 +43,23 @@ pub(crate) struct Bounds {
     pub(crate) grace: Duration,
 }
 
-/// Serves until the signal; then no connection is accepted, idle ones close, and answers have `grace` to finish.
-/// `refusal_headers` gives the lines of headers that a refusal of a whole connection has besides its own.
+/// When a listener ends.
+#[derive(Clone)]
+pub(crate) struct Ending {
+    /// From here on each answer asks its client to close the connection, so that the next request finds another gateway.
+    pub(crate) draining: Shutdown,
+    /// From here on no connection is accepted, and idle ones close.
+    pub(crate) closing: Shutdown,
+}
+
+/// Serves until it is to close; then answers have `grace` to finish. `refusal_headers` gives the lines of headers that a refusal of a whole connection has besides its own.
 pub(crate) async fn serve(
     name: &'static str,
     listener: Listener,
     router: Router,
     bounds: Bounds,
     metrics: &Metrics,
-    shutdown: &Shutdown,
+    ending: &Ending,
     refusal_headers: impl Fn() -> String,
 ) {
     let mut incoming = listener.incoming();
@@ -62,7 +71,7 @@ pub(crate) async fn serve(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shutdown.wait() => break,
+            () = ending.closing.wait() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             accepted = incoming.next() => accepted,
         };
@@ -76,11 +85,11 @@ pub(crate) async fn serve(
             None => break,
         };
         if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
-            let (router, shutdown, open) = (router.clone(), shutdown.clone(), open.clone());
+            let (router, ending, open) = (router.clone(), ending.clone(), open.clone());
             connections.spawn(async move {
                 let _permit = permit;
                 open.inc();
-                serve_one(connection, router, bounds, shutdown).await;
+                serve_one(connection, router, bounds, ending).await;
                 open.dec();
             });
         } else {
@@ -106,7 +115,7 @@ pub(crate) async fn serve(
     // Dropping the set ends what is left.
 }
 
-async fn serve_one(connection: Connection, router: Router, bounds: Bounds, shutdown: Shutdown) {
+async fn serve_one(connection: Connection, router: Router, bounds: Bounds, ending: Ending) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -121,15 +130,25 @@ async fn serve_one(connection: Connection, router: Router, bounds: Bounds, shutd
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     let peer = Peer(connection.peer());
-    let service = router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+    let draining = ending.draining;
+    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer);
-        request
+        let (router, draining) = (router.clone(), draining.clone());
+        // Later versions have a way of their own to say so, and no such header.
+        let says_close = request.version() < http::Version::HTTP_2;
+        async move {
+            let mut response = router.oneshot(request).await?;
+            if says_close && draining.is_triggered() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let io = TokioIo::new(StallGuard::new(connection, bounds.write_stall));
     let mut serving = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
-        () = shutdown.wait() => {
+        () = ending.closing.wait() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

@@ -132,13 +132,13 @@ impl View {
         self.adapters.list(&residency.incarnation, residency.generation, held);
         self.load = Load::seen(&look.load, self.load);
         self.looked = Some(now);
-        // Else it was restarted since it was described.
-        let is_same_process = residency.incarnation == self.incarnation;
-        if !is_same_process {
+        // Else it was restarted since it was described; and a look that began before that was heard did not ask for a description.
+        if residency.incarnation != self.incarnation {
             self.base = None;
         }
-        self.must_look = !is_same_process;
-        self.answers = is_same_process;
+        let is_described = self.base.is_some();
+        self.must_look = !is_described;
+        self.answers = is_described;
         self.problem = None;
     }
 

@@ -72,6 +72,19 @@ fn a_heartbeat_alone_makes_nobody_good_and_a_look_does() {
 }
 
 #[test]
+fn a_look_that_began_before_a_restart_was_heard_is_followed_by_one_that_describes() {
+    let now = Instant::now();
+    let mut view = known(now);
+    // It waits where the new process will listen, and did not ask for a description.
+    view.hear(&beat("b", 1, 0, 1), digest(1), now);
+    view.see(look("b", None, 1, &[], &[]), now);
+    assert!(!view.is_up(now, &PACE));
+    assert_eq!(view.next_look(now, &PACE, PACE.relist), now);
+    view.see(look("b", Some(digest(1)), 1, &[], &[]), now);
+    assert!(view.is_up(now, &PACE));
+}
+
+#[test]
 fn it_expires_after_three_missed_heartbeats_unless_a_later_look_succeeds() {
     let now = Instant::now();
     let mut view = known(now);

@@ -113,7 +113,9 @@ async fn a_drain_turns_readiness_and_lets_answers_finish() {
     mesh.until("not ready", async || mesh.get("/readyz").send().await.unwrap().status() == 503).await;
     let ready: Value = mesh.get("/readyz").send().await.unwrap().json().await.unwrap();
     assert_eq!(ready["waiting_for"][0]["condition"], "running");
-    assert_eq!(mesh.get("/livez").send().await.unwrap().status(), 200);
+    let answer = mesh.get("/livez").send().await.unwrap();
+    let close = answer.headers().get("connection").map(|value| value.to_str().unwrap().to_owned());
+    assert_eq!((answer.status().as_u16(), close.as_deref()), (200, Some("close")), "the next request goes elsewhere");
     told.notify_one();
     let rest = running.text().await.unwrap();
     assert!(rest.contains("after") && rest.contains("[DONE]"), "{rest}");
