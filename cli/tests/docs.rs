@@ -36,6 +36,46 @@ fn every_path_a_document_names_exists() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
+/// Everything that services count, by the name that their source gives it.
+fn sources(folder: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&std::fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_metric_a_document_names_is_counted() {
+    let root = support::root();
+    let mut source = String::new();
+    ["services", "crates"].iter().for_each(|room| sources(&root.join(room), &mut source));
+    let (mut missing, mut checked) = (Vec::new(), 0);
+    for document in DOCUMENTS {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let name = name.split('{').next().unwrap_or_default();
+            let is_metric =
+                ["gateway_", "worker_", "registry_", "cache_daemon_", "bus_"].iter().any(|of| name.starts_with(of))
+                    && ["_total", "_seconds", "_ready", "_known", "_shared", "_connected"]
+                        .iter()
+                        .any(|end| name.ends_with(end));
+            if is_metric {
+                checked += 1;
+                // Histograms and counters of the library of that name are written without what it adds.
+                if !source.contains(&format!("\"{name}\"")) {
+                    missing.push(format!("{document} names {name}"));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(checked > 20, "metrics are found: {checked}");
+}
+
 /// Targets of Markdown links.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| rest.split(')').next())

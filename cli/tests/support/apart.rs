@@ -1,5 +1,6 @@
 //! A mesh of separate processes with several workers, each of which can be killed, stopped and started again.
 
+use super::network::{Cable, MoodyStore};
 use super::process::{Process, binary, send_signal};
 use super::{ADMIN_KEY, Reply, post};
 use serde_json::Value;
@@ -27,6 +28,37 @@ pub struct Plan {
     pub gateway_flags: Vec<String>,
     /// Of the registry and the cache daemon.
     pub store_flags: Vec<String>,
+    /// S3, registry and cache daemon are reached over [`Wires`].
+    pub over_wires: bool,
+    /// Variables of all processes.
+    pub environment: Vec<(String, String)>,
+}
+
+/// What the processes reach each other over: a test can cut it.
+pub struct Wires {
+    pub store: MoodyStore,
+    /// To the store, of registry and cache daemon.
+    pub s3: Cable,
+    s3_endpoint: String,
+    /// From the gateway to the registry.
+    pub registry: Cable,
+    /// From the workers to the cache daemon.
+    pub daemon: Cable,
+}
+
+impl Wires {
+    async fn of(s3: &EmbeddedS3, dir: &Path) -> Self {
+        let store = MoodyStore::before(&format!("http://{}", s3.address())).await;
+        let (cable, near) = Cable::to(store.endpoint.trim_start_matches("http://")).await;
+        let between = |name: &str| Cable::between(&dir.join(format!("{name}.wire")), &dir.join(name));
+        Self {
+            store,
+            s3: cable,
+            s3_endpoint: format!("http://{near}"),
+            registry: between("registry"),
+            daemon: between("daemon"),
+        }
+    }
 }
 
 /// The internal services meet at Unix sockets in the folder; the gateway picks its ports.
@@ -35,6 +67,7 @@ pub struct Apart {
     dir: tempfile::TempDir,
     model: PathBuf,
     plan: Plan,
+    wires: Option<Wires>,
     processes: Vec<(Part, Process)>,
     pub data_url: String,
     pub admin_url: String,
@@ -49,9 +82,10 @@ impl Apart {
     pub async fn start(model: &Path, plan: Plan) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let s3 = EmbeddedS3::start(&dir.path().join("s3"), "127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let workers = plan.workers;
+        let wires = if plan.over_wires { Some(Wires::of(&s3, dir.path()).await) } else { None };
+        let (workers, model, processes) = (plan.workers, model.to_owned(), Vec::new());
         let (data_url, admin_url) = (String::new(), String::new());
-        let mut apart = Self { s3, dir, model: model.to_owned(), plan, processes: Vec::new(), data_url, admin_url };
+        let mut apart = Self { s3, dir, model, plan, wires, processes, data_url, admin_url };
         for part in [Part::Registry, Part::CacheDaemon].into_iter().chain((0..workers).map(Part::Worker)) {
             apart.launch(part);
         }
@@ -88,6 +122,7 @@ impl Apart {
         let mut child = Command::new(binary(name))
             .args(args)
             .env_remove("WEFT_DEMO_MODEL")
+            .envs(self.plan.environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -177,19 +212,34 @@ impl Apart {
         self.dir.path().join(format!("{part:?}.log"))
     }
 
+    pub fn wires(&self) -> &Wires {
+        self.wires.as_ref().expect("the plan says so")
+    }
+
+    fn s3_flags(&self) -> Vec<String> {
+        let mut settings = self.s3.settings("weft");
+        if let Some(wires) = &self.wires {
+            settings.endpoint = Some(wires.s3_endpoint.clone());
+        }
+        s3_flags(&settings)
+    }
+
+    /// Where others reach a service.
+    fn far(&self, name: &str) -> String {
+        self.socket(&if self.plan.over_wires { format!("{name}.wire") } else { name.to_owned() })
+    }
+
     fn command(&self, part: Part) -> (&'static str, Vec<String>) {
-        let (registry, daemon) = (self.socket("registry"), self.socket("daemon"));
+        let (registry, daemon) = (self.far("registry"), self.far("daemon"));
         match part {
             Part::Registry => {
-                let own = flags(&[("listen", &registry)]);
-                let s3 = s3_flags(&self.s3.settings("weft"));
-                ("weft-adapter-registry", [own, s3, self.plan.store_flags.clone()].concat())
+                let own = flags(&[("listen", &self.socket("registry"))]);
+                ("weft-adapter-registry", [own, self.s3_flags(), self.plan.store_flags.clone()].concat())
             }
             Part::CacheDaemon => {
                 let dir = self.dir.path().join("cache").display().to_string();
-                let own = flags(&[("listen", &daemon), ("dir", &dir)]);
-                let s3 = s3_flags(&self.s3.settings("weft"));
-                ("weft-cache-daemon", [own, s3, self.plan.store_flags.clone()].concat())
+                let own = flags(&[("listen", &self.socket("daemon")), ("dir", &dir)]);
+                ("weft-cache-daemon", [own, self.s3_flags(), self.plan.store_flags.clone()].concat())
             }
             Part::Worker(number) => {
                 let name = format!("worker-{number}");

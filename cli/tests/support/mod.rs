@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod apart;
+pub mod network;
 pub mod process;
 
 use safetensors::tensor::{Dtype, TensorView};
