@@ -284,7 +284,8 @@ fn files_that_cannot_be_used_are_named_at_the_start() {
     assert!(no_pem.contains("has no certificate in PEM"), "{no_pem}");
     let year = Duration::from_secs(365 * 24 * 3600);
     let expired = ours.sign_for("expired", &["spiffe://test/weft/worker"], |params| {
-        (params.not_before, params.not_after) = ((SystemTime::now() - 2 * year).into(), (SystemTime::now() - year).into());
+        (params.not_before, params.not_after) =
+            ((SystemTime::now() - 2 * year).into(), (SystemTime::now() - year).into());
     });
     let expired = problem(Service::Worker, settings(&ours.ca(), &expired));
     assert!(expired.contains("is not trusted") && expired.to_lowercase().contains("expired"), "{expired}");
@@ -346,7 +347,8 @@ async fn a_peer_that_accepts_and_says_nothing_is_given_up() {
         }
     });
     // The handshake has its time; without one the call would hang for ever.
-    let said = call(&Party::of(&authority, Service::Gateway).peers.connect(&at, Service::Worker).unwrap(), GENERATE).await;
+    let said =
+        call(&Party::of(&authority, Service::Gateway).peers.connect(&at, Service::Worker).unwrap(), GENERATE).await;
     assert!(said.code() == Code::Unavailable && said.message().contains("did not finish a handshake"), "{said}");
     accepted.abort();
 
@@ -358,4 +360,29 @@ async fn a_peer_that_accepts_and_says_nothing_is_given_up() {
     let gateway = Party::of(&authority, Service::Gateway);
     assert_eq!(code(&gateway, &at, Service::Worker, GENERATE).await, Code::Unimplemented);
     worker.until_counted("peer_refusals_total", &[("side", "caller"), ("why", "handshake")]).await;
+}
+
+#[tokio::test]
+async fn the_documented_commands_make_certificates_that_every_service_takes() {
+    let documentation = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/security.md");
+    let text = std::fs::read_to_string(documentation).unwrap();
+    let script = text.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block of commands");
+    let folder = tempfile::tempdir().unwrap();
+    let made = std::process::Command::new("bash").args(["-ec", script]).current_dir(&folder).output().unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "the commands need openssl (apt-get install openssl): {said}");
+    let [gateway, registry, worker, daemon] = Service::ALL.map(|service| {
+        let file = |ending: &str| folder.path().join(format!("{service}.{ending}"));
+        Party::new(
+            service,
+            settings(&file("x").with_file_name("ca.pem"), &Signed { cert: file("pem"), key: file("key") }),
+        )
+    });
+    for (caller, callee, service) in [
+        (&gateway, &worker, Service::Worker),
+        (&worker, &daemon, Service::CacheDaemon),
+        (&gateway, &registry, Service::Registry),
+    ] {
+        assert_eq!(code(caller, &callee.serve().await, service, GENERATE).await, Code::Unimplemented);
+    }
 }

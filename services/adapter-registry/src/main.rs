@@ -39,7 +39,8 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     let address: Address = settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("{error}")))?;
     let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
     let metrics = prometheus::Registry::new();
-    let peers = Peers::new(Service::Registry, settings.tls(), &metrics).map_err(|problem| Fault::invalid("tls", problem))?;
+    let peers =
+        Peers::new(Service::Registry, settings.tls(), &metrics).map_err(|problem| Fault::invalid("tls", problem))?;
     // The port first: a taken one is known at once, not after the store has been read.
     let listener = peers.listen(&address).await.map_err(|error| match error {
         ListenError::Plaintext(refused) => Fault::invalid("listen", format!("listen: {refused}")),

@@ -251,11 +251,12 @@ impl Directory {
 
     async fn follow_once(&self, mut registry: Registry, backoff: &mut Backoff) -> String {
         let silent = || format!("silent for {} s", SILENCE_MAX.as_secs());
-        let mut stream = match tokio::time::timeout(SILENCE_MAX, registry.watch_directory(pb::WatchDirectoryRequest {})).await {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return status.message().to_owned(),
-            Err(_) => return silent(),
-        };
+        let mut stream =
+            match tokio::time::timeout(SILENCE_MAX, registry.watch_directory(pb::WatchDirectoryRequest {})).await {
+                Ok(Ok(response)) => response.into_inner(),
+                Ok(Err(status)) => return status.message().to_owned(),
+                Err(_) => return silent(),
+            };
         loop {
             match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
                 Ok(Ok(Some(message))) => {

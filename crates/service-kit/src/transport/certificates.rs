@@ -183,7 +183,9 @@ impl Certificates {
                     self.metrics.expires.set(material.expires_unix);
                     current.material = Arc::new(material);
                 }
-                Err(problem) => tracing::error!(problem, "the changed certificates cannot be used; the ones before stay"),
+                Err(problem) => {
+                    tracing::error!(problem, "the changed certificates cannot be used; the ones before stay")
+                }
             }
         }
         Arc::clone(&current.material)

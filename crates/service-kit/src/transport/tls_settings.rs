@@ -30,10 +30,9 @@ impl TlsSettings {
                 Err("insecure_network is true, but tls_cert_file is set: use one of them".to_owned())
             }
             (Some(cert), Some(key), Some(ca)) => Ok(Some(Files { cert, key, ca })),
-            _ => Err(format!(
-                "tls_cert_file, tls_key_file and tls_ca_file go together; not set: {}",
-                missing.join(", ")
-            )),
+            _ => {
+                Err(format!("tls_cert_file, tls_key_file and tls_ca_file go together; not set: {}", missing.join(", ")))
+            }
         }
     }
 }

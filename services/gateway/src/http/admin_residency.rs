@@ -58,7 +58,8 @@ pub(crate) async fn pin(
     InPath((tenant, name)): InPath<(String, String)>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
-        let answer = worker.pin(within(WORKER_TIMEOUT, pb::PinRequest { digest: digest.to_vec().into() })).await?.into_inner();
+        let answer =
+            worker.pin(within(WORKER_TIMEOUT, pb::PinRequest { digest: digest.to_vec().into() })).await?.into_inner();
         Ok((Some(answer.bytes), None))
     };
     gateway.change_residency(&tenant, &name, ask).await
@@ -74,7 +75,10 @@ pub(crate) async fn unpin(
     InPath((tenant, name)): InPath<(String, String)>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
-        let answer = worker.unpin(within(WORKER_TIMEOUT, pb::UnpinRequest { digest: digest.to_vec().into() })).await?.into_inner();
+        let answer = worker
+            .unpin(within(WORKER_TIMEOUT, pb::UnpinRequest { digest: digest.to_vec().into() }))
+            .await?
+            .into_inner();
         Ok((None, Some(answer.was_pinned)))
     };
     gateway.change_residency(&tenant, &name, ask).await
@@ -91,7 +95,10 @@ pub(crate) async fn evict(
     InPath((tenant, name)): InPath<(String, String)>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
-        let answer = worker.evict(within(WORKER_TIMEOUT, pb::EvictRequest { digest: digest.to_vec().into() })).await?.into_inner();
+        let answer = worker
+            .evict(within(WORKER_TIMEOUT, pb::EvictRequest { digest: digest.to_vec().into() }))
+            .await?
+            .into_inner();
         Ok((Some(answer.bytes_freed), None))
     };
     gateway.change_residency(&tenant, &name, ask).await

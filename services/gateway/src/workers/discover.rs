@@ -67,13 +67,7 @@ impl Warnings {
     }
 }
 
-fn hear(
-    pool: &Pool,
-    message: &Bytes,
-    dial: &Dial,
-    workers_max: usize,
-    warnings: &mut Warnings,
-) -> Result<(), String> {
+fn hear(pool: &Pool, message: &Bytes, dial: &Dial, workers_max: usize, warnings: &mut Warnings) -> Result<(), String> {
     let beat = mesh::WorkerHeartbeat::decode(message.clone()).map_err(|error| error.to_string())?;
     let base = Digest::try_from(beat.base_digest.as_ref()).map_err(|error| format!("base_digest: {error}"))?;
     for (field, text) in [("worker", &beat.worker), ("address", &beat.address), ("incarnation", &beat.incarnation)] {

@@ -101,7 +101,6 @@ where
     })
 }
 
-
 impl Mesh {
     pub(crate) async fn ready(&self) {
         self.until("ready", async || {

@@ -74,7 +74,12 @@ pub(crate) fn digest_of(text: &str) -> Digest {
 impl FakeRegistry {
     pub(crate) fn with_tenants() -> Self {
         let directory = watch::Sender::new(pb::Directory { incarnation: "one".into(), ..Default::default() });
-        let registry = Self(Arc::new(Shared { state: Mutex::default(), directory, publishing: AtomicUsize::new(0), deadlines: Mutex::default() }));
+        let registry = Self(Arc::new(Shared {
+            state: Mutex::default(),
+            directory,
+            publishing: AtomicUsize::new(0),
+            deadlines: Mutex::default(),
+        }));
         registry.change(|state| {
             for (tenant, adapters) in [("harbour", &["pirate", "org/tuned"][..]), ("helpdesk", &["triage"][..])] {
                 let tenant_state = state.tenants.entry(tenant.into()).or_default();

@@ -181,7 +181,7 @@ impl FakeWorker {
         let inner = Inner {
             script: Mutex::new(Arc::new(script)),
             requests: Mutex::default(),
-                deadlines: Mutex::default(),
+            deadlines: Mutex::default(),
             description: Mutex::new(description),
             resident: Mutex::default(),
             pinned: Mutex::default(),
