@@ -2,7 +2,7 @@
 # Installs what a fresh Debian 12 with Rust lacks, and says so. Usage: scripts/setup.sh PART...
 #   build   what compiling needs: a C compiler
 #   demo    what fetching the demo model needs: python3 with venv and pip
-#   test    what the tests need: protoc, nats-server, redis-server, faketime, cargo-nextest, the real clients from PyPI
+#   test    what the tests need: protoc, nats-server, redis-server, faketime, openssl, cargo-nextest, the real clients from PyPI
 #   bench   what building and running the other engines of the comparison needs; loadtests/peers/install.sh installs them
 # Nothing that is present already is touched.
 set -euo pipefail
@@ -55,6 +55,7 @@ for part in "$@"; do
             need_package protoc protobuf-compiler
             need_package redis-server redis-server
             need_package faketime faketime
+            need_package openssl openssl
             need_package python3 python3
             need_venv_module
             ;;

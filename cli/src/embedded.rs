@@ -53,10 +53,15 @@ const WIRED_HERE: &[(&str, &[&str], &str)] = &[
     ("worker", NATS_FIELDS, "the services are in this process"),
     ("registry", NATS_FIELDS, "the services are in this process"),
     ("cache", NATS_FIELDS, "the services are in this process"),
+    ("gateway", TLS_FIELDS, "the services are in this process"),
+    ("worker", TLS_FIELDS, "the services are in this process"),
+    ("registry", TLS_FIELDS, "the services are in this process"),
+    ("cache", TLS_FIELDS, "the services are in this process"),
     ("worker", &["advertise"], "the services are in this process"),
     ("cache", &["advertise"], "the services are in this process"),
     ("cache", S3_FIELDS, "the object store is in --data-dir"),
 ];
+const TLS_FIELDS: &[&str] = &["tls_cert_file", "tls_key_file", "tls_ca_file", "insecure_network"];
 const NATS_FIELDS: &[&str] =
     &["nats_url", "nats_credentials_file", "nats_ca_file", "nats_cert_file", "nats_key_file", "nats_subject_prefix"];
 const S3_FIELDS: &[&str] = &[

@@ -4,35 +4,14 @@ mod support;
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-use support::process::{Process, binary, send_signal};
+use std::time::Instant;
+use support::process::{Started, until};
 use support::{ADMIN_KEY, Reply, post, tiny_adapter, tiny_model};
 use weft_cli::client::Admin;
 use weft_nats_testkit::NatsServer;
 use weft_object_store::EmbeddedS3;
-
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-struct Started {
-    process: Process,
-    /// What it said at its start: `listening on` and the like, with what follows.
-    says: BTreeMap<String, String>,
-}
-
-impl Started {
-    fn signal(&self, signal: &str) {
-        send_signal(self.process.0.id(), signal);
-    }
-
-    fn metrics_url(&self) -> String {
-        format!("http://{}", self.says["metrics on"])
-    }
-}
 
 /// A store, a place for sockets, and the processes over them, by the names that the test gives them.
 struct Mesh {
@@ -79,18 +58,6 @@ impl Gateway {
     }
 }
 
-/// Polls what only other processes can bring about.
-async fn until<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = condition().await {
-            return found;
-        }
-        assert!(started.elapsed() < PATIENCE, "not {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 async fn readyz(url: &str) -> Option<Value> {
     reqwest::get(format!("{url}/readyz")).await.ok()?.json().await.ok()
 }
@@ -107,22 +74,9 @@ impl Mesh {
     }
 
     fn launch(&mut self, name: &str, program: &str, flags: &[(&str, &str)], lines: usize) {
-        let log = std::fs::File::create(self.dir.path().join(format!("{name}.log"))).unwrap();
-        let mut command = Command::new(binary(program));
-        command.args(["--nats-url", &self.nats_url]);
-        for (flag, value) in flags {
-            command.arg(format!("--{flag}={value}"));
-        }
-        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("service starts");
-        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut says = BTreeMap::new();
-        for line in out.by_ref().take(lines) {
-            let line = line.unwrap();
-            let (what, where_) = line.rsplit_once(' ').expect("what is where");
-            says.insert(what.to_owned(), where_.to_owned());
-        }
-        std::thread::spawn(move || out.for_each(drop));
-        self.processes.insert(name.to_owned(), Started { process: Process(child), says });
+        let log = self.dir.path().join(format!("{name}.log"));
+        let flags = [&[("nats-url", self.nats_url.as_str())], flags].concat();
+        self.processes.insert(name.to_owned(), Started::new(program, &flags, lines, &log));
     }
 
     fn s3_flags(&self) -> Vec<(&'static str, String)> {

@@ -4,7 +4,7 @@
 //!
 //! 1. [`settings`]: one struct a service, filled from a TOML file, `WEFT_*` variables and flags.
 //! 2. [`telemetry`]: logs to stderr, as text or JSON.
-//! 3. [`transport`]: listeners and channels over TCP, Unix sockets or memory.
+//! 3. [`transport`]: listeners and channels over TCP, Unix sockets or memory; who the other end is, by certificates.
 //! 4. [`readiness`]: what the service still waits for.
 //! 5. [`health`]: readiness as `grpc.health.v1`; [`operations`]: readiness and metrics over HTTP.
 //! 6. [`shutdown`]: from SIGTERM to the last running request.

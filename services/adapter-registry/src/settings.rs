@@ -4,7 +4,7 @@ use crate::Error;
 use std::path::PathBuf;
 use weft_object_store::S3Settings;
 
-weft_bus::settings_with_nats! {
+weft_bus::mesh_settings! {
     /// How a registry runs.
     pub struct Settings {
         /// Where it listens: `host:port` or `unix:/path`.

@@ -9,7 +9,7 @@ use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
-use weft_service_kit::transport::{Address, Listener};
+use weft_service_kit::transport::{Address, ListenError, Peers, Service};
 
 /// The exit code of wrong settings.
 const USAGE: u8 = 2;
@@ -39,9 +39,14 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     let address: Address =
         settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("listen: {error}")))?;
     let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
-    // The ports first: a taken one is known at once, before the folders are touched.
-    let listener = Listener::bind(&address).await.map_err(|error| Fault::unavailable(error.to_string()))?;
     let metrics = prometheus::Registry::new();
+    let peers =
+        Peers::new(Service::CacheDaemon, settings.tls(), &metrics).map_err(|problem| Fault::invalid("tls", problem))?;
+    // The ports first: a taken one is known at once, before the folders are touched.
+    let listener = peers.listen(&address).await.map_err(|error| match error {
+        ListenError::Plaintext(refused) => Fault::invalid("listen", format!("listen: {refused}")),
+        ListenError::Io(error) => Fault::unavailable(error.to_string()),
+    })?;
     let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await;
     let operations = operations.map_err(|error| Fault::unavailable(error.to_string()))?;
     if let Some(address) = operations.address() {

@@ -88,6 +88,9 @@ impl App {
             let problem = format!("{} is not from 0 to 1", settings.retry_share);
             return Err(BuildError::Setting { name: "retry_share", problem });
         }
+        if settings.registry_timeout_ms == 0 {
+            return Err(BuildError::Setting { name: "registry_timeout_ms", problem: "0 is less than 1".to_owned() });
+        }
         if settings.worker_silence_ms == 0 {
             return Err(BuildError::Setting { name: "worker_silence_ms", problem: "0 is less than 1".to_owned() });
         }
@@ -107,7 +110,7 @@ impl App {
         };
         let gateway = Gateway {
             directory: Directory::new(Duration::from_secs(settings.directory_age_max_s)),
-            registry: registry_client(components.registry),
+            registry: registry_client(components.registry, Duration::from_millis(settings.registry_timeout_ms)),
             mesh: Arc::new(Mesh {
                 pool: Arc::new(Pool::new(workers, pace)),
                 limits: Limits::new(&settings),

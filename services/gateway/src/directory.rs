@@ -12,11 +12,14 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tonic::GrpcMethod;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::registry_client::RegistryClient;
-use weft_service_kit::transport::{Backoff, MESSAGE_BYTES_MAX};
+use weft_service_kit::transport::{Backoff, MESSAGE_BYTES_MAX, set_deadline};
 use weft_types::{Digest, Limits};
 
 /// The registry speaks at least every few seconds; a stream silent for this long is given up, soon enough to see a write made elsewhere
@@ -27,11 +30,28 @@ const SALT_TAG: &[u8] = b"weft.tenant-salt.v1";
 /// Bytes of a tenant's secret.
 const SECRET_BYTES: usize = 32;
 
-pub(crate) type Registry = RegistryClient<Channel>;
+pub(crate) type Registry = RegistryClient<InterceptedService<Channel, Deadline>>;
 
-/// A registry client with our message limits.
-pub(crate) fn registry_client(channel: Channel) -> Registry {
-    RegistryClient::new(channel)
+/// Tells the registry how long we wait for an answer, so that it does not work for one that nobody hears.
+#[derive(Clone, Copy)]
+pub(crate) struct Deadline(Duration);
+
+/// Calls that last: an upload is bounded piece by piece, the directory is followed.
+const LASTING: [&str; 2] = ["Publish", "WatchDirectory"];
+
+impl Interceptor for Deadline {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let method = request.extensions().get::<GrpcMethod<'_>>().map(GrpcMethod::method);
+        if !method.is_some_and(|method| LASTING.contains(&method)) {
+            set_deadline(&mut request, self.0);
+        }
+        Ok(request)
+    }
+}
+
+/// A registry client with our message limits, whose calls have `deadline` to be answered.
+pub(crate) fn registry_client(channel: Channel, deadline: Duration) -> Registry {
+    RegistryClient::with_interceptor(channel, Deadline(deadline))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
@@ -230,10 +250,13 @@ impl Directory {
     }
 
     async fn follow_once(&self, mut registry: Registry, backoff: &mut Backoff) -> String {
-        let mut stream = match registry.watch_directory(pb::WatchDirectoryRequest {}).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return status.message().to_owned(),
-        };
+        let silent = || format!("silent for {} s", SILENCE_MAX.as_secs());
+        let mut stream =
+            match tokio::time::timeout(SILENCE_MAX, registry.watch_directory(pb::WatchDirectoryRequest {})).await {
+                Ok(Ok(response)) => response.into_inner(),
+                Ok(Err(status)) => return status.message().to_owned(),
+                Err(_) => return silent(),
+            };
         loop {
             match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
                 Ok(Ok(Some(message))) => {
@@ -242,7 +265,7 @@ impl Directory {
                 }
                 Ok(Ok(None)) => return "the stream ended".to_owned(),
                 Ok(Err(status)) => return status.message().to_owned(),
-                Err(_) => return format!("silent for {} s", SILENCE_MAX.as_secs()),
+                Err(_) => return silent(),
             }
         }
     }
@@ -281,6 +304,11 @@ impl Directory {
 /// A registry's status as a fault of this gateway: away means "try again".
 pub(crate) fn registry_fault(status: &tonic::Status) -> Fault {
     let mut fault = Fault::from(status);
+    if status.code() == tonic::Code::PermissionDenied {
+        // It is this gateway that may not call, and not whoever asked.
+        fault.kind = weft_fault::Kind::Unavailable;
+        fault.message = format!("the registry refuses this gateway: {}", fault.message);
+    }
     if fault.kind == weft_fault::Kind::Unavailable {
         fault.code = "registry_unavailable".into();
         fault.retry_after_ms.get_or_insert(1000);

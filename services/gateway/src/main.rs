@@ -6,7 +6,7 @@ use weft_gateway::{App, Components, Settings, WorkerEndpoint};
 use weft_service_kit::settings::{Loader, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
-use weft_service_kit::transport::{Address, Listener, connect};
+use weft_service_kit::transport::{Address, Listener, Peers, Service};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -37,18 +37,21 @@ async fn main() -> ExitCode {
 
 // Within the runtime: the bus begins to connect.
 fn build(settings: Settings) -> anyhow::Result<(App, Address, Address)> {
+    let metrics = prometheus::Registry::new();
+    let peers = Peers::new(Service::Gateway, settings.tls(), &metrics).map_err(anyhow::Error::msg)?;
     let registry: Address = settings.registry.parse().context("setting registry")?;
     let mut workers = Vec::new();
     for address in &settings.workers {
         let parsed: Address = address.parse().context("setting workers")?;
-        workers.push(WorkerEndpoint { address: address.clone(), channel: connect(&parsed) });
+        let channel = peers.connect(&parsed, Service::Worker).context("setting workers")?;
+        workers.push(WorkerEndpoint { address: address.clone(), channel });
     }
     let data = settings.data_address().context("setting listen")?;
     let admin = settings.admin_listen.parse().context("setting admin_listen")?;
-    let metrics = prometheus::Registry::new();
     let bus = weft_bus::connect(settings.nats("weft-gateway"), &metrics)?;
-    let components = Components { registry: connect(&registry), workers, metrics };
-    let dial = |address: &str| Ok(connect(&address.parse::<Address>().map_err(|error| error.to_string())?));
+    let registry = peers.connect(&registry, Service::Registry).context("setting registry")?;
+    let components = Components { registry, workers, metrics };
+    let dial = move |address: &str| peers.connect_heard(address, Service::Worker);
     Ok((App::build(settings, components)?.with_bus(bus, dial), data, admin))
 }
 

@@ -6,7 +6,7 @@ use weft_service_kit::settings::{Loaded, SettingsError};
 use weft_service_kit::transport::{Address, AddressError};
 use weft_types::LimitKind;
 
-weft_bus::settings_with_nats! {
+weft_bus::mesh_settings! {
     /// How the gateway listens, whom it asks and what it allows.
     pub struct Settings {
         /// Where tenants' requests come in: `host:port`, port 0 picks a free one, or `unix:/path`.
@@ -80,6 +80,8 @@ weft_bus::settings_with_nats! {
 
         /// Seconds for which the last directory is good while the registry is away.
         pub directory_age_max_s: u64 = 3600,
+        /// Milliseconds that the registry may take for the answer to an admin call, and to take the next piece of an upload.
+        pub registry_timeout_ms: u64 = 30_000,
         /// Milliseconds that an admin write waits until this gateway's directory shows it.
         pub admin_visible_ms: u64 = 2000,
         /// Milliseconds between two looks over gRPC at a worker whose heartbeats do not come.
@@ -190,6 +192,10 @@ impl Settings {
 
     pub(crate) fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.request_timeout_s)
+    }
+
+    pub(crate) fn registry_timeout(&self) -> Duration {
+        Duration::from_millis(self.registry_timeout_ms)
     }
 
     pub(crate) fn body_timeout(&self) -> Duration {

@@ -8,7 +8,7 @@ use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::registry_client::RegistryClient;
 use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::Shutdown;
-use weft_service_kit::transport::Backoff;
+use weft_service_kit::transport::{Backoff, within};
 
 use crate::model::Model;
 
@@ -27,7 +27,7 @@ pub(crate) async fn announce(
     let mut backoff = Backoff::default();
     let mut was_told = false;
     loop {
-        let call = client.announce_base(request(&model));
+        let call = client.announce_base(within(CALL_TIMEOUT, request(&model)));
         let problem = match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(_)) => None,
             Ok(Err(status)) => Some(status.message().to_owned()),

@@ -6,7 +6,7 @@ use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
-use weft_service_kit::transport::{Listener, connect};
+use weft_service_kit::transport::{Address, ListenError, Peers, Service};
 use weft_worker::{App, Components, Error, Settings};
 
 /// The exit code of wrong settings.
@@ -34,15 +34,26 @@ async fn main() -> ExitCode {
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let nats = settings.nats(format!("weft-worker {}", settings.name));
+    let wrong = |problem: String| Error::Settings(vec![problem]);
+    let metrics = prometheus::Registry::new();
+    let peers = Peers::new(Service::Worker, settings.tls(), &metrics).map_err(wrong)?;
+    let connect = |name: &str, address: &Address, to| {
+        peers.connect(address, to).map_err(|refused| wrong(format!("{name}: {refused}")))
+    };
     let components = Components {
-        cache_daemon: connect(&settings.cache_address()?),
-        registry: settings.registry_address()?.map(|address| connect(&address)),
+        cache_daemon: connect("cache", &settings.cache_address()?, Service::CacheDaemon)?,
+        registry: settings
+            .registry_address()?
+            .map(|address| connect("registry", &address, Service::Registry))
+            .transpose()?,
     };
     let shutdown = Shutdown::on_signals()?;
     // The port first: a taken one is known at once, not after the model has been read.
-    let listener = Listener::bind(&settings.listen_address()?).await?;
-    let metrics = prometheus::Registry::new();
-    let bus = weft_bus::connect(nats, &metrics).map_err(|error| Error::Settings(vec![error.to_string()]))?;
+    let listener = match peers.listen(&settings.listen_address()?).await {
+        Err(ListenError::Plaintext(refused)) => return Err(wrong(format!("listen: {refused}")).into()),
+        listener => listener?,
+    };
+    let bus = weft_bus::connect(nats, &metrics).map_err(|error| wrong(error.to_string()))?;
     let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await?;
     if let Some(address) = operations.address() {
         println!("metrics on {address}");

@@ -12,7 +12,7 @@ use crate::Error;
 /// What others take as a name.
 const NAME_BYTES_MAX: usize = 256;
 
-weft_bus::settings_with_nats! {
+weft_bus::mesh_settings! {
     /// How a worker runs.
     pub struct Settings {
         /// Where the worker listens: host:port or unix:/path.

@@ -16,7 +16,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
-use weft_service_kit::transport::Listener;
+use weft_service_kit::transport::{Address, Listener, connect};
 use weft_worker::{App, Components, Error, Settings};
 
 #[tokio::test]
@@ -140,6 +140,20 @@ async fn shutdown_finishes_what_is_open_and_refuses_what_comes() {
     let answer = Answer::read(open.await.unwrap().unwrap().into_inner()).await.unwrap();
     assert_eq!(answer.ids(), golden_greedy(Some("rank8")));
     (&mut worker.running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_cache_daemon_that_accepts_and_says_nothing_is_given_up_and_named() {
+    let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: Address = frozen.local_addr().unwrap().to_string().parse().unwrap();
+    let components = Components { cache_daemon: connect(&address), registry: None };
+    let app = App::build(settings(), components, &prometheus::Registry::new()).await.unwrap();
+    let readiness = app.readiness();
+    let mut changes = readiness.changes();
+    let said = |why: &str| why.contains("did not take the lease stream within 5 s");
+    while !readiness.waiting().iter().any(|(condition, why)| condition == "cache-daemon" && said(why)) {
+        changes.next().await;
+    }
 }
 
 #[tokio::test]

@@ -23,15 +23,16 @@ pub struct NatsSettings {
     pub client_name: String,
 }
 
-/// [`weft_service_kit::settings!`] with the settings of NATS behind the others, and with `nats`, which makes [`NatsSettings`] of them.
+/// The settings of a service that others meet: [`weft_service_kit::settings!`] with those of NATS behind the others, and with `nats`, which
+/// makes [`NatsSettings`] of them; then those of TLS, as [`weft_service_kit::settings_with_tls!`] has them.
 #[macro_export]
-macro_rules! settings_with_nats {
+macro_rules! mesh_settings {
     (
         $(#[doc = $doc:literal])*
         pub struct $name:ident { $($fields:tt)* }
         $($aliases:tt)*
     ) => {
-        ::weft_service_kit::settings! {
+        ::weft_service_kit::settings_with_tls! {
             $(#[doc = $doc])*
             pub struct $name {
                 $($fields)*

@@ -15,6 +15,7 @@ use tonic::{Status, Streaming};
 use weft_fault::Fault;
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::generate_event::Event;
+use weft_service_kit::transport::within;
 use weft_types::Digest;
 
 /// A worker's stream of one request. Dropping it cancels the request there.
@@ -39,7 +40,7 @@ impl Attempt {
     ) -> Result<(Self, pb::Started), Fault> {
         let replayed = request.continuation.as_ref().map_or(0, |continuation| continuation.ids.len());
         let mut client = worker.client();
-        let opened = hear(mesh, &worker, admission, client.generate(request)).await;
+        let opened = hear(mesh, &worker, admission, client.generate(within(admission.time_left(), request))).await;
         let opened = opened.map(|response| Self {
             id,
             worker: Arc::clone(&worker),
@@ -127,21 +128,26 @@ async fn hear<T>(
     let mut word = pin!(word);
     loop {
         match timeout(mesh.silence.min(admission.time_left()), word.as_mut()).await {
-            Ok(said) => return said.map_err(|status| from_worker(&status)),
+            Ok(said) => return said.map_err(|status| lost_or_late(&status, admission)),
             Err(_) if admission.time_left().is_zero() => return Err(admission.too_slow()),
             Err(_) => {}
         }
         let mut client = worker.client();
         tokio::select! {
             biased;
-            said = word.as_mut() => return said.map_err(|status| from_worker(&status)),
-            answer = timeout(mesh.silence, client.get_load(pb::GetLoadRequest {})) => {
+            said = word.as_mut() => return said.map_err(|status| lost_or_late(&status, admission)),
+            answer = timeout(mesh.silence, client.get_load(within(mesh.silence, pb::GetLoadRequest {}))) => {
                 if !matches!(answer, Ok(Ok(_))) {
                     return Err(Error::Silent.into());
                 }
             }
         }
     }
+}
+
+/// A call that the deadline ended looks like a broken one.
+fn lost_or_late(status: &Status, admission: &Admission) -> Fault {
+    if admission.time_left().is_zero() { admission.too_slow() } else { from_worker(status) }
 }
 
 fn check_adapter(mesh: &Mesh, admission: &Admission, got: &[u8]) -> Result<(), Fault> {

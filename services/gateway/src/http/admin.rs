@@ -15,14 +15,11 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use utoipa::ToSchema;
 use weft_fault::{Fault, Kind};
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, Digest, TenantName};
-
-/// Longest wait for the registry.
-const REGISTRY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The name of the admin key that a request carried.
 #[derive(Clone)]
@@ -43,19 +40,22 @@ pub(super) fn operator(parts: &http::request::Parts) -> String {
     parts.extensions.get::<Operator>().map_or_else(String::new, |operator| operator.0.clone())
 }
 
+pub(super) fn registry_silent(limit: Duration) -> Fault {
+    Fault::new(Kind::Timeout, format!("the registry did not answer within {} ms", limit.as_millis()))
+}
+
 impl Gateway {
     /// One call of the registry, within its time.
     pub(super) async fn ask<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, Fault> {
-        match tokio::time::timeout(REGISTRY_TIMEOUT, call).await {
+        let (asked, limit) = (Instant::now(), self.settings.registry_timeout());
+        match tokio::time::timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(registry_fault(&status)),
-            Err(_) => Err(Fault::new(
-                Kind::Timeout,
-                format!("the registry did not answer within {} s", REGISTRY_TIMEOUT.as_secs()),
-            )),
+            // A call that the deadline ended looks like a broken one.
+            Ok(Err(status)) if asked.elapsed() < limit => Err(registry_fault(&status)),
+            Ok(Err(_)) | Err(_) => Err(registry_silent(limit)),
         }
     }
 

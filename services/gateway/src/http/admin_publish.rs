@@ -6,7 +6,7 @@
 //! never looks like a whole one.
 
 use super::InPath;
-use super::admin::{checked, operator};
+use super::admin::{checked, operator, registry_silent};
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use crate::directory::{Snapshot, registry_fault};
@@ -149,8 +149,9 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipa
     let (sender, received) = mpsc::channel(PIECES_IN_FLIGHT);
     let mut registry = gateway.registry.clone();
     let outcome = {
+        let pieces = Pieces { sender: Some(sender), limit: gateway.settings.registry_timeout() };
         let call = pin!(registry.publish(ReceiverStream::new(received)));
-        let upload = pin!(forward(gateway, start, &mut multipart, Pieces(Some(sender))));
+        let upload = pin!(forward(gateway, start, &mut multipart, pieces));
         match select(call, upload).await {
             Either::Left((answer, _upload)) => Ok(answer),
             Either::Right((Err(fault), _call)) => Err(fault),
@@ -188,24 +189,30 @@ async fn discard(multipart: &mut Multipart) {
 
 /// The stream to the registry. Only [`Pieces::whole`] ends it; when dropped before, it stays open until the call that
 /// reads it is gone, so that the registry sees a cancelled call and never an early end.
-struct Pieces(Option<mpsc::Sender<pb::PublishRequest>>);
+struct Pieces {
+    sender: Option<mpsc::Sender<pb::PublishRequest>>,
+    /// In which the registry must take a piece.
+    limit: Duration,
+}
 
 impl Pieces {
     async fn put(&self, part: Part) -> Result<(), Fault> {
         let message = pb::PublishRequest { part: Some(part) };
         // A closed channel means that the call has its answer already; that one counts.
         let stopped = || Fault::unavailable("the registry stopped listening");
-        self.0.as_ref().ok_or_else(stopped)?.send(message).await.map_err(|_| stopped())
+        let sent = self.sender.as_ref().ok_or_else(stopped)?.send(message);
+        let sent = tokio::time::timeout(self.limit, sent).await.map_err(|_| registry_silent(self.limit))?;
+        sent.map_err(|_| stopped())
     }
 
     fn whole(mut self) {
-        self.0 = None;
+        self.sender = None;
     }
 }
 
 impl Drop for Pieces {
     fn drop(&mut self) {
-        if let (Some(sender), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(sender), Ok(runtime)) = (self.sender.take(), tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move { sender.closed().await });
         }
     }

@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::worker_client::WorkerClient;
+use weft_service_kit::transport::within;
 use weft_types::{Digest, TenantName};
 
 /// Longest wait for a worker: a pin may have to load the adapter first.
@@ -57,7 +58,8 @@ pub(crate) async fn pin(
     InPath((tenant, name)): InPath<(String, String)>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
-        let answer = worker.pin(pb::PinRequest { digest: digest.to_vec().into() }).await?.into_inner();
+        let answer =
+            worker.pin(within(WORKER_TIMEOUT, pb::PinRequest { digest: digest.to_vec().into() })).await?.into_inner();
         Ok((Some(answer.bytes), None))
     };
     gateway.change_residency(&tenant, &name, ask).await
@@ -73,7 +75,10 @@ pub(crate) async fn unpin(
     InPath((tenant, name)): InPath<(String, String)>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
-        let answer = worker.unpin(pb::UnpinRequest { digest: digest.to_vec().into() }).await?.into_inner();
+        let answer = worker
+            .unpin(within(WORKER_TIMEOUT, pb::UnpinRequest { digest: digest.to_vec().into() }))
+            .await?
+            .into_inner();
         Ok((None, Some(answer.was_pinned)))
     };
     gateway.change_residency(&tenant, &name, ask).await
@@ -90,7 +95,10 @@ pub(crate) async fn evict(
     InPath((tenant, name)): InPath<(String, String)>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
-        let answer = worker.evict(pb::EvictRequest { digest: digest.to_vec().into() }).await?.into_inner();
+        let answer = worker
+            .evict(within(WORKER_TIMEOUT, pb::EvictRequest { digest: digest.to_vec().into() }))
+            .await?
+            .into_inner();
         Ok((Some(answer.bytes_freed), None))
     };
     gateway.change_residency(&tenant, &name, ask).await

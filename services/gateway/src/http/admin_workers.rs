@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_proto::mesh::v1::Tier;
+use weft_service_kit::transport::within;
 
 /// Longest wait for a worker's word on itself.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -22,7 +23,7 @@ pub(crate) async fn workers(State(gateway): State<Arc<Gateway>>) -> Json<serde_j
     let (pool, workers) = (&gateway.mesh.pool, gateway.mesh.pool.workers());
     let asked = workers.iter().map(|worker| async move {
         let mut client = worker.client();
-        let request = weft_proto::worker::v1::GetLoadRequest {};
+        let request = within(WORKER_TIMEOUT, weft_proto::worker::v1::GetLoadRequest {});
         let load = tokio::time::timeout(WORKER_TIMEOUT, client.get_load(request)).await.ok().and_then(Result::ok);
         let load = load.map(tonic::Response::into_inner);
         let now = Instant::now();
@@ -83,7 +84,7 @@ pub(crate) async fn residency(State(gateway): State<Arc<Gateway>>) -> Json<serde
     let workers = gateway.mesh.pool.workers();
     let asked = workers.iter().map(|worker| async move {
         let mut client = worker.client();
-        let request = weft_proto::worker::v1::ListResidencyRequest {};
+        let request = within(WORKER_TIMEOUT, weft_proto::worker::v1::ListResidencyRequest {});
         let answer = tokio::time::timeout(WORKER_TIMEOUT, client.list_residency(request)).await.ok().and_then(Result::ok);
         let slots = answer.map(tonic::Response::into_inner).map(|residency| {
             let adapters: Vec<_> = residency.adapters.iter().map(|adapter| serde_json::json!({

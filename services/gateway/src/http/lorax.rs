@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use weft_fault::Fault;
 use weft_proto::worker::v1 as pb;
+use weft_service_kit::transport::within;
 
 /// LoRAX's answer.
 #[derive(Serialize, ToSchema)]
@@ -228,7 +229,8 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
 async fn in_lorax_words(gateway: &Gateway, admission: &Admission, checked: &Checked) -> Option<Fault> {
     let (_, worker, _in_flight) = gateway.mesh.pool.choose(&workers::Asked::of_base(&admission.base.digest))?;
     let request = pb::TokenizeRequest { text: checked.inputs().to_owned(), add_special_tokens: true };
-    let counted = tokio::time::timeout(gateway.settings.body_timeout(), worker.client().tokenize(request)).await;
+    let limit = gateway.settings.body_timeout();
+    let counted = tokio::time::timeout(limit, worker.client().tokenize(within(limit, request))).await;
     let tokens = counted.ok()?.ok()?.into_inner().tokens.len();
     too_long(checked.kept(tokens), checked.max_new_tokens, &admission.base.description)
 }
@@ -394,7 +396,8 @@ pub(crate) async fn tokenize(
     }
     let request =
         pb::TokenizeRequest { text: asked.inputs, add_special_tokens: asked.add_special_tokens != Some(false) };
-    let answer = tokio::time::timeout(gateway.settings.request_timeout(), worker.client().tokenize(request)).await;
+    let limit = gateway.settings.request_timeout();
+    let answer = tokio::time::timeout(limit, worker.client().tokenize(within(limit, request))).await;
     let answer = answer.map_err(|_| crate::error::Error::TooSlow(gateway.settings.request_timeout_s))?;
     let tokens = answer.map_err(|status| crate::error::from_worker(&status))?.into_inner().tokens;
     let tokens = tokens.into_iter().map(|token| TextToken {

@@ -4,6 +4,7 @@ use crate::metrics::Metrics;
 use crate::workers::{Pool, Worker, canonical};
 use bytes::Bytes;
 use prost::Message;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -19,6 +20,8 @@ pub(crate) type Dial = Arc<dyn Fn(&str) -> Result<Channel, String> + Send + Sync
 const QUEUE_MESSAGES_MAX: usize = 4096;
 /// Names, addresses and incarnations have at most so many bytes.
 const TEXT_BYTES_MAX: usize = 256;
+/// Addresses that are warned of; what comes beyond is only counted.
+const WARNINGS_MAX: usize = 64;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Follows the bus for ever. Cancel safe.
@@ -28,11 +31,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) async fn discover(pool: Arc<Pool>, bus: Arc<dyn Bus>, dial: Dial, workers_max: usize, metrics: Metrics) {
     let mut beats = bus.subscribe(subjects::WORKER_HEARTBEAT, QUEUE_MESSAGES_MAX);
     let mut pieces = bus.subscribe(subjects::WORKER_RESIDENCY, QUEUE_MESSAGES_MAX);
+    let mut warnings = Warnings::default();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         let refused = tokio::select! {
             heard = beats.next() => match heard {
-                Heard::Message(message) => hear(&pool, &message, &dial, workers_max).err(),
+                Heard::Message(message) => hear(&pool, &message, &dial, workers_max, &mut warnings).err(),
                 Heard::Missed { .. } => None,
             },
             heard = pieces.next() => match heard {
@@ -51,7 +55,19 @@ pub(crate) async fn discover(pool: Arc<Pool>, bus: Arc<dyn Bus>, dial: Dial, wor
     }
 }
 
-fn hear(pool: &Pool, message: &Bytes, dial: &Dial, workers_max: usize) -> Result<(), String> {
+/// Says once what is wrong with an address: heartbeats come every second.
+#[derive(Default)]
+struct Warnings(HashSet<String>);
+
+impl Warnings {
+    fn of(&mut self, worker: &str, problem: &str) {
+        if self.0.len() < WARNINGS_MAX && self.0.insert(problem.to_owned()) {
+            tracing::warn!(worker, problem, "a worker that was heard of is not called");
+        }
+    }
+}
+
+fn hear(pool: &Pool, message: &Bytes, dial: &Dial, workers_max: usize, warnings: &mut Warnings) -> Result<(), String> {
     let beat = mesh::WorkerHeartbeat::decode(message.clone()).map_err(|error| error.to_string())?;
     let base = Digest::try_from(beat.base_digest.as_ref()).map_err(|error| format!("base_digest: {error}"))?;
     for (field, text) in [("worker", &beat.worker), ("address", &beat.address), ("incarnation", &beat.incarnation)] {
@@ -65,7 +81,7 @@ fn hear(pool: &Pool, message: &Bytes, dial: &Dial, workers_max: usize) -> Result
             return Err(format!("workers_max = {workers_max} are known"));
         }
         None => {
-            let channel = dial(&beat.address)?;
+            let channel = dial(&beat.address).inspect_err(|problem| warnings.of(&beat.worker, problem))?;
             tracing::info!(worker = beat.worker, address = beat.address, "heard of a worker");
             pool.add(&beat.address, channel, false)
         }

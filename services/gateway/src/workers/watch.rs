@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use weft_proto::worker::v1 as pb;
-use weft_service_kit::transport::Backoff;
+use weft_service_kit::transport::{Backoff, within};
 use weft_types::Digest;
 
 /// Between two looks at one worker, whatever asks for them.
@@ -102,11 +102,13 @@ async fn look(worker: &Worker) -> Result<Look, String> {
     let base = if worker.read(|view| view.is_described()) {
         None
     } else {
-        let description = client.describe(pb::DescribeRequest {}).await.map_err(text)?.into_inner();
+        let description =
+            client.describe(within(LOOK_TIMEOUT, pb::DescribeRequest {})).await.map_err(text)?.into_inner();
         let digest = Digest::try_from(description.base_digest.as_ref()).map_err(|error| error.to_string())?;
         Some(Base { digest, description: Arc::new(description) })
     };
-    let load = client.get_load(pb::GetLoadRequest {}).await.map_err(text)?.into_inner();
-    let residency = client.list_residency(pb::ListResidencyRequest {}).await.map_err(text)?.into_inner();
+    let load = client.get_load(within(LOOK_TIMEOUT, pb::GetLoadRequest {})).await.map_err(text)?.into_inner();
+    let residency =
+        client.list_residency(within(LOOK_TIMEOUT, pb::ListResidencyRequest {})).await.map_err(text)?.into_inner();
     Ok(Look { base, load, residency })
 }

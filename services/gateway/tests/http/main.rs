@@ -6,6 +6,7 @@ mod bad_input;
 mod chat;
 mod completions;
 mod continuation;
+mod deadlines;
 mod disconnect;
 mod discovery;
 mod failing_workers;

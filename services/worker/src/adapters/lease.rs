@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 use weft_fault::Kind;
@@ -20,6 +22,10 @@ use crate::Error;
 
 /// Name of the readiness condition.
 pub(crate) const CONDITION: &str = "cache-daemon";
+
+/// A daemon takes a stream at once, whatever it has to do for it. This is no deadline of the call (`grpc-timeout`), because that would be one of
+/// the whole stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks for leases. Cheap to clone; when all clones and leases are gone, the stream is closed.
 #[derive(Clone)]
@@ -130,9 +136,14 @@ impl Keeper {
         for (id, waiting) in &self.waiting {
             send(&outbox, acquire(*id, waiting.digest, false));
         }
-        let mut responses = match self.client.lease(UnboundedReceiverStream::new(requests)).await {
-            Ok(responses) => responses.into_inner(),
-            Err(status) => return End::Broken(status.message().to_owned()),
+        let opening = self.client.lease(UnboundedReceiverStream::new(requests));
+        let mut responses = match timeout(OPEN_TIMEOUT, opening).await {
+            Ok(Ok(responses)) => responses.into_inner(),
+            Ok(Err(status)) => return End::Broken(status.message().to_owned()),
+            Err(_) => {
+                let seconds = OPEN_TIMEOUT.as_secs();
+                return End::Broken(format!("the cache daemon did not take the lease stream within {seconds} s"));
+            }
         };
         self.readiness.met(CONDITION);
         loop {

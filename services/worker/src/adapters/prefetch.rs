@@ -1,11 +1,18 @@
 //! Asks the cache daemon to bring bytes near for requests whose turn for a lease has not come. Hints: what is lost costs
 //! time, never an answer.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use weft_proto::cache::v1 as pb;
 use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
+use weft_service_kit::transport::within;
 use weft_types::Digest;
+
+/// Hints that are not taken in this time are dropped.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Hints that wait; more are dropped. As many as the daemon takes in one call.
 const HINTS_MAX: usize = 1024;
@@ -25,9 +32,12 @@ impl Prefetch {
                 digests.sort_unstable();
                 digests.dedup();
                 let request = pb::PrefetchRequest { digests: digests.drain(..).map(|d| d.to_vec().into()).collect() };
-                if let Err(status) = client.prefetch(request).await {
-                    tracing::debug!(problem = status.message(), "the cache daemon did not take hints");
-                }
+                let problem = match timeout(CALL_TIMEOUT, client.prefetch(within(CALL_TIMEOUT, request))).await {
+                    Ok(Ok(_)) => continue,
+                    Ok(Err(status)) => status.message().to_owned(),
+                    Err(_) => "no answer".to_owned(),
+                };
+                tracing::debug!(problem, "the cache daemon did not take hints");
             }
         });
         Self(hints)

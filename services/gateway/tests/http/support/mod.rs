@@ -16,7 +16,7 @@ use serde_json::Value;
 use std::time::Duration;
 use weft_gateway::{App, Components, Settings, WorkerEndpoint};
 use weft_service_kit::shutdown::Shutdown;
-use weft_service_kit::transport::{Address, Listener, connect, server};
+use weft_service_kit::transport::{Address, Listener, connect};
 use worker::FakeWorker;
 
 pub(crate) const ADMIN_KEY: &str = "admin-secret";
@@ -99,10 +99,6 @@ where
     tokio::spawn(async move {
         serving.await.unwrap();
     })
-}
-
-pub(crate) fn grpc() -> tonic::transport::Server {
-    server()
 }
 
 impl Mesh {

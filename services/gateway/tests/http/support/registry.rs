@@ -1,6 +1,7 @@
 //! A registry in memory, with the promises of `weft.registry.v1` that a gateway relies on.
 
-use super::{grpc, spawn_server};
+use super::spawn_server;
+use super::worker::deadline;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::collections::{BTreeMap, HashMap};
@@ -13,7 +14,7 @@ use weft_fault::{Fault, Kind};
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::publish_request::Part;
 use weft_proto::registry::v1::registry_server::{Registry, RegistryServer};
-use weft_service_kit::transport::{Listener, MESSAGE_BYTES_MAX};
+use weft_service_kit::transport::{Listener, MESSAGE_BYTES_MAX, server};
 use weft_types::Digest;
 
 #[derive(Clone)]
@@ -23,6 +24,8 @@ struct Shared {
     state: Mutex<State>,
     directory: watch::Sender<pb::Directory>,
     publishing: AtomicUsize,
+    /// Calls with a `grpc-timeout`, and what it was; empty: none.
+    deadlines: Mutex<Vec<(&'static str, String)>>,
 }
 
 #[derive(Default)]
@@ -71,7 +74,12 @@ pub(crate) fn digest_of(text: &str) -> Digest {
 impl FakeRegistry {
     pub(crate) fn with_tenants() -> Self {
         let directory = watch::Sender::new(pb::Directory { incarnation: "one".into(), ..Default::default() });
-        let registry = Self(Arc::new(Shared { state: Mutex::default(), directory, publishing: AtomicUsize::new(0) }));
+        let registry = Self(Arc::new(Shared {
+            state: Mutex::default(),
+            directory,
+            publishing: AtomicUsize::new(0),
+            deadlines: Mutex::default(),
+        }));
         registry.change(|state| {
             for (tenant, adapters) in [("harbour", &["pirate", "org/tuned"][..]), ("helpdesk", &["triage"][..])] {
                 let tenant_state = state.tenants.entry(tenant.into()).or_default();
@@ -89,11 +97,21 @@ impl FakeRegistry {
 
     pub(crate) fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
         let service = RegistryServer::new(self.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
-        spawn_server(grpc().add_service(service).serve_with_incoming(listener.incoming()))
+        spawn_server(server().add_service(service).serve_with_incoming(listener.incoming()))
     }
 
     pub(crate) fn refuse_packages(&self, reasons: &[&str]) {
         self.0.state.lock().unwrap().refusal = Some(reasons.iter().map(|reason| (*reason).to_owned()).collect());
+    }
+
+    fn note<T>(&self, method: &'static str, request: &Request<T>) {
+        self.0.deadlines.lock().unwrap().push((method, deadline(request).unwrap_or_default()));
+    }
+
+    /// Of the calls that are noted: `grpc-timeout`.
+    pub(crate) fn deadlines(&self, method: &str) -> Vec<String> {
+        let noted = self.0.deadlines.lock().unwrap();
+        noted.iter().filter(|(of, _)| *of == method).map(|(_, deadline)| deadline.clone()).collect()
     }
 
     /// Calls of `Publish` that have not ended.
@@ -356,8 +374,9 @@ impl Registry for FakeRegistry {
 
     async fn list_tenants(
         &self,
-        _: Request<pb::ListTenantsRequest>,
+        request: Request<pb::ListTenantsRequest>,
     ) -> Result<Response<pb::ListTenantsResponse>, Status> {
+        self.note("ListTenants", &request);
         let state = self.0.state.lock().unwrap();
         let tenants = state.tenants.keys().map(|name| pb::Tenant { name: name.clone(), ..Default::default() });
         Ok(Response::new(pb::ListTenantsResponse { tenants: tenants.collect() }))
@@ -413,8 +432,9 @@ impl Registry for FakeRegistry {
 
     async fn watch_directory(
         &self,
-        _: Request<pb::WatchDirectoryRequest>,
+        request: Request<pb::WatchDirectoryRequest>,
     ) -> Result<Response<Self::WatchDirectoryStream>, Status> {
+        self.note("WatchDirectory", &request);
         let directories = WatchStream::new(self.0.directory.subscribe());
         Ok(Response::new(directories.map(Ok).boxed()))
     }

@@ -1,6 +1,6 @@
 //! A worker that plays scripts over the real protocol.
 
-use super::{grpc, spawn_server};
+use super::spawn_server;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::generate_event::Event;
 use weft_proto::worker::v1::worker_server::{Worker, WorkerServer};
-use weft_service_kit::transport::Listener;
+use weft_service_kit::transport::{Listener, server};
 use weft_types::Digest;
 
 pub(crate) fn base() -> Digest {
@@ -48,6 +48,8 @@ pub(crate) struct FakeWorker {
 struct Inner {
     script: Mutex<Arc<Script>>,
     requests: Mutex<Vec<pb::GenerateRequest>>,
+    /// `grpc-timeout` of each of them.
+    deadlines: Mutex<Vec<String>>,
     description: Mutex<pb::DescribeResponse>,
     resident: Mutex<Vec<Digest>>,
     /// Pinned ones; "full" refuses the next pin.
@@ -60,6 +62,11 @@ struct Inner {
     mute: AtomicBool,
     running: AtomicUsize,
     dropped: AtomicUsize,
+}
+
+/// When the caller gives up, as it says in `grpc-timeout`.
+pub(crate) fn deadline<T>(request: &Request<T>) -> Option<String> {
+    Some(request.metadata().get("grpc-timeout")?.to_str().unwrap().to_owned())
 }
 
 /// Digest of the request's adapter as a sound worker echoes it.
@@ -174,6 +181,7 @@ impl FakeWorker {
         let inner = Inner {
             script: Mutex::new(Arc::new(script)),
             requests: Mutex::default(),
+            deadlines: Mutex::default(),
             description: Mutex::new(description),
             resident: Mutex::default(),
             pinned: Mutex::default(),
@@ -188,7 +196,7 @@ impl FakeWorker {
     }
 
     pub(crate) fn serve(&self, listener: Listener) -> tokio::task::JoinHandle<()> {
-        spawn_server(grpc().add_service(WorkerServer::new(self.clone())).serve_with_incoming(listener.incoming()))
+        spawn_server(server().add_service(WorkerServer::new(self.clone())).serve_with_incoming(listener.incoming()))
     }
 
     pub(crate) fn play(&self, script: impl Fn(&pb::GenerateRequest) -> Vec<Step> + Send + Sync + 'static) {
@@ -222,6 +230,10 @@ impl FakeWorker {
 
     pub(crate) fn refuse_pins(&self) {
         self.inner.pins_full.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn deadlines(&self) -> Vec<String> {
+        self.inner.deadlines.lock().unwrap().clone()
     }
 
     pub(crate) fn requests(&self) -> Vec<pb::GenerateRequest> {
@@ -280,6 +292,7 @@ impl Worker for FakeWorker {
     type GenerateStream = BoxStream<'static, Result<pb::GenerateEvent, Status>>;
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+        self.inner.deadlines.lock().unwrap().extend(deadline(&request));
         let request = request.into_inner();
         let script = Arc::clone(&*self.inner.script.lock().unwrap());
         let steps = script(&request);
