@@ -1,10 +1,10 @@
 # One image with every binary of Weft; compose.yaml and the chart choose which one runs.
 #
-#   docker build -t weft .                                   builds from source on the public images
-#   docker build -t weft --target prebuilt --build-arg BASE=… --build-context …
+#   docker build -t weft .                       from source
+#   docker build -t weft --target prebuilt .     with binaries that were built outside and lie in target/image
 #
-# `prebuilt` takes binaries that were built outside from the folder BINARIES of the context. It comes before the stage
-# that compiles, so that builders without BuildKit, which run every stage before their target, do not need a compiler.
+# The base must be Debian 12 or newer. `prebuilt` comes before the stage that compiles, so that builders without BuildKit, which run
+# every stage before their target, need no compiler for it.
 ARG BASE=debian:bookworm-slim
 ARG RUST=rust:1.95-bookworm
 

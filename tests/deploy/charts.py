@@ -82,7 +82,7 @@ def merge(into, value):
 SETS = {
     "insecure": merged(NEEDED, MODEL, INSECURE),
     "cert-manager": merged(NEEDED, MODEL, TLS),
-    "one secret": merged(NEEDED, MODEL, {"tls": {"existingSecret": "mesh-tls"}}),
+    "secrets": merged(NEEDED, MODEL, {"tls": {"secrets": {name: f"{name.lower()}-cert" for name in ["gateway", "registry", "cacheDaemon", "worker"]}}}),
     "guide": merged(NEEDED, INSECURE, GUIDE),
     "everything": merged(NEEDED, MODEL, TLS, EVERYTHING),
     "claim": merged(NEEDED, INSECURE, {"model": {"id": "org/name", "persistence": {"enabled": True}, "fetch": {"tokenSecret": "hub"}}}),
@@ -128,4 +128,5 @@ def container(manifest):
     return found
 
 
-COMPONENTS = {"gateway", "registry", "cache-daemon", "worker"}
+# Component of the chart, and the service as certificates name it.
+COMPONENTS = {"gateway": "gateway", "registry": "adapter-registry", "cache-daemon": "cache-daemon", "worker": "worker"}

@@ -75,6 +75,11 @@ def daemon():
             process.terminate()
             process.wait(timeout=120)
             del os.environ["DOCKER_HOST"]
+            # It leaves the network namespace of its host mounted, and the folder could not be removed.
+            for line in Path("/proc/self/mounts").read_text().splitlines():
+                mounted = line.split()[1]
+                if mounted.startswith(f"{state}/"):
+                    run("umount", mounted)
 
 
 def has_image(name):

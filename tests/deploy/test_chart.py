@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import helm_python as helm
 import kubernetes_validate
 import pytest
 import yaml
+from certificates import certificate
 from charts import CHART, COMPONENTS, EVERYTHING, INSECURE, MODEL, NEEDED, ROOT, SETS, TLS, container, merged, notes, pod, render, workloads
 from settings import check
 from values_table import table
@@ -43,14 +43,6 @@ def sample(secret, key):
     return samples.get(key) or urls[secret]
 
 
-def certificates(folder):
-    """Certificates as a secret of cert-manager has them, good for whoever reads them."""
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=weft", "-keyout", folder / "tls.key", "-out", folder / "tls.crt"]
-    subprocess.run([*command, *names], check=True, capture_output=True)
-    (folder / "ca.crt").write_bytes((folder / "tls.crt").read_bytes())
-
-
 def variables(manifest, folder):
     """The environment of the service, with references followed and mounted secrets put into a folder."""
     fields = {"status.podIP": "10.1.2.3", "metadata.name": "weft-worker-0", "spec.nodeName": "node-1"}
@@ -64,12 +56,13 @@ def variables(manifest, folder):
         else:
             value = re.sub(r"\$\((\w+)\)", lambda match: found[match[1]], variable["value"])
             found[variable["name"]] = value
+    service = COMPONENTS[manifest["metadata"]["labels"]["app.kubernetes.io/component"]]
     secrets = {volume["name"] for volume in pod(manifest)["volumes"] if "secret" in volume}
     mounts = [mount["mountPath"] for mount in container(manifest)["volumeMounts"] if mount["name"] in secrets]
     for number, mount in enumerate(mounts):
         real = folder / str(number)
         real.mkdir()
-        certificates(real)
+        certificate(real, service)
         found = {name: value.replace(f"{mount}/", f"{real}/") for name, value in found.items()}
     return {name: value for name, value in found.items() if name.startswith("WEFT_")}
 
@@ -77,7 +70,7 @@ def variables(manifest, folder):
 @pytest.mark.parametrize("values", SETS.values(), ids=SETS)
 def test_the_services_take_every_rendered_setting(values, binaries):
     found = workloads(render(values))
-    assert set(found) == COMPONENTS
+    assert set(found) == set(COMPONENTS)
     for component, manifest in found.items():
         (program,) = container(manifest)["command"]
         with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +110,7 @@ def refused(values):
 
 def test_without_certificates_or_a_word_for_plaintext_nothing_is_rendered():
     text = refused(merged(NEEDED, MODEL))
-    assert "insecureNetwork" in text and "tls.existingSecret" in text
+    assert "insecureNetwork" in text and "tls.secrets" in text
     assert "exclude each other" in refused(merged(NEEDED, MODEL, TLS, INSECURE))
     assert "tls.certManager.issuerName" in refused(merged(NEEDED, MODEL, {"tls": {"certManager": {"enabled": True}}}))
 
@@ -265,17 +258,22 @@ def test_a_new_mesh_gets_its_first_base():
     assert "publishNotReadyAddresses" not in objects["Service", host]["spec"]
 
 
-def test_certificates_name_what_others_dial():
+def mounted_secrets(manifest):
+    return [volume["secret"]["secretName"] for volume in pod(manifest)["volumes"] if "secret" in volume]
+
+
+def test_each_service_has_the_certificate_that_names_it():
     objects = render(SETS["cert-manager"])
-    found = workloads(objects)
-    for component in COMPONENTS:
-        certificate = objects["Certificate", f"weft-{component}"]["spec"]
-        secrets = [volume["secret"]["secretName"] for volume in pod(found[component])["volumes"] if "secret" in volume]
-        assert secrets == [certificate["secretName"]]
-        assert {"server auth", "client auth"} <= set(certificate["usages"])
-    names = objects["Certificate", "weft-registry"]["spec"]["dnsNames"]
-    for component in ("gateway", "worker"):
-        assert plain(found[component])["WEFT_REGISTRY"].split(":")[0] in names
+    for component, service in COMPONENTS.items():
+        made = objects["Certificate", f"weft-{component}"]["spec"]
+        assert mounted_secrets(workloads(objects)[component]) == [made["secretName"]]
+        assert made["uris"] == [f"spiffe://weft.ml/weft/{service}"]
+        assert {"server auth", "client auth"} <= set(made["usages"])
+    for component, manifest in workloads(render(SETS["secrets"])).items():
+        assert mounted_secrets(manifest) == [f"{component.replace('-', '')}-cert"]
+    without_one = merged(SETS["secrets"], {"tls": {"secrets": {"worker": ""}}})
+    assert "tls.secrets.worker is not set" in refused(without_one)
+    assert "tls.certManager.enabled exclude each other" in refused(merged(SETS["secrets"], TLS))
 
 
 def test_a_release_may_have_any_name():

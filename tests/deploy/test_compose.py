@@ -11,6 +11,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import containers
 import pytest
@@ -126,6 +127,17 @@ def test_nothing_runs_as_root_or_may_write_outside_its_volumes(mesh):
         assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and "no-new-privileges:true" in host["SecurityOpt"], service
 
 
+def test_only_gateways_and_prometheus_can_be_reached_and_only_from_here(mesh):
+    published = {}
+    for service in SERVICES:
+        ports = json.loads(containers.docker("inspect", mesh.container(service)))[0]["NetworkSettings"]["Ports"]
+        for port, bound in ports.items():
+            for binding in bound or []:
+                published.setdefault(service, set()).add((port, binding["HostIp"]))
+    gateway = {("8080/tcp", "127.0.0.1"), ("8081/tcp", "127.0.0.1")}
+    assert published == {"gateway-1": gateway, "gateway-2": gateway, "prometheus": {("9090/tcp", "127.0.0.1")}}
+
+
 @pytest.fixture(scope="module")
 def key(mesh):
     """A tenant's key; its adapters are published."""
@@ -176,6 +188,11 @@ def test_prometheus_scrapes_every_service_and_knows_the_alerts(mesh, key):
         assert found, metric
 
 
+def test_no_container_had_to_be_started_twice(mesh, key, texts):
+    restarts = {s: json.loads(containers.docker("inspect", mesh.container(s)))[0]["RestartCount"] for s in SERVICES}
+    assert set(restarts.values()) == {0}, restarts
+
+
 def test_limits_are_kept_in_redis_and_the_bus_is_nats(mesh, key):
     for admin in ("GATEWAY_1_ADMIN_PORT", "GATEWAY_2_ADMIN_PORT"):
         status, _, ready = http(f"{mesh.url(admin)}/readyz")
@@ -219,3 +236,23 @@ def test_what_is_missing_in_the_environment_is_named(mesh):
         command = ["docker-compose", "-f", mesh.file, "--project-directory", containers.ROOT, "config"]
         done = subprocess.run(command, env=environment, text=True, capture_output=True)
         assert done.returncode != 0 and name in done.stderr, name
+
+
+def test_the_build_context_has_all_that_the_workspace_needs(mesh, tmp_path):
+    """Compiling from source needs a public image; that every crate and its sources get into the build can be seen without."""
+    recipe = tmp_path / "Dockerfile"
+    recipe.write_text('FROM scratch\nCOPY . /src\nCMD ["none"]\n')
+    containers.docker("build", "-t", "weft-test-context", "-f", str(recipe), str(containers.ROOT))
+    container = containers.docker("create", "weft-test-context").strip()
+    containers.docker("cp", f"{container}:/src", str(tmp_path))
+    containers.docker("rm", container)
+
+    def crates(folder):
+        text = containers.run("cargo", "metadata", "--no-deps", "--offline", "--locked", "--format-version", "1", cwd=folder)
+        return {package["name"]: package["targets"] for package in json.loads(text)["packages"]}
+
+    inside = crates(tmp_path / "src")
+    assert set(inside) == set(crates(containers.ROOT))
+    missing = [target["src_path"] for targets in inside.values() for target in targets if not Path(target["src_path"]).exists()]
+    assert missing == []
+    assert not (tmp_path / "src/target").exists() and not (tmp_path / "src/.git").exists()

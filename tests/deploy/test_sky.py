@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import sky
 import yaml
+from certificates import certificate
 from charts import ROOT
 from settings import unknown
 
@@ -83,16 +84,15 @@ def test_the_flags_of_the_embedded_mesh_exist(tmp_path, binaries):
     assert len(calls) == 1 and "--admin-listen 127.0.0.1:8081" in calls[0]
 
 
-def certificate(folder):
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=weft"]
-    subprocess.run([*command, "-keyout", folder / "k", "-out", folder / "c"], check=True, capture_output=True)
-    return {"TLS_CERT": (folder / "c").read_text(), "TLS_KEY": (folder / "k").read_text(), "TLS_CA": (folder / "c").read_text()}
+def worker_certificate(folder):
+    certificate(folder, "worker")
+    return {name: (folder / file).read_text() for name, file in [("TLS_CERT", "tls.crt"), ("TLS_KEY", "tls.key"), ("TLS_CA", "ca.crt")]}
 
 
 def test_the_settings_of_the_pool_hold(tmp_path, binaries):
     secrets = {"WEFT_NATS_URL": "tls://weft:pw@nats.example:4222", "WEFT_S3_ACCESS_KEY_ID": "AKIA", "WEFT_S3_SECRET_ACCESS_KEY": "hush"}
     mesh = {"REGISTRY": "registry.example:7001", "S3_ENDPOINT": "https://s3.example"}
-    done, calls = run("worker-pool", tmp_path, binaries, **secrets, **mesh, **certificate(tmp_path))
+    done, calls = run("worker-pool", tmp_path, binaries, **secrets, **mesh, **worker_certificate(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [call.split()[0] for call in calls] == ["weft-cache-daemon", "weft-worker"]
     # Each node says its own address; daemon and worker meet at one socket.
@@ -104,6 +104,6 @@ def test_the_settings_of_the_pool_hold(tmp_path, binaries):
 
 
 def test_a_pool_that_was_told_too_little_does_not_start(tmp_path, binaries):
-    done, _ = run("worker-pool", tmp_path, binaries, REGISTRY="nowhere", **certificate(tmp_path))
+    done, _ = run("worker-pool", tmp_path, binaries, REGISTRY="nowhere", **worker_certificate(tmp_path))
     assert done.returncode != 0 and "registry" in done.stderr, done.stderr
 

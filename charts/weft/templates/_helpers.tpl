@@ -106,13 +106,13 @@ the values). A setting that the chart's ports, mounts or secrets depend on is re
 
 {{/* Not empty: the services talk TLS. */}}
 {{- define "weft.tls" -}}
-{{- if or .Values.tls.existingSecret .Values.tls.certManager.enabled }}yes{{ end -}}
+{{- if or .Values.tls.certManager.enabled .Values.tls.secrets.gateway .Values.tls.secrets.registry .Values.tls.secrets.cacheDaemon .Values.tls.secrets.worker }}yes{{ end -}}
 {{- end -}}
 
 {{/* The secret with a service's certificate. Takes root, component. */}}
 {{- define "weft.tlsSecret" -}}
-{{- if .root.Values.tls.existingSecret }}{{ .root.Values.tls.existingSecret }}
-{{- else }}{{ include "weft.fullname" .root }}-{{ .component }}-tls{{ end -}}
+{{- $own := index .root.Values.tls.secrets (ternary "cacheDaemon" .component (eq .component "cache-daemon")) -}}
+{{- default (printf "%s-%s-tls" (include "weft.fullname" .root) .component) $own -}}
 {{- end -}}
 
 {{/* Volumes of every service: /tmp and certificates. Takes root, component. */}}
@@ -228,10 +228,15 @@ until the next one is its value.
 {{/* What no default can be good for. */}}
 {{- define "weft.check" -}}
 {{- if and (not (include "weft.tls" .)) (not .Values.insecureNetwork) -}}
-{{- fail "the services need certificates: set tls.existingSecret or tls.certManager.enabled, or insecureNetwork: true if this cluster's network may read every prompt" -}}
+{{- fail "the services need certificates: set tls.secrets or tls.certManager.enabled, or insecureNetwork: true if this cluster's network may read every prompt" -}}
 {{- end -}}
 {{- if and (include "weft.tls" .) .Values.insecureNetwork }}{{ fail "insecureNetwork and tls exclude each other" }}{{ end -}}
-{{- if and .Values.tls.existingSecret .Values.tls.certManager.enabled }}{{ fail "tls.existingSecret and tls.certManager.enabled exclude each other" }}{{ end -}}
+{{- if include "weft.tls" . -}}
+{{- range $service, $secret := .Values.tls.secrets -}}
+{{- if and $secret $.Values.tls.certManager.enabled }}{{ fail (printf "tls.secrets.%s and tls.certManager.enabled exclude each other" $service) }}{{ end -}}
+{{- if not (or $secret $.Values.tls.certManager.enabled) }}{{ fail (printf "tls.secrets.%s is not set: all four services need a certificate" $service) }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerName) }}{{ fail "tls.certManager.issuerName is not set" }}{{ end -}}
 {{- range $value, $what := dict "admin.existingSecret" .Values.admin.existingSecret "nats.existingSecret" .Values.nats.existingSecret "s3.bucket" .Values.s3.bucket -}}
 {{- if not $what }}{{ fail (printf "%s is not set" $value) }}{{ end -}}
