@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -327,3 +328,15 @@ def test_everything_is_really_everything():
 
     # The claim has a set of its own: with it no volume may be named.
     assert [path for path in switches(values) if not get(path)] == ["model.persistence"]
+
+
+def test_helm_test_asks_a_gateway_whether_it_is_ready(binaries):
+    objects = render(merged(SETS["insecure"], {"service": {"port": 8088}}))
+    pod = objects["Pod", "weft-ready"]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    program, *words = pod["spec"]["containers"][0]["command"]
+    assert "http://weft:8088/readyz" in words
+    # The words are those of the program: it fails because nothing answers, not because it does not know them.
+    words[words.index("http://weft:8088/readyz")] = "http://127.0.0.1:1/readyz"
+    done = subprocess.run([binaries / program, *words], text=True, capture_output=True)
+    assert done.returncode == 1 and "does not answer" in done.stderr, done.stderr
