@@ -43,6 +43,7 @@ metrics:
 """)
 # Everything on that is off by default.
 EVERYTHING = {
+    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
     "redis": {"existingSecret": "weft-redis"},
     "s3": {"bucket": "adapters", "endpoint": "https://s3.example", "prefix": "mesh/", "existingSecret": "weft-s3"},
     "nats": {"existingSecret": "weft-nats", "tlsSecret": "weft-nats-tls"},

@@ -91,8 +91,12 @@ the values). A setting that the chart's ports, mounts or secrets depend on is re
 {{- toJson $settings -}}
 {{- end -}}
 
-{{- define "weft.natsVariables" -}}
+{{/* Variables of every service that are no plain settings. */}}
+{{- define "weft.commonVariables" -}}
 {{- include "weft.secretVariable" (dict "name" "WEFT_NATS_URL" "secret" .Values.nats.existingSecret "key" .Values.nats.secretKey) -}}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "weft.s3Variables" -}}
