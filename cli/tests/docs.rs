@@ -18,8 +18,20 @@ const DOCUMENTS: &[&str] = &[
     "docs/deployment.md",
     "charts/weft/README.md",
 ];
-const ROOTS: &[&str] =
-    &["charts/", "sky/", "cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];
+const ROOTS: &[&str] = &[
+    "charts/",
+    "sky/",
+    "cli/",
+    "crates/",
+    "services/",
+    "kernels/",
+    "proto/",
+    "loadtests/",
+    "examples/",
+    "scripts/",
+    "docs/",
+    "tests/",
+];
 
 #[test]
 fn every_path_a_document_names_exists() {
