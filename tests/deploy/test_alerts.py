@@ -34,6 +34,11 @@ def test_every_metric_of_a_rule_exists():
             assert f'"{metric}"' in sources, f"{rule['alert']}: {metric}"
 
 
+def test_every_alert_is_explained():
+    explained = re.findall(r"^\| `(Weft\w+)` \|", (ROOT / "docs/deployment.md").read_text(), re.M)
+    assert explained == [rule["alert"] for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]]
+
+
 def test_the_chart_ships_the_very_same_rules():
     rule = render(SETS["everything"])["PrometheusRule", "weft"]
     assert rule["spec"] == yaml.safe_load(RULES.read_text())
