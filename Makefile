@@ -27,7 +27,6 @@ test: ## Every test there is on a machine without a GPU
 	$(CARGO) test --release --workspace --doc
 	scripts/asan.sh
 	scripts/test-clients.sh
-	$(CARGO) build --release --workspace --bins
 	scripts/test-deploy.sh files
 
 .PHONY: test-deploy
