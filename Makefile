@@ -22,11 +22,18 @@ demo: ## Three tenants, three adapters, one base model, then serves on 127.0.0.1
 
 .PHONY: test
 test: ## Every test there is on a machine without a GPU
-	@scripts/setup.sh build test
+	@scripts/setup.sh build test deploy
 	$(CARGO) nextest run --release --workspace
 	$(CARGO) test --release --workspace --doc
 	scripts/asan.sh
 	scripts/test-clients.sh
+	scripts/test-deploy.sh files
+
+.PHONY: test-deploy
+test-deploy: ## The chart, SkyPilot's files and the alerts (part of make test), and compose.yaml with real containers (needs root)
+	@scripts/setup.sh build deploy compose
+	$(CARGO) build --release --workspace --bins
+	scripts/test-deploy.sh files compose
 
 .PHONY: asan
 asan: ## The kernels' tests under the address sanitizer (part of make test)

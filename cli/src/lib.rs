@@ -4,6 +4,7 @@
 //! - [`up`]: its settings and life.
 //! - [`client`]: the HTTP clients behind the subcommands; they know the services only through HTTP.
 //! - [`limits`]: the flags of limits.
+//! - [`probe`]: a health check.
 //! - [`demo`], [`bench`]: stories told and measured through that client.
 
 pub mod bench;
@@ -12,5 +13,6 @@ pub mod demo;
 pub mod embedded;
 pub mod limits;
 pub mod model;
+pub mod probe;
 pub mod synthetic;
 pub mod up;

@@ -5,9 +5,10 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use weft_cli::client::Admin;
 use weft_cli::limits::LimitFlags;
-use weft_cli::{bench, demo, embedded, model, up};
+use weft_cli::{bench, demo, embedded, model, probe, up};
 
 #[derive(Parser)]
 #[command(name = "weft", version, about = "Many LoRA adapters over one resident base model")]
@@ -98,6 +99,13 @@ enum Command {
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Ask a URL such as http://127.0.0.1:7103/readyz, or tcp://HOST:PORT; the exit status says whether it answers with success
+    Probe {
+        url: String,
+        /// Seconds until it counts as silent
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        timeout_s: u64,
     },
     /// Measure the embedded mesh: base, one shared adapter, and as many adapters as requests
     Bench(bench::Options),
@@ -303,6 +311,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Key { command: KeyCommand::Revoke { tenant, id, api } } => {
             api.client()?.revoke_key(&tenant, &id).await
         }
+        Command::Probe { url, timeout_s } => probe::run(&url, Duration::from_secs(timeout_s)).await,
         Command::Bench(options) => bench::run(options).await,
     }
 }

@@ -360,3 +360,45 @@ async fn publish_list_alias_and_keys_work_from_the_command_line() {
     let (ok, _, err) = run(&["publish", pickle.path().to_str().unwrap(), "--tenant", "harbour", "--name", "p"]);
     assert!(!ok && err.contains("adapter_model.bin"), "{err}");
 }
+
+#[test]
+fn a_probe_tells_by_its_status_whether_a_url_answers_with_success() {
+    let up = Weft::up(&tiny_model(), &[]);
+    let (status, _, err) = weft(&["probe", &format!("{}/readyz", up.data_url)]);
+    assert!(status.success(), "{err}");
+    let (status, _, err) = weft(&["probe", &format!("{}/nowhere", up.data_url)]);
+    assert!(!status.success() && err.contains("404"), "{err}");
+    let (status, _, err) = weft(&["probe", &up.data_url.replace("http://", "tcp://")]);
+    assert!(status.success(), "{err}");
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for url in [format!("http://{closed}/readyz"), format!("tcp://{closed}")] {
+        let (status, _, err) = weft(&["probe", &url, "--timeout-s", "1"]);
+        assert!(!status.success() && err.contains("does not answer"), "{err}");
+    }
+}
+
+#[test]
+fn each_service_checks_its_settings_without_starting() {
+    let check = |service: &str, args: &[&str]| {
+        let path = std::path::Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name(service);
+        assert!(path.exists(), "{service} is not built: cargo build --release --workspace");
+        let output = std::process::Command::new(path).args(args).arg("--check-settings").output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    // What each needs, then something that only its own check can find.
+    let services: [(&str, &[&str], &[&str], &str); 4] = [
+        ("weft-gateway", &["--admin-key", "k"], &["--registry", "nowhere"], "registry"),
+        ("weft-worker", &["--model", "/nowhere"], &["--isa", "mmx"], "mmx"),
+        ("weft-adapter-registry", &[], &["--rank-max", "0"], "rank_max"),
+        ("weft-cache-daemon", &[], &["--memory-bytes-max", "1"], "memory_dir"),
+    ];
+    for (service, needed, wrong, named) in services {
+        assert_eq!(check(service, needed), (Some(0), "settings hold\n".to_owned(), String::new()), "{service}");
+        for (wrong, named) in [(wrong, named), (&["--nats-url", "http://n:1"][..], "nats_url"), (&["--x"][..], "--x")] {
+            let (status, out, err) = check(service, &[needed, wrong].concat());
+            assert_eq!((status, out.as_str()), (Some(2), ""), "{service} {wrong:?}: {err}");
+            assert!(err.contains("error") && err.contains(named), "{service} {wrong:?}: {err}");
+        }
+    }
+}

@@ -16,9 +16,23 @@ const DOCUMENTS: &[&str] = &[
     "docs/security.md",
     "docs/failures.md",
     "docs/placement.md",
+    "docs/deployment.md",
+    "charts/weft/README.md",
 ];
-const ROOTS: &[&str] =
-    &["cli/", "crates/", "services/", "kernels/", "proto/", "loadtests/", "examples/", "scripts/", "docs/", "tests/"];
+const ROOTS: &[&str] = &[
+    "charts/",
+    "sky/",
+    "cli/",
+    "crates/",
+    "services/",
+    "kernels/",
+    "proto/",
+    "loadtests/",
+    "examples/",
+    "scripts/",
+    "docs/",
+    "tests/",
+];
 
 #[test]
 fn every_path_a_document_names_exists() {

@@ -112,7 +112,7 @@ impl LoadError {
                 for problem in &error.problems {
                     eprintln!("error: {problem}");
                 }
-                std::process::exit(2);
+                std::process::exit(USAGE.into());
             }
         }
     }
@@ -154,6 +154,9 @@ const OTHER_VARIABLES: &[&str] = &[
     "WEFT_TEST_SEED",
     "WEFT_TEST_MOUNT",
 ];
+/// The exit code of wrong settings.
+const USAGE: u8 = 2;
+const CHECK_FLAG: &str = "check-settings";
 /// Alias variables that container runtimes and shells set for their own purposes: accepted as flags only.
 const AMBIENT_VARIABLES: &[&str] = &["HOSTNAME"];
 
@@ -220,11 +223,13 @@ impl Filling {
 pub struct Loader {
     command: Command,
     sections: Vec<Section>,
+    checkable: bool,
 }
 
 /// Filled sections.
 #[derive(Debug)]
 pub struct Loaded {
+    check_only: bool,
     sections: BTreeMap<&'static str, Map<String, Value>>,
     given: BTreeMap<(&'static str, String), Vec<Given>>,
 }
@@ -233,7 +238,16 @@ impl Loader {
     /// A program with this name and one-line description.
     #[must_use]
     pub fn new(name: &'static str, about: &'static str) -> Self {
-        Self { command: Command::new(name).about(about).version(env!("CARGO_PKG_VERSION")), sections: Vec::new() }
+        let command = Command::new(name).about(about).version(env!("CARGO_PKG_VERSION"));
+        Self { command, sections: Vec::new(), checkable: false }
+    }
+
+    /// Adds the flag `--check-settings`, with which the program only says whether it would take its settings: see
+    /// [`Loaded::is_check_only`] and [`report_check`].
+    #[must_use]
+    pub fn checkable(mut self) -> Self {
+        self.checkable = true;
+        self
     }
 
     /// Adds a settings struct. `prefix` is empty for the program's own section.
@@ -275,6 +289,7 @@ impl Loader {
         let matches = command.no_binary_name(true).try_get_matches_from(args)?;
         filling.values = self.sections.iter().map(|section| (section.prefix, section.defaults.clone())).collect();
 
+        let check_only = self.checkable && matches.get_flag(CHECK_FLAG);
         let config = matches.get_one::<String>("config").cloned().or_else(|| variables.get("WEFT_CONFIG").cloned());
         if let Some(path) = config {
             self.fill_from_file(&path, &mut filling);
@@ -283,7 +298,7 @@ impl Loader {
         self.fill_from_flags(&matches, &mut filling);
         let Filling { values, given, problems } = filling;
         if problems.is_empty() {
-            Ok(Loaded { sections: values, given })
+            Ok(Loaded { check_only, sections: values, given })
         } else {
             Err(SettingsError { problems }.into())
         }
@@ -319,6 +334,10 @@ impl Loader {
         let mut command = std::mem::replace(&mut self.command, Command::new("")).arg(
             Arg::new("config").long("config").value_name("FILE").help("TOML file with settings [env: WEFT_CONFIG]"),
         );
+        if self.checkable {
+            let help = "Say whether the settings hold, and leave: status 0 if they do, else 2 with every problem";
+            command = command.arg(Arg::new(CHECK_FLAG).long(CHECK_FLAG).action(ArgAction::SetTrue).help(help));
+        }
         let mut aliases_seen = std::collections::BTreeSet::new();
         for section in &self.sections {
             for field in section.fields {
@@ -455,6 +474,12 @@ fn plain(value: &Value) -> String {
 }
 
 impl Loaded {
+    /// Whether the program was asked to check its settings and to leave.
+    #[must_use]
+    pub fn is_check_only(&self) -> bool {
+        self.check_only
+    }
+
     /// Every place that gave this setting a value, weakest first; empty: it has its default.
     #[must_use]
     pub fn given(&self, prefix: &'static str, field: &str) -> &[Given] {
@@ -493,6 +518,23 @@ impl Loaded {
         }
         serde_json::from_value(Value::Object(values))
             .map_err(|error| SettingsError { problems: vec![error.to_string()] })
+    }
+}
+
+/// Says how a check ended (`--check-settings`): on stdout that the settings hold, or on stderr what is wrong. The status is
+/// for the process to leave with.
+pub fn report_check<E: std::fmt::Display>(result: Result<(), E>) -> std::process::ExitCode {
+    match result {
+        Ok(()) => {
+            println!("settings hold");
+            std::process::ExitCode::SUCCESS
+        }
+        Err(error) => {
+            for problem in error.to_string().lines() {
+                eprintln!("error: {problem}");
+            }
+            USAGE.into()
+        }
     }
 }
 

@@ -182,3 +182,17 @@ fn what_gave_a_value_is_known() {
     assert!(loaded.given("", "model").iter().all(|given| given.by_alias));
     assert_eq!(loaded.source("", "workers"), None);
 }
+
+#[test]
+fn a_program_may_be_asked_to_check_its_settings_only() {
+    let load = |checkable: bool, args: &[&str]| {
+        let loader = Loader::new("example", "an example").section::<Settings>("");
+        let loader = if checkable { loader.checkable() } else { loader };
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        loader.load(args, std::iter::empty::<(String, String)>()).map(|loaded| loaded.is_check_only())
+    };
+    assert!(load(true, &["--check-settings"]).unwrap());
+    assert!(!load(true, &["--listen", "a:1"]).unwrap());
+    let Err(LoadError::Usage(_)) = load(false, &["--check-settings"]) else { panic!("nobody would obey the flag") };
+    let Err(LoadError::Settings(_)) = load(true, &["--check-settings", "--verbose=maybe"]) else { panic!("accepted") };
+}

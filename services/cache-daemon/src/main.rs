@@ -6,7 +6,7 @@ use weft_cache_daemon::{App, Error, Settings};
 use weft_fault::{Fault, Kind};
 use weft_object_store::S3Store;
 use weft_service_kit::operations::Operations;
-use weft_service_kit::settings::{Loader, shown};
+use weft_service_kit::settings::{Loader, report_check, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
 use weft_service_kit::transport::{Address, ListenError, Peers, Service};
@@ -18,9 +18,12 @@ const USAGE: u8 = 2;
 async fn main() -> ExitCode {
     let loader =
         Loader::new("weft-cache-daemon", "Brings adapter bytes near once, verified, and keeps them while leased");
-    let loaded = loader.section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
-    let settings = loaded.and_then(|loaded| Ok(loaded.get::<Settings>("")?));
-    let settings = settings.unwrap_or_else(|error| error.exit());
+    let loaded = loader.checkable().section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
+    let loaded = loaded.and_then(|loaded| Ok((loaded.get::<Settings>("")?, loaded.is_check_only())));
+    let (settings, check_only) = loaded.unwrap_or_else(|error| error.exit());
+    if check_only {
+        return report_check(check(&settings).map(drop));
+    }
     let json = std::env::var("WEFT_LOG_FORMAT").is_ok_and(|format| format == "json");
     let filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned());
     telemetry::init(if json { LogFormat::Json } else { LogFormat::Text }, &filter);
@@ -34,10 +37,15 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(settings: Settings) -> Result<(), Fault> {
+/// What a start refuses before it touches anything. The address to listen at, if all of it holds.
+fn check(settings: &Settings) -> Result<Address, Fault> {
     settings.check()?;
-    let address: Address =
-        settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("listen: {error}")))?;
+    settings.nats("").validate().map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
+    settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("listen: {error}")))
+}
+
+async fn run(settings: Settings) -> Result<(), Fault> {
+    let address = check(&settings)?;
     let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
     let metrics = prometheus::Registry::new();
     let peers =

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use std::process::ExitCode;
 use weft_gateway::{App, Components, Settings, WorkerEndpoint};
-use weft_service_kit::settings::{Loader, shown};
+use weft_service_kit::settings::{Loader, report_check, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
 use weft_service_kit::transport::{Address, Listener, Peers, Service};
@@ -12,11 +12,12 @@ use weft_service_kit::transport::{Address, Listener, Peers, Service};
 async fn main() -> ExitCode {
     let loader =
         Loader::new("weft-gateway", "HTTP in front of a Weft mesh: OpenAI's and LoRAX's dialects, and /admin/v1");
-    let loaded = loader.section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
-    let settings: Settings = match loaded.and_then(|loaded| Ok(Settings::of(&loaded, "", "")?)) {
-        Ok(settings) => settings,
-        Err(error) => error.exit(),
-    };
+    let loaded = loader.checkable().section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
+    let loaded = loaded.and_then(|loaded| Ok((Settings::of(&loaded, "", "")?, loaded.is_check_only())));
+    let (settings, check_only) = loaded.unwrap_or_else(|error| error.exit());
+    if check_only {
+        return report_check(build(settings).map(drop).map_err(|error| format!("{error:#}")));
+    }
     let format =
         if std::env::var("WEFT_LOG_FORMAT").as_deref() == Ok("json") { LogFormat::Json } else { LogFormat::Text };
     telemetry::init(format, &std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned()));

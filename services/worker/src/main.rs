@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use weft_service_kit::operations::Operations;
-use weft_service_kit::settings::{Loader, shown};
+use weft_service_kit::settings::{Loader, report_check, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
 use weft_service_kit::transport::{Address, ListenError, Peers, Service};
@@ -15,9 +15,12 @@ const USAGE: u8 = 2;
 #[tokio::main]
 async fn main() -> ExitCode {
     let loader = Loader::new("weft-worker", "Serves one base model and many adapters");
-    let loaded = loader.section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
-    let settings = loaded.and_then(|loaded| Ok(loaded.get::<Settings>("")?));
-    let settings = settings.unwrap_or_else(|error| error.exit());
+    let loaded = loader.checkable().section::<Settings>("").load(std::env::args_os().skip(1), std::env::vars_os());
+    let loaded = loaded.and_then(|loaded| Ok((loaded.get::<Settings>("")?, loaded.is_check_only())));
+    let (settings, check_only) = loaded.unwrap_or_else(|error| error.exit());
+    if check_only {
+        return report_check(settings.validate());
+    }
     let json = std::env::var("WEFT_LOG_FORMAT").is_ok_and(|format| format == "json");
     let filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned());
     telemetry::init(if json { LogFormat::Json } else { LogFormat::Text }, &filter);

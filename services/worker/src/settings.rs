@@ -175,6 +175,18 @@ impl Settings {
         self.registry.parse().map(Some).map_err(|error| Error::setting("registry", error))
     }
 
+    /// Whether a worker would start with them, as far as that can be told without the model.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] with every problem.
+    pub fn validate(&self) -> Result<(), Error> {
+        let addresses = [self.listen_address().err(), self.cache_address().err(), self.registry_address().err()];
+        let nats = self.nats("").validate().map_err(|error| Error::Settings(vec![error.to_string()]));
+        let found = addresses.into_iter().flatten().chain(nats.err()).chain(self.check().err());
+        let problems: Vec<String> = found.map(|error| error.to_string()).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Settings(problems)) }
+    }
+
     /// Turns raw into checked; all problems at once.
     pub(crate) fn check(&self) -> Result<Checked, Error> {
         let mut problems = Vec::new();

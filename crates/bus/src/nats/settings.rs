@@ -78,6 +78,14 @@ pub(super) struct Checked {
 }
 
 impl NatsSettings {
+    /// Whether [`crate::connect`] would take them. Nothing is connected; files are opened.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with the first value that cannot be used.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.url.is_empty() { Ok(()) } else { self.clone().check().map(drop) }
+    }
+
     /// Turns raw into checked.
     pub(super) fn check(self) -> Result<Checked, Error> {
         let wrong = |name, problem: String| Error::Setting { name, problem };
