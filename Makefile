@@ -27,6 +27,7 @@ test: ## Every test there is on a machine without a GPU
 	$(CARGO) test --release --workspace --doc
 	scripts/asan.sh
 	scripts/test-clients.sh
+	scripts/test-chaos.sh
 	scripts/test-deploy.sh files
 
 .PHONY: test-deploy
