@@ -205,13 +205,24 @@ fn settings_that_have_no_effect_in_one_process_are_refused_by_name() {
         "--cache-dir",
         "--cache-s3-endpoint",
         "--cache-s3-bucket",
+        "--gateway-tls-cert-file",
+        "--worker-tls-key-file",
+        "--registry-tls-ca-file",
+        "--cache-tls-cert-file",
     ];
     let mut args: Vec<String> = flags.iter().flat_map(|flag| [(*flag).to_owned(), "x".to_owned()]).collect();
     args.extend(["--config".to_owned(), file.path().display().to_string(), "--cache-s3-path-style=false".to_owned()]);
+    args.push("--worker-insecure-network".to_owned());
     let variables = [("WEFT_GATEWAY_ADMIN_KEY".to_owned(), "hush".to_owned())];
     let Err(error) = weft_cli::embedded::Settings::load(args, variables) else { panic!("accepted") };
     let said = error.to_string();
-    for name in flags.iter().chain(&["--cache-s3-path-style", "WEFT_GATEWAY_ADMIN_KEY", "worker.model", "cache.dir"]) {
+    for name in flags.iter().chain(&[
+        "--cache-s3-path-style",
+        "--worker-insecure-network",
+        "WEFT_GATEWAY_ADMIN_KEY",
+        "worker.model",
+        "cache.dir",
+    ]) {
         assert!(said.lines().any(|line| line.contains(&format!("{name}: has no effect"))), "{name} in {said}");
     }
     assert!(!said.contains("hush"), "{said}");
