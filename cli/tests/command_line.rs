@@ -406,7 +406,14 @@ fn each_service_checks_its_settings_without_starting() {
     ];
     for (service, needed, wrong, named) in services {
         assert_eq!(check(service, needed), (Some(0), "settings hold\n".to_owned(), String::new()), "{service}");
-        for (wrong, named) in [(wrong, named), (&["--nats-url", "http://n:1"][..], "nats_url"), (&["--x"][..], "--x")] {
+        let beyond = if service == "weft-gateway" { "--registry" } else { "--listen" };
+        let plaintext = ([beyond, "10.0.0.1:7001"], "insecure");
+        for (wrong, named) in [
+            (wrong, named),
+            (&plaintext.0[..], plaintext.1),
+            (&["--nats-url", "http://n:1"][..], "nats_url"),
+            (&["--x"][..], "--x"),
+        ] {
             let (status, out, err) = check(service, &[needed, wrong].concat());
             assert_eq!((status, out.as_str()), (Some(2), ""), "{service} {wrong:?}: {err}");
             assert!(err.contains("error") && err.contains(named), "{service} {wrong:?}: {err}");

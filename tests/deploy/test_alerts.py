@@ -28,7 +28,7 @@ def test_each_rule_fires_on_its_trouble_and_on_nothing_else():
 def test_every_metric_of_a_rule_exists():
     sources = "".join(path.read_text() for folder in ["crates", "services"] for path in (ROOT / folder).rglob("*.rs"))
     for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]:
-        metrics = re.findall(r"\b(?:gateway|worker|registry|cache_daemon|bus)_[a-z_]+", rule["expr"])
+        metrics = re.findall(r"\b(?:gateway|worker|registry|cache_daemon|bus|peer)_[a-z_]+", rule["expr"])
         assert metrics or rule["alert"] == "WeftTargetDown", rule
         for metric in metrics:
             assert f'"{metric}"' in sources, f"{rule['alert']}: {metric}"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import containers
 import pytest
-from settings import drop_unknown
 from waiting import until
 
 PROJECT = "weft-test"
@@ -49,13 +48,11 @@ def http(url, key=None, body=None, timeout=30):
 class Mesh:
     """The project of compose.yaml with settings for a test."""
 
-    def __init__(self, images, folder, binaries):
+    def __init__(self, images, binaries):
         names = ["GATEWAY_1_PORT", "GATEWAY_1_ADMIN_PORT", "GATEWAY_2_PORT", "GATEWAY_2_ADMIN_PORT", "PROMETHEUS_PORT"]
         self.ports = {name: free_port() for name in names}
         self.admin_key = secrets.token_hex(16)
         self.weft = binaries / "weft"
-        self.file = folder / "compose.yaml"
-        self.file.write_text(drop_unknown((containers.ROOT / "compose.yaml").read_text(), binaries / "weft-gateway"))
         own = {
             "WEFT_ADMIN_KEY": self.admin_key,
             "S3_SECRET_ACCESS_KEY": secrets.token_hex(16),
@@ -69,7 +66,7 @@ class Mesh:
 
     def compose(self, *arguments):
         program = containers.need("docker-compose", "docker-compose")
-        command = [program, "-p", PROJECT, "-f", self.file, "--project-directory", containers.ROOT, *arguments]
+        command = [program, "-p", PROJECT, "-f", containers.ROOT / "compose.yaml", *arguments]
         return containers.run(*map(str, command), env=self.environment)
 
     def container(self, service):
@@ -95,9 +92,9 @@ class Mesh:
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory, binaries):
+def mesh(binaries):
     with containers.daemon():
-        mesh = Mesh(containers.build_images(binaries), tmp_path_factory.mktemp("compose"), binaries)
+        mesh = Mesh(containers.build_images(binaries), binaries)
         mesh.compose("down", "-v", "--remove-orphans")
         try:
             mesh.compose("up", "-d")
@@ -233,7 +230,7 @@ def test_a_registry_may_be_gone_and_what_was_published_stays(mesh, key, texts):
 def test_what_is_missing_in_the_environment_is_named(mesh):
     for name in ["WEFT_ADMIN_KEY", "S3_SECRET_ACCESS_KEY", "NATS_PASSWORD", "REDIS_PASSWORD", "MODEL_DIR", "MODEL_FILE"]:
         environment = {key: value for key, value in mesh.environment.items() if key != name}
-        command = ["docker-compose", "-f", mesh.file, "--project-directory", containers.ROOT, "config"]
+        command = ["docker-compose", "-f", containers.ROOT / "compose.yaml", "config"]
         done = subprocess.run(command, env=environment, text=True, capture_output=True)
         assert done.returncode != 0 and name in done.stderr, name
 

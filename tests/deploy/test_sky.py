@@ -9,7 +9,6 @@ import sky
 import yaml
 from certificates import certificate
 from charts import ROOT
-from settings import unknown
 
 FILES = ["all-in-one", "worker-pool"]
 # A `docker run` that checks the settings of what it would start instead: options as the files use them, then image, program, flags.
@@ -26,10 +25,10 @@ while args[0].startswith("-"):
         name, _, given = value.partition("=")
         env[name] = given if "=" in value else os.environ[name]
 image, program, *flags = args
-binaries, dropped = os.environ["BINARIES"], os.environ["DROPPED"].split()
+binaries = os.environ["BINARIES"]
 assert image == "registry.example/weft:test", image
 tls = os.environ["HOME"] + "/weft-tls/"
-env = {name: value.replace("/etc/weft/tls/", tls) for name, value in env.items() if name not in dropped}
+env = {name: value.replace("/etc/weft/tls/", tls) for name, value in env.items()}
 with open(os.environ["CALLS"], "a") as calls:
     print(program, *flags, file=calls)
 if program == "weft":
@@ -69,7 +68,7 @@ def run(name, folder, binaries, **variables):
     written = yaml.safe_load((ROOT / "sky" / f"{name}.yaml").read_text())
     own = {
         "HOME": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}", "BINARIES": str(binaries), "CALLS": str(folder / "calls"),
-        "DROPPED": " ".join(unknown(str(binaries / "weft-worker"))), "IMAGE": "registry.example/weft:test",
+        "IMAGE": "registry.example/weft:test",
         "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_TASK_ID": "sky-2026-weft",
     }  # fmt: skip
     values = {key: str(value) for key, value in (written["envs"] | written["secrets"]).items()} | own | variables

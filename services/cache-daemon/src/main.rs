@@ -9,7 +9,7 @@ use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, report_check, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
-use weft_service_kit::transport::{Address, ListenError, Peers, Service};
+use weft_service_kit::transport::{Address, AddressError, Peers, Service};
 
 /// The exit code of wrong settings.
 const USAGE: u8 = 2;
@@ -22,7 +22,7 @@ async fn main() -> ExitCode {
     let loaded = loaded.and_then(|loaded| Ok((loaded.get::<Settings>("")?, loaded.is_check_only())));
     let (settings, check_only) = loaded.unwrap_or_else(|error| error.exit());
     if check_only {
-        return report_check(check(&settings).map(drop));
+        return report_check(check(&settings, &prometheus::Registry::new()).map(drop));
     }
     let json = std::env::var("WEFT_LOG_FORMAT").is_ok_and(|format| format == "json");
     let filter = std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".to_owned());
@@ -37,24 +37,24 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What a start refuses before it touches anything. The address to listen at, if all of it holds.
-fn check(settings: &Settings) -> Result<Address, Fault> {
+/// What a start refuses before it touches anything. The address to listen at, and by whom, if all of it holds.
+fn check(settings: &Settings, metrics: &prometheus::Registry) -> Result<(Address, Peers), Fault> {
     settings.check()?;
     settings.nats("").validate().map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
-    settings.listen.parse().map_err(|error| Fault::invalid("listen", format!("listen: {error}")))
+    let listen = |problem: String| Fault::invalid("listen", format!("listen: {problem}"));
+    let address: Address = settings.listen.parse().map_err(|error: AddressError| listen(error.to_string()))?;
+    let peers =
+        Peers::new(Service::CacheDaemon, settings.tls(), metrics).map_err(|problem| Fault::invalid("tls", problem))?;
+    peers.check(&address).map_err(|refused| listen(refused.to_string()))?;
+    Ok((address, peers))
 }
 
 async fn run(settings: Settings) -> Result<(), Fault> {
-    let address = check(&settings)?;
-    let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
     let metrics = prometheus::Registry::new();
-    let peers =
-        Peers::new(Service::CacheDaemon, settings.tls(), &metrics).map_err(|problem| Fault::invalid("tls", problem))?;
+    let (address, peers) = check(&settings, &metrics)?;
+    let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
     // The ports first: a taken one is known at once, before the folders are touched.
-    let listener = peers.listen(&address).await.map_err(|error| match error {
-        ListenError::Plaintext(refused) => Fault::invalid("listen", format!("listen: {refused}")),
-        ListenError::Io(error) => Fault::unavailable(error.to_string()),
-    })?;
+    let listener = peers.listen(&address).await.map_err(|error| Fault::unavailable(error.to_string()))?;
     let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await;
     let operations = operations.map_err(|error| Fault::unavailable(error.to_string()))?;
     if let Some(address) = operations.address() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use weft_batching::Pace;
 use weft_engine::{AdapterDtype, Dtype};
 use weft_kernels::Isa;
-use weft_service_kit::transport::{self, Address};
+use weft_service_kit::transport::{self, Address, Peers, Service};
 
 use crate::Error;
 
@@ -183,7 +183,17 @@ impl Settings {
         let addresses = [self.listen_address().err(), self.cache_address().err(), self.registry_address().err()];
         let nats = self.nats("").validate().map_err(|error| Error::Settings(vec![error.to_string()]));
         let found = addresses.into_iter().flatten().chain(nats.err()).chain(self.check().err());
-        let problems: Vec<String> = found.map(|error| error.to_string()).collect();
+        let mut problems: Vec<String> = found.map(|error| error.to_string()).collect();
+        match Peers::new(Service::Worker, self.tls(), &prometheus::Registry::new()) {
+            Err(problem) => problems.push(problem),
+            Ok(peers) => {
+                let places = [("listen", &self.listen), ("cache", &self.cache), ("registry", &self.registry)];
+                for (name, address) in places.map(|(name, text)| (name, text.parse::<Address>())) {
+                    let refused = address.ok().and_then(|address| peers.check(&address).err());
+                    problems.extend(refused.map(|refused| format!("{name}: {refused}")));
+                }
+            }
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings(problems)) }
     }
 

@@ -79,7 +79,11 @@ impl Peers {
         Ok(Self { us, certificates, insecure, metrics })
     }
 
-    fn check(&self, address: &Address) -> Result<(), Plaintext> {
+    /// Whether they may be listened for or connected to at this address.
+    ///
+    /// # Errors
+    /// [`Plaintext`].
+    pub fn check(&self, address: &Address) -> Result<(), Plaintext> {
         let allowed = self.certificates.is_some() || self.insecure || address.is_local();
         if allowed { Ok(()) } else { Err(Plaintext::new(address)) }
     }
