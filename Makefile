@@ -57,6 +57,7 @@ bench: bench-build ## The benchmarks: tables with floors, and target/bench/*.{js
 	@failed=0; run() { echo; echo "== $$*"; "$$@" || failed=1; }; \
 	run $(CARGO) bench -q -p weft-kernels --bench kernels; \
 	run $(CARGO) bench -q -p weft-engine --bench step; \
+	run $(CARGO) bench -q -p weft-cache-daemon --bench cold; \
 	run $(CARGO) run -q --release -p weft-placement-simulator -- --seeds 10; \
 	run $(CARGO) run -q --release -p weft-placement-simulator -- --routing-cost; \
 	run loadtests/peers/run.sh $(check_flag); \

@@ -10,3 +10,5 @@ pub const WORKER_RESIDENCY: Subject = Subject::new("worker.residency");
 pub const CACHE_RESIDENCY: Subject = Subject::new("cache.residency");
 /// `RegistryChange`, by every registry after a write.
 pub const REGISTRY_CHANGE: Subject = Subject::new("registry.change");
+/// `AliasMoved`, by a registry that moved one.
+pub const ALIAS_MOVED: Subject = Subject::new("alias.moved");

@@ -62,6 +62,12 @@ pub enum Error {
         /// Bytes that were announced.
         expected: u64,
     },
+    /// The object is not in the state any more of which a part was asked for.
+    #[error("object {key:?} was changed meanwhile")]
+    Changed {
+        /// The key.
+        key: String,
+    },
     /// The endpoint breaks a promise of S3 that we rely on.
     #[error("object store endpoint cannot be used: {0}")]
     NotConforming(String),
@@ -102,7 +108,9 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Settings { .. } => Kind::Invalid,
-            Self::Unavailable { .. } | Self::FolderTaken { .. } | Self::Truncated { .. } => Kind::Unavailable,
+            Self::Unavailable { .. } | Self::FolderTaken { .. } | Self::Truncated { .. } | Self::Changed { .. } => {
+                Kind::Unavailable
+            }
             Self::Timeout { .. } => Kind::Timeout,
             Self::Refused { .. } | Self::NotConforming(_) => Kind::Internal,
             Self::Damaged { .. } => Kind::Corrupt,

@@ -29,4 +29,4 @@ pub use embedded::EmbeddedS3;
 pub use error::Error;
 pub use probe::probe;
 pub use s3::{S3Settings, S3Store};
-pub use store::{ETag, Object, ObjectMeta, ObjectStore, ObjectStream, PutOutcome};
+pub use store::{ETag, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome};

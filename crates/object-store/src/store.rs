@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use std::fmt;
+use std::ops::Range;
 
 /// Opaque name of one written state of an object; compared as text, quotes included.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +56,29 @@ impl fmt::Debug for ObjectStream {
     }
 }
 
+/// A part of an object, in pieces.
+pub struct ObjectPart {
+    /// Which bytes come: from the first that was asked for to the last one, or to the object's end. A server that knows no ranges sends
+    /// more than was asked for.
+    pub range: Range<u64>,
+    /// Length of the whole content.
+    pub object_bytes: u64,
+    /// The state that the bytes belong to.
+    pub etag: ETag,
+    /// The bytes of `range` in order. Ends with an error if fewer come.
+    pub stream: BoxStream<'static, Result<Bytes, Error>>,
+}
+
+impl fmt::Debug for ObjectPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectPart")
+            .field("range", &self.range)
+            .field("object_bytes", &self.object_bytes)
+            .field("etag", &self.etag)
+            .finish_non_exhaustive()
+    }
+}
+
 /// An object without its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectMeta {
@@ -97,6 +121,13 @@ pub trait ObjectStore: Send + Sync + 'static {
 
     /// The object in pieces, or `None`.
     async fn get_stream(&self, key: &str) -> Result<Option<ObjectStream>, Error>;
+
+    /// These bytes of the object, as many of them as there are, or `None` if there is no object. With an ETag only of that state.
+    ///
+    /// # Errors
+    /// As above, and [`Error::Changed`] if the object is in another state; `internal` if `range` is empty or begins behind the
+    /// object's end (an empty object has the part `0..0`).
+    async fn get_part(&self, key: &str, range: Range<u64>, etag: Option<&ETag>) -> Result<Option<ObjectPart>, Error>;
 
     /// The object's length and state, or `None`.
     async fn head(&self, key: &str) -> Result<Option<ObjectMeta>, Error>;

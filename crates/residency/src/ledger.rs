@@ -262,6 +262,16 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         Room::Evict(needed)
     }
 
+    /// The same for bytes that need not come in: [`Room::Full`] also if an entry that would have to go is worth more than they are.
+    #[must_use]
+    pub fn make_room_if_worth(&self, bytes: u64, worth: &Worth, now_ms: u64) -> Room<K> {
+        let room = self.make_room(bytes, now_ms);
+        let Room::Evict(victims) = &room else { return room };
+        let value = worth.uses.log_value(bytes, worth.reload_cost, self.half_life_ms);
+        let is_worth_more = |key: &K| self.place_of(key).is_some_and(|((theirs, _), _)| theirs >= value);
+        if victims.iter().any(is_worth_more) { Room::Full { held: self.held() } } else { room }
+    }
+
     /// Nothing is to be evicted before this time: after a restart, holders that live must be heard first.
     pub fn hold_until(&mut self, until_ms: u64) {
         self.hold_until_ms = until_ms;
@@ -437,6 +447,20 @@ mod tests {
         assert_eq!(ledger.release(&"a"), Some(0));
         assert_eq!(ledger.make_room(100, 5 * SECOND), Room::Evict(vec!["a"]));
         assert!(!ledger.hold(&"z"));
+    }
+
+    #[test]
+    fn what_need_not_come_in_evicts_only_what_is_worth_less() {
+        let mut ledger = full();
+        ledger.touch(&"a", 4 * SECOND);
+        let seldom = Worth::new(1.0, SECOND);
+        assert_eq!(ledger.make_room_if_worth(100, &seldom, 5 * SECOND), Room::Full { held: 0 });
+        let lately = Worth::new(1.0, 5 * SECOND);
+        assert_eq!(ledger.make_room_if_worth(100, &lately, 5 * SECOND), Room::Evict(vec!["b"]));
+        assert_eq!(ledger.make_room_if_worth(300, &lately, 5 * SECOND), Room::Full { held: 0 });
+        ledger.remove(&"c");
+        assert_eq!(ledger.make_room_if_worth(100, &seldom, 5 * SECOND), Room::Fits);
+        assert_eq!(ledger.make_room_if_worth(301, &lately, 5 * SECOND), Room::TooLarge);
     }
 
     #[test]

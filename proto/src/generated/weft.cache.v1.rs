@@ -108,6 +108,24 @@ pub struct PrefetchResponse {
     pub present: u32,
 }
 #[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadBlobRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+    /// At most the length of the blob.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlobPiece {
+    /// Length of the whole blob; in the first piece, which may have no data.
+    #[prost(uint64, tag = "1")]
+    pub blob_bytes: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListResidencyRequest {}
 #[allow(clippy::all)]
@@ -349,6 +367,32 @@ pub mod cache_daemon_client {
                 .insert(GrpcMethod::new("weft.cache.v1.CacheDaemon", "ListResidency"));
             self.inner.unary(req, path, codec).await
         }
+        /// For neighbour daemons: the bytes of a blob from an offset to its end, in order. Only of what this process has verified, else
+        /// `not_found`; whoever reads verifies again. `overloaded` if too many read already.
+        pub async fn read_blob(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadBlobRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::BlobPiece>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.cache.v1.CacheDaemon/ReadBlob",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.cache.v1.CacheDaemon", "ReadBlob"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -393,6 +437,18 @@ pub mod cache_daemon_server {
             tonic::Response<super::ListResidencyResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the ReadBlob method.
+        type ReadBlobStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::BlobPiece, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// For neighbour daemons: the bytes of a blob from an offset to its end, in order. Only of what this process has verified, else
+        /// `not_found`; whoever reads verifies again. `overloaded` if too many read already.
+        async fn read_blob(
+            &self,
+            request: tonic::Request<super::ReadBlobRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadBlobStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct CacheDaemonServer<T> {
@@ -604,6 +660,52 @@ pub mod cache_daemon_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.cache.v1.CacheDaemon/ReadBlob" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadBlobSvc<T: CacheDaemon>(pub Arc<T>);
+                    impl<
+                        T: CacheDaemon,
+                    > tonic::server::ServerStreamingService<super::ReadBlobRequest>
+                    for ReadBlobSvc<T> {
+                        type Response = super::BlobPiece;
+                        type ResponseStream = T::ReadBlobStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadBlobRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CacheDaemon>::read_blob(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadBlobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -125,6 +125,17 @@ pub struct RegistryChange {
     #[prost(uint64, tag = "4")]
     pub generation: u64,
 }
+/// An alias means another version now, as a registry wrote: a cache daemon that has the bytes that it meant before fetches those that it
+/// means now, so that the next request need not wait for them.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AliasMoved {
+    /// Digests.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub from: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub to: ::prost::bytes::Bytes,
+}
 /// Where bytes are now, the nearest place of each.
 #[allow(clippy::all)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -314,7 +314,9 @@ impl Core {
         self.check_room_for_alias(&tenant, &adapter, &alias)?;
         let conflict = |is: String| Err(Error::Conflict(format!("alias {alias} of {adapter} {is}")));
         let place = Place::Alias(tenant.clone(), adapter.clone(), alias.clone());
+        let mut before = None;
         let moved = self.update(&place, |found: Option<(&AliasRecord, &ETag)>| {
+            before = found.map(|(record, _)| record.digest);
             match (&expected, found) {
                 (Expected::Present | Expected::State(_), None) => return conflict("does not exist".to_owned()),
                 (Expected::Absent, Some((record, _))) => {
@@ -334,6 +336,9 @@ impl Core {
         });
         let (record, etag) = moved.await?;
         tracing::info!(%tenant, %adapter, %alias, version = record.version, actor, "alias is set");
+        if let Some(before) = before.filter(|before| *before != record.digest) {
+            self.tell_alias_moved(&before, &record.digest);
+        }
         Ok((record, etag))
     }
 

@@ -4,7 +4,7 @@ use crate::catalog::{Catalog, Counts};
 use crate::layout::{Place, ROOT};
 use crate::metrics::Metrics;
 use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
-use crate::tell::event;
+use crate::tell::{alias_moved, event};
 use crate::{Error, Settings};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -19,7 +19,7 @@ use weft_bus::{Bus, subjects};
 use weft_object_store::{ETag, Object, ObjectStore, PutOutcome};
 use weft_proto::registry::v1 as pb;
 use weft_service_kit::shutdown::Shutdown;
-use weft_types::TenantName;
+use weft_types::{Digest, TenantName};
 
 /// Objects read at once.
 const READS_MAX: usize = 32;
@@ -86,6 +86,13 @@ impl Core {
         let generation = self.directory.borrow().generation;
         // It may be lost: the others refresh from time to time, and the bus counts it.
         let _ = bus.publish(subjects::REGISTRY_CHANGE, event(&self.incarnation, sequence, tenant, generation));
+    }
+
+    /// Tells cache daemons that an alias means other bytes now.
+    pub(crate) fn tell_alias_moved(&self, from: &Digest, to: &Digest) {
+        let Some(bus) = self.bus.get() else { return };
+        // If it is lost, the next request for the alias waits for its bytes.
+        let _ = bus.publish(subjects::ALIAS_MOVED, alias_moved(from, to));
     }
 
     /// The catalog. Held for short, plain work only.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use weft_bus::{Bus, Heard, subjects};
 use weft_proto::mesh::v1 as mesh;
 use weft_service_kit::shutdown::Shutdown;
-use weft_types::TenantName;
+use weft_types::{Digest, TenantName};
 
 /// Events that wait; with more, everything is listed.
 const QUEUE_MESSAGES_MAX: usize = 1024;
@@ -75,6 +75,11 @@ pub(crate) fn event(incarnation: &str, sequence: u64, tenant: Option<&TenantName
     let tenant = tenant.map_or_else(String::new, |tenant| tenant.as_str().to_owned());
     let change = mesh::RegistryChange { incarnation: incarnation.to_owned(), sequence, tenant, generation };
     change.encode_to_vec().into()
+}
+
+/// The hint that an alias means other bytes now.
+pub(crate) fn alias_moved(from: &Digest, to: &Digest) -> Bytes {
+    mesh::AliasMoved { from: from.to_vec().into(), to: to.to_vec().into() }.encode_to_vec().into()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::cache::Cache;
 use crate::metrics::Metrics;
+use crate::neighbours::{self, Neighbours};
 use crate::prefetch::{self, Queue};
 use crate::service::CacheService;
 use crate::tell::{self, Told};
@@ -17,7 +18,7 @@ use weft_proto::cache::v1::cache_daemon_server::{CacheDaemonServer, SERVICE_NAME
 use weft_service_kit::health::Health;
 use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::{Shutdown, within_grace};
-use weft_service_kit::transport::{self, Listener};
+use weft_service_kit::transport::{self, Listener, Peers};
 use weft_types::Digest;
 
 /// A cache daemon that owns its folders and is ready to serve.
@@ -28,6 +29,7 @@ pub struct App {
     promotions: mpsc::Receiver<Digest>,
     readiness: Readiness,
     bus: Option<Arc<dyn Bus>>,
+    peers: Option<Peers>,
 }
 
 impl App {
@@ -46,13 +48,19 @@ impl App {
         let (cache, promotions) = Cache::open(settings, store, metrics)?;
         let (prefetches, prefetch_work) = Queue::new(cache.clone());
         let readiness = Readiness::new();
-        Ok(Self { cache, prefetches, prefetch_work, promotions, readiness, bus: None })
+        Ok(Self { cache, prefetches, prefetch_work, promotions, readiness, bus: None, peers: None })
     }
 
     /// Tells over this bus what the daemon holds while it runs.
     #[must_use]
     pub fn with_bus(self, bus: Arc<dyn Bus>) -> Self {
         Self { bus: Some(bus), ..self }
+    }
+
+    /// Asks other daemons, of which the bus tells, for blobs before the object store.
+    #[must_use]
+    pub fn with_neighbours(self, peers: Peers) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// What the daemon still waits for: nothing, once it is built.
@@ -83,6 +91,16 @@ impl App {
             let address = listener.advertised(&settings.advertise);
             let interval = Duration::from_millis(settings.residency_interval_ms);
             telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
+            let (cache, stopping) = (self.cache.clone(), stopping.clone());
+            if let Some(peers) = self.peers {
+                let own = told.incarnation.to_string();
+                let neighbours = Arc::new(Neighbours::new(own, settings.neighbours_max, peers));
+                // An error means that there are some; a daemon runs once.
+                let _ = cache.0.neighbours.set(neighbours.clone());
+                telling.spawn(neighbours::follow(Arc::clone(&bus), neighbours, cache.clone(), stopping.clone()));
+            }
+            let prefetches = self.prefetches.clone();
+            telling.spawn(neighbours::follow_aliases(Arc::clone(&bus), cache, prefetches, stopping.clone()));
             telling.spawn(tell::run(bus, self.cache.clone(), told.clone(), address, interval, stopping.clone()));
         }
         let service = CacheService::new(self.cache, self.prefetches, running.clone(), stopping.clone(), told);

@@ -178,7 +178,26 @@ impl Tier {
 
     /// Books room for a file on its way and leases it for who asked.
     pub(crate) fn reserve(&mut self, digest: Digest, bytes: u64, now_ms: u64) -> Reserve {
-        let asides = match self.ledger.make_room(bytes, now_ms) {
+        let room = self.ledger.make_room(bytes, now_ms);
+        self.reserve_in(room, digest, bytes, None, now_ms)
+    }
+
+    /// The same for a copy of a file that has its uses elsewhere: it takes no room from what is worth more.
+    pub(crate) fn reserve_if_worth(&mut self, digest: Digest, bytes: u64, worth: Worth, now_ms: u64) -> Reserve {
+        let worth = worth.with_reload_cost(flight::reload_cost_ms(self.kind, bytes));
+        let room = self.ledger.make_room_if_worth(bytes, &worth, now_ms);
+        self.reserve_in(room, digest, bytes, Some(worth), now_ms)
+    }
+
+    fn reserve_in(
+        &mut self,
+        room: Room<FileKey>,
+        digest: Digest,
+        bytes: u64,
+        worth: Option<Worth>,
+        now_ms: u64,
+    ) -> Reserve {
+        let asides = match room {
             Room::Fits => Vec::new(),
             Room::Evict(victims) => self.evict(&victims),
             Room::Full { held } => return Reserve::Full { held },
@@ -186,14 +205,18 @@ impl Tier {
         };
         let key = self.next_key(digest);
         let reload_ms = flight::reload_cost_ms(self.kind, bytes);
-        let worth = match self.past.take(&digest) {
-            Some(worth) => worth.with_reload_cost(reload_ms),
-            None => Worth::new(reload_ms, now_ms),
-        };
+        let past = self.past.take(&digest);
+        let worth = worth.or(past.map(|worth| worth.with_reload_cost(reload_ms)));
+        let worth = worth.unwrap_or_else(|| Worth::new(reload_ms, now_ms));
         self.ledger.insert_worth(key, bytes, worth);
         self.ledger.hold(&key);
         self.show();
         Reserve::Booked(key, asides)
+    }
+
+    /// What a file has shown itself to be worth here.
+    pub(crate) fn worth(&self, key: &FileKey) -> Option<Worth> {
+        self.ledger.worth(key)
     }
 
     /// Whether a reservation would be refused now for what others hold.

@@ -1,15 +1,18 @@
 //! Brings bytes near and hands out leases on them.
 
+use crate::bandwidth::Bandwidth;
 use crate::books::{FileKey, LeasedFile, Reserve, Row, Tier};
 use crate::flight::{self, Flight};
 use crate::folder::{self, Folder, TempPath, Whole};
 use crate::metrics::Metrics;
+use crate::neighbours::Neighbours;
 use crate::{Error, Settings, TierKind};
 use futures::FutureExt;
 use futures::future::WeakShared;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use weft_object_store::ObjectStore;
@@ -27,6 +30,7 @@ const ROTTEN_MS: u64 = 30_000;
 pub(crate) enum Origin {
     Memory,
     Disk,
+    Neighbour,
     Remote,
 }
 
@@ -35,6 +39,7 @@ impl Origin {
         match self {
             Self::Memory => "memory",
             Self::Disk => "disk",
+            Self::Neighbour => "neighbour",
             Self::Remote => "remote",
         }
     }
@@ -58,7 +63,11 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fetches: Semaphore,
+    /// Of all that is fetched.
+    pub(crate) bandwidth: Bandwidth,
     pub(crate) verifications: Semaphore,
+    /// Set once the daemon runs with a bus.
+    pub(crate) neighbours: OnceLock<Arc<Neighbours>>,
     /// Told whenever bytes may have become evictable.
     room: Notify,
     promotions: mpsc::Sender<Digest>,
@@ -71,10 +80,18 @@ pub(crate) struct Books {
     disk: Tier,
     memory: Option<Tier>,
     /// Weak, so that a flight ends when nobody waits for it any more.
-    flights: HashMap<Digest, (u64, WeakShared<Flight>)>,
+    flights: HashMap<Digest, Flying>,
     next_flight: u64,
     /// Wrong in the object store, believed until then.
     rotten: HashMap<Digest, u64>,
+}
+
+/// A flight that is not over yet.
+struct Flying {
+    number: u64,
+    flight: WeakShared<Flight>,
+    /// Somebody waits for it now; a prefetch is nobody.
+    wanted: Arc<AtomicBool>,
 }
 
 impl Books {
@@ -113,8 +130,8 @@ impl Cache {
         let hold_ms = settings.grace_after_restart_ms;
         let open = |kind: TierKind, dir: &Path, bytes_max: u64| -> Result<Tier, Error> {
             let (folder, found) = Folder::open(dir)?;
-            if kind == TierKind::Memory && !folder::is_in_memory(folder.root())? {
-                return Err(Error::NotMemory { dir: dir.to_owned() });
+            if kind == TierKind::Memory {
+                check_memory(&folder, bytes_max)?;
             }
             tracing::info!(tier = %kind, dir = %folder.root().display(), files = found.len(), bytes_max, "opened");
             Ok(Tier::new(kind, folder, found, bytes_max, hold_ms, metrics.clone()))
@@ -122,13 +139,20 @@ impl Cache {
         let disk = open(TierKind::Disk, &settings.dir, settings.disk_bytes_max)?;
         let memory = match &settings.memory_dir {
             Some(dir) if settings.memory_bytes_max > 0 => Some(open(TierKind::Memory, dir, settings.memory_bytes_max)?),
+            // A tier that was switched off must not keep its memory.
+            Some(dir) if dir.exists() => {
+                Folder::open(dir)?.0.empty()?;
+                None
+            }
             _ => None,
         };
         let (promotions, promoted) = mpsc::channel(PROMOTIONS_MAX);
         let books = Books { disk, memory, flights: HashMap::new(), next_flight: 0, rotten: HashMap::new() };
         let inner = Inner {
             fetches: Semaphore::new(settings.fetches_max),
+            bandwidth: Bandwidth::new(settings.fetch_bytes_per_second_max),
             verifications: Semaphore::new(settings.verifications_max),
+            neighbours: OnceLock::new(),
             settings,
             store,
             metrics,
@@ -150,8 +174,20 @@ impl Cache {
     /// # Cancel safety
     /// Dropping the future gives up this wait only; work that nobody waits for any more stops and leaves nothing.
     pub async fn acquire(&self, digest: Digest) -> Result<Lease, Arc<Error>> {
+        self.bring(digest, true).await
+    }
+
+    /// The same for bytes that nobody waits for: on their way here they take only what is left of the bandwidth.
+    ///
+    /// # Errors
+    /// As [`Cache::acquire`].
+    pub(crate) async fn prefetch(&self, digest: Digest) -> Result<Lease, Arc<Error>> {
+        self.bring(digest, false).await
+    }
+
+    async fn bring(&self, digest: Digest, wanted: bool) -> Result<Lease, Arc<Error>> {
         loop {
-            let flight = match self.0.near(digest) {
+            let flight = match self.0.near(digest, wanted) {
                 Near::Here(held) => {
                     let origin = held.file.tier.into();
                     return Ok(Lease { held, origin });
@@ -172,7 +208,7 @@ impl Cache {
     pub fn is_near_or_coming(&self, digest: &Digest) -> bool {
         let books = self.0.books();
         let near = books.tiers().any(|tier| tier.contains(digest));
-        let coming = books.flights.get(digest).and_then(|(_, flight)| flight.upgrade());
+        let coming = books.flights.get(digest).and_then(|flying| flying.flight.upgrade());
         // The flight may end with this handle, and then it needs the books.
         drop(books);
         near || coming.is_some()
@@ -187,6 +223,16 @@ impl Cache {
     pub(crate) fn usage(&self, kind: TierKind) -> (u64, u64) {
         let mut books = self.0.books();
         books.tier(kind).map_or((0, 0), |tier| (tier.bytes_used(), tier.bytes_max()))
+    }
+}
+
+/// Memory that is none, or less than the budget, would show when it is too late.
+fn check_memory(folder: &Folder, bytes_max: u64) -> Result<(), Error> {
+    let dir = folder.root().to_owned();
+    match folder::memory_bytes(&dir)? {
+        None => Err(Error::NotMemory { dir }),
+        Some(bytes) if bytes < bytes_max => Err(Error::SmallMemory { dir, bytes, bytes_max }),
+        Some(_) => Ok(()),
     }
 }
 
@@ -312,7 +358,7 @@ impl Inner {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn near(self: &Arc<Self>, digest: Digest) -> Near {
+    fn near(self: &Arc<Self>, digest: Digest, wanted: bool) -> Near {
         let now_ms = self.now_ms();
         let mut gone = Vec::new();
         let mut books = self.books();
@@ -330,16 +376,19 @@ impl Inner {
             }
         }
         let nothing_here = !books.tiers().any(|tier| tier.contains(&digest));
-        let near = if let Some(flight) = books.flights.get(&digest).and_then(|(_, flight)| flight.upgrade()) {
+        let flying = books.flights.get(&digest);
+        let near = if let Some((flying, flight)) = flying.and_then(|flying| Some((flying, flying.flight.upgrade()?))) {
+            flying.wanted.fetch_or(wanted, Ordering::Relaxed);
             Near::Coming(flight)
         } else if nothing_here && books.rotten.get(&digest).is_some_and(|until_ms| now_ms < *until_ms) {
             Near::Rotten
         } else {
             books.next_flight += 1;
             let number = books.next_flight;
-            let flight = flight::run(self.clone(), digest, number).boxed().shared();
+            let wanted = Arc::new(AtomicBool::new(wanted));
+            let flight = flight::run(self.clone(), digest, number, wanted.clone()).boxed().shared();
             let weak = flight.downgrade().expect("a new flight has not landed");
-            books.flights.insert(digest, (number, weak));
+            books.flights.insert(digest, Flying { number, flight: weak, wanted });
             Near::Coming(flight)
         };
         drop(books);
@@ -384,8 +433,33 @@ impl Inner {
         let Some(books) = books.tier(tier) else {
             return Err(Error::TooLarge { digest, bytes, tier, bytes_max: 0 });
         };
-        let bytes_max = books.bytes_max();
-        match books.reserve(digest, bytes, now_ms) {
+        let reserved = books.reserve(digest, bytes, now_ms);
+        self.booked(reserved, digest, bytes, tier, books.bytes_max())
+    }
+
+    /// Books room in memory for a copy of a file on disk, if it is worth more there than what would have to go.
+    pub(crate) fn book_copy(self: &Arc<Self>, of: &Held) -> Result<Booked, Error> {
+        let now_ms = self.now_ms();
+        let LeasedFile { key, bytes, .. } = of.file;
+        let mut books = self.books();
+        let worth = books.disk.worth(&key);
+        let (tier, digest) = (TierKind::Memory, key.digest);
+        let (Some(memory), Some(worth)) = (books.memory.as_mut(), worth) else {
+            return Err(Error::TooLarge { digest, bytes, tier, bytes_max: 0 });
+        };
+        let reserved = memory.reserve_if_worth(digest, bytes, worth, now_ms);
+        self.booked(reserved, digest, bytes, tier, memory.bytes_max())
+    }
+
+    fn booked(
+        self: &Arc<Self>,
+        reserved: Reserve,
+        digest: Digest,
+        bytes: u64,
+        tier: TierKind,
+        bytes_max: u64,
+    ) -> Result<Booked, Error> {
+        match reserved {
             Reserve::Booked(key, asides) => {
                 Ok(Booked::Room(Booking { inner: self.clone(), tier, key: Some(key) }, asides))
             }
@@ -433,7 +507,7 @@ impl Inner {
     /// Says that this flight is over, unless a later one has its place.
     pub(crate) fn end_flight(&self, digest: &Digest, number: u64) {
         let mut books = self.books();
-        if books.flights.get(digest).is_some_and(|(current, _)| *current == number) {
+        if books.flights.get(digest).is_some_and(|flying| flying.number == number) {
             books.flights.remove(digest);
         }
     }

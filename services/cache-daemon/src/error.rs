@@ -27,6 +27,16 @@ pub enum Error {
         /// The folder.
         dir: PathBuf,
     },
+    /// The memory tier must fit into its tmpfs.
+    #[error("memory_bytes_max is {bytes_max}, but the tmpfs of memory_dir {} has {bytes} bytes", dir.display())]
+    SmallMemory {
+        /// The folder.
+        dir: PathBuf,
+        /// Size of the file system.
+        bytes: u64,
+        /// The budget.
+        bytes_max: u64,
+    },
     /// The operating system refused something on a file or folder.
     #[error("cannot {what} {}", path.display())]
     File {
@@ -83,6 +93,14 @@ pub enum Error {
         /// ENOSPC, EDQUOT or EFBIG.
         source: io::Error,
     },
+    /// The file system takes no bytes: read-only, or its device fails.
+    #[error("cannot write in {}", dir.display())]
+    Unwritable {
+        /// Where.
+        dir: PathBuf,
+        /// EROFS or EIO.
+        source: io::Error,
+    },
     /// The bytes are not what their name says.
     #[error("the bytes of {digest} {place} are wrong: {found}")]
     Corrupt {
@@ -100,6 +118,14 @@ pub enum Error {
         digest: Digest,
         /// As the store says it.
         source: weft_object_store::Error,
+    },
+    /// A neighbour daemon failed.
+    #[error("neighbour {address} failed: {message}")]
+    Neighbour {
+        /// Where it is.
+        address: String,
+        /// What it said, or that it said nothing.
+        message: String,
     },
     /// The object store sent less than it announced.
     #[error("the fetch of {digest} ended after {bytes} of {bytes_announced} bytes")]
@@ -119,6 +145,14 @@ pub enum Error {
         /// The limit.
         timeout_ms: u64,
     },
+    /// The fetch took too long.
+    #[error("the fetch of {digest} was not done after {timeout_ms} ms (setting fetch_timeout_ms)")]
+    Late {
+        /// Asked for.
+        digest: Digest,
+        /// The limit.
+        timeout_ms: u64,
+    },
     /// A background thread of ours panicked.
     #[error("a background task failed")]
     Task(#[source] tokio::task::JoinError),
@@ -132,14 +166,18 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Settings { .. } | Self::NotMemory { .. } => Kind::Invalid,
+            Self::Settings { .. } | Self::NotMemory { .. } | Self::SmallMemory { .. } => Kind::Invalid,
             Self::Owned { .. } => Kind::Conflict,
             Self::NotFound { .. } => Kind::NotFound,
             Self::TooLarge { .. } => Kind::TooLarge,
             Self::Full { .. } => Kind::Overloaded,
-            Self::NoSpace { .. } | Self::CutShort { .. } | Self::Transport(_) => Kind::Unavailable,
+            Self::NoSpace { .. }
+            | Self::Unwritable { .. }
+            | Self::CutShort { .. }
+            | Self::Neighbour { .. }
+            | Self::Transport(_) => Kind::Unavailable,
             Self::Corrupt { .. } => Kind::Corrupt,
-            Self::Stalled { .. } => Kind::Timeout,
+            Self::Stalled { .. } | Self::Late { .. } => Kind::Timeout,
             Self::Store { source, .. } => source.kind(),
             Self::File { .. } | Self::Task(_) | Self::Metrics(_) => Kind::Internal,
         }
@@ -149,17 +187,22 @@ impl Error {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::CutShort { .. } | Self::Stalled { .. } => true,
+            Self::Store { source: weft_object_store::Error::Changed { .. }, .. } => false,
             Self::Store { source, .. } => matches!(source.kind(), Kind::Unavailable | Kind::Overloaded | Kind::Timeout),
             _ => false,
         }
     }
 
-    /// The file system is full, or something else is wrong with it.
+    /// The file system is full or takes no bytes, or something else is wrong with it.
     pub(crate) fn writing(what: &'static str, path: PathBuf, bytes: u64, source: io::Error) -> Self {
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let dir = || path.parent().map_or_else(|| path.clone(), PathBuf::from);
         if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
-            let dir = path.parent().map_or_else(|| path.clone(), PathBuf::from);
-            return Self::NoSpace { dir, bytes, source };
+            return Self::NoSpace { dir: dir(), bytes, source };
+        }
+        // A disk that fails has no kind of its own.
+        if source.kind() == ReadOnlyFilesystem || source.raw_os_error() == Some(libc::EIO) {
+            return Self::Unwritable { dir: dir(), source };
         }
         Self::File { what, path, source }
     }

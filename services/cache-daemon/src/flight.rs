@@ -1,29 +1,18 @@
 //! The one piece of work per digest that everybody who wants it waits for.
 //!
 //! 1. What an earlier process left is hashed; wrong bytes are dropped.
-//! 2. What is not near is fetched: room is booked when the size is known, pieces are hashed while they are written, the
-//!    file gets its name only when the hash is right.
+//! 2. What is not near is fetched; see `fetch`.
 //!
 //! Every step gives back what it holds when it is dropped, so a flight that nobody waits for any more just ends.
 
 use crate::Error;
-use crate::cache::{Booked, Held, Inner, Origin};
-use crate::folder::{Folder, TierKind, Writing};
-use bytes::Bytes;
-use futures::StreamExt;
+use crate::cache::{Held, Inner, Origin};
+use crate::fetch;
+use crate::folder::{Folder, TierKind};
 use futures::future::BoxFuture;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use weft_object_store::{ObjectStream, keys};
-use weft_service_kit::transport::Backoff;
+use std::sync::atomic::AtomicBool;
 use weft_types::Digest;
-
-/// Bytes gathered before they are hashed and written in one go off the async threads.
-const WRITE_BYTES: usize = 1 << 20;
-/// In messages about wrong bytes.
-const REMOTE: &str = "in the object store";
-/// Tries when the object store's bytes are wrong: the second tells a bad line from a bad blob.
-const CORRUPT_TRIES: u32 = 2;
 
 /// What everybody who waits gets.
 pub(crate) type Flight = BoxFuture<'static, Result<Landed, Arc<Error>>>;
@@ -49,11 +38,16 @@ pub(crate) fn reload_cost_ms(tier: TierKind, bytes: u64) -> f64 {
 
 /// The answer while wrong bytes are remembered.
 pub(crate) fn rotten(digest: Digest) -> Error {
-    Error::Corrupt { digest, place: REMOTE.to_owned(), found: "they were wrong a moment ago".to_owned() }
+    Error::Corrupt { digest, place: "in the object store".to_owned(), found: "they were wrong a moment ago".to_owned() }
 }
 
-/// Brings the bytes of one digest near.
-pub(crate) async fn run(inner: Arc<Inner>, digest: Digest, number: u64) -> Result<Landed, Arc<Error>> {
+/// Brings the bytes of one digest near. `wanted` tells whether anybody waits for them now.
+pub(crate) async fn run(
+    inner: Arc<Inner>,
+    digest: Digest,
+    number: u64,
+    wanted: Arc<AtomicBool>,
+) -> Result<Landed, Arc<Error>> {
     let _over = Over { inner: inner.clone(), digest, number };
     for tier in [TierKind::Memory, TierKind::Disk] {
         if let Some(held) = inner.hold_in(tier, &digest)
@@ -62,8 +56,8 @@ pub(crate) async fn run(inner: Arc<Inner>, digest: Digest, number: u64) -> Resul
             return Ok(Landed { held: Arc::new(held), origin: tier.into() });
         }
     }
-    let held = fetch(&inner, digest).await.map_err(Arc::new)?;
-    Ok(Landed { held: Arc::new(held), origin: Origin::Remote })
+    let (held, origin) = fetch::run(&inner, digest, wanted).await.map_err(Arc::new)?;
+    Ok(Landed { held: Arc::new(held), origin })
 }
 
 /// Ends the flight in the books, also when it is dropped on its way.
@@ -101,119 +95,6 @@ async fn verify(inner: &Arc<Inner>, held: Held) -> Result<Option<Held>, Error> {
     inner.metrics.corrupt(tier.as_str());
     inner.discard(held.forget().into_iter().collect());
     Ok(None)
-}
-
-/// Fetches with bounded retries; waits for room once the size is known.
-async fn fetch(inner: &Arc<Inner>, digest: Digest) -> Result<Held, Error> {
-    let mut backoff = Backoff::default();
-    let mut failures = 0;
-    let mut corrupt = 0;
-    let mut has_evicted = false;
-    let room_deadline = Instant::now() + Duration::from_millis(inner.settings.room_wait_ms);
-    loop {
-        let began = Instant::now();
-        let error = match fetch_once(inner, digest).await {
-            Ok(held) => {
-                inner.metrics.fetched(held.file.bytes, began.elapsed());
-                tracing::debug!(%digest, bytes = held.file.bytes, ms = began.elapsed().as_millis(), "fetched");
-                return Ok(held);
-            }
-            Err(error) => error,
-        };
-        inner.metrics.fetch_failed(error.kind());
-        match &error {
-            Error::Full { bytes, .. } => {
-                if inner.wait_for_room(*bytes, room_deadline).await && Instant::now() < room_deadline {
-                    continue;
-                }
-                return Err(error);
-            }
-            Error::NoSpace { bytes, .. } if !has_evicted => {
-                has_evicted = true;
-                let evicted = inner.evict_idle(*bytes);
-                if evicted.is_empty() {
-                    return Err(error);
-                }
-                tracing::warn!(dir = %inner.disk_dir().display(), files = evicted.len(), "evicted early: the file system is full below the budget");
-                blocking(move || {
-                    drop(evicted);
-                    Ok(())
-                })
-                .await?;
-            }
-            Error::Corrupt { .. } => {
-                corrupt += 1;
-                inner.metrics.corrupt("remote");
-                tracing::error!(%digest, %error, tries = corrupt, "the object store has wrong bytes");
-                if corrupt == CORRUPT_TRIES {
-                    inner.remember_rotten(digest);
-                    return Err(error);
-                }
-            }
-            error_now if error_now.is_passing() => {
-                failures += 1;
-                if failures == inner.settings.fetch_attempts_max {
-                    return Err(error);
-                }
-                tracing::warn!(%digest, error = %error_now, tries = failures, "a fetch failed; trying again");
-                backoff.wait().await;
-            }
-            _ => return Err(error),
-        }
-    }
-}
-
-async fn fetch_once(inner: &Arc<Inner>, digest: Digest) -> Result<Held, Error> {
-    let _permit = inner.fetches.acquire().await.expect("the semaphore is never closed");
-    let key = keys::blob(&digest);
-    let opened = in_time(inner, digest, inner.store.get_stream(&key)).await?;
-    let opened = opened.map_err(|source| Error::Store { digest, source })?;
-    let Some(ObjectStream { bytes, mut stream, .. }) = opened else { return Err(Error::NotFound { digest }) };
-
-    let (booking, asides) = match inner.book(TierKind::Disk, digest, bytes)? {
-        Booked::Room(booking, asides) => (booking, asides),
-        Booked::Full(error) => return Err(error),
-    };
-    let folder = inner.folder(TierKind::Disk).expect("there is always a disk tier");
-    let mut writing = blocking(move || {
-        // First make the room that was booked.
-        drop(asides);
-        folder.begin(digest, bytes)
-    })
-    .await?;
-
-    let mut gathered: Vec<Bytes> = Vec::new();
-    let mut gathered_bytes = 0;
-    while let Some(piece) = in_time(inner, digest, stream.next()).await? {
-        let piece = piece.map_err(|source| Error::Store { digest, source })?;
-        gathered_bytes += piece.len();
-        gathered.push(piece);
-        if gathered_bytes >= WRITE_BYTES {
-            writing = write(writing, std::mem::take(&mut gathered)).await?;
-            gathered_bytes = 0;
-        }
-    }
-    writing = write(writing, gathered).await?;
-    blocking(move || booking.land(writing.finish(REMOTE)?)).await
-}
-
-async fn write(mut writing: Writing, pieces: Vec<Bytes>) -> Result<Writing, Error> {
-    if pieces.is_empty() {
-        return Ok(writing);
-    }
-    blocking(move || {
-        for piece in &pieces {
-            writing.write(piece, REMOTE)?;
-        }
-        Ok(writing)
-    })
-    .await
-}
-
-async fn in_time<T>(inner: &Inner, digest: Digest, work: impl Future<Output = T>) -> Result<T, Error> {
-    let timeout_ms = inner.settings.fetch_stall_timeout_ms;
-    let done = tokio::time::timeout(Duration::from_millis(timeout_ms), work).await;
-    done.map_err(|_| Error::Stalled { digest, timeout_ms })
 }
 
 /// Runs file work off the async threads. Dropped, the work goes on and its result is dropped.

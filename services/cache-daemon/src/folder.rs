@@ -103,8 +103,14 @@ impl Folder {
             fs::create_dir_all(dir).map_err(at("create", dir))?;
         }
         let lock_path = root.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(at("open", &lock_path))?;
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(at("create", &lock_path))?;
+        // Not open for writing, so that an operator may make the file system read-only under us.
+        let lock = File::open(&lock_path).map_err(at("open", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::Owned { dir: root }),
@@ -127,6 +133,18 @@ impl Folder {
         }
         found.sort_by_key(|found| found.stamp.modified);
         Ok((Self { root, blobs, temp, _lock: lock }, found))
+    }
+
+    /// Deletes every file that this room wrote. Foreign names are left alone.
+    pub(crate) fn empty(&self) -> Result<(), Error> {
+        let failed = |what, path: &Path, source| Error::File { what, path: path.to_owned(), source };
+        for entry in fs::read_dir(&self.blobs).map_err(|source| failed("list", &self.blobs, source))? {
+            let path = entry.map_err(|source| failed("list", &self.blobs, source))?.path();
+            if digest_of_name(&path).is_some() {
+                fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -240,6 +258,21 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
+    /// Of which digest it is to be.
+    pub(crate) fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Bytes that it is to have.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes that it has.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Appends a piece and hashes it.
     ///
     /// # Errors
@@ -283,11 +316,11 @@ pub(crate) struct Whole {
     path: TempPath,
 }
 
-/// Whether this folder is in memory.
+/// How many bytes the tmpfs of this folder may hold; `u64::MAX` if it has no limit, none if it is no tmpfs.
 ///
 /// # Errors
 /// [`Error::File`] if the file system cannot be asked.
-pub(crate) fn is_in_memory(dir: &Path) -> Result<bool, Error> {
+pub(crate) fn memory_bytes(dir: &Path) -> Result<Option<u64>, Error> {
     let failed = |source| Error::File { what: "ask the file system of", path: dir.to_owned(), source };
     let name = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes())
         .map_err(|_| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
@@ -299,6 +332,10 @@ pub(crate) fn is_in_memory(dir: &Path) -> Result<bool, Error> {
     }
     // SAFETY: the call succeeded, so it filled the answer.
     let about = unsafe { about.assume_init() };
-    // The type of `f_type` differs between targets; the numbers do not.
-    Ok(i128::from(about.f_type) == i128::from(libc::TMPFS_MAGIC))
+    // The types of the fields differ between targets; the numbers do not.
+    if i128::from(about.f_type) != i128::from(libc::TMPFS_MAGIC) {
+        return Ok(None);
+    }
+    let bytes = i128::from(about.f_blocks) * i128::from(about.f_bsize);
+    Ok(Some(if bytes == 0 { u64::MAX } else { u64::try_from(bytes).unwrap_or(u64::MAX) }))
 }

@@ -7,23 +7,29 @@
 //!
 //! 1. [`service`](CacheService): the stream of a holder; its leases end with it, however the holder dies.
 //! 2. [`Cache::acquire`]: memory, disk, else one *flight* per digest, however many wait for it.
-//! 3. `flight`: hash what an earlier process left behind, or fetch from the object store with bounded retries.
-//! 4. `folder`: temporary file, SHA-256 while writing, fsync, rename, fsync of the folder; mode 0444, never rewritten.
-//! 5. `books`: which files there are and who holds them, under the byte budgets of [`weft_residency::Ledger`].
+//! 3. `flight`: hash what an earlier process left behind, or fetch.
+//! 4. `fetch`: from a neighbour daemon, else from the object store, in ranges that are resumed, within a bandwidth.
+//! 5. `folder`: temporary file, SHA-256 while writing, fsync, rename, fsync of the folder; mode 0444, never rewritten.
+//! 6. `books`: which files there are and who holds them, under the byte budgets of [`weft_residency::Ledger`].
 //!
-//! Beside it, `tell` says on the bus what is here.
+//! Beside it, `tell` says on the bus what is here, `neighbours` hears what others have and that aliases moved, and `serve`
+//! sends bytes to neighbour daemons.
 //!
 #![doc = include_str!("../README.md")]
 
 mod app;
+mod bandwidth;
 mod books;
 mod cache;
 mod error;
+mod fetch;
 mod flight;
 mod folder;
 mod metrics;
+mod neighbours;
 mod prefetch;
 mod promote;
+mod serve;
 mod service;
 mod settings;
 mod tell;

@@ -63,7 +63,7 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     let store = S3Store::connect(&settings.s3()).await?;
     let bus = weft_bus::connect(settings.nats(format!("weft-cache-daemon {}", settings.name)), &metrics)
         .map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
-    let app = App::build(settings, Arc::new(store), &metrics)?.with_bus(bus);
+    let app = App::build(settings, Arc::new(store), &metrics)?.with_bus(bus).with_neighbours(peers);
     operations.follow(&app.readiness());
     // One line for whoever started us: with port 0 it is the only way to know the port.
     println!("listening on {}", listener.address());

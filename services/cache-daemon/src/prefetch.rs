@@ -59,7 +59,7 @@ impl Queue {
     }
 
     async fn bring(&self, digest: Digest) {
-        let brought = self.cache.acquire(digest).await;
+        let brought = self.cache.prefetch(digest).await;
         {
             let mut waiting = self.waiting();
             waiting.remove(&digest);
@@ -77,7 +77,9 @@ impl Queue {
 
 /// Works off the queue until shutdown.
 pub(crate) async fn run(queue: Queue, work: mpsc::Receiver<Digest>, shutdown: Shutdown) {
-    let at_once = queue.cache.0.settings.prefetches_max;
+    let settings = &queue.cache.0.settings;
+    // One fetch at least is left to those who wait.
+    let at_once = settings.prefetches_max.min(settings.fetches_max - 1).max(1);
     let queue = &queue;
     let all = ReceiverStream::new(work).for_each_concurrent(at_once, |digest| queue.bring(digest));
     tokio::select! {

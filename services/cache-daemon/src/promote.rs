@@ -31,9 +31,9 @@ async fn promote(cache: &Cache, digest: Digest) -> Result<(), Error> {
     let Some(held) = inner.hold_in(TierKind::Disk, &digest) else { return Ok(()) };
     let (Some(from), Some(to)) = (inner.folder(TierKind::Disk), inner.folder(TierKind::Memory)) else { return Ok(()) };
     let bytes = held.file.bytes;
-    let (booking, asides) = match inner.book(TierKind::Memory, digest, bytes) {
+    let (booking, asides) = match inner.book_copy(&held) {
         Ok(Booked::Room(booking, asides)) => (booking, asides),
-        // Leases fill the memory, or the file is larger than all of it: the disk serves it as well.
+        // Leases or what is worth more fill the memory, or the file is larger than all of it: the disk serves it as well.
         Ok(Booked::Full(_)) | Err(Error::TooLarge { .. }) => return Ok(()),
         Err(error) => return Err(error),
     };

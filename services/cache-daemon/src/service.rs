@@ -3,6 +3,7 @@
 use crate::books::Row;
 use crate::cache::{Cache, Lease, Origin};
 use crate::prefetch::{Asked, Queue};
+use crate::serve::{Pieces, Serving};
 use crate::tell::Told;
 use crate::{Error, TierKind};
 use std::collections::HashMap;
@@ -42,12 +43,14 @@ pub struct CacheService {
     running: TaskTracker,
     stopping: Shutdown,
     told: Told,
+    serving: Serving,
 }
 
 impl CacheService {
     pub(crate) fn new(cache: Cache, prefetches: Queue, running: TaskTracker, stopping: Shutdown, told: Told) -> Self {
         let streams = Arc::new(Semaphore::new(cache.0.settings.streams_max));
-        Self { cache, prefetches, streams, running, stopping, told }
+        let serving = Serving::new(cache.clone(), running.clone(), stopping.clone());
+        Self { cache, prefetches, streams, running, stopping, told, serving }
     }
 }
 
@@ -105,6 +108,14 @@ impl CacheDaemon for CacheService {
         Ok(Response::new(answer))
     }
 
+    type ReadBlobStream = Pieces;
+
+    async fn read_blob(&self, request: Request<proto::ReadBlobRequest>) -> Result<Response<Pieces>, Status> {
+        let proto::ReadBlobRequest { digest, offset } = request.into_inner();
+        let digest = Digest::try_from(&digest[..]).map_err(|error| Fault::invalid("digest", error.to_string()))?;
+        Ok(Response::new(self.serving.read(digest, offset)?))
+    }
+
     async fn list_residency(
         &self,
         _: Request<proto::ListResidencyRequest>,
@@ -141,6 +152,7 @@ fn wire_tier(origin: Origin) -> proto::Tier {
     match origin {
         Origin::Memory => proto::Tier::Memory,
         Origin::Disk => proto::Tier::Disk,
+        Origin::Neighbour => proto::Tier::Neighbour,
         Origin::Remote => proto::Tier::Remote,
     }
 }
@@ -294,7 +306,7 @@ impl HolderStream {
             return self.refuse(id, raw, &Fault::internal(message)).await;
         };
         let wait = began.elapsed();
-        self.cache.0.metrics.granted(lease.origin.as_str(), wait);
+        self.cache.0.metrics.granted(lease.origin.as_str(), lease.bytes(), wait);
         tracing::debug!(%digest, lease_id = id, reassert, origin = lease.origin.as_str(), "granted");
         let granted = proto::Granted {
             lease_id: id,

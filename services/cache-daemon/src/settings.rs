@@ -4,6 +4,9 @@ use crate::Error;
 use std::path::PathBuf;
 use weft_object_store::S3Settings;
 
+/// Less would be more headers than bytes.
+const RANGE_BYTES_MIN: u64 = 4 << 10;
+
 weft_bus::mesh_settings! {
     /// How a cache daemon runs.
     pub struct Settings {
@@ -32,10 +35,28 @@ weft_bus::mesh_settings! {
         pub room_wait_ms: u64 = 10_000,
         /// Most fetches from the object store at once.
         pub fetches_max: usize = 8,
-        /// Tries to fetch one blob before the acquire is refused.
+        /// Bytes of a blob that are read from the object store in one request. A fetch keeps fetch_ranges_max of them in memory.
+        pub fetch_range_bytes: u64 = 4 << 20,
+        /// Most requests of one fetch at once.
+        pub fetch_ranges_max: usize = 4,
+        /// Tries in a row that bring nothing before the acquire is refused. A read that broke goes on where it was.
         pub fetch_attempts_max: u32 = 4,
-        /// A fetch that brings no byte for so long has failed.
+        /// A read that brings no byte for so long has failed.
         pub fetch_stall_timeout_ms: u64 = 30_000,
+        /// A fetch that is not done after so long has failed, however it gets on. Waiting for its turn and for room is not counted.
+        pub fetch_timeout_ms: u64 = 600_000,
+        /// Most bytes a second that all fetches together read of the object store; what is prefetched takes what others leave. 0: no limit.
+        pub fetch_bytes_per_second_max: u64 = 0,
+        /// Most neighbour daemons known at once, from what the bus tells. 0: none is asked.
+        pub neighbours_max: usize = 64,
+        /// A neighbour that sends nothing for so long is not waited for.
+        pub neighbour_first_byte_timeout_ms: u64 = 500,
+        /// A neighbour that falls silent for so long is left; the next source goes on.
+        pub neighbour_stall_timeout_ms: u64 = 2_000,
+        /// Most neighbour daemons that read from this one at once. 0: none.
+        pub serves_max: usize = 8,
+        /// Most bytes a second that neighbours read from this one. 0: no limit.
+        pub serve_bytes_per_second_max: u64 = 0,
         /// Most files hashed at once after a restart.
         pub verifications_max: usize = 2,
         /// Most holders connected at once.
@@ -93,7 +114,11 @@ impl Settings {
         let at_least_one = [
             ("fetches_max", self.fetches_max as u64),
             ("fetch_attempts_max", u64::from(self.fetch_attempts_max)),
+            ("fetch_ranges_max", self.fetch_ranges_max as u64),
             ("fetch_stall_timeout_ms", self.fetch_stall_timeout_ms),
+            ("fetch_timeout_ms", self.fetch_timeout_ms),
+            ("neighbour_first_byte_timeout_ms", self.neighbour_first_byte_timeout_ms),
+            ("neighbour_stall_timeout_ms", self.neighbour_stall_timeout_ms),
             ("verifications_max", self.verifications_max as u64),
             ("streams_max", self.streams_max as u64),
             ("leases_per_stream_max", self.leases_per_stream_max as u64),
@@ -106,6 +131,9 @@ impl Settings {
             if value == 0 {
                 problems.push(format!("{name} must be at least 1"));
             }
+        }
+        if self.fetch_range_bytes < RANGE_BYTES_MIN {
+            problems.push(format!("fetch_range_bytes is {}, at least {RANGE_BYTES_MIN}", self.fetch_range_bytes));
         }
         if self.memory_bytes_max > 0 && self.memory_dir.is_none() {
             problems.push(format!("memory_bytes_max is {} but memory_dir is not set", self.memory_bytes_max));

@@ -1,11 +1,14 @@
 //! An S3 server of the test's own, and stores over it that can be paused, lose replies or go away.
 
 use bytes::Bytes;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::sync::watch;
 use weft_authority::{Candidate, Office, Settings};
-use weft_object_store::{ETag, EmbeddedS3, Error, Object, ObjectMeta, ObjectStore, ObjectStream, PutOutcome, S3Store};
+use weft_object_store::{
+    ETag, EmbeddedS3, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome, S3Store,
+};
 use weft_placement::{Host, Placed, Plan};
 use weft_types::Digest;
 
@@ -122,6 +125,9 @@ impl ObjectStore for Troubled {
     }
     async fn get_stream(&self, key: &str) -> Result<Option<ObjectStream>, Error> {
         self.inner.get_stream(key).await
+    }
+    async fn get_part(&self, key: &str, range: Range<u64>, etag: Option<&ETag>) -> Result<Option<ObjectPart>, Error> {
+        self.inner.get_part(key, range, etag).await
     }
     async fn head(&self, key: &str) -> Result<Option<ObjectMeta>, Error> {
         self.reach(key)?;

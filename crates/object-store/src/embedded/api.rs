@@ -205,6 +205,13 @@ impl S3 for FolderS3 {
         let input = request.input;
         let bucket = self.bucket(&input.bucket)?;
         let (file, attributes) = read(self, bucket, input.key).await?;
+        let is_wanted = match &input.if_match {
+            None | Some(ETagCondition::Any) => true,
+            Some(ETagCondition::ETag(etag)) => etag.value() == attributes.etag,
+        };
+        if !is_wanted {
+            return Err(s3_error!(PreconditionFailed, "the object is in another state"));
+        }
         let whole = attributes.bytes;
         let range = match input.range {
             Some(range) => Some(range.check(whole)?),

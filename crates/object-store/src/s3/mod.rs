@@ -4,11 +4,12 @@
 //! first try happened, the retry gets 412. The id tells this from a lost race: on 412 the object is asked for its id.
 
 mod failure;
+mod part;
 mod settings;
 
 pub use settings::S3Settings;
 
-use crate::{ETag, Error, Object, ObjectMeta, ObjectStore, ObjectStream, PutOutcome};
+use crate::{ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome};
 use async_trait::async_trait;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use failure::{Failure, classify};
 use futures::StreamExt;
 use settings::Keys;
+use std::ops::Range;
 use std::time::Duration;
 
 /// Metadata that names the put which wrote the object.
@@ -243,6 +245,10 @@ impl ObjectStore for S3Store {
         let bytes = length(got.content_length, "get", key)?;
         let etag = etag(got.e_tag, "get", key)?;
         Ok(Some(ObjectStream { bytes, etag, stream: pieces(got.body, key.to_owned(), bytes).boxed() }))
+    }
+
+    async fn get_part(&self, key: &str, range: Range<u64>, etag: Option<&ETag>) -> Result<Option<ObjectPart>, Error> {
+        part::get(self, key, range, etag).await
     }
 
     async fn head(&self, key: &str) -> Result<Option<ObjectMeta>, Error> {

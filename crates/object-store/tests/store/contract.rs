@@ -4,7 +4,7 @@ use crate::support::{BUCKET, embedded, loopback};
 use bytes::Bytes;
 use futures::StreamExt;
 use weft_fault::{Fault, Kind};
-use weft_object_store::{ETag, EmbeddedS3, Error, ObjectStore, PutOutcome, S3Settings, S3Store};
+use weft_object_store::{ETag, EmbeddedS3, Error, ObjectPart, ObjectStore, PutOutcome, S3Settings, S3Store};
 
 fn etag(outcome: PutOutcome) -> ETag {
     match outcome {
@@ -98,6 +98,36 @@ async fn a_large_object_streams_both_ways() {
     assert!(pieces > 10);
     assert!(store.get("large").await.unwrap().unwrap().bytes == content);
     assert!(store.get_stream("none").await.unwrap().is_none());
+}
+
+async fn read(part: ObjectPart) -> Vec<u8> {
+    let pieces: Vec<Bytes> = part.stream.map(Result::unwrap).collect().await;
+    pieces.concat()
+}
+
+#[tokio::test]
+async fn parts_of_one_state_come_one_by_one() {
+    let (_folder, _server, store) = embedded().await;
+    let content: Vec<u8> = (0..100).collect();
+    let etag = store.put("k", content.clone().into()).await.unwrap();
+    let first = store.get_part("k", 0..30, None).await.unwrap().unwrap();
+    assert_eq!((first.range.clone(), first.object_bytes, &first.etag), (0..30, 100, &etag));
+    assert_eq!(read(first).await, content[..30]);
+    let last = store.get_part("k", 90..200, Some(&etag)).await.unwrap().unwrap();
+    assert_eq!((last.range.clone(), last.object_bytes), (90..100, 100));
+    assert_eq!(read(last).await, content[90..]);
+    let behind = store.get_part("k", 100..200, None).await.unwrap_err();
+    assert!(matches!(&behind, Error::Refused { code, .. } if code == "InvalidRange"), "{behind:?}");
+    assert!(store.get_part("none", 0..30, Some(&etag)).await.unwrap().is_none());
+
+    let later = store.put("k", Bytes::from_static(b"other")).await.unwrap();
+    let changed = store.get_part("k", 30..60, Some(&etag)).await.unwrap_err();
+    assert!(matches!(&changed, Error::Changed { key } if key == "k"), "{changed:?}");
+    assert_eq!(read(store.get_part("k", 0..60, Some(&later)).await.unwrap().unwrap()).await, b"other");
+    store.put("empty", Bytes::new()).await.unwrap();
+    let empty = store.get_part("empty", 0..30, None).await.unwrap().unwrap();
+    assert_eq!((empty.range.clone(), empty.object_bytes), (0..0, 0));
+    assert!(read(empty).await.is_empty());
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
 //! Aliases move by compare-and-swap and remember who moved them.
 
 use crate::support::{Package, Running, TENANT, World};
+use prost::Message;
+use weft_adapter_registry::Settings;
+use weft_bus::{Heard, subjects};
 use weft_fault::{Fault, Kind};
 use weft_object_store::ObjectStore;
+use weft_proto::mesh::v1 as mesh;
 use weft_proto::registry::v1 as pb;
 
 async fn set(registry: &Running, alias: &str, version: u64, expected: &str) -> Result<pb::Alias, Fault> {
@@ -45,6 +49,32 @@ async fn expectations_decide_whether_an_alias_moves() {
     // To where it is: nothing moves, and the state stays valid.
     let same = set(&registry, "canary", 1, "").await.unwrap();
     assert_eq!(set(&registry, "canary", 2, &same.etag).await.unwrap().version, 2);
+}
+
+#[tokio::test]
+async fn cache_daemons_are_told_what_an_alias_meant_and_means() {
+    let world = World::new().await;
+    let bus = weft_bus::connect(weft_bus::NatsSettings::default(), &prometheus::Registry::new()).unwrap();
+    let mut registry = world.start_over(Settings::default(), Some(bus.clone())).await;
+    registry.prepare().await;
+    let mut moves = bus.subscribe(subjects::ALIAS_MOVED, 16);
+    let mut digests = Vec::new();
+    for seed in 1..=2 {
+        digests.push(registry.publish("pirate", &Package::tiny(seed)).await.digest);
+    }
+    // To where it is, and a new one: nothing that anybody had means something else now. Then back.
+    set(&registry, "live", 2, "").await.unwrap();
+    set(&registry, "canary", 1, "none").await.unwrap();
+    set(&registry, "live", 1, "").await.unwrap();
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        if let Heard::Message(message) = moves.next().await {
+            let moved = mesh::AliasMoved::decode(message).unwrap();
+            heard.push((moved.from, moved.to));
+        }
+    }
+    let (first, second) = (digests[0].clone(), digests[1].clone());
+    assert_eq!(heard, [(first.clone(), second.clone()), (second, first)]);
 }
 
 #[tokio::test]

@@ -9,9 +9,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
+use weft_cache_daemon::Settings;
 use weft_fault::Kind;
-use weft_proto::cache::v1::ListResidencyRequest;
 use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
+use weft_proto::cache::v1::{ListResidencyRequest, Tier};
 use weft_service_kit::transport;
 
 /// A mounted tmpfs of a few pages.
@@ -36,6 +37,11 @@ impl SmallDisk {
 
     fn path(&self) -> PathBuf {
         self.dir.path().join("cache")
+    }
+
+    fn make_read_only(&self) {
+        let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(self.dir.path()).status();
+        assert!(remounted.is_ok_and(|status| status.success()), "it was mounted by this test");
     }
 }
 
@@ -93,6 +99,66 @@ async fn a_full_disk_costs_idle_files_but_never_leased_ones() {
     assert_eq!(refused.kind, Kind::Unavailable.as_str());
     assert_eq!(std::fs::read(&lease.path).unwrap(), blob(1, 150 << 10));
     nothing_half_written(&disk.path());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_became_read_only_serves_what_it_has_and_memory_takes_the_rest() {
+    let Some(disk) = SmallDisk::mount(512) else { return };
+    let remote = Remote::start().await;
+    let near = remote.put(&blob(1, 1000)).await;
+    let far = remote.put(&blob(2, 1000)).await;
+    let daemon = Daemon::start(settings(&disk.path(), 1 << 30), &remote).await;
+    let mut holder = daemon.holder("worker").await;
+    holder.use_once(&near).await;
+    disk.make_read_only();
+    holder.use_once(&near).await;
+    let refused = holder.refusal(&far).await;
+    assert_eq!(refused.kind, Kind::Unavailable.as_str());
+    assert!(refused.message.contains(&disk.path().display().to_string()), "{}", refused.message);
+    assert_eq!(daemon.list().await.disk_bytes_used, 1000);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_leaves_the_memory_tier() {
+    let Some(disk) = SmallDisk::mount(128) else { return };
+    let remote = Remote::start().await;
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let digest = remote.put(&blob(1, 300 << 10)).await;
+    let with_memory = Settings {
+        memory_dir: Some(memory.path().to_owned()),
+        memory_bytes_max: 1 << 20,
+        ..settings(&disk.path(), 1 << 30)
+    };
+    let daemon = Daemon::start(with_memory, &remote).await;
+    let granted = daemon.holder("worker").await.use_once(&digest).await;
+    assert!(Path::new(&granted.path).starts_with(memory.path()), "{}", granted.path);
+    nothing_half_written(&disk.path());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_folder_that_somebody_took_away_leaves_the_memory_tier() {
+    let remote = Remote::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let small = remote.put(&blob(1, 1000)).await;
+    let large = remote.put(&blob(2, 2000)).await;
+    let with_memory = Settings {
+        memory_dir: Some(memory.path().to_owned()),
+        memory_bytes_max: 1500,
+        ..settings(dir.path(), 1 << 30)
+    };
+    let daemon = Daemon::start(with_memory, &remote).await;
+    std::fs::remove_dir_all(dir.path().join("temp")).unwrap();
+    let mut holder = daemon.holder("worker").await;
+    let granted = holder.use_once(&small).await;
+    assert!(Path::new(&granted.path).starts_with(memory.path()), "{}", granted.path);
+    assert_eq!(holder.use_once(&small).await.tier(), Tier::Memory);
+    // There is no room for this one; what is wrong is the disk.
+    let refused = holder.refusal(&large).await;
+    assert!(refused.message.contains(&dir.path().display().to_string()), "{}", refused.message);
     daemon.stop().await;
 }
 

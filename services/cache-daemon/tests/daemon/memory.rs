@@ -85,3 +85,67 @@ async fn a_memory_folder_that_is_not_in_memory_is_refused() {
     assert_eq!(error.kind(), Kind::Invalid);
     assert!(error.to_string().contains("tmpfs"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_beyond_the_tmpfs_is_refused_with_both_numbers() {
+    let remote = Remote::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let memory = tempfile::tempdir_in(SHM).unwrap();
+    let built = App::build(
+        with_memory(dir.path(), memory.path(), u64::MAX / 2),
+        remote.store.clone(),
+        &prometheus::Registry::new(),
+    );
+    let Err(error) = built else { panic!("more memory than there is") };
+    assert_eq!(error.kind(), Kind::Invalid);
+    let text = error.to_string();
+    assert!(text.contains("memory_bytes_max") && text.contains(&(u64::MAX / 2).to_string()), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_used_seldom_does_not_push_out_what_is_used_often() {
+    let remote = Remote::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let memory = tempfile::tempdir_in(SHM).unwrap();
+    let often = remote.put(&blob(1, 1000)).await;
+    let daemon = Daemon::start(with_memory(dir.path(), memory.path(), 1500), &remote).await;
+    let mut holder = daemon.holder("worker").await;
+    for _ in 0..10 {
+        holder.use_once(&often).await;
+    }
+    daemon.until("it is in memory", |listing| listing.memory_bytes_used == 1000).await;
+    // Small ones follow, so that what the daemon decided on the others is known when they are in.
+    for seed in 2..6 {
+        let seldom = remote.put(&blob(seed, 1000)).await;
+        holder.use_once(&seldom).await;
+        holder.use_once(&seldom).await;
+    }
+    let small = remote.put(&blob(9, 100)).await;
+    holder.use_once(&small).await;
+    holder.use_once(&small).await;
+    daemon.until("the small one is in memory", |listing| listing.memory_bytes_used == 1100).await;
+    assert_eq!(holder.use_once(&often).await.tier(), Tier::Memory);
+    assert_eq!(daemon.metric("cache_daemon_evictions_total", "memory"), 0.0);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_memory_tier_that_was_switched_off_keeps_no_memory() {
+    let remote = Remote::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let memory = tempfile::tempdir_in(SHM).unwrap();
+    let digest = remote.put(&blob(1, 1000)).await;
+    let daemon = Daemon::start(with_memory(dir.path(), memory.path(), 1500), &remote).await;
+    let mut holder = daemon.holder("worker").await;
+    holder.use_once(&digest).await;
+    holder.use_once(&digest).await;
+    daemon.until("it is in memory", |listing| listing.memory_bytes_used == 1000).await;
+    drop(holder);
+    daemon.stop().await;
+    let foreign = path_in(memory.path(), &digest).with_file_name("foreign");
+    std::fs::write(&foreign, b"x").unwrap();
+    let daemon = Daemon::start(with_memory(dir.path(), memory.path(), 0), &remote).await;
+    assert!(!path_in(memory.path(), &digest).exists() && foreign.exists());
+    assert_eq!(daemon.holder("worker").await.use_once(&digest).await.tier(), Tier::Disk);
+    daemon.stop().await;
+}

@@ -10,7 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use weft_cache_daemon::App;
 
-fn daemon(args: &[&str]) -> Command {
+pub(crate) fn daemon(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft-cache-daemon"));
     command.args(args).env_clear().env("WEFT_LOG", "error").stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -68,7 +68,7 @@ async fn a_taken_port_and_a_folder_of_another_process_are_named() {
 }
 
 /// Status and body of a plain HTTP GET.
-fn get(address: &str, path: &str) -> (u16, String) {
+pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();

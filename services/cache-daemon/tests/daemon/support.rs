@@ -1,8 +1,10 @@
 //! A daemon in process behind its gRPC face, over a real embedded S3 server.
 
+use crate::s3_proxy::Proxy;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -14,10 +16,12 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
+use weft_bus::{Bus, NatsSettings};
 use weft_cache_daemon::{App, Error, Settings};
 use weft_fault::Fault;
 use weft_object_store::{
-    ETag, EmbeddedS3, Error as StoreError, Object, ObjectMeta, ObjectStore, ObjectStream, PutOutcome, S3Store, keys,
+    ETag, EmbeddedS3, Error as StoreError, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome,
+    S3Settings, S3Store, keys,
 };
 use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
 use weft_proto::cache::v1::lease_request::Request as Asks;
@@ -27,7 +31,7 @@ use weft_proto::cache::v1::{
     PrefetchResponse, Refused, Release,
 };
 use weft_service_kit::shutdown::Shutdown;
-use weft_service_kit::transport::Listener;
+use weft_service_kit::transport::{Listener, Peers, Service, TlsSettings};
 use weft_types::Digest;
 
 /// Longer than anything here takes; a wait this long is a failure, not a measurement.
@@ -37,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Remote {
     pub(crate) store: Arc<Watched>,
     server: EmbeddedS3,
+    /// Where daemons read, if not at the server.
+    endpoint: Option<String>,
     _dir: TempDir,
 }
 
@@ -46,13 +52,24 @@ impl Remote {
         let server = EmbeddedS3::start(dir.path(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let s3 = S3Store::connect(&server.settings("weft")).await.unwrap();
         s3.ensure_bucket().await.unwrap();
-        let store = Arc::new(Watched {
-            inner: s3,
-            gets: Mutex::default(),
-            failures: AtomicUsize::new(0),
-            gate: Semaphore::new(1 << 20),
-        });
-        Self { store, server, _dir: dir }
+        let store = Arc::new(Watched::over(s3));
+        Self { store, server, endpoint: None, _dir: dir }
+    }
+
+    /// The same, read through a proxy that makes trouble.
+    pub(crate) async fn behind_proxy() -> (Self, Proxy) {
+        let mut remote = Self::start().await;
+        let proxy = Proxy::start(remote.server.address()).await;
+        remote.endpoint = Some(format!("http://{}", proxy.address));
+        let through = S3Store::connect(&remote.settings()).await.unwrap();
+        let writes = remote.store.inner.clone();
+        remote.store = Arc::new(Watched { writes, ..Watched::over(through) });
+        (remote, proxy)
+    }
+
+    fn settings(&self) -> S3Settings {
+        let settings = self.server.settings("weft");
+        S3Settings { endpoint: self.endpoint.clone().or(settings.endpoint.clone()), ..settings }
     }
 
     /// Stores bytes under their digest.
@@ -64,12 +81,12 @@ impl Remote {
 
     /// Stores bytes under any digest.
     pub(crate) async fn put_as(&self, digest: &Digest, bytes: &[u8]) {
-        self.store.inner.put(&keys::blob(digest), Bytes::copy_from_slice(bytes)).await.unwrap();
+        self.store.writes.put(&keys::blob(digest), Bytes::copy_from_slice(bytes)).await.unwrap();
     }
 
     /// Flags of a daemon process that uses this server.
     pub(crate) fn flags(&self) -> Vec<String> {
-        let s3 = self.server.settings("weft");
+        let s3 = self.settings();
         [
             ("--s3-endpoint", s3.endpoint.unwrap()),
             ("--s3-bucket", s3.bucket),
@@ -98,6 +115,8 @@ pub(crate) fn blob(seed: u64, bytes: usize) -> Vec<u8> {
 /// The real store with a counter, a gate and failures in front of reads.
 pub(crate) struct Watched {
     inner: S3Store,
+    /// What tests write with.
+    writes: S3Store,
     gets: Mutex<HashMap<String, usize>>,
     /// So many next reads fail, as if the endpoint were away.
     pub(crate) failures: AtomicUsize,
@@ -106,6 +125,12 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
+    fn over(inner: S3Store) -> Self {
+        let writes = inner.clone();
+        let (gets, failures, gate) = (Mutex::default(), AtomicUsize::new(0), Semaphore::new(1 << 20));
+        Self { inner, writes, gets, failures, gate }
+    }
+
     /// How often the blob of this digest was asked for.
     pub(crate) fn gets(&self, digest: &Digest) -> usize {
         self.gets.lock().unwrap().get(&keys::blob(digest)).copied().unwrap_or(0)
@@ -128,6 +153,14 @@ impl ObjectStore for Watched {
         self.inner.get(key).await
     }
     async fn get_stream(&self, key: &str) -> Result<Option<ObjectStream>, StoreError> {
+        self.inner.get_stream(key).await
+    }
+    async fn get_part(
+        &self,
+        key: &str,
+        range: Range<u64>,
+        etag: Option<&ETag>,
+    ) -> Result<Option<ObjectPart>, StoreError> {
         *self.gets.lock().unwrap().entry(key.to_owned()).or_default() += 1;
         self.gate.acquire().await.unwrap().forget();
         let failing = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
@@ -139,7 +172,7 @@ impl ObjectStore for Watched {
                 source: "no route".into(),
             });
         }
-        self.inner.get_stream(key).await
+        self.inner.get_part(key, range, etag).await
     }
     async fn head(&self, key: &str) -> Result<Option<ObjectMeta>, StoreError> {
         self.inner.head(key).await
@@ -161,6 +194,11 @@ impl ObjectStore for Watched {
     }
 }
 
+/// A bus of one process, which several daemons in it may share.
+pub(crate) fn memory_bus() -> Arc<dyn Bus> {
+    weft_bus::connect(NatsSettings::default(), &prometheus::Registry::new()).unwrap()
+}
+
 /// Settings for tests: no grace, no patience, small budgets given by the test.
 pub(crate) fn settings(dir: &Path, disk_bytes_max: u64) -> Settings {
     Settings { dir: dir.to_owned(), disk_bytes_max, grace_after_restart_ms: 0, room_wait_ms: 0, ..Settings::default() }
@@ -180,10 +218,31 @@ impl Daemon {
         Self::start_on(listener, channel, settings, remote)
     }
 
+    /// On a port of its own, where others find it over the bus.
+    pub(crate) async fn start_on_bus(settings: Settings, remote: &Remote, bus: Arc<dyn Bus>) -> Self {
+        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let channel = weft_service_kit::transport::connect(&listener.address().parse().unwrap());
+        Self::launch(listener, channel, settings, remote, Some(bus))
+    }
+
     pub(crate) fn start_on(listener: Listener, channel: Channel, settings: Settings, remote: &Remote) -> Self {
+        Self::launch(listener, channel, settings, remote, None)
+    }
+
+    fn launch(
+        listener: Listener,
+        channel: Channel,
+        settings: Settings,
+        remote: &Remote,
+        bus: Option<Arc<dyn Bus>>,
+    ) -> Self {
         let metrics = prometheus::Registry::new();
-        let app = App::build(settings, remote.store.clone(), &metrics).unwrap();
+        let mut app = App::build(settings, remote.store.clone(), &metrics).unwrap();
         assert!(app.readiness().is_ready());
+        if let Some(bus) = bus {
+            let peers = Peers::new(Service::CacheDaemon, TlsSettings::default(), &prometheus::Registry::new()).unwrap();
+            app = app.with_bus(bus).with_neighbours(peers);
+        }
         let shutdown = Shutdown::new();
         let task = tokio::spawn(app.run(listener, shutdown.clone()));
         Self { channel, shutdown, task, metrics }
@@ -222,6 +281,24 @@ impl Daemon {
             }
         };
         assert!(tokio::time::timeout(PATIENCE, seen).await.is_ok(), "never: {what}");
+    }
+
+    /// How many blobs neighbours are known to hold together.
+    pub(crate) fn neighbour_blobs(&self) -> usize {
+        let families = self.metrics.gather();
+        let family = families.iter().find(|family| family.name() == "cache_daemon_neighbour_blobs");
+        family.map_or(0, |family| family.get_metric()[0].get_gauge().get_value() as usize)
+    }
+
+    /// The value of a counter with exactly these label values, 0 if it was never counted.
+    pub(crate) fn count(&self, name: &str, labels: &[&str]) -> f64 {
+        let families = self.metrics.gather();
+        let Some(family) = families.iter().find(|family| family.name() == name) else { return 0.0 };
+        let labelled = |metric: &&prometheus::proto::Metric| {
+            let values: Vec<_> = metric.get_label().iter().map(|label| label.value()).collect();
+            values.len() == labels.len() && labels.iter().all(|label| values.contains(label))
+        };
+        family.get_metric().iter().find(labelled).map_or(0.0, |metric| metric.get_counter().get_value())
     }
 
     /// The value of a counter or gauge with this label, 0 if it was never set.

@@ -174,6 +174,12 @@ impl CacheDaemon for Daemon {
         Ok(Response::new(pb::PrefetchResponse::default()))
     }
 
+    type ReadBlobStream = ReceiverStream<Result<pb::BlobPiece, Status>>;
+
+    async fn read_blob(&self, _: Request<pb::ReadBlobRequest>) -> Result<Response<Self::ReadBlobStream>, Status> {
+        Err(Status::not_found("a worker never asks for this"))
+    }
+
     async fn list_residency(
         &self,
         _: Request<pb::ListResidencyRequest>,

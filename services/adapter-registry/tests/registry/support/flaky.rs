@@ -1,8 +1,9 @@
 //! A store that loses replies: the write happens, the writer is told that the store is away.
 
 use bytes::Bytes;
+use std::ops::Range;
 use std::sync::Mutex;
-use weft_object_store::{ETag, Error, Object, ObjectMeta, ObjectStore, ObjectStream, PutOutcome, S3Store};
+use weft_object_store::{ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome, S3Store};
 
 pub(crate) struct Flaky {
     inner: S3Store,
@@ -57,6 +58,10 @@ impl ObjectStore for Flaky {
     async fn get_stream(&self, key: &str) -> Result<Option<ObjectStream>, Error> {
         self.reach(key)?;
         self.inner.get_stream(key).await
+    }
+    async fn get_part(&self, key: &str, range: Range<u64>, etag: Option<&ETag>) -> Result<Option<ObjectPart>, Error> {
+        self.reach(key)?;
+        self.inner.get_part(key, range, etag).await
     }
     async fn head(&self, key: &str) -> Result<Option<ObjectMeta>, Error> {
         self.reach(key)?;

@@ -1,0 +1,111 @@
+//! Daemons as processes that find each other over a real NATS server, while one of them is stopped or killed and the object store
+//! goes away.
+
+use crate::process::{daemon, get};
+use crate::support::{Holder, Remote, blob};
+use std::io::{BufRead, BufReader, Lines};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+use weft_fault::Kind;
+use weft_nats_testkit::NatsServer;
+use weft_proto::cache::v1::Tier;
+use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
+use weft_service_kit::transport;
+
+/// A daemon process, killed when dropped.
+struct DaemonProcess {
+    process: Child,
+    address: String,
+    metrics: String,
+    _lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Drop for DaemonProcess {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl DaemonProcess {
+    fn start(dir: &Path, nats: &NatsServer, remote: &Remote) -> Self {
+        // Patient with a neighbour on a slow machine.
+        let patience = ["--neighbour-first-byte-timeout-ms", "3000", "--neighbour-stall-timeout-ms", "3000"];
+        let mut command = daemon(&["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
+        command.args(patience).args(["--fetch-attempts-max", "1", "--nats-url", &nats.url(), "--dir"]);
+        command.arg(dir).args(remote.flags());
+        let mut process = command.stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut said = |what: &str| lines.next().unwrap().unwrap().strip_prefix(what).expect(what).to_owned();
+        let (metrics, address) = (said("metrics on "), said("listening on "));
+        Self { process, address, metrics, _lines: lines }
+    }
+
+    async fn holder(&self) -> Holder {
+        let channel = transport::connect(&self.address.parse().unwrap());
+        Holder::connect(CacheDaemonClient::new(channel), "worker").await
+    }
+
+    /// Waits until it knows that neighbours hold so many blobs.
+    async fn until_neighbours_hold(&self, blobs: usize) {
+        let line = format!("\ncache_daemon_neighbour_blobs {blobs}\n");
+        let known = async {
+            while !get(&self.metrics, "/metrics").1.contains(&line) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(60), known).await.is_ok(), "never knew {blobs}");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_helps_while_it_lives_and_costs_nothing_but_time_when_it_is_stopped_or_killed() {
+    let nats = NatsServer::start();
+    let (remote, proxy) = Remote::behind_proxy().await;
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let there = DaemonProcess::start(there.path(), &nats, &remote);
+    let here = DaemonProcess::start(here.path(), &nats, &remote);
+    let mut digests = Vec::new();
+    let mut holder = there.holder().await;
+    for seed in 0..4 {
+        let digest = remote.put(&blob(seed, 200_000)).await;
+        assert_eq!(holder.use_once(&digest).await.tier(), Tier::Remote);
+        digests.push(digest);
+    }
+    here.until_neighbours_hold(4).await;
+    let mut holder = here.holder().await;
+    assert_eq!(holder.use_once(&digests[0]).await.tier(), Tier::Neighbour);
+    assert_eq!(proxy.ranges().len(), 4, "the object store was asked by the other alone");
+
+    there.signal("-STOP");
+    assert_eq!(holder.use_once(&digests[1]).await.tier(), Tier::Remote);
+    there.signal("-KILL");
+    assert_eq!(holder.use_once(&digests[2]).await.tier(), Tier::Remote);
+    assert_eq!(holder.use_once(&digests[0]).await.tier(), Tier::Disk);
+    assert_eq!(proxy.ranges().len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_object_store_a_node_still_gets_what_another_has() {
+    let nats = NatsServer::start();
+    let (remote, proxy) = Remote::behind_proxy().await;
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let there = DaemonProcess::start(there.path(), &nats, &remote);
+    let here = DaemonProcess::start(here.path(), &nats, &remote);
+    let held = remote.put(&blob(1, 200_000)).await;
+    let unknown = remote.put(&blob(2, 200_000)).await;
+    there.holder().await.use_once(&held).await;
+    here.until_neighbours_hold(1).await;
+    drop(proxy);
+    let mut holder = here.holder().await;
+    assert_eq!(holder.use_once(&held).await.tier(), Tier::Neighbour);
+    let refused = holder.refusal(&unknown).await;
+    assert_eq!(refused.kind, Kind::Unavailable.as_str(), "{}", refused.message);
+    assert_eq!(holder.use_once(&held).await.tier(), Tier::Disk);
+}
