@@ -131,7 +131,7 @@ fn plan(grace_s: &str) -> Plan {
         workers: 2,
         worker_flags: [flags(&[("shutdown-grace-s", grace_s)]), vec!["--batch-invariant=true".to_owned()]].concat(),
         gateway_flags: flags(&[("worker-silence-ms", "500"), ("worker-poll-ms", "100")]),
-        store_flags: Vec::new(),
+        ..Plan::default()
     }
 }
 
