@@ -95,7 +95,8 @@ impl Settings {
             .section::<up::Settings>("")
             .section_with("gateway", &weft_gateway::Settings { address_limit_loopback: false, ..Default::default() })
             .section::<weft_worker::Settings>("worker")
-            .section::<weft_adapter_registry::Settings>("registry")
+            // One worker holds everything: there is nothing to place.
+            .section_with("registry", &weft_adapter_registry::Settings { placement: false, ..Default::default() })
             .section::<weft_cache_daemon::Settings>("cache")
             .load(args, variables)?;
         let mut problems = without_effect(&loaded);

@@ -85,6 +85,11 @@ enum Command {
     Unpin(Named),
     /// Free an adapter's memory on every worker where nobody uses it
     Evict(Named),
+    /// Show the last placement: epoch, authority, and the workers that should hold each adapter
+    Placement {
+        #[command(flatten)]
+        api: Api,
+    },
     /// List the workers that a gateway knows, with the view that it places requests by
     Workers {
         #[command(flatten)]
@@ -289,6 +294,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Unpin(Named { tenant, name, api }) => print_json(&api.client()?.unpin(&tenant, &name).await?),
         Command::Evict(Named { tenant, name, api }) => print_json(&api.client()?.evict(&tenant, &name).await?),
         Command::Workers { api } => print_json(&api.client()?.get("workers").await?),
+        Command::Placement { api } => print_json(&api.client()?.get("placement").await?),
         Command::Tenant { command: TenantCommand::Create { name, api } } => {
             print_json(&api.client()?.create_tenant(&name).await?)
         }

@@ -4,6 +4,7 @@
 
 pub mod apart;
 pub mod network;
+pub mod over_nats;
 pub mod process;
 
 use safetensors::tensor::{Dtype, TensorView};

@@ -2,7 +2,7 @@
 //!
 //! A delta says how things are at its generation for all that differs from the generation before, so that applying it to a state in
 //! between is harmless: at worst an adapter that came and went meanwhile stays in the follower's view until it lists again. A delta
-//! that begins after what the follower has is a gap: list now.
+//! that begins after what the follower has is a gap: list now. A delta from generation 0 on is the whole list.
 
 use std::collections::HashMap;
 use weft_proto::mesh::v1 as pb;
@@ -29,6 +29,11 @@ impl Teller {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Tells everything the next time, for those who missed something and cannot ask.
+    pub fn start_over(&mut self) {
+        *self = Self::default();
     }
 
     /// The delta from what was told last, in one piece or more. `generation` must have grown if `now` differs.
@@ -116,6 +121,10 @@ impl Follower {
         if !follows {
             self.open = None;
             return Heard::Gap;
+        }
+        if delta.piece == 0 && delta.since == 0 {
+            // The whole list: what was had before and is not in it is gone.
+            self.held.clear();
         }
         for change in &delta.changes {
             if let Ok(digest) = Digest::try_from(change.digest.as_ref()) {

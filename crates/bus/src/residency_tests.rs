@@ -110,3 +110,16 @@ proptest! {
         prop_assert_eq!(follower.held(), &truth);
     }
 }
+
+#[test]
+fn a_teller_that_starts_over_heals_a_gap_without_being_asked() {
+    let (mut teller, mut follower) = (Teller::default(), Follower::default());
+    follower.hear("a", &teller.tell(held(0..5), 1)[0]);
+    teller.tell(held(3..8), 2);
+    assert_eq!(follower.hear("a", &teller.tell(held(3..9), 3)[0]), Heard::Gap);
+    teller.start_over();
+    for piece in teller.tell(held(3..9), 3) {
+        assert_eq!(follower.hear("a", &piece), Heard::Current);
+    }
+    assert_eq!((follower.held(), follower.generation()), (&held(3..9), 3), "what went meanwhile is gone here too");
+}

@@ -12,3 +12,7 @@ pub const CACHE_RESIDENCY: Subject = Subject::new("cache.residency");
 pub const REGISTRY_CHANGE: Subject = Subject::new("registry.change");
 /// `AliasMoved`, by a registry that moved one.
 pub const ALIAS_MOVED: Subject = Subject::new("alias.moved");
+/// `GatewayDemand`, by every gateway: what was asked of it.
+pub const GATEWAY_DEMAND: Subject = Subject::new("gateway.demand");
+/// `PlacementPublished`, by the authority after each epoch.
+pub const PLACEMENT_EPOCH: Subject = Subject::new("placement.epoch");

@@ -79,7 +79,7 @@ fn round(mesh: &mut Mesh) {
     let began = Instant::now();
     let mut sum = 0u64;
     for (at, adapter) in mesh.asked.iter().enumerate() {
-        let request = Request { prompt_tokens: 400, adapter_bytes: 10 << 20, avoid: &[] };
+        let request = Request { prompt_tokens: 400, adapter_bytes: 10 << 20, avoid: &[], familiar: None };
         let draw = (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let choice = choose(&mesh.view, &request, &mesh.map.sets(adapter), draw, &settings);
         sum += choice.map_or(0, |choice| u64::from(choice.worker));

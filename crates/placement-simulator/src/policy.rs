@@ -74,6 +74,7 @@ impl Router {
                     prompt_tokens: arrival.prompt_tokens,
                     adapter_bytes: seen.shape.bytes(arrival.adapter),
                     avoid: &[],
+                    familiar: None,
                 };
                 let sets = self.map.sets(&self.digests[arrival.adapter as usize]);
                 let choice = choose(seen, &request, &sets, random.random(), &self.route).expect("a worker is there");

@@ -45,7 +45,7 @@ pub(crate) fn assign(items: &mut [Item<'_>], granted: &[u32], site: &Site<'_>, s
         table: Table::new(&named),
         resident: site.workers.iter().map(|worker| worker.resident.iter().copied().collect()).collect(),
         slots_left: site.workers.iter().map(|worker| (f64::from(worker.slots) * settings.fill).ceil() as i64).collect(),
-        bytes_left: site.workers.iter().map(|worker| i128::from(worker.slot_bytes)).collect(),
+        bytes_left: site.workers.iter().map(|worker| i128::from(settings.planned_bytes(worker.slot_bytes))).collect(),
         load: vec![0.0; site.workers.len()],
         moves: 0,
         move_bytes: 0,

@@ -27,6 +27,7 @@ struct Room {
     copies: f64,
     bytes: f64,
     further: f64,
+    further_bytes: f64,
 }
 
 /// Copies granted to each item.
@@ -39,7 +40,9 @@ pub(crate) fn grant(
     let slots: f64 = site.workers.iter().map(|worker| f64::from(worker.slots)).sum();
     let bytes: f64 = site.workers.iter().map(|worker| worker.slot_bytes as f64).sum();
     let copies = (slots * settings.fill).min(COPIES_MAX as f64);
-    let mut room = Room { copies, bytes: bytes * settings.fill, further: copies * settings.further_copies_share };
+    let bytes = bytes * settings.fill;
+    let share = settings.further_copies_share;
+    let mut room = Room { copies, bytes, further: copies * share, further_bytes: bytes * share };
     let mut granted = vec![0; items.len()];
     let mut by_tenant: HashMap<&TenantName, u32> = HashMap::new();
     for claim in claims(items, site, tenants, settings) {
@@ -48,7 +51,8 @@ pub(crate) fn grant(
         if granted[claim.item] + 1 != claim.nth || room.copies < 1.0 || room.bytes < adapter.bytes as f64 {
             continue;
         }
-        if !is_pin && claim.nth > 1 && room.further < 1.0 {
+        let is_further = !is_pin && claim.nth > 1;
+        if is_further && (room.further < 1.0 || room.further_bytes < adapter.bytes as f64) {
             continue;
         }
         let held = by_tenant.entry(&adapter.tenant).or_insert(0);
@@ -60,7 +64,10 @@ pub(crate) fn grant(
         granted[claim.item] = claim.nth;
         room.copies -= 1.0;
         room.bytes -= adapter.bytes as f64;
-        room.further -= if claim.nth > 1 && !is_pin { 1.0 } else { 0.0 };
+        if is_further {
+            room.further -= 1.0;
+            room.further_bytes -= adapter.bytes as f64;
+        }
     }
     granted
 }

@@ -7,7 +7,9 @@
 //! This room must not know NATS, S3, gRPC, tenants' keys or how a load is done.
 //!
 //! 1. [`Demand`]: what is asked for, as decayed rates.
-//! 2. [`plan`]: demand, budgets, pins and floors turned into desired residency.
+//!    [`Speeds`] turn tokens into the worker's time that they cost.
+//! 2. [`plan`]: demand, budgets, pins and floors turned into desired residency. [`hold`] keeps what an authority that has listened for
+//!    a short time only cannot judge; [`by_worker`] tells workers what is wanted of them.
 //! 3. [`Epoch`] and [`Document`]: a numbered placement as bytes, and strict reading of such bytes.
 //! 4. [`Map`]: a document and the workers that are there, ready for routing: the replica set and the spill set of an
 //!    adapter in constant time, over a [`Table`].
@@ -18,23 +20,29 @@ mod assign;
 mod breaker;
 mod copies;
 mod demand;
+mod desired;
 mod document;
 mod hash;
+mod hold;
 mod map;
 mod plan;
 mod route;
+mod speeds;
 mod table;
 
 pub use breaker::{Breaker, BreakerSettings, Permit};
 pub use demand::{Demand, DemandSettings};
+pub use desired::{Desired, by_worker};
 pub use document::{
     ADAPTERS_MAX, COPIES_MAX, DOCUMENT_BYTES_MAX, Document, DocumentError, Epoch, Host, Placed, WORKER_NAME_BYTES_MAX,
     WORKERS_MAX,
 };
+pub use hold::hold;
 pub use map::{Map, ORDER_PROBES_MAX, Sets};
 pub use plan::{Adapter, Observed, Plan, PlanSettings, Tenant, Worker, plan};
 pub use route::{
-    Availability, Bandwidth, Choice, INSIDE_PROBES_MAX, NoWorker, Place, Prediction, Request, RouteSettings,
-    SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,
+    Availability, Bandwidth, Choice, INSIDE_PROBES_MAX, LOAD_BYTES_MORE, NoWorker, Place, Prediction, Request,
+    RouteSettings, SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,
 };
+pub use speeds::Speeds;
 pub use table::{TABLE_SLOTS, Table};

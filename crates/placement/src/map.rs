@@ -43,6 +43,16 @@ impl Sets<'_> {
         if self.placed.is_empty() { &self.order[..self.ordered.min(HOMES)] } else { self.placed }
     }
 
+    /// Whether a worker is inside. Cost: constant; of a set of more than 16 that is not all workers some are not found.
+    #[must_use]
+    pub fn holds(&self, worker: u16) -> bool {
+        let inside = self.inside();
+        match inside.len() <= SEARCHED_MAX {
+            true => inside.contains(&worker),
+            false => inside.get(usize::from(worker)) == Some(&worker),
+        }
+    }
+
     /// Where requests spill to, the same workers for all gateways: at most two.
     #[must_use]
     pub fn spill(&self) -> &[u16] {

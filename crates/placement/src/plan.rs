@@ -33,7 +33,8 @@ pub struct Adapter {
 pub struct Worker {
     /// Its name, unique.
     pub name: String,
-    /// Room for so many adapters in slots and packed in memory: what is served within about a step.
+    /// Room for so many adapters in slots and packed in memory: what is served within about a step. [`u32::MAX`] where only
+    /// bytes are limited.
     pub slots: u32,
     /// Room for so many bytes of adapters there.
     pub slot_bytes: u64,
@@ -66,14 +67,14 @@ pub struct Observed {
 /// How plans are made.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanSettings {
-    /// Share of the slots of each worker, and of the bytes of all, that is planned; the rest is left to adapters that come
+    /// Share of the slots and of the bytes of each worker that is planned; the rest is left to adapters that come
     /// unplanned: a worker filled to the last slot loses a planned copy with each of those. 0 to 1.
     pub fill: f64,
     /// An adapter gets another copy when a copy would carry more than this share of a mean worker's load. Positive.
     pub copy_load_max: f64,
     /// It keeps a copy that it would not be given as long as its load times this would earn it. At least 1.
     pub keep_factor: f64,
-    /// At most this share of the planned slots goes to second and further copies. 0 to 1.
+    /// At most this share of the planned slots and bytes goes to second and further copies. 0 to 1.
     pub further_copies_share: f64,
     /// A worker whose planned load is more than this times the mean gives copies away. At least 1.
     pub balance_max: f64,
@@ -108,6 +109,11 @@ impl Default for PlanSettings {
 }
 
 impl PlanSettings {
+    /// What of a worker's bytes is planned.
+    pub(crate) fn planned_bytes(&self, slot_bytes: u64) -> u64 {
+        (slot_bytes as f64 * self.fill) as u64
+    }
+
     /// The settings with every value in its range: what is out of range becomes the nearest that is not.
     #[must_use]
     pub fn clamped(self) -> Self {
@@ -206,7 +212,7 @@ fn items<'a>(
     settings: &PlanSettings,
     mut kept: HashMap<Digest, Vec<u16>>,
 ) -> Vec<Item<'a>> {
-    let largest = site.workers.iter().map(|worker| worker.slot_bytes).max().unwrap_or(0);
+    let largest = site.workers.iter().map(|worker| settings.planned_bytes(worker.slot_bytes)).max().unwrap_or(0);
     let held: HashSet<Digest> = site.workers.iter().flat_map(|worker| worker.resident.iter().copied()).collect();
     // What fits nowhere has no place.
     let fitting = observed.adapters.iter().filter(|adapter| adapter.bytes <= largest);

@@ -19,6 +19,9 @@ pub const INSIDE_PROBES_MAX: usize = 8;
 /// Workers outside the set that are looked at.
 pub const SPILL_PROBES_MAX: usize = 6;
 
+/// What a load costs besides its bytes (finding them, opening, checking), as so many bytes.
+pub const LOAD_BYTES_MORE: u64 = 2 << 20;
+
 /// Where an adapter's bytes are, seen from a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
@@ -99,6 +102,9 @@ pub struct Request<'a> {
     pub adapter_bytes: u64,
     /// Workers that this request was tried on already: not again. Short.
     pub avoid: &'a [u16],
+    /// A worker of the set that is looked at whatever chance says, because much of the prompt is likely there: the other of the two is
+    /// drawn. One that is outside the set counts for nothing.
+    pub familiar: Option<u16>,
 }
 
 /// How requests are routed.
@@ -220,7 +226,8 @@ pub fn choose(
         }
         Some(Candidate { worker, predicted: predict(&load, view.place(worker), request), recent: load.recent })
     };
-    let mut best = two_of(sets.inside(), draw, &mut look, settings);
+    let familiar = request.familiar.filter(|worker| sets.holds(*worker));
+    let mut best = two_of(sets.inside(), familiar, draw, &mut look, settings);
     let mut is_spill = false;
     let inside_ms = best.map_or(f64::INFINITY, |best| best.predicted.total_ms());
     if inside_ms > settings.spill_after_ms {
@@ -239,9 +246,11 @@ pub fn choose(
     Ok(Choice { worker, predicted, is_spill, looked_at })
 }
 
-/// The better of the first two that can be used, in an order drawn by chance in which every pair is equally likely first.
+/// The better of the first two that can be used: the familiar one if there is one, then in an order drawn by chance in which every
+/// pair is equally likely first.
 fn two_of(
     set: &[u16],
+    familiar: Option<u16>,
     draw: u64,
     look: &mut impl FnMut(u16) -> Option<Candidate>,
     settings: &RouteSettings,
@@ -251,10 +260,15 @@ fn two_of(
         return None;
     }
     let start = draw % count;
-    let mut first: Option<Candidate> = None;
-    for nth in 0..count.min(INSIDE_PROBES_MAX as u64) {
+    let mut first: Option<Candidate> = familiar.and_then(&mut *look);
+    let probes = INSIDE_PROBES_MAX - usize::from(familiar.is_some());
+    for nth in 0..count.min(probes as u64) {
         let at = (start + stride_sum(draw, count, nth)) % count;
-        let Some(candidate) = look(set[at as usize]) else { continue };
+        let worker = set[at as usize];
+        if familiar == Some(worker) {
+            continue;
+        }
+        let Some(candidate) = look(worker) else { continue };
         match first {
             None => first = Some(candidate),
             Some(one) => return Some(better(one, candidate, settings)),

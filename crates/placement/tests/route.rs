@@ -56,7 +56,7 @@ fn all(workers: usize, load: WorkerLoad) -> Seen {
     Seen { loads: (0..workers as u16).map(|at| (at, load)).collect(), ..Default::default() }
 }
 
-const REQUEST: Request<'_> = Request { prompt_tokens: 100, adapter_bytes: 10_000_000, avoid: &[] };
+const REQUEST: Request<'_> = Request { prompt_tokens: 100, adapter_bytes: 10_000_000, avoid: &[], familiar: None };
 
 #[test]
 fn a_prediction_adds_queue_load_by_tier_and_prefill_without_the_hit() {
@@ -82,6 +82,31 @@ fn the_better_of_two_of_the_set_is_taken_and_the_worst_never() {
     assert_eq!(taken.len(), 3, "{taken:?}");
     assert!(!taken.contains_key(&2));
     assert!(taken.values().all(|count| (200..=480).contains(count)), "{taken:?}");
+}
+
+#[test]
+fn the_familiar_one_is_one_of_the_two_that_are_looked_at_and_wins_only_if_it_is_better() {
+    let (map, mut seen) = (map(64, 12), all(64, idle()));
+    let sets = map.sets(&digest(1));
+    let choose = |seen: &Seen, familiar: u16, draw: u64| {
+        let request = Request { familiar: Some(familiar), ..REQUEST };
+        let draw = draw.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        choose(seen, &request, &sets, draw, &RouteSettings::default()).unwrap()
+    };
+    // Anybody else would have to wait.
+    for at in (0..12).filter(|at| *at != 7) {
+        seen.loads.get_mut(&at).unwrap().queue_ms = 100.0;
+    }
+    for draw in 0..200 {
+        let choice = choose(&seen, 7, draw);
+        assert_eq!((choice.worker, choice.looked_at), (7, 2));
+        let outside = choose(&seen, 40, draw);
+        assert!(outside.worker < 12 && outside.looked_at == 2, "one outside counts for nothing");
+    }
+    seen.loads.get_mut(&7).unwrap().queue_ms = 300.0;
+    assert!((0..200).all(|draw| choose(&seen, 7, draw).worker != 7));
+    seen.loads.get_mut(&7).unwrap().availability = Availability::Draining;
+    assert!((0..200).all(|draw| choose(&seen, 7, draw).looked_at <= INSIDE_PROBES_MAX));
 }
 
 #[test]
@@ -206,7 +231,7 @@ proptest! {
             seen.loads.insert(at as u16, load);
             seen.tiers.insert(at as u16, [Tier::Slot, Tier::Memory, Tier::Disk, Tier::Remote][usize::from(tiers[at])]);
         }
-        let request = Request { prompt_tokens: tokens, adapter_bytes: bytes, avoid: &[1] };
+        let request = Request { prompt_tokens: tokens, adapter_bytes: bytes, avoid: &[1], familiar: None };
         let chosen = choose(&seen, &request, &map.sets(&digest(adapter)), draw, &RouteSettings::default());
         prop_assert!(seen.reads.get() <= INSIDE_PROBES_MAX + SPILL_PROBES_MAX);
         if let Ok(choice) = chosen {

@@ -1,7 +1,7 @@
 //! The books of one byte budget.
 
 use crate::value::{LogValue, Worth};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 
 /// A use that lies this far back counts half, unless set otherwise: adapters follow the working hours of their tenants.
@@ -72,10 +72,14 @@ pub struct Ledger<K> {
     /// Bytes of entries in `idle`.
     idle_bytes: u64,
     entries: HashMap<K, Entry>,
-    /// Entries that may go, the least valuable first.
-    idle: BTreeMap<(LogValue, u64), K>,
+    /// Entries that may go: those that are no favourites before the rest, and then the least valuable first.
+    idle: BTreeMap<Rank, K>,
+    favourites: HashSet<K>,
     next_serial: u64,
 }
+
+/// Whether it is a favourite, its value, and its serial.
+type Rank = (bool, LogValue, u64);
 
 impl<K: Clone + Eq + Hash> Ledger<K> {
     /// Empty books with this budget in bytes. Zero is allowed: then only entries of zero bytes fit.
@@ -89,6 +93,7 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
             idle_bytes: 0,
             entries: HashMap::new(),
             idle: BTreeMap::new(),
+            favourites: HashSet::new(),
             next_serial: 0,
         }
     }
@@ -181,6 +186,17 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         self.update(key, |entry| entry.pinned = false)
     }
 
+    /// From now on these are given up only when nothing else is left to go, whether they are here yet or not. Those before them are
+    /// favourites no more. Cost: O(favourites · log n).
+    pub fn favour(&mut self, favourites: HashSet<K>) {
+        let changed = self.favourites.symmetric_difference(&favourites).filter(|key| self.entries.contains_key(key));
+        let changed: Vec<(K, Option<(Rank, u64)>)> = changed.map(|key| (key.clone(), self.place_of(key))).collect();
+        self.favourites = favourites;
+        for (key, before) in changed {
+            self.relist(&key, before);
+        }
+    }
+
     /// Counts a use without a lease. False if there is no such entry.
     pub fn touch(&mut self, key: &K, now_ms: u64) -> bool {
         let half_life_ms = self.half_life_ms;
@@ -268,7 +284,8 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         let room = self.make_room(bytes, now_ms);
         let Room::Evict(victims) = &room else { return room };
         let value = worth.uses.log_value(bytes, worth.reload_cost, self.half_life_ms);
-        let is_worth_more = |key: &K| self.place_of(key).is_some_and(|((theirs, _), _)| theirs >= value);
+        let is_worth_more =
+            |key: &K| self.place_of(key).is_some_and(|((is_favourite, theirs, _), _)| is_favourite || theirs >= value);
         if victims.iter().any(is_worth_more) { Room::Full { held: self.held() } } else { room }
     }
 
@@ -359,14 +376,14 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
     }
 
     /// Where this entry stands in `idle`, if it does, and its bytes.
-    fn place_of(&self, key: &K) -> Option<((LogValue, u64), u64)> {
+    fn place_of(&self, key: &K) -> Option<(Rank, u64)> {
         let entry = self.entries.get(key).filter(|entry| entry.is_idle())?;
         let value = entry.worth.uses.log_value(entry.bytes, entry.worth.reload_cost, self.half_life_ms);
-        Some(((value, entry.serial), entry.bytes))
+        Some(((self.favourites.contains(key), value, entry.serial), entry.bytes))
     }
 
     /// Moves an entry from where it stood in `idle` to where it stands now.
-    fn relist(&mut self, key: &K, before: Option<((LogValue, u64), u64)>) {
+    fn relist(&mut self, key: &K, before: Option<(Rank, u64)>) {
         if let Some((place, bytes)) = before {
             self.idle.remove(&place);
             self.idle_bytes -= bytes;
@@ -399,6 +416,20 @@ mod tests {
         assert_eq!(ledger.make_room(100, 4 * SECOND), Room::Evict(vec!["a"]));
         ledger.touch(&"a", 4 * SECOND);
         assert_eq!(ledger.make_room(101, 4 * SECOND), Room::Evict(vec!["b", "c"]));
+    }
+
+    #[test]
+    fn favourites_go_last_whatever_they_are_worth() {
+        let mut ledger = full();
+        ledger.favour(HashSet::from(["a", "z"]));
+        assert_eq!(ledger.make_room(200, 4 * SECOND), Room::Evict(vec!["b", "c"]));
+        assert_eq!(ledger.make_room(300, 4 * SECOND), Room::Evict(vec!["b", "c", "a"]));
+        ledger.remove(&"b");
+        assert!(ledger.insert("z", 100, SECOND));
+        assert_eq!(ledger.make_room(100, 4 * SECOND), Room::Evict(vec!["c"]), "also one that came later");
+        ledger.favour(HashSet::from(["c"]));
+        assert_eq!(ledger.make_room(200, 4 * SECOND), Room::Evict(vec!["z", "a"]));
+        assert_eq!(ledger.held(), 0);
     }
 
     #[test]

@@ -42,9 +42,20 @@ pub struct WorkerHeartbeat {
     /// Prompt tokens computed a second since the last heartbeat, over the time in which steps ran. 0: none were.
     #[prost(double, tag = "18")]
     pub prefill_tokens_per_s: f64,
-    /// The changes since the last heartbeat. A heartbeat with many is followed by more pieces as WorkerResidency.
+    /// The changes since the last heartbeat, and from time to time the whole list. A heartbeat with many is followed by more pieces as
+    /// WorkerResidency.
     #[prost(message, optional, tag = "20")]
     pub residency: ::core::option::Option<ResidencyDelta>,
+    /// Room for adapters that are packed and have no slot.
+    #[prost(uint64, tag = "21")]
+    pub prepared_bytes_max: u64,
+    /// As in GetLoadResponse.
+    #[prost(double, tag = "22")]
+    pub memory_bytes_per_s: f64,
+    #[prost(double, tag = "23")]
+    pub disk_bytes_per_s: f64,
+    #[prost(double, tag = "24")]
+    pub remote_bytes_per_s: f64,
 }
 /// A further piece of the delta of a heartbeat.
 #[allow(clippy::all)]
@@ -61,7 +72,7 @@ pub struct WorkerResidency {
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResidencyDelta {
-    /// Whoever has an older generation than this missed something, and asks for the whole list.
+    /// Whoever has an older generation than this missed something, and asks for the whole list. 0: this is the whole list.
     #[prost(uint64, tag = "1")]
     pub since: u64,
     /// What is had after the last piece.
@@ -135,6 +146,39 @@ pub struct AliasMoved {
     pub from: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub to: ::prost::bytes::Bytes,
+}
+/// What was asked of one gateway since its last message. What is lost costs accuracy only.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatewayDemand {
+    #[prost(string, tag = "1")]
+    pub incarnation: ::prost::alloc::string::String,
+    /// 1, 2, 3, ...: one that comes twice or late is left out.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// The most asked for first, at most 1,000; the rest comes with the next message.
+    #[prost(message, repeated, tag = "3")]
+    pub adapters: ::prost::alloc::vec::Vec<AdapterDemand>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterDemand {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub requests: u64,
+    /// Of prompts, without what prefix caches spared.
+    #[prost(uint64, tag = "3")]
+    pub prompt_tokens: u64,
+    #[prost(uint64, tag = "4")]
+    pub output_tokens: u64,
+}
+/// There is a newer placement: registries read it now instead of at their next look.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlacementPublished {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
 }
 /// Where bytes are now, the nearest place of each.
 #[allow(clippy::all)]

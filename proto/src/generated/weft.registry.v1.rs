@@ -272,6 +272,44 @@ pub struct Tenant {
     pub weight: f64,
     #[prost(message, optional, tag = "5")]
     pub limits: ::core::option::Option<Limits>,
+    #[prost(message, optional, tag = "6")]
+    pub places: ::core::option::Option<Places>,
+}
+/// What placement promises a tenant and denies it.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Places {
+    /// So many of its adapters, the most asked for, have a place whatever others ask for.
+    #[prost(uint32, tag = "1")]
+    pub floor: u32,
+    /// At most so many copies of all its adapters together, beyond pins. Absent: no such limit.
+    #[prost(uint32, optional, tag = "2")]
+    pub ceiling: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "3")]
+    pub pins: ::prost::alloc::vec::Vec<Pin>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pin {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+    /// So many workers hold it in a slot. 0: all of them.
+    #[prost(uint32, tag = "2")]
+    pub copies: u32,
+}
+/// What is absent stays.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PlacesChange {
+    #[prost(uint32, optional, tag = "1")]
+    pub floor: ::core::option::Option<u32>,
+    /// 0 takes the limit away.
+    #[prost(uint32, optional, tag = "2")]
+    pub ceiling: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "3")]
+    pub pin: ::prost::alloc::vec::Vec<Pin>,
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub unpin: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -285,6 +323,8 @@ pub struct UpdateTenantRequest {
     pub weight: ::core::option::Option<f64>,
     #[prost(message, optional, tag = "4")]
     pub limits: ::core::option::Option<LimitsChange>,
+    #[prost(message, optional, tag = "5")]
+    pub places: ::core::option::Option<PlacesChange>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -459,6 +499,49 @@ pub struct DirectoryAlias {
     pub name: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
     pub version: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchPlacementRequest {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Placement {
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// As crates/placement writes it. Empty: the one sent before still holds, or there is none yet (epoch 0).
+    #[prost(bytes = "bytes", tag = "2")]
+    pub document: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchDesiredRequest {
+    /// The address in the worker's heartbeats.
+    #[prost(string, tag = "1")]
+    pub worker: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Desired {
+    /// 0: there is no placement yet.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// False: only a sign of life, the list sent before still holds.
+    #[prost(bool, tag = "2")]
+    pub is_list: bool,
+    #[prost(message, repeated, tag = "3")]
+    pub adapters: ::prost::alloc::vec::Vec<DesiredAdapter>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DesiredAdapter {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+    /// To be brought before a request needs it.
+    #[prost(bool, tag = "2")]
+    pub ahead: bool,
+    /// To be kept in a slot.
+    #[prost(bool, tag = "3")]
+    pub pinned: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -908,6 +991,57 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "WatchDirectory"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// The last placement that this registry knows of: sent at once if there is one, again when a newer one was published, and without
+        /// its document every few seconds. Numbers only grow within a stream; a gateway keeps the largest it has seen.
+        pub async fn watch_placement(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchPlacementRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Placement>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/WatchPlacement",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "WatchPlacement"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What the last placement wants of one worker: sent at once, when it changes, and without the list every few seconds.
+        pub async fn watch_desired(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchDesiredRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Desired>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/WatchDesired",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "WatchDesired"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// A worker says which base it serves, so that packages can be checked against it. Idempotent.
         pub async fn announce_base(
             &mut self,
@@ -1046,6 +1180,35 @@ pub mod registry_server {
             request: tonic::Request<super::WatchDirectoryRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::WatchDirectoryStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchPlacement method.
+        type WatchPlacementStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Placement, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The last placement that this registry knows of: sent at once if there is one, again when a newer one was published, and without
+        /// its document every few seconds. Numbers only grow within a stream; a gateway keeps the largest it has seen.
+        async fn watch_placement(
+            &self,
+            request: tonic::Request<super::WatchPlacementRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchPlacementStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchDesired method.
+        type WatchDesiredStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Desired, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What the last placement wants of one worker: sent at once, when it changes, and without the list every few seconds.
+        async fn watch_desired(
+            &self,
+            request: tonic::Request<super::WatchDesiredRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchDesiredStream>,
             tonic::Status,
         >;
         /// A worker says which base it serves, so that packages can be checked against it. Idempotent.
@@ -1700,6 +1863,98 @@ pub mod registry_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchDirectorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/WatchPlacement" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchPlacementSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::ServerStreamingService<super::WatchPlacementRequest>
+                    for WatchPlacementSvc<T> {
+                        type Response = super::Placement;
+                        type ResponseStream = T::WatchPlacementStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchPlacementRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::watch_placement(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchPlacementSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/WatchDesired" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchDesiredSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::ServerStreamingService<super::WatchDesiredRequest>
+                    for WatchDesiredSvc<T> {
+                        type Response = super::Desired;
+                        type ResponseStream = T::WatchDesiredStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchDesiredRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::watch_desired(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchDesiredSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

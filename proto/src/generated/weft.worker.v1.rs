@@ -378,7 +378,7 @@ pub struct DescribeResponse {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetLoadRequest {}
 #[allow(clippy::all)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct GetLoadResponse {
     #[prost(uint32, tag = "1")]
     pub running_requests: u32,
@@ -424,6 +424,15 @@ pub struct GetLoadResponse {
     pub prefix_lookup_tokens_total: u64,
     #[prost(uint64, tag = "23")]
     pub prefix_hit_tokens_total: u64,
+    /// How fast adapters have come from each tier of the cache daemon to a slot lately, in bytes of blob a second, each blob counted 2 MiB
+    /// larger for what a load costs besides its bytes. 0: none has come from there yet.
+    #[prost(double, tag = "30")]
+    pub memory_bytes_per_s: f64,
+    #[prost(double, tag = "31")]
+    pub disk_bytes_per_s: f64,
+    /// A neighbour or S3.
+    #[prost(double, tag = "32")]
+    pub remote_bytes_per_s: f64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -3,8 +3,9 @@
 use crate::Error;
 use crate::core::{Change, Core, now_ms};
 use crate::layout::{Place, adapter_prefix, tenant_prefix};
+use crate::places::PlacesAsked;
 use crate::records::{
-    AliasRecord, BaseRecord, KeyRecord, LinearRecord, Revocation, SALT_BYTES, TenantRecord, VersionRecord,
+    AliasRecord, BaseRecord, KeyRecord, LinearRecord, Places, Revocation, SALT_BYTES, TenantRecord, VersionRecord,
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -132,6 +133,7 @@ impl Core {
                     default_adapter: String::new(),
                     weight,
                     limits,
+                    places: Places::default(),
                 }),
             })
         });
@@ -148,23 +150,32 @@ impl Core {
         name: TenantName,
         weight: Option<f64>,
         limits: &[LimitChange],
+        places: Option<&pb::PlacesChange>,
         actor: &str,
     ) -> Result<TenantRecord, Error> {
         check_actor(actor)?;
+        let asked = match places {
+            Some(asked) => self.checked_places(&name, asked).await?,
+            None => PlacesAsked::default(),
+        };
         let weight = weight.map(checked_weight).transpose()?;
         Limits::default().changed(limits).map_err(wrong_limit)?;
         let place = Place::Tenant(name.clone());
         let updated = self.update(&place, |found: Option<(&TenantRecord, &ETag)>| {
             let Some((record, _)) = found else { return Err(Error::NotFound(format!("there is no tenant {name}"))) };
             let limits = record.limits.changed(limits).map_err(wrong_limit)?;
-            let changed = TenantRecord { weight: weight.unwrap_or(record.weight), limits, ..record.clone() };
+            let places = asked.changed(&record.places)?;
+            let changed = TenantRecord { weight: weight.unwrap_or(record.weight), limits, places, ..record.clone() };
             if changed == *record {
                 return Ok(Change::Keep(changed));
             }
             Ok(Change::Write(TenantRecord { revision: record.revision + 1, ..changed }))
         });
         let (record, _) = updated.await?;
-        tracing::info!(tenant = %name, weight = record.weight.value(), limits = ?record.limits, actor, "updated a tenant");
+        tracing::info!(
+            tenant = %name, weight = record.weight.value(), limits = ?record.limits, floor = record.places.floor,
+            ceiling = record.places.ceiling, pins = record.places.pins.len(), actor, "updated a tenant"
+        );
         Ok(record)
     }
 

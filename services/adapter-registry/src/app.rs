@@ -4,6 +4,7 @@ use crate::core::Core;
 use crate::grpc::Service;
 use crate::layout::ROOT;
 use crate::metrics::Metrics;
+use crate::placing::{self, Placing};
 use crate::{Error, Settings, tell};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ const BASE_CONDITION: &str = "base";
 /// A registry that has read its records and is ready to serve.
 pub struct App {
     core: Arc<Core>,
+    placing: Arc<Placing>,
     readiness: Readiness,
     bus: Option<Arc<dyn Bus>>,
 }
@@ -56,7 +58,8 @@ impl App {
         if core.catalog().base.is_none() {
             readiness.wait_for(BASE_CONDITION, "no worker has announced its base model yet");
         }
-        Ok(Self { core, readiness, bus: None })
+        let placing = Arc::new(Placing::new(core.metrics.placement.clone()));
+        Ok(Self { core, placing, readiness, bus: None })
     }
 
     /// Tells the other registries on this bus what is written here, and hears them, while it runs.
@@ -81,7 +84,8 @@ impl App {
         let grace = Duration::from_millis(self.core.settings.shutdown_grace_ms);
         let closing = shutdown.delayed(Duration::from_millis(self.core.settings.drain_delay_ms));
         let stopping = closing.child();
-        let service = RegistryServer::new(Service::new(Arc::clone(&self.core), stopping.clone()))
+        let placing = &self.placing;
+        let service = RegistryServer::new(Service::new(Arc::clone(&self.core), Arc::clone(placing), stopping.clone()))
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         // The server as a whole serves before a base is announced: the worker that announces it must get through, and
@@ -92,16 +96,30 @@ impl App {
             .add_service(health.into_server())
             .serve_with_incoming_shutdown(listener.incoming(), closing.wait_owned());
         let mut telling = JoinSet::new();
-        if let Some(bus) = self.bus {
-            telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
-            telling.spawn(tell::follow_others(Arc::clone(&self.core), bus, stopping.clone()));
+        let mut office = JoinSet::new();
+        if let Some(bus) = &self.bus {
+            telling.spawn(weft_bus::report(Arc::clone(bus), self.readiness.clone()));
+            telling.spawn(tell::follow_others(Arc::clone(&self.core), Arc::clone(bus), stopping.clone()));
+            let parts = || (Arc::clone(&self.core), Arc::clone(placing), Arc::clone(bus), stopping.clone());
+            if self.core.settings.placement {
+                let (core, placing, bus, stopping) = parts();
+                telling.spawn(placing::hear(core, placing, bus, stopping));
+                let (core, placing, bus, stopping) = parts();
+                office.spawn(placing::stand(core, placing, bus, stopping));
+            }
         }
+        telling.spawn(placing::follow(Arc::clone(&self.core), Arc::clone(placing), self.bus.clone(), stopping.clone()));
         let background = async {
-            tokio::join!(self.core.keep_fresh(stopping.clone()), watch_for_base(&self.core, &self.readiness, &stopping))
+            tokio::join!(
+                self.core.keep_fresh(stopping.clone()),
+                watch_for_base(&self.core, &self.readiness, &stopping)
+            );
+            // The office is given back, so that nobody has to wait for the silence.
+            while office.join_next().await.is_some() {}
         };
         let served = within_grace(
             async {
-                let (served, _) = tokio::join!(serving, background);
+                let (served, ()) = tokio::join!(serving, background);
                 served
             },
             &closing,

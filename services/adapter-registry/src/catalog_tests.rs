@@ -59,6 +59,7 @@ fn tenant_record() -> (Place, Record, ETag) {
         default_adapter: String::new(),
         weight: Default::default(),
         limits: Limits::default(),
+        places: Default::default(),
     };
     (Place::Tenant(tenant()), record.into(), ETag::new("t1"))
 }

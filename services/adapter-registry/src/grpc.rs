@@ -5,10 +5,11 @@
 //! admin writes at once.
 
 use crate::Error;
-use crate::admin::Expected;
+use crate::admin::{Expected, check_text};
 use crate::core::Core;
 use crate::layout::{ROOT, adapter_prefix, tenant_prefix};
 use crate::metrics::Running;
+use crate::placing::{DesiredWatcher, PlacementWatcher, Placing};
 use crate::publish::{Outcome, Publisher};
 use crate::wire;
 use futures::stream::BoxStream;
@@ -30,11 +31,18 @@ pub const DIRECTORY_INCARNATION_HEADER: &str = "weft-directory-incarnation";
 /// Response metadata: the first generation of the directory that shows what the call did.
 pub const DIRECTORY_GENERATION_HEADER: &str = "weft-directory-generation";
 
+/// One for each worker that a placement can have.
+const DESIRED_WATCHERS_MAX: usize = weft_placement::WORKERS_MAX;
+const WORKER_BYTES_MAX: usize = 256;
+
 /// The service.
 pub(crate) struct Service {
     core: Arc<Core>,
     publisher: Publisher,
     watchers: Arc<Semaphore>,
+    placing: Arc<Placing>,
+    placement_watchers: Arc<Semaphore>,
+    desired_watchers: Arc<Semaphore>,
     stopping: Shutdown,
 }
 
@@ -45,9 +53,18 @@ fn name<T: FromStr<Err = NameError>>(param: &'static str, text: &str) -> Result<
 }
 
 impl Service {
-    pub(crate) fn new(core: Arc<Core>, stopping: Shutdown) -> Self {
-        let watchers = Arc::new(Semaphore::new(core.settings.watchers_max));
-        Self { publisher: Publisher::new(Arc::clone(&core)), core, watchers, stopping }
+    pub(crate) fn new(core: Arc<Core>, placing: Arc<Placing>, stopping: Shutdown) -> Self {
+        let watchers_max = core.settings.watchers_max;
+        let streams = |max: usize| Arc::new(Semaphore::new(max));
+        Self {
+            publisher: Publisher::new(Arc::clone(&core)),
+            core,
+            watchers: streams(watchers_max),
+            placing,
+            placement_watchers: streams(watchers_max),
+            desired_watchers: streams(DESIRED_WATCHERS_MAX),
+            stopping,
+        }
     }
 
     /// Counts a call and puts its result on the wire.
@@ -186,7 +203,8 @@ impl Registry for Service {
             let request = request.into_inner();
             let name = name("name", &request.name)?;
             let limits = wire::changes(request.limits);
-            let record = self.core.update_tenant(name, request.weight, &limits, &request.actor).await?;
+            let places = request.places.as_ref();
+            let record = self.core.update_tenant(name, request.weight, &limits, places, &request.actor).await?;
             Ok(pb::UpdateTenantResponse { tenant: Some(wire::tenant(&record)) })
         };
         self.call("update_tenant", work).await
@@ -267,6 +285,37 @@ impl Registry for Service {
             Ok(stream)
         };
         self.call("watch_directory", watching).await
+    }
+
+    type WatchPlacementStream = BoxStream<'static, Result<pb::Placement, Status>>;
+
+    async fn watch_placement(&self, _: Request<pb::WatchPlacementRequest>) -> Answer<Self::WatchPlacementStream> {
+        let max = self.core.settings.watchers_max;
+        let busy = |_| Error::Busy { what: "placement streams", max, setting: "watchers_max" };
+        let watching = async {
+            let permit = Arc::clone(&self.placement_watchers).try_acquire_owned().map_err(busy)?;
+            let watcher = PlacementWatcher::new(&self.core, &self.placing, self.stopping.clone(), permit);
+            let stream: Self::WatchPlacementStream = Box::pin(futures::stream::unfold(watcher, PlacementWatcher::next));
+            Ok(stream)
+        };
+        self.call("watch_placement", watching).await
+    }
+
+    type WatchDesiredStream = BoxStream<'static, Result<pb::Desired, Status>>;
+
+    async fn watch_desired(&self, request: Request<pb::WatchDesiredRequest>) -> Answer<Self::WatchDesiredStream> {
+        let max = DESIRED_WATCHERS_MAX;
+        let busy =
+            |_| Error::Busy { what: "streams of desired residency", max, setting: "none: workers have one each" };
+        let watching = async {
+            let worker = request.into_inner().worker;
+            check_text("worker", &worker, WORKER_BYTES_MAX)?;
+            let permit = Arc::clone(&self.desired_watchers).try_acquire_owned().map_err(busy)?;
+            let watcher = DesiredWatcher::new(&self.core, &self.placing, &worker, self.stopping.clone(), permit);
+            let stream: Self::WatchDesiredStream = Box::pin(futures::stream::unfold(watcher, DesiredWatcher::next));
+            Ok(stream)
+        };
+        self.call("watch_desired", watching).await
     }
 
     async fn announce_base(&self, request: Request<pb::AnnounceBaseRequest>) -> Answer<pb::AnnounceBaseResponse> {

@@ -3,7 +3,7 @@
 //!
 //! S3 is the system of record. Every object below `registry/` is written under a condition and only grows newer, so
 //! that several registries may run side by side and the memory of each is a join of what it saw ([`catalog`]).
-//! This room must not know requests, workers' load or where adapter bytes are cached.
+//! This room must not know requests or where adapter bytes are cached; of workers only [`placing`] knows.
 //!
 //! 1. [`grpc`]: the face; one method a call, limits and metrics around it.
 //! 2. [`publish`]: upload, check, blob, version, alias.
@@ -11,6 +11,7 @@
 //! 4. [`catalog`]: what is known, and the [`weft_proto::registry::v1::Directory`] made of it.
 //! 5. [`layout`] and [`records`]: keys and content of the objects.
 //! 6. [`tell`]: what registries tell each other, so that a write is seen before the next listing.
+//! 7. [`placing`]: the authority for placement, and who is told of its epochs.
 
 mod admin;
 mod app;
@@ -20,6 +21,8 @@ mod error;
 mod grpc;
 mod layout;
 mod metrics;
+mod places;
+mod placing;
 mod publish;
 mod records;
 mod settings;

@@ -5,6 +5,7 @@ use crate::catalog::Counts;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use std::time::Duration;
+use weft_placement::Plan;
 
 /// All metrics of one registry.
 pub(crate) struct Metrics {
@@ -22,6 +23,59 @@ pub(crate) struct Metrics {
     versions: IntGauge,
     pub(crate) watchers: IntGauge,
     pub(crate) damaged_objects: IntGauge,
+    pub(crate) placement: PlacementMetrics,
+}
+
+/// Of the authority for placement; all but the first three stand still at a registry that is not it.
+#[derive(Clone)]
+pub(crate) struct PlacementMetrics {
+    pub(crate) epoch: IntGauge,
+    pub(crate) watchers: IntGauge,
+    pub(crate) messages_refused: IntCounter,
+    pub(crate) is_authority: IntGauge,
+    pub(crate) epochs: IntCounter,
+    pub(crate) failures: IntCounterVec,
+    pub(crate) adapters_heard: IntGauge,
+    pub(crate) workers: IntGauge,
+    adapters: IntGauge,
+    copies: IntGauge,
+    deferred: IntGauge,
+    moves: IntCounter,
+}
+
+impl PlacementMetrics {
+    fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
+        let counter = |name: &str, help: &str| registered(registry, IntCounter::new(name, help)?);
+        let failures = Opts::new("registry_placement_failures_total", "tries of the authority that failed, by kind");
+        Ok(Self {
+            epoch: gauge("registry_placement_epoch", "number of the last placement known here")?,
+            watchers: gauge("registry_placement_watchers", "streams of placements and desired residency open")?,
+            messages_refused: counter("registry_placement_messages_refused_total", "heartbeats and demand left out")?,
+            is_authority: gauge("registry_placement_is_authority", "1 if this registry is the authority")?,
+            epochs: counter("registry_placement_epochs_total", "placements published here")?,
+            failures: registered(registry, IntCounterVec::new(failures, &["kind"])?)?,
+            adapters_heard: gauge("registry_placement_adapters_heard", "adapters that were asked for lately")?,
+            workers: gauge("registry_placement_workers", "workers in the last plan")?,
+            adapters: gauge("registry_placement_adapters", "adapters with a place in the last plan")?,
+            copies: gauge("registry_placement_copies", "copies in the last plan")?,
+            deferred: gauge("registry_placement_copies_deferred", "copies granted and not placed in the last plan")?,
+            moves: counter("registry_placement_moves_total", "copies planned where the bytes were not")?,
+        })
+    }
+
+    /// A plan was made, whether or not it is published.
+    pub(crate) fn planned(&self, plan: &Plan) {
+        self.adapters.set(plan.adapters.len() as i64);
+        self.copies.set(plan.adapters.iter().map(|placed| placed.1.len() as i64).sum());
+        self.deferred.set(plan.deferred as i64);
+        self.moves.inc_by(plan.moves as u64);
+    }
+}
+
+fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
 }
 
 /// Counts something that runs for as long as it lives.
@@ -51,10 +105,6 @@ impl Metrics {
     /// # Errors
     /// A name is registered already: two registries share one `prometheus::Registry`.
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        }
         let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help)?);
         let counters = |name: &str, help: &str, labels: &[&str]| {
             registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
@@ -80,6 +130,7 @@ impl Metrics {
             versions: gauge("registry_versions", "versions known")?,
             watchers: gauge("registry_directory_watchers", "directory streams open")?,
             damaged_objects: gauge("registry_damaged_objects", "objects that are no records, left out")?,
+            placement: PlacementMetrics::new(registry)?,
         })
     }
 

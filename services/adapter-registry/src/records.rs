@@ -4,6 +4,7 @@
 //! one with the larger revision is newer.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use weft_adapter_format::{BaseShape, LinearShape};
 use weft_types::{Digest, Limits, TenantName, Weight};
 
@@ -69,6 +70,22 @@ pub(crate) struct TenantRecord {
     pub(crate) weight: Weight,
     #[serde(default)]
     pub(crate) limits: Limits,
+    #[serde(default)]
+    pub(crate) places: Places,
+}
+
+/// What placement promises a tenant and denies it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Places {
+    /// So many of its adapters, the most asked for, have a place whatever others ask for.
+    #[serde(default)]
+    pub(crate) floor: u32,
+    /// At most so many copies of all its adapters, beyond pins.
+    #[serde(default)]
+    pub(crate) ceiling: Option<u32>,
+    /// So many workers hold each of these in a slot; 0: all of them.
+    #[serde(default)]
+    pub(crate) pins: BTreeMap<Digest, u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,12 +230,15 @@ mod tests {
             default_adapter: String::new(),
             weight: Weight::new(0.25).unwrap(),
             limits: Limits { tokens_per_day: Some(5), ..Limits::default() },
+            places: Places { floor: 2, ceiling: None, pins: BTreeMap::from([(Digest::of(b"a"), 3)]) },
         };
         let json = serde_json::to_string(&tenant).unwrap();
         assert_eq!(serde_json::from_str::<TenantRecord>(&json).unwrap(), tenant);
-        let older = json.replace(r#","weight":250,"limits":{"tokens_per_day":5}"#, "");
-        assert_ne!(older, json);
-        let older: TenantRecord = serde_json::from_str(&older).unwrap();
-        assert_eq!((older.weight, older.limits), (Weight::default(), Limits::default()));
+        let (older, _) = json.split_once(r#","weight":250,"limits":{"tokens_per_day":5},"places":"#).unwrap();
+        let older: TenantRecord = serde_json::from_str(&format!("{older}}}")).unwrap();
+        assert_eq!(
+            (older.weight, older.limits, older.places),
+            (Weight::default(), Limits::default(), Places::default())
+        );
     }
 }

@@ -30,6 +30,13 @@ weft_bus::mesh_settings! {
         pub directory_refresh_ms: u64 = 5_000,
         /// Most directory streams at once.
         pub watchers_max: usize = 256,
+        /// Stands for the office of the authority for placement. In `weft up`: false, for there is one worker.
+        pub placement: bool = true,
+        /// Milliseconds between two plans of the authority, 100 to 3,600,000.
+        pub placement_epoch_ms: u64 = 3_000,
+        /// Milliseconds without a sign of life after which another registry takes the office, 300 to 3,600,000. All registries must
+        /// have the same.
+        pub placement_silence_ms: u64 = 10_000,
         /// How long a start waits for the object store.
         pub store_wait_ms: u64 = 60_000,
         /// Milliseconds of being "not serving" before no new call is taken, so that balancers turn away first.
@@ -85,6 +92,14 @@ impl Settings {
         ];
         let zero = at_least_one.iter().filter(|(_, value)| *value == 0);
         let mut problems: Vec<String> = zero.map(|(name, _)| format!("{name} must be at least 1")).collect();
+        for (name, value, least) in [
+            ("placement_epoch_ms", self.placement_epoch_ms, 100),
+            ("placement_silence_ms", self.placement_silence_ms, 300),
+        ] {
+            if !(least..=3_600_000).contains(&value) {
+                problems.push(format!("{name} is {value}, allowed are {least} to 3600000"));
+            }
+        }
         if let Some(dir) = self.spool_dir.as_ref().filter(|dir| !dir.is_dir()) {
             problems.push(format!("spool_dir {} is no folder", dir.display()));
         }
@@ -105,8 +120,18 @@ mod tests {
 
     #[test]
     fn every_problem_is_named_at_once() {
-        let wrong = Settings { publishes_max: 0, spool_dir: Some("/nonexistent".into()), ..Settings::default() };
+        let wrong = Settings {
+            publishes_max: 0,
+            placement_epoch_ms: 99,
+            spool_dir: Some("/nonexistent".into()),
+            ..Settings::default()
+        };
         let text = wrong.check().unwrap_err().to_string();
-        assert!(text.contains("publishes_max") && text.contains("spool_dir /nonexistent"), "{text}");
+        assert!(
+            text.contains("publishes_max")
+                && text.contains("placement_epoch_ms is 99")
+                && text.contains("spool_dir /nonexistent"),
+            "{text}"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::catalog::Adapter;
 use crate::publish::cut;
-use crate::records::{AliasRecord, KeyRecord, TenantRecord, VersionRecord};
+use crate::records::{AliasRecord, KeyRecord, Places, TenantRecord, VersionRecord};
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, LimitChange, LimitKind, Limits, TenantName};
@@ -67,7 +67,13 @@ pub(crate) fn tenant(record: &TenantRecord) -> pb::Tenant {
         default_adapter: record.default_adapter.clone(),
         weight: record.weight.value(),
         limits: Some(limits(&record.limits)),
+        places: Some(places(&record.places)),
     }
+}
+
+fn places(places: &Places) -> pb::Places {
+    let pins = places.pins.iter().map(|(digest, copies)| pb::Pin { digest: digest.to_vec().into(), copies: *copies });
+    pb::Places { floor: places.floor, ceiling: places.ceiling, pins: pins.collect() }
 }
 
 pub(crate) fn limits(limits: &Limits) -> pb::Limits {

@@ -1,16 +1,18 @@
 //! The gateway as a whole: what all requests share, how it is wired, how it runs and how it stops.
 
 use crate::authenticate::AdminKeys;
+use crate::demand::Demand;
 use crate::directory::{Directory, Registry, registry_client};
 use crate::error::BuildError;
 use crate::generate::Mesh;
 use crate::http::{self, Addresses, Waiting};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::placement;
 use crate::quota::Quota;
 use crate::serve::{Bounds, Ending, serve};
 use crate::settings::Settings;
-use crate::workers::{Dial, Pace, Pool, discover, watch_all};
+use crate::workers::{Dial, Pace, Pool, Prefixes, discover, watch_all};
 use axum::Router;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -115,6 +117,8 @@ impl App {
                 pool: Arc::new(Pool::new(workers, pace)),
                 limits: Limits::new(&settings),
                 metrics,
+                demand: Arc::new(Demand::default()),
+                prefixes: Prefixes::default(),
                 retries_max: settings.retries_max,
                 continuations_max: settings.continuations_max,
                 patience: Duration::from_millis(settings.continuation_wait_ms),
@@ -176,8 +180,10 @@ impl App {
         });
         let (pool, metrics) = (&gateway.mesh.pool, &gateway.mesh.metrics);
         background.spawn(watch_all(Arc::clone(pool), metrics.clone()));
+        background.spawn(placement::follow(gateway.registry.clone(), Arc::clone(pool), metrics.clone()));
         if let Some((bus, dial)) = self.bus.clone() {
             let workers_max = gateway.settings.workers_max;
+            background.spawn(Arc::clone(&gateway.mesh.demand).tell(Arc::clone(&bus)));
             background.spawn(discover(Arc::clone(pool), bus, dial, workers_max, metrics.clone()));
         }
         background.spawn(Arc::clone(&gateway).tell(self.readiness.clone()));

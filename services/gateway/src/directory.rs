@@ -138,6 +138,19 @@ impl Snapshot {
         self.tenants.get(name)
     }
 
+    /// `tenant/name@version` of every digest; of several the first in the order of versions of some tenant. Cost: one step a version.
+    pub(crate) fn labels(&self) -> HashMap<Digest, String> {
+        let mut labels = HashMap::new();
+        for (tenant, known) in &self.tenants {
+            for (name, adapter) in &known.adapters {
+                for (version, digest) in &adapter.versions {
+                    labels.entry(*digest).or_insert_with(|| format!("{tenant}/{name}@{version}"));
+                }
+            }
+        }
+        labels
+    }
+
     pub(crate) fn has_key(&self, tenant: &str, id: &str) -> bool {
         self.key_limits(tenant, id).is_some()
     }

@@ -13,7 +13,8 @@
 //! 6. `generate` opens the stream, fails the request rather than deliver a token of another digest, and goes on elsewhere when
 //!    the worker is lost.
 //!
-//! Before all of it, `address` tells for whose rate a request counts.
+//! Before all of it, `address` tells for whose rate a request counts. Beside it, `demand` tells registries what is asked for, and
+//! `placement` follows what they make of it.
 //!
 //! Decisions (`address`, `authenticate`, `resolve`) are plain functions over snapshots; they do no IO.
 
@@ -22,6 +23,7 @@
 mod address;
 mod app;
 mod authenticate;
+mod demand;
 mod directory;
 mod error;
 mod generate;
@@ -29,6 +31,7 @@ mod http;
 mod limit_metrics;
 mod limits;
 mod metrics;
+mod placement;
 mod quota;
 mod resolve;
 mod serve;

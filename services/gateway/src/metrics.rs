@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     pub(crate) heartbeats_refused: IntCounter,
     pub(crate) directory_generation: IntGauge,
     pub(crate) directory_age_ms: IntGauge,
+    pub(crate) placement_epoch: IntGauge,
+    pub(crate) placements_refused: IntCounter,
     pub(crate) panics: IntCounter,
     pub(crate) addresses_refused: IntCounter,
     pub(crate) limits: LimitMetrics,
@@ -108,6 +110,14 @@ impl Metrics {
             )?,
             directory_generation: IntGauge::new("gateway_directory_generation", "Generation of the directory in use")?,
             directory_age_ms: IntGauge::new("gateway_directory_age_ms", "Time since the registry was last heard")?,
+            placement_epoch: IntGauge::new(
+                "gateway_placement_epoch",
+                "Number of the placement that requests are routed by, 0 without one",
+            )?,
+            placements_refused: IntCounter::new(
+                "gateway_placements_refused_total",
+                "Placements that could not be read",
+            )?,
             panics: IntCounter::new("gateway_panics_total", "Requests that ended in a bug of ours")?,
             addresses_refused: IntCounter::new(
                 "gateway_addresses_refused_total",
@@ -136,6 +146,8 @@ impl Metrics {
         registry.register(Box::new(metrics.heartbeats_refused.clone()))?;
         registry.register(Box::new(metrics.directory_generation.clone()))?;
         registry.register(Box::new(metrics.directory_age_ms.clone()))?;
+        registry.register(Box::new(metrics.placement_epoch.clone()))?;
+        registry.register(Box::new(metrics.placements_refused.clone()))?;
         registry.register(Box::new(metrics.panics.clone()))?;
         registry.register(Box::new(metrics.addresses_refused.clone()))?;
         Ok(metrics)

@@ -25,6 +25,7 @@ use crate::adapters::prefetch::Prefetch;
 use crate::adapters::slots::Budgets;
 use crate::age;
 use crate::announce;
+use crate::desired;
 use crate::grammars::Grammars;
 use crate::grpc::Service;
 use crate::heartbeat;
@@ -154,12 +155,13 @@ impl App {
     /// [`Error::Serve`] if the listener fails; [`Error::LoopEnded`] if the loop ends without being told to: whoever runs
     /// this worker should start it again.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
+        let registry = self.registry.clone();
         let announcing = self.registry.map(|channel| {
             let interval = Duration::from_secs(self.settings.announce_interval_s);
             let (readiness, shutdown) = (self.readiness.clone(), shutdown.clone());
             tokio::spawn(announce::announce(channel, Arc::clone(&self.model), interval, readiness, shutdown))
         });
-        let (readiness, start_seconds) = (self.readiness.clone(), self.metrics.start_seconds);
+        let (readiness, start_seconds) = (self.readiness.clone(), self.metrics.start_seconds.clone());
         let ready = tokio::spawn(async move {
             readiness.ready().await;
             if let Some(age) = age::of_process() {
@@ -171,6 +173,11 @@ impl App {
         let (told, drain_told) = oneshot::channel();
         if let Some(bus) = self.bus {
             let address = listener.advertised(&self.settings.advertise);
+            // Placements name workers by what their heartbeats say.
+            if let Some(registry) = registry {
+                let (commands, metrics) = (self.step_loop.commands.clone(), self.metrics.clone());
+                telling.spawn(desired::follow(registry, address.clone(), commands, metrics));
+            }
             let facts = heartbeat::Facts {
                 worker: self.settings.name.clone(),
                 address,

@@ -16,6 +16,9 @@ use weft_types::Digest;
 
 use crate::view::View;
 
+/// Every so many beats carry the whole list, for those who missed something and cannot ask: registries do not call workers.
+const BEATS_PER_LIST: u64 = 15;
+
 /// What does not change while the process lives.
 pub(crate) struct Facts {
     pub(crate) worker: String,
@@ -74,6 +77,9 @@ impl Pulse {
     /// A heartbeat, and what of its residency does not fit.
     fn next(&mut self, load: pb::GetLoadResponse, residency: &pb::ListResidencyResponse) -> Vec<(Subject, Bytes)> {
         self.sequence += 1;
+        if self.sequence.is_multiple_of(BEATS_PER_LIST) {
+            self.teller.start_over();
+        }
         let mut pieces = self.teller.tell(held(residency), residency.generation).into_iter();
         let facts = &self.facts;
         let heartbeat = mesh::WorkerHeartbeat {
@@ -94,6 +100,10 @@ impl Pulse {
             step_us: load.step_us,
             prefill_tokens_per_s: prefill_rate(&self.last, &load),
             residency: pieces.next(),
+            prepared_bytes_max: residency.prepared_bytes_max,
+            memory_bytes_per_s: load.memory_bytes_per_s,
+            disk_bytes_per_s: load.disk_bytes_per_s,
+            remote_bytes_per_s: load.remote_bytes_per_s,
         };
         self.last = load;
         let mut messages = vec![(subjects::WORKER_HEARTBEAT, heartbeat.encode_to_vec().into())];
@@ -172,6 +182,18 @@ mod tests {
         assert_eq!((second.draining, second.kv_blocks_free, second.prefill_tokens_per_s), (true, 7, 1000.0));
         let third = decoded(&pulse.next(load, &residency(9, 1)));
         assert_eq!((third.residency.unwrap().changes.len(), third.prefill_tokens_per_s), (1, 0.0));
+    }
+
+    #[test]
+    fn some_beats_carry_the_whole_list() {
+        let mut pulse = pulse();
+        let deltas = (0..2 * BEATS_PER_LIST).map(|_| {
+            let delta = decoded(&pulse.next(pb::GetLoadResponse::default(), &residency(7, 2))).residency.unwrap();
+            (delta.since, delta.changes.len())
+        });
+        let deltas: Vec<_> = deltas.collect();
+        assert_eq!(deltas.iter().filter(|delta| **delta == (0, 2)).count(), 3, "the first and every 15th");
+        assert_eq!(deltas.iter().filter(|delta| **delta == (7, 0)).count(), 27);
     }
 
     #[test]

@@ -14,7 +14,8 @@
 //!    generated; `text.rs`: whole characters and stop strings.
 //!
 //! Beside it: `model.rs` (the base and the sizes that follow), `view.rs` (load and residency for others), `announce.rs` (the base
-//! to the registry), `heartbeat.rs` (what changes, to the mesh), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
+//! to the registry), `heartbeat.rs` (what changes, to the mesh), `desired.rs` (what a placement
+//! wants here, from the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
 //! all of it meets.
 
 mod adapters;
@@ -23,6 +24,7 @@ mod age;
 mod announce;
 mod answer;
 mod app;
+mod desired;
 mod error;
 mod grammars;
 mod grpc;

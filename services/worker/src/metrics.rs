@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) adapter_returns: IntCounter,
     /// Adapters that the cache daemon was asked to bring near for requests that wait.
     pub(crate) adapter_hints: IntCounter,
+    pub(crate) adapters_ahead: IntCounter,
+    pub(crate) placement_epoch: IntGauge,
     /// By result: cached, compiled or refused.
     pub(crate) grammars: IntCounterVec,
     pub(crate) grammar_compile_seconds: Histogram,
@@ -97,6 +99,8 @@ impl Metrics {
                 "Adapters that got a slot from the second tier, without a load",
             )?,
             adapter_hints: counter("worker_adapter_hints_total", "Prefetches asked of the cache daemon")?,
+            adapters_ahead: counter("worker_adapters_ahead_total", "Loads begun because a placement wants them")?,
+            placement_epoch: gauge("worker_placement_epoch", "Number of the last placement that was heard of")?,
             grammars: by_result("worker_grammars_total", "Grammars that requests asked for")?,
             grammar_compile_seconds: histogram("worker_grammar_compile_seconds", "Time to compile a grammar", SECONDS)?,
             mask_seconds: histogram("worker_mask_seconds", "Time to compute the token mask of one row", MASK_SECONDS)?,

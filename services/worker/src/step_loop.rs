@@ -22,11 +22,13 @@ use weft_types::Digest;
 pub(crate) use residency::Wish;
 
 use crate::Error;
+use crate::adapters::ahead::Ahead;
 use crate::adapters::load::{Brought, Loader};
 use crate::adapters::loads::Loads;
 use crate::adapters::prefetch::Prefetch;
 use crate::adapters::slots::{Budgets, Slots};
 use crate::admit::Job;
+use crate::desired::Desired;
 use crate::error::chain;
 use crate::masks::MaskThreads;
 use crate::metrics::Metrics;
@@ -47,6 +49,8 @@ pub(crate) enum Command {
     Brought { digest: Digest, result: Result<Brought, Error> },
     /// An operator's wish.
     Residency(Wish),
+    /// What the last placement wants here; whether that is news.
+    Desire { desired: Vec<Desired>, is_news: bool },
     /// End now; whoever is left is told so.
     Stop,
 }
@@ -74,6 +78,7 @@ pub(crate) struct StepLoop {
     slots: Slots,
     active: HashMap<RequestId, Active>,
     loads: Loads,
+    ahead: Ahead,
     /// Whose logits wait for a mask.
     held: Vec<RequestId>,
     /// Last words, told after the next [`StepLoop::show`].
@@ -108,6 +113,7 @@ impl StepLoop {
             slots: Slots::new(&parts.budgets),
             active: HashMap::new(),
             loads: Loads::new(parts.settings.adapter_leases_max),
+            ahead: Ahead::default(),
             held: Vec::new(),
             endings: Vec::new(),
             output: StepOutput::default(),
@@ -195,6 +201,7 @@ impl StepLoop {
             Command::MaskDone => {}
             Command::Brought { digest, result } => self.brought(digest, result),
             Command::Residency(wish) => self.grant(wish),
+            Command::Desire { desired, is_news } => self.desire(&desired, is_news),
             Command::Stop => return false,
         }
         true
@@ -487,6 +494,10 @@ impl StepLoop {
         self.load.kv_blocks_max = load.blocks_total as u64;
         self.load.slot_bytes_used = self.slots.bytes_used();
         self.load.slot_bytes_max = self.slots.bytes_max();
+        let measured = self.slots.measured();
+        self.load.memory_bytes_per_s = measured.memory;
+        self.load.disk_bytes_per_s = measured.disk;
+        self.load.remote_bytes_per_s = measured.remote;
         self.count_prefixes();
         self.parts.view.set_load(self.load);
         let metrics = &self.parts.metrics;

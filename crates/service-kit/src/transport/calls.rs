@@ -15,7 +15,11 @@ const TABLE: &[(Service, Service, Calls)] = &[
     (Service::Gateway, Service::Worker, Calls::Everything),
     (Service::Gateway, Service::Registry, Calls::Everything),
     // It runs the models of strangers: tenants and keys are none of its business.
-    (Service::Worker, Service::Registry, Calls::Only(&["/weft.registry.v1.Registry/AnnounceBase"])),
+    (
+        Service::Worker,
+        Service::Registry,
+        Calls::Only(&["/weft.registry.v1.Registry/AnnounceBase", "/weft.registry.v1.Registry/WatchDesired"]),
+    ),
     (Service::Worker, Service::CacheDaemon, Calls::Everything),
     (Service::CacheDaemon, Service::CacheDaemon, Calls::Everything),
 ];
@@ -42,6 +46,8 @@ mod tests {
     const LEASE: &str = "/weft.cache.v1.CacheDaemon/Lease";
     const KEY: &str = "/weft.registry.v1.Registry/CreateKey";
     const ANNOUNCE: &str = "/weft.registry.v1.Registry/AnnounceBase";
+    const DESIRED: &str = "/weft.registry.v1.Registry/WatchDesired";
+    const PLACEMENT: &str = "/weft.registry.v1.Registry/WatchPlacement";
 
     #[test]
     fn prompts_go_to_workers_from_gateways_and_leases_to_workers_and_daemons_alone() {
@@ -52,6 +58,8 @@ mod tests {
         assert_eq!(callers(Service::CacheDaemon, LEASE), [Service::Worker, Service::CacheDaemon]);
         assert_eq!(callers(Service::Registry, KEY), [Service::Gateway]);
         assert_eq!(callers(Service::Registry, ANNOUNCE), [Service::Gateway, Service::Worker]);
+        assert_eq!(callers(Service::Registry, DESIRED), [Service::Gateway, Service::Worker]);
+        assert_eq!(callers(Service::Registry, PLACEMENT), [Service::Gateway]);
         assert_eq!(callers(Service::Gateway, GENERATE), []);
     }
 

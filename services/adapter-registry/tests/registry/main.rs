@@ -5,6 +5,7 @@ mod aliases;
 mod directory;
 mod kill;
 mod operations;
+mod placement;
 mod publish;
 mod races;
 mod refusals;

@@ -6,6 +6,7 @@
 mod attempt;
 mod resume;
 
+use crate::demand::Demand;
 use crate::directory::Tenant;
 use crate::error::{Error, code};
 use crate::http::Known;
@@ -13,7 +14,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::quota::{Meter, estimate};
 use crate::resolve::Resolved;
-use crate::workers::{Asked, Base, Pool, WorkerId};
+use crate::workers::{Asked, Base, Chain, Pool, Prefixes, WorkerId};
 use attempt::{Attempt, raw, request};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -68,6 +69,8 @@ pub(crate) struct Mesh {
     pub(crate) pool: Arc<Pool>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) demand: Arc<Demand>,
+    pub(crate) prefixes: Prefixes,
     /// Other workers tried before the first token.
     pub(crate) retries_max: usize,
     /// Times that one answer goes on at another worker.
@@ -137,7 +140,12 @@ impl Mesh {
     pub(crate) async fn start(self: &Arc<Self>, admission: &Admission, wanted: &Wanted) -> Result<Generation, Fault> {
         self.limits.retries.deposit();
         let adapter = admission.resolved.digest();
-        let asked = admission.asked(adapter.as_ref(), wanted);
+        if let Some(adapter) = &adapter {
+            self.demand.asked(adapter);
+        }
+        let chain = Chain::of(admission.tenant.salt.as_ref(), &admission.base.digest, adapter.as_ref(), &wanted.prompt);
+        let hits = self.prefixes.find(&chain);
+        let asked = Asked { hits: &hits, ..admission.asked(adapter.as_ref(), wanted) };
         let mut tried = Vec::new();
         let mut last: Option<Fault> = None;
         loop {
@@ -152,6 +160,8 @@ impl Mesh {
             tried.push(id);
             let fault = match Attempt::open(self, admission, chosen, request).await {
                 Ok((attempt, started)) => {
+                    let predicted = hits.iter().find(|hit| hit.worker == id).map_or(0, |hit| hit.tokens);
+                    self.prefixes.note(&chain, id, predicted, started.cached_tokens);
                     let mut generation =
                         Generation::new(Arc::clone(self), admission.clone(), wanted.clone(), attempt, tried.len());
                     match generation.begin(started).await {
@@ -191,6 +201,7 @@ impl Admission {
             adapter_bytes: adapter.and_then(|adapter| self.tenant.adapter_bytes.get(adapter).copied()).unwrap_or(0),
             prompt_tokens: u32::try_from(estimate(&wanted.prompt)).unwrap_or(u32::MAX),
             tried: &[],
+            hits: &[],
         }
     }
 
@@ -236,6 +247,10 @@ impl Generation {
             adapter_wait_us: (!started.adapter_digest.is_empty()).then_some(started.adapter_wait_us),
             first_token_after: self.admission.arrived.elapsed(),
         };
+        if let Some(adapter) = self.admission.resolved.digest() {
+            let computed = started.prompt_tokens.saturating_sub(started.cached_tokens);
+            self.mesh.demand.prompted(&adapter, computed);
+        }
         let metrics = &self.mesh.metrics;
         metrics.prompt_tokens.inc_by(u64::from(started.prompt_tokens));
         metrics.cached_tokens.inc_by(u64::from(started.cached_tokens));
@@ -285,6 +300,9 @@ impl Generation {
         self.delivered.note(&piece);
         if let Piece::Tokens(tokens) = &piece {
             self.admission.meter.answered(tokens.len());
+            if let Some(adapter) = self.admission.resolved.digest() {
+                self.mesh.demand.answered(&adapter, tokens.len());
+            }
         }
         if let Piece::Finished(finished) = &piece {
             self.place = Place::Over;

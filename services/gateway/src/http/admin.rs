@@ -4,6 +4,7 @@
 
 use super::InPath;
 use super::admin_limits::{LimitsAsked, LimitsBody};
+use super::admin_placement::PlacesBody;
 use super::errors::{OpenAiBody, OpenAiError};
 use super::{admin_update, body};
 use crate::app::Gateway;
@@ -96,6 +97,7 @@ pub(crate) struct TenantBody {
     weight: f64,
     /// Its own; where it has none, the gateways' settings `default_…` hold.
     limits: LimitsBody,
+    places: PlacesBody,
 }
 
 impl From<pb::Tenant> for TenantBody {
@@ -107,6 +109,7 @@ impl From<pb::Tenant> for TenantBody {
             default_adapter,
             weight: tenant.weight,
             limits: tenant.limits.into(),
+            places: tenant.places.into(),
         }
     }
 }

@@ -1,16 +1,17 @@
 //! `/admin/v1/…/adapters/{name}/pin` and `/evict`: what operators decide about slots, passed on to every worker that is up.
 //!
 //! `{name}` may carry a selector, as in requests: `name`, `name@alias`, `name@3`. What is pinned is the version it means
-//! now; an alias that moves later takes no pin along. Workers keep pins as long as their process lives.
+//! now; an alias that moves later takes no pin along. Workers keep pins as long as their process lives; the registry keeps them for
+//! good, and placement pins again what a worker has forgotten or where one is new (`docs/placement.md`).
 
 use super::InPath;
-use super::admin::checked;
+use super::admin::{Operator, checked};
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use crate::resolve::resolve;
 use crate::workers::Worker;
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use futures::future::join_all;
 use serde::Serialize;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use utoipa::ToSchema;
 use weft_fault::{Fault, Kind};
+use weft_proto::registry::v1 as pb_registry;
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::worker_client::WorkerClient;
 use weft_service_kit::transport::within;
@@ -56,13 +58,21 @@ pub(crate) struct WorkerChange {
 pub(crate) async fn pin(
     State(gateway): State<Arc<Gateway>>,
     InPath((tenant, name)): InPath<(String, String)>,
+    Extension(operator): Extension<Operator>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
         let answer =
             worker.pin(within(WORKER_TIMEOUT, pb::PinRequest { digest: digest.to_vec().into() })).await?.into_inner();
         Ok((Some(answer.bytes), None))
     };
-    gateway.change_residency(&tenant, &name, ask).await
+    let changed = gateway.change_residency(&tenant, &name, ask).await?;
+    let keep = |digest| pb_registry::PlacesChange { pin: vec![pin_everywhere(digest)], ..Default::default() };
+    gateway.keep_pin(&tenant, &name, operator, keep).await?;
+    Ok(changed)
+}
+
+fn pin_everywhere(digest: Digest) -> pb_registry::Pin {
+    pb_registry::Pin { digest: digest.to_vec().into(), copies: 0 }
 }
 
 /// Let go of an adapter's pin on every worker that is up.
@@ -73,7 +83,12 @@ pub(crate) async fn pin(
 pub(crate) async fn unpin(
     State(gateway): State<Arc<Gateway>>,
     InPath((tenant, name)): InPath<(String, String)>,
+    Extension(operator): Extension<Operator>,
 ) -> Result<Json<ResidencyChange>, OpenAiError> {
+    let release =
+        |digest: Digest| pb_registry::PlacesChange { unpin: vec![digest.to_vec().into()], ..Default::default() };
+    // First, so that placement does not pin it again.
+    gateway.keep_pin(&tenant, &name, operator, release).await?;
     let ask = async |mut worker: WorkerClient<Channel>, digest: Digest| {
         let answer = worker
             .unpin(within(WORKER_TIMEOUT, pb::UnpinRequest { digest: digest.to_vec().into() }))
@@ -138,6 +153,25 @@ impl Gateway {
             WorkerChange { address: worker.address.clone(), bytes, was_pinned, problem }
         });
         Ok(Json(ResidencyChange { digest: digest.to_string(), workers: changes.collect() }))
+    }
+
+    /// Writes down what was changed about a pin.
+    async fn keep_pin(
+        &self,
+        tenant: &str,
+        name: &str,
+        operator: Operator,
+        change: impl FnOnce(Digest) -> pb_registry::PlacesChange,
+    ) -> Result<(), Fault> {
+        let tenant: TenantName = checked("tenant", tenant)?;
+        let places = Some(change(self.digest_of(&tenant, name)?));
+        let request = pb_registry::UpdateTenantRequest {
+            name: tenant.to_string(),
+            actor: operator.0,
+            places,
+            ..Default::default()
+        };
+        self.ask(self.registry.clone().update_tenant(request)).await.map(drop)
     }
 
     fn digest_of(&self, tenant: &TenantName, name: &str) -> Result<Digest, Fault> {

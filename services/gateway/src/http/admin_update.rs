@@ -3,6 +3,7 @@
 use super::InPath;
 use super::admin::{KeyBody, TenantBody, checked};
 use super::admin_limits::LimitsAsked;
+use super::admin_placement::PlacesAsked;
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use crate::directory::limits;
@@ -23,6 +24,8 @@ pub(crate) struct TenantChange {
     weight: Option<f64>,
     /// What the tenant may use.
     limits: Option<LimitsAsked>,
+    /// What placement promises the tenant and denies it.
+    places: Option<PlacesAsked>,
 }
 
 /// Change a tenant. Requests that arrive from now on have the new weight and limits.
@@ -44,7 +47,8 @@ pub(crate) async fn update_tenant(
     let name: TenantName = checked("tenant", &tenant)?;
     let weight = asked.weight.map(checked_weight).transpose()?;
     let change = asked.limits.map(|limits| limits.change()).transpose()?;
-    let request = pb::UpdateTenantRequest { name: name.to_string(), actor, weight, limits: change };
+    let places = asked.places.map(|places| places.change()).transpose()?;
+    let request = pb::UpdateTenantRequest { name: name.to_string(), actor, weight, limits: change, places };
     let answer = gateway.ask(gateway.registry.clone().update_tenant(request)).await?.tenant.unwrap_or_default();
     let now = limits(answer.limits);
     let is_now = |tenant: &crate::directory::Tenant| tenant.weight == answer.weight && tenant.limits == now;

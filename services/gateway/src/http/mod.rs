@@ -7,6 +7,7 @@
 mod admin;
 mod admin_aliases;
 mod admin_limits;
+mod admin_placement;
 mod admin_publish;
 mod admin_residency;
 mod admin_update;
@@ -123,6 +124,7 @@ fn admin_routes() -> Vec<Route> {
         ("/admin/v1/tenants/{tenant}/adapters/{name}/evict", post(admin_residency::evict)),
         ("/admin/v1/workers", get(admin_workers::workers)),
         ("/admin/v1/residency", get(admin_workers::residency)),
+        ("/admin/v1/placement", get(admin_placement::placement)),
     ]
 }
 

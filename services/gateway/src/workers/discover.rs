@@ -86,6 +86,9 @@ fn hear(pool: &Pool, message: &Bytes, dial: &Dial, workers_max: usize, warnings:
             pool.add(&beat.address, channel, false)
         }
     };
+    if worker.is_heard_at(&canonical(&beat.address)) {
+        pool.renew();
+    }
     if worker.write(|view| view.hear(&beat, base, Instant::now())) {
         worker.wake.notify_one();
     }

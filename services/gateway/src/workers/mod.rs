@@ -2,18 +2,20 @@
 //!
 //! - `worker.rs`: one of them; `view.rs`: what is known of it and what follows, without IO or clocks.
 //! - `watch.rs`: looks at one of them over gRPC, as often as its view asks for.
-//! - `route.rs`: which of them a request goes to.
+//! - `route.rs`: which of them a request goes to; `prefixes.rs`: who likely has the beginning of a prompt.
 //! - `discover.rs`: hears heartbeats, adds who is new, forgets who is gone.
 
 mod discover;
+mod prefixes;
 mod route;
 mod view;
 mod watch;
 mod worker;
 
 pub(crate) use discover::{Dial, discover};
+pub(crate) use prefixes::{Chain, Hit, Prefixes};
 pub(crate) use route::Asked;
-pub(crate) use view::{Load, Pace, View};
+pub(crate) use view::{Load, LoadRates, Pace, View};
 pub(crate) use watch::watch_all;
 pub(crate) use worker::{Base, InFlight, Worker, WorkerId};
 
@@ -24,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::Channel;
+use weft_placement::Document;
 use weft_service_kit::transport::Address;
 
 /// The owner of the view.
@@ -53,7 +56,7 @@ impl Pool {
     /// The workers that settings name: address and channel.
     pub(crate) fn new(endpoints: impl IntoIterator<Item = (String, Channel)>, pace: Pace) -> Self {
         let pool = Self {
-            places: RwLock::new(Arc::new(Places::new(Vec::new()))),
+            places: RwLock::new(Arc::new(Places::new(Vec::new(), None))),
             changing: Mutex::default(),
             next_id: AtomicU64::new(0),
             pace,
@@ -77,12 +80,42 @@ impl Pool {
 
     fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<Worker>>) -> T) -> T {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut workers = self.workers().to_vec();
+        let before = self.places();
+        let mut workers = before.known.to_vec();
         let result = change(&mut workers);
-        let places = Arc::new(Places::new(workers));
-        *self.places.write().unwrap_or_else(PoisonError::into_inner) = places;
-        self.changed.notify_waiters();
+        self.set_places(Places::new(workers, before.placement.clone()));
         result
+    }
+
+    fn set_places(&self, places: Places) {
+        *self.places.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(places);
+        self.changed.notify_waiters();
+    }
+
+    /// A worker has another name now.
+    fn renew(&self) {
+        self.change(|_| ());
+    }
+
+    /// Routes by this placement from now on, if it is newer than the one that is known. True if it is. Cost: linear in copies.
+    pub(crate) fn offer(&self, document: Document) -> bool {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.places();
+        let is_newer = before.placement.as_ref().map(|known| known.epoch) < Some(document.epoch);
+        if is_newer {
+            self.set_places(Places::new(before.known.to_vec(), Some(Arc::new(document))));
+        }
+        is_newer
+    }
+
+    /// The placement that requests are routed by.
+    pub(crate) fn placement(&self) -> Option<Arc<Document>> {
+        self.places().placement.clone()
+    }
+
+    /// Its number; 0 without one.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.places().placement.as_ref().map_or(0, |placement| placement.epoch.number())
     }
 
     fn add(&self, address: &str, channel: Channel, is_static: bool) -> Arc<Worker> {

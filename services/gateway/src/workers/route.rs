@@ -1,23 +1,24 @@
 //! Which worker a request goes to: what is known of the workers, said in the words of `weft_placement`.
 //!
-//! Requests for one adapter meet at its home and one more worker, whichever gateway they come through (rendezvous hashing); of the two
-//! the one with the smaller predicted time to first token is taken, and few others are ever looked at (`docs/mesh.md`).
+//! Requests for one adapter meet at the workers that the last placement gives it; without one at its home and one more worker, whichever
+//! gateway they come through (rendezvous hashing). Of two of them the one with the smaller predicted time to first token is taken,
+//! and few others are ever looked at (`docs/mesh.md`).
 
 use crate::workers::worker::{Worker, WorkerId};
-use crate::workers::{Load, Pace};
-use std::collections::HashSet;
+use crate::workers::{Hit, Load, LoadRates, Pace};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::time::Instant;
 use weft_placement::{
-    Availability, Bandwidth, Map, Place, Request, RouteSettings, Sets, Tier, View, WorkerLoad, choose,
+    Availability, Bandwidth, Document, LOAD_BYTES_MORE, Map, Place, Request, RouteSettings, Sets, Tier, View,
+    WorkerLoad, choose,
 };
 use weft_proto::mesh::v1::Tier as Heard;
 use weft_types::Digest;
 
-/// What adapters are taken to come at, in bytes a millisecond; nobody measures it yet.
+/// What adapters are taken to come at, in bytes a millisecond, from where a worker has measured nothing. From its own memory they come
+/// by moving a pointer, which nobody measures.
 const BANDWIDTH: Bandwidth = Bandwidth { memory: 5e6, disk: 2e5, remote: 5e4 };
-/// What a load costs besides its bytes, as so many bytes: finding them, opening, checking.
-const LOAD_BYTES_MORE: u64 = 2 << 20;
 /// Prompt tokens a millisecond of a worker that has not said.
 const PREFILL_UNKNOWN: f64 = 1.0;
 /// Steps that somebody is taken to go on for when KV memory is full.
@@ -34,44 +35,54 @@ pub(crate) struct Asked<'a> {
     pub(crate) prompt_tokens: u32,
     /// Workers that failed already.
     pub(crate) tried: &'a [WorkerId],
+    /// Who likely has the beginning of the prompt, the most first.
+    pub(crate) hits: &'a [Hit],
 }
 
 impl<'a> Asked<'a> {
     /// A request of the bare base that hardly costs anything.
     pub(crate) fn of_base(base: &'a Digest) -> Self {
-        Self { base, adapter: None, adapter_bytes: 0, prompt_tokens: 1, tried: &[] }
+        Self { base, adapter: None, adapter_bytes: 0, prompt_tokens: 1, tried: &[], hits: &[] }
     }
 }
 
 /// All workers, in the order in which they became known.
 pub(crate) type Workers = Arc<Vec<Arc<Worker>>>;
 
-/// The workers and where adapters belong among them. Made anew when workers come or go.
+/// The workers and where adapters belong among them. Made anew when workers come or go, and with each placement.
 pub(crate) struct Places {
     pub(crate) known: Workers,
+    pub(crate) placement: Option<Arc<Document>>,
     map: Map,
     /// Of the map: one for each address.
     workers: Vec<Arc<Worker>>,
+    /// Where each is among them.
+    index: HashMap<WorkerId, u16>,
 }
 
 impl Places {
-    pub(crate) fn new(known: Vec<Arc<Worker>>) -> Self {
-        let mut names = HashSet::new();
-        let workers: Vec<_> = known.iter().filter(|worker| names.insert(worker.address.as_str())).cloned().collect();
-        let map = Map::new(None, workers.iter().map(|worker| worker.address.clone()).collect());
-        Self { known: Arc::new(known), map, workers }
+    pub(crate) fn new(known: Vec<Arc<Worker>>, placement: Option<Arc<Document>>) -> Self {
+        let (mut names, mut workers) = (Vec::new(), Vec::new());
+        let mut seen = HashSet::new();
+        for worker in &known {
+            let name = worker.placed_as();
+            if seen.insert(name.clone()) {
+                names.push(name);
+                workers.push(Arc::clone(worker));
+            }
+        }
+        let map = Map::new(placement.as_deref(), names);
+        let index = workers.iter().enumerate().map(|(at, worker)| (worker.id, at as u16)).collect();
+        Self { known: Arc::new(known), placement, map, workers, index }
     }
 
     /// A worker that may get requests, or none. `draw` is a random number. Cost: a few workers' views are read, however many there are.
     pub(crate) fn route(&self, asked: &Asked<'_>, now: Now<'_>, draw: u64) -> Option<&Arc<Worker>> {
         let sets = asked.adapter.map_or_else(|| self.map.base_sets(), |adapter| self.map.sets(adapter));
-        let tried = |(at, worker): (usize, &Arc<Worker>)| asked.tried.contains(&worker.id).then_some(at as u16);
-        let avoid: Vec<u16> = match asked.tried {
-            [] => Vec::new(),
-            _ => self.workers.iter().enumerate().filter_map(tried).collect(),
-        };
+        let avoid: Vec<u16> = asked.tried.iter().filter_map(|id| self.index.get(id).copied()).collect();
+        let familiar = asked.hits.iter().find_map(|hit| self.index.get(&hit.worker).copied());
         let adapter_bytes = asked.adapter_bytes.saturating_add(LOAD_BYTES_MORE);
-        let request = Request { prompt_tokens: asked.prompt_tokens, adapter_bytes, avoid: &avoid };
+        let request = Request { prompt_tokens: asked.prompt_tokens, adapter_bytes, avoid: &avoid, familiar };
         let view = Seen { places: self, asked, now, home: home(&sets) };
         let choice = choose(&view, &request, &sets, draw, &RouteSettings::default()).ok()?;
         self.workers.get(usize::from(choice.worker))
@@ -138,7 +149,9 @@ impl View for Seen<'_> {
             Some(Heard::None) | None if self.home == Some(worker) => Tier::Disk,
             Some(Heard::None) | None => Tier::Remote,
         };
-        Place { tier, prefix_hit_tokens: 0 }
+        let id = self.places.workers.get(usize::from(worker)).map(|worker| worker.id);
+        let hit = self.asked.hits.iter().find(|hit| Some(hit.worker) == id);
+        Place { tier, prefix_hit_tokens: hit.map_or(0, |hit| hit.tokens) }
     }
 }
 
@@ -153,15 +166,29 @@ fn worker_load(availability: Availability, load: &Load, in_flight: usize, asked:
     let waiting = load.queued_requests as usize + load.loading_requests as usize + unheard;
     // Those before it are taken to have prompts like this one.
     let prefills_ms = waiting as f64 * f64::from(asked.prompt_tokens) / prefill_tokens_per_ms;
+    let bandwidth = bandwidth(&load.loads);
     let is_full = load.kv_blocks_max > 0 && load.kv_blocks_free == 0;
     let until_an_end_ms = if is_full { STEPS_TO_AN_END * step_ms } else { 0.0 };
     WorkerLoad {
         availability,
         queue_ms: step_ms + prefills_ms + until_an_end_ms,
-        loading_ms: f64::from(load.loading_requests) * asked.adapter_bytes as f64 / BANDWIDTH.disk,
+        loading_ms: f64::from(load.loading_requests) * asked.adapter_bytes as f64 / bandwidth.disk,
         prefill_tokens_per_ms,
-        bandwidth: BANDWIDTH,
+        bandwidth,
         recent: load.requests().max(in_flight) as f64,
+    }
+}
+
+/// From what a worker has measured of whole ways to a slot to what each part of the way adds.
+fn bandwidth(measured: &LoadRates) -> Bandwidth {
+    let ms_per_byte = |bytes_per_s: f64| (bytes_per_s > 0.0).then(|| 1e3 / bytes_per_s);
+    let disk_ms = ms_per_byte(measured.disk).unwrap_or(1.0 / BANDWIDTH.disk);
+    // From afar is never nearer than from the disk, whatever a few loads say.
+    let beyond_ms = ms_per_byte(measured.remote).map(|ms| (ms - disk_ms).max(disk_ms / 8.0));
+    Bandwidth {
+        memory: BANDWIDTH.memory,
+        disk: 1.0 / disk_ms,
+        remote: beyond_ms.map_or(BANDWIDTH.remote, |ms| 1.0 / ms),
     }
 }
 

@@ -50,7 +50,16 @@ pub(crate) struct Load {
     pub(crate) step: Duration,
     /// 0: not known.
     pub(crate) prefill_tokens_per_s: f64,
+    pub(crate) loads: LoadRates,
     pub(crate) draining: bool,
+}
+
+/// How fast adapters come to it from each tier, in bytes a second; 0: not known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LoadRates {
+    pub(crate) disk: f64,
+    /// All the way.
+    pub(crate) remote: f64,
 }
 
 /// A look's result.
@@ -211,7 +220,8 @@ impl Load {
             slot_bytes_used: beat.slot_bytes_used,
             slot_bytes_max: beat.slot_bytes_max,
             step: Duration::from_micros(beat.step_us),
-            prefill_tokens_per_s: rate(beat.prefill_tokens_per_s, before),
+            prefill_tokens_per_s: rate(beat.prefill_tokens_per_s, before.prefill_tokens_per_s),
+            loads: before.loads.measured(beat.disk_bytes_per_s, beat.remote_bytes_per_s),
             draining: beat.draining,
         }
     }
@@ -227,6 +237,7 @@ impl Load {
             slot_bytes_max: load.slot_bytes_max,
             step: Duration::from_micros(load.step_us),
             prefill_tokens_per_s: before.prefill_tokens_per_s,
+            loads: before.loads.measured(load.disk_bytes_per_s, load.remote_bytes_per_s),
             draining: load.draining,
         }
     }
@@ -237,9 +248,15 @@ impl Load {
     }
 }
 
-/// An interval without prompts says nothing about how fast they are.
-fn rate(heard: f64, before: Load) -> f64 {
-    if heard.is_finite() && heard > 0.0 { heard } else { before.prefill_tokens_per_s }
+impl LoadRates {
+    fn measured(self, disk: f64, remote: f64) -> Self {
+        Self { disk: rate(disk, self.disk), remote: rate(remote, self.remote) }
+    }
+}
+
+/// An interval without prompts, and a tier from which nothing came, say nothing about how fast they are.
+fn rate(heard: f64, before: f64) -> f64 {
+    if heard.is_finite() && heard > 0.0 { heard } else { before }
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub(crate) struct Worker {
     pub(crate) address: String,
     /// Named by a setting: it stays known whatever happens.
     pub(crate) is_static: bool,
+    /// The address in its heartbeats, if that is another one: placements name it by that.
+    heard_at: Mutex<Option<String>>,
     client: WorkerClient<Channel>,
     in_flight: AtomicUsize,
     view: RwLock<View>,
@@ -60,6 +62,7 @@ impl Worker {
             id,
             address,
             is_static,
+            heard_at: Mutex::default(),
             client,
             in_flight: AtomicUsize::new(0),
             view: RwLock::default(),
@@ -68,6 +71,22 @@ impl Worker {
             wake: Notify::new(),
             gone: AtomicBool::new(false),
         }
+    }
+
+    /// What placements call it: the address in its heartbeats, before the first one that by which it is known here.
+    pub(crate) fn placed_as(&self) -> String {
+        let heard_at = self.heard_at.lock().unwrap_or_else(PoisonError::into_inner);
+        heard_at.clone().unwrap_or_else(|| self.address.clone())
+    }
+
+    /// Its heartbeats say this address. True if that changes what placements call it.
+    pub(super) fn is_heard_at(&self, address: &str) -> bool {
+        let mut heard_at = self.heard_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = heard_at.as_deref().unwrap_or(&self.address) != address;
+        if is_news {
+            *heard_at = Some(address.to_owned());
+        }
+        is_news
     }
 
     pub(crate) fn client(&self) -> WorkerClient<Channel> {

@@ -15,6 +15,7 @@ mod limits;
 mod lorax;
 mod models;
 mod operations;
+mod placement;
 mod publish;
 mod quotas;
 mod quotas_shared;

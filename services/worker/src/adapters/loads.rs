@@ -30,6 +30,11 @@ impl Loads {
         self.asked.len() + self.near.len() + self.packing.len() >= self.limit
     }
 
+    /// Nothing is on its way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.asked.is_empty() && self.near.is_empty() && self.packing.is_empty()
+    }
+
     pub(crate) fn ask(&mut self, digest: Digest) {
         self.asked.insert(digest);
     }

@@ -5,8 +5,10 @@
 //! 3. [`load`]: the file is mapped, packed and hashed on a blocking thread.
 //! 4. [`slots`]: the loop puts it into a slot, and idle ones out of theirs into [`prepared`], from where they come back by
 //!    moving a pointer. [`rates`] says what it would cost to bring one back from the daemon.
-//! 5. [`pins`]: which ones an operator wants to stay.
+//! 5. [`pins`]: which ones an operator, or a placement, wants to stay.
+//! 6. [`ahead`]: which ones a placement wants here before anybody asks.
 
+pub(crate) mod ahead;
 pub(crate) mod lease;
 pub(crate) mod load;
 pub(crate) mod loads;

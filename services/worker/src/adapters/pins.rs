@@ -1,7 +1,7 @@
-//! Which adapters an operator wants to stay in their slots.
+//! Which adapters an operator, or the last placement, wants to stay in their slots.
 //!
-//! Pins live as long as this process: after a restart an operator (or whoever keeps the list) pins again. They take at most
-//! a fraction of the slot budget, so that pins alone can never shut others out.
+//! Pins live as long as this process: after a restart placement, which goes by the registry's records, pins again. They take at
+//! most a fraction of the slot budget, so that pins alone can never shut others out.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,12 +20,41 @@ pub(crate) struct Pins {
     pinned: HashSet<Digest>,
     /// Who waits for an adapter that has no slot yet.
     waiting: HashMap<Digest, Vec<Reply>>,
+    /// What the last placement wants pinned and is not yet.
+    wanted: HashSet<Digest>,
+    /// What is pinned and wanted so by the last placement: its pin ends with that.
+    placed: HashSet<Digest>,
 }
 
 impl Pins {
     /// No pins. They may take `bytes_max` of the slots, and `waiting_max` may wait for their adapter at once.
     pub(crate) fn new(bytes_max: u64, waiting_max: usize) -> Self {
-        Self { bytes_max, waiting_max, pinned: HashSet::new(), waiting: HashMap::new() }
+        Self {
+            bytes_max,
+            waiting_max,
+            pinned: HashSet::new(),
+            waiting: HashMap::new(),
+            wanted: HashSet::new(),
+            placed: HashSet::new(),
+        }
+    }
+
+    /// The last placement wants these pinned and no others. Returns whose pins end with that.
+    pub(crate) fn want(&mut self, digests: &HashSet<Digest>) -> Vec<Digest> {
+        let over: Vec<Digest> = self.placed.difference(digests).copied().collect();
+        self.placed = digests.intersection(&self.pinned).copied().collect();
+        self.wanted = digests.difference(&self.pinned).copied().collect();
+        over
+    }
+
+    /// Whether the last placement wants it pinned and it is not yet.
+    pub(crate) fn is_wanted(&self, digest: &Digest) -> bool {
+        self.wanted.contains(digest)
+    }
+
+    /// It cannot be had or has no room: not tried again before the placement is told again.
+    pub(crate) fn give_up(&mut self, digest: &Digest) {
+        self.wanted.remove(digest);
     }
 
     pub(crate) fn has(&self, digest: &Digest) -> bool {
@@ -33,12 +62,12 @@ impl Pins {
     }
 
     pub(crate) fn awaits(&self, digest: &Digest) -> bool {
-        self.waiting.contains_key(digest)
+        self.waiting.contains_key(digest) || self.is_wanted(digest)
     }
 
     /// Adapters that a pin waits for, in no order.
     pub(crate) fn awaited(&self) -> impl Iterator<Item = &Digest> {
-        self.waiting.keys()
+        self.waiting.keys().chain(&self.wanted)
     }
 
     /// Pins an adapter of so many bytes beside `pinned_bytes` of others.
@@ -50,6 +79,9 @@ impl Pins {
             return Err(Error::PinBudget { digest, bytes, pinned: pinned_bytes, limit: self.bytes_max });
         }
         self.pinned.insert(digest);
+        if self.wanted.remove(&digest) {
+            self.placed.insert(digest);
+        }
         Ok(bytes)
     }
 
@@ -84,6 +116,7 @@ impl Pins {
         for reply in waited.into_iter().flatten() {
             let _ = reply.send(Err(Error::Unpinned(*digest).into()));
         }
+        self.placed.remove(digest);
         self.pinned.remove(digest) || was_waited_for
     }
 }

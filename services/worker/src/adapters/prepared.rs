@@ -2,7 +2,7 @@
 //!
 //! Their digest is the one that was hashed when they were packed; nothing here could change their bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use weft_engine::PreparedAdapter;
 use weft_residency::{Ledger, Past, Room, Worth};
@@ -60,6 +60,11 @@ impl Prepared {
         let worth = self.ledger.worth(digest)?;
         self.ledger.remove(digest);
         Some((self.adapters.remove(digest)?, worth))
+    }
+
+    /// These go last.
+    pub(crate) fn favour(&mut self, favourites: HashSet<Digest>) {
+        self.ledger.favour(favourites);
     }
 
     /// Whether slots could take so many bytes of this budget, in all.

@@ -20,7 +20,7 @@ use weft_types::Digest;
 use super::load::{Packed, Turn};
 use super::pins::{Pins, Reply};
 use super::prepared::Prepared;
-use super::rates::Rates;
+use super::rates::{Measured, Rates};
 use crate::Error;
 
 /// A use that lies this far back counts half. Short enough to follow what is asked for now, long enough that a burst of
@@ -340,11 +340,21 @@ impl Slots {
 
     fn pin_if_awaited(&mut self, digest: Digest) {
         let waiting = self.pins.take_waiting(&digest);
-        if waiting.is_empty() {
+        let is_wanted = self.pins.is_wanted(&digest);
+        if waiting.is_empty() && !is_wanted {
             return;
         }
         let bytes = self.ledger.bytes(&digest).unwrap_or(0);
         let of_others = self.ledger.iter().filter(|entry| self.pins.has(entry.key)).map(|entry| entry.bytes).sum();
+        if is_wanted {
+            match self.pins.pin(digest, bytes, of_others) {
+                Ok(_) => self.generation += 1,
+                Err(error) => {
+                    tracing::warn!(%digest, %error, "a placement's pin has no room here");
+                    self.pins.give_up(&digest);
+                }
+            }
+        }
         for reply in waiting {
             let pinned = self.pins.pin(digest, bytes, of_others);
             self.generation += u64::from(pinned.is_ok());
@@ -363,8 +373,28 @@ impl Slots {
         was_pinned
     }
 
+    /// What the last placement wants here goes last, and some of it is pinned; pins of earlier placements end.
+    pub(crate) fn desire(&mut self, desired: HashSet<Digest>, pinned: &HashSet<Digest>) {
+        self.prepared.favour(desired.clone());
+        self.ledger.favour(desired);
+        for digest in self.pins.want(pinned) {
+            self.unpin(&digest);
+        }
+        for digest in pinned {
+            if self.slots.contains_key(digest) {
+                self.pin_if_awaited(*digest);
+            }
+        }
+    }
+
+    /// Whether it is in a slot, packed, or waits for room.
+    pub(crate) fn holds(&self, digest: &Digest) -> bool {
+        self.has(digest) || self.is_prepared(digest)
+    }
+
     /// The load of this adapter failed: those who wait for its pin.
     pub(crate) fn take_pins(&mut self, digest: &Digest) -> Vec<Reply> {
+        self.pins.give_up(digest);
         self.pins.take_waiting(digest)
     }
 
@@ -402,6 +432,11 @@ impl Slots {
 
     pub(crate) fn is_prepared(&self, digest: &Digest) -> bool {
         self.prepared.has(digest)
+    }
+
+    /// How fast adapters come.
+    pub(crate) fn measured(&self) -> Measured {
+        self.rates.measured()
     }
 
     pub(crate) fn bytes_used(&self) -> u64 {

@@ -11,6 +11,7 @@ use crate::Error;
 use crate::adapters::load::{Brought, Packed};
 use crate::adapters::pins::Reply;
 use crate::adapters::slots::Placed;
+use crate::desired::Desired;
 use crate::error::chain;
 
 /// What an operator wishes for one adapter; each is answered once.
@@ -32,6 +33,7 @@ impl StepLoop {
             Err(error) => Err(error),
         };
         self.loads.ended(&digest);
+        self.ahead.ended(&digest);
         self.scheduler.loaded(&digest, packed.as_ref().ok().map(|packed| packed.prepared.bytes()));
         let word = packed.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
         self.parts.metrics.adapter_loads.with_label_values(&[word]).inc();
@@ -112,18 +114,30 @@ impl StepLoop {
         // With no room for leases, what is in the second tier may still come back.
         let skip =
             |digest: &Digest| slots.has(digest) || loads.has(digest) || (loads.is_full() && !slots.is_prepared(digest));
-        match self.scheduler.next_wanted(skip) {
-            Some(digest) => Some(digest),
-            None => self.slots.wanted_by_pin(|digest| self.loads.has(digest) || self.loads.is_full()),
+        if let Some(digest) = self.scheduler.next_wanted(skip) {
+            return Some(digest);
         }
+        let for_pin = self.slots.wanted_by_pin(|digest| self.loads.has(digest) || self.loads.is_full());
+        for_pin.or_else(|| self.next_ahead())
+    }
+
+    /// What a placement wants brought ahead, while nobody waits for anything.
+    fn next_ahead(&mut self) -> Option<Digest> {
+        if !self.loads.is_idle() {
+            return None;
+        }
+        let digest = self.ahead.next(|digest| self.slots.holds(digest))?;
+        self.parts.metrics.adapters_ahead.inc();
+        Some(digest)
     }
 
     fn start_packing(&mut self) {
         if !self.loads.any_near() {
             return;
         }
-        let (slots, scheduler) = (&self.slots, &self.scheduler);
-        for digest in self.loads.give_up_near(|digest| slots.is_wanted(digest, scheduler)) {
+        let (slots, scheduler, ahead) = (&self.slots, &self.scheduler, self.ahead.loading());
+        let is_wanted = |digest: &Digest| slots.is_wanted(digest, scheduler) || ahead == Some(*digest);
+        for digest in self.loads.give_up_near(is_wanted) {
             self.scheduler.loaded(&digest, None);
         }
         while self.loads.any_near()
@@ -134,6 +148,7 @@ impl StepLoop {
                 Some(digest) => Some(digest),
                 None => self.slots.wanted_by_pin(|digest| !self.loads.is_near(digest)),
             };
+            let next = next.or_else(|| self.ahead.loading().filter(|digest| self.loads.is_near(digest)));
             let Some(digest) = next else { return };
             let Some(near) = self.loads.start_packing(digest) else { return };
             let loader = self.parts.loader.clone();
@@ -168,6 +183,17 @@ impl StepLoop {
         for reply in self.slots.take_pins(&digest) {
             // Whoever asked may have gone.
             let _ = reply.send(Err(error.into()));
+        }
+    }
+
+    /// Follows a placement: what it wants here goes last, some is brought before anybody asks, some is pinned.
+    pub(super) fn desire(&mut self, desired: &[Desired], is_news: bool) {
+        let pinned = desired.iter().filter(|desired| desired.pinned).map(|desired| desired.adapter).collect();
+        let all = desired.iter().map(|desired| desired.adapter).collect();
+        self.slots.desire(all, &pinned);
+        // What was brought and had to go again is not brought again for the same placement.
+        if is_news {
+            self.ahead.desire(desired.iter().filter(|desired| desired.ahead).map(|desired| desired.adapter));
         }
     }
 

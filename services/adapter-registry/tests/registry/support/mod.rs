@@ -112,6 +112,21 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 
+    /// The value of a metric without labels.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let families = self.metrics.gather();
+        let found = families.iter().find(|family| family.name() == name).expect("the metric is registered");
+        let metric = &found.get_metric()[0];
+        metric.get_gauge().get_value() + metric.get_counter().get_value()
+    }
+
+    /// The sum of a counter over its labels; 0 before it was counted.
+    pub(crate) fn failures(&self, name: &str) -> f64 {
+        let families = self.metrics.gather();
+        let counted = families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
+        counted.map(|metric| metric.get_counter().get_value()).sum()
+    }
+
     pub(crate) async fn publish(&self, adapter: &str, package: &Package) -> pb::Published {
         publish(&self.client, TENANT, adapter, "live", package).await.unwrap()
     }

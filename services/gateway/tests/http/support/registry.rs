@@ -23,6 +23,7 @@ pub(crate) struct FakeRegistry(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     directory: watch::Sender<pb::Directory>,
+    placement: watch::Sender<pb::Placement>,
     publishing: AtomicUsize,
     /// Calls with a `grpc-timeout`, and what it was; empty: none.
     deadlines: Mutex<Vec<(&'static str, String)>>,
@@ -74,9 +75,11 @@ pub(crate) fn digest_of(text: &str) -> Digest {
 impl FakeRegistry {
     pub(crate) fn with_tenants() -> Self {
         let directory = watch::Sender::new(pb::Directory { incarnation: "one".into(), ..Default::default() });
+        let placement = watch::Sender::new(pb::Placement::default());
         let registry = Self(Arc::new(Shared {
             state: Mutex::default(),
             directory,
+            placement,
             publishing: AtomicUsize::new(0),
             deadlines: Mutex::default(),
         }));
@@ -112,6 +115,11 @@ impl FakeRegistry {
     pub(crate) fn deadlines(&self, method: &str) -> Vec<String> {
         let noted = self.0.deadlines.lock().unwrap();
         noted.iter().filter(|(of, _)| *of == method).map(|(_, deadline)| deadline.clone()).collect()
+    }
+
+    /// Sends these bytes as a placement.
+    pub(crate) fn place(&self, epoch: u64, document: Vec<u8>) {
+        self.0.placement.send_replace(pb::Placement { epoch, document: document.into() });
     }
 
     /// Calls of `Publish` that have not ended.
@@ -208,6 +216,8 @@ fn unknown(what: &str) -> Status {
 
 #[tonic::async_trait]
 impl Registry for FakeRegistry {
+    type WatchPlacementStream = BoxStream<'static, Result<pb::Placement, Status>>;
+    type WatchDesiredStream = BoxStream<'static, Result<pb::Desired, Status>>;
     type WatchDirectoryStream = BoxStream<'static, Result<pb::Directory, Status>>;
 
     async fn publish(
@@ -353,7 +363,14 @@ impl Registry for FakeRegistry {
             let tenant = state.tenants.entry(name.clone()).or_insert(Tenant { weight, limits, ..Tenant::default() });
             (created, tenant.weight, tenant.limits)
         });
-        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight, limits: Some(limits) };
+        let tenant = pb::Tenant {
+            name,
+            created_ms: 1,
+            default_adapter: String::new(),
+            weight,
+            limits: Some(limits),
+            ..Default::default()
+        };
         Ok(Response::new(pb::CreateTenantResponse { tenant: Some(tenant), created }))
     }
 
@@ -368,7 +385,14 @@ impl Registry for FakeRegistry {
             tenant.limits = changed(tenant.limits, limits);
             Ok::<_, Status>((tenant.weight, tenant.limits))
         })?;
-        let tenant = pb::Tenant { name, created_ms: 1, default_adapter: String::new(), weight, limits: Some(limits) };
+        let tenant = pb::Tenant {
+            name,
+            created_ms: 1,
+            default_adapter: String::new(),
+            weight,
+            limits: Some(limits),
+            ..Default::default()
+        };
         Ok(Response::new(pb::UpdateTenantResponse { tenant: Some(tenant) }))
     }
 
@@ -437,6 +461,21 @@ impl Registry for FakeRegistry {
         self.note("WatchDirectory", &request);
         let directories = WatchStream::new(self.0.directory.subscribe());
         Ok(Response::new(directories.map(Ok).boxed()))
+    }
+
+    async fn watch_placement(
+        &self,
+        _: Request<pb::WatchPlacementRequest>,
+    ) -> Result<Response<Self::WatchPlacementStream>, Status> {
+        let placements = WatchStream::new(self.0.placement.subscribe());
+        Ok(Response::new(placements.map(Ok).boxed()))
+    }
+
+    async fn watch_desired(
+        &self,
+        _: Request<pb::WatchDesiredRequest>,
+    ) -> Result<Response<Self::WatchDesiredStream>, Status> {
+        Err(Status::unimplemented("no gateway asks for it"))
     }
 
     async fn announce_base(

@@ -1,0 +1,137 @@
+//! The streams over which gateways and workers learn of placements.
+
+use super::observer::canonical;
+use super::records::Known;
+use super::{Placing, epochs::Published};
+use crate::core::Core;
+use crate::metrics::Running;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tonic::Status;
+use weft_placement::Desired;
+use weft_proto::registry::v1 as pb;
+use weft_service_kit::shutdown::Shutdown;
+
+/// What every stream has.
+struct Stream {
+    published: watch::Receiver<Option<Arc<Published>>>,
+    /// A watcher that hears nothing for longer knows that the registry is away.
+    repeat: Duration,
+    stopping: Shutdown,
+    _permit: OwnedSemaphorePermit,
+    _running: Running,
+}
+
+impl Stream {
+    fn new(core: &Core, placing: &Placing, stopping: Shutdown, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            published: placing.watch(),
+            repeat: Duration::from_millis(core.settings.directory_refresh_ms),
+            stopping,
+            _permit: permit,
+            _running: Running::new(&placing.metrics.watchers),
+        }
+    }
+}
+
+/// A gateway's stream.
+pub(crate) struct PlacementWatcher {
+    stream: Stream,
+    /// The epoch whose document was sent.
+    sent: u64,
+    is_first: bool,
+}
+
+impl PlacementWatcher {
+    pub(crate) fn new(core: &Core, placing: &Placing, stopping: Shutdown, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream: Stream::new(core, placing, stopping, permit), sent: 0, is_first: true }
+    }
+
+    pub(crate) async fn next(mut self) -> Option<(Result<pb::Placement, Status>, Self)> {
+        // The first one goes out at once, also when there is no placement yet.
+        if !std::mem::take(&mut self.is_first) {
+            tokio::select! {
+                changed = self.stream.published.changed() => changed.ok()?,
+                () = tokio::time::sleep(self.stream.repeat) => {}
+                () = self.stream.stopping.wait() => return None,
+            }
+        }
+        let placement =
+            self.stream.published.borrow_and_update().as_ref().map_or_else(pb::Placement::default, |last| {
+                let epoch = last.document.epoch.number();
+                let is_news = std::mem::replace(&mut self.sent, epoch) != epoch;
+                pb::Placement { epoch, document: if is_news { last.bytes.clone() } else { bytes::Bytes::new() } }
+            });
+        Some((Ok(placement), self))
+    }
+}
+
+/// A worker's stream.
+pub(crate) struct DesiredWatcher {
+    stream: Stream,
+    core: Arc<Core>,
+    directory: watch::Receiver<Arc<pb::Directory>>,
+    worker: String,
+    is_first: bool,
+    /// None: no list was sent yet.
+    sent: Option<Vec<pb::DesiredAdapter>>,
+}
+
+impl DesiredWatcher {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        placing: &Placing,
+        worker: &str,
+        stopping: Shutdown,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let stream = Stream::new(core, placing, stopping, permit);
+        let (core, directory) = (Arc::clone(core), core.watch());
+        Self { stream, core, directory, worker: canonical(worker), is_first: true, sent: None }
+    }
+
+    pub(crate) async fn next(mut self) -> Option<(Result<pb::Desired, Status>, Self)> {
+        // The first one goes out at once, also when there is no placement yet.
+        let mut is_due = std::mem::take(&mut self.is_first);
+        loop {
+            if !is_due {
+                tokio::select! {
+                    changed = self.stream.published.changed() => changed.ok()?,
+                    // Pins are records.
+                    changed = self.directory.changed() => changed.ok()?,
+                    () = tokio::time::sleep(self.stream.repeat) => is_due = true,
+                    () = self.stream.stopping.wait() => return None,
+                }
+            }
+            self.directory.mark_unchanged();
+            let last = self.stream.published.borrow_and_update().clone();
+            let Some(last) = last else {
+                if is_due {
+                    return Some((Ok(pb::Desired::default()), self));
+                }
+                continue;
+            };
+            let epoch = last.document.epoch.number();
+            let desired = self.rows(last.of_worker(&self.worker));
+            let is_list = self.sent.as_ref() != Some(&desired);
+            if is_list {
+                self.sent = Some(desired.clone());
+                return Some((Ok(pb::Desired { epoch, is_list, adapters: desired }), self));
+            }
+            if is_due {
+                return Some((Ok(pb::Desired { epoch, is_list, adapters: Vec::new() }), self));
+            }
+        }
+    }
+
+    fn rows(&self, desired: &[Desired]) -> Vec<pb::DesiredAdapter> {
+        let pins = Known::pins_of(&self.core.catalog());
+        let row = |desired: &Desired| {
+            let pinned = pins.contains(&desired.adapter);
+            let ahead = desired.is_one_of_many || pinned;
+            pb::DesiredAdapter { digest: desired.adapter.to_vec().into(), ahead, pinned }
+        };
+        desired.iter().map(row).collect()
+    }
+}
