@@ -428,7 +428,7 @@ mod tests {
         assert!(ledger.insert("z", 100, SECOND));
         assert_eq!(ledger.make_room(100, 4 * SECOND), Room::Evict(vec!["c"]), "also one that came later");
         ledger.favour(HashSet::from(["c"]));
-        assert_eq!(ledger.make_room(200, 4 * SECOND), Room::Evict(vec!["z", "a"]));
+        assert_eq!(ledger.make_room(200, 4 * SECOND), Room::Evict(vec!["a", "z"]));
         assert_eq!(ledger.held(), 0);
     }
 

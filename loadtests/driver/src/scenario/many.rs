@@ -140,6 +140,9 @@ pub async fn run(setup: &Setup, options: &Options) -> Result<Findings> {
             ));
         }
     }
+    for (why, count) in rounds.iter().flatten().flat_map(|report| &report.errors) {
+        table.push_str(&format!("without an answer: {count} x {why}\n"));
+    }
     table.push_str(&format!(
         "slots hold {:.0} of {:.0} MB; {loads:.0} loads, {evictions:.0} evictions; process: {}\n",
         used / 1e6,

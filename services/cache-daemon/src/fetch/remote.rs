@@ -148,6 +148,7 @@ mod tests {
     use super::ranges;
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
     fn ranges_cover_the_rest_once() {
         let all = |from, bytes| ranges(from, bytes, 10).collect::<Vec<_>>();
         assert_eq!(all(10, 35), [10..20, 20..30, 30..35]);
