@@ -5,13 +5,11 @@ mod support;
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use support::apart::{Apart, Plan, flags};
 use support::network::{Mood, Wire};
+use support::process::until;
 use support::{ADMIN_KEY, Reply, send, tiny_adapter, tiny_model};
-
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn mesh() -> (Apart, String) {
     let plan = Plan {
@@ -41,17 +39,6 @@ async fn until_answered(apart: &Apart, secret: &str, model: &str) -> Reply {
         None
     })
     .await
-}
-
-async fn until<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = condition().await {
-            return found;
-        }
-        assert!(started.elapsed() < PATIENCE, "not {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 fn is_to_be_tried_again(reply: &Reply) {

@@ -129,138 +129,96 @@ fn assert_bounded(admitted: &[u64], limit: u64, gateways: u64, slice: u64) -> Re
     Ok(())
 }
 
+/// Plays the events, and holds what was admitted against the bound.
+async fn play(gateways: usize, limit: u64, percent: u32, events: Vec<Event>) -> Result<(), TestCaseError> {
+    let world = World::new(gateways, requests(limit), f64::from(percent)).await;
+    let mut admitted = Vec::new();
+    for event in events {
+        match event {
+            Event::Ask { gateway, times } => {
+                for _ in 0..times {
+                    if world.ask(gateway % gateways, 0).await.is_ok() {
+                        admitted.push(world.time.now());
+                    }
+                }
+            }
+            Event::Pass(us) => world.time.pass(us),
+            Event::Beat => world.beat().await,
+            Event::Sweep => world.sweep().await,
+            Event::Mode(mode) => world.set(mode),
+            Event::Forget => {
+                // Gateways hear of it with their next sign of life.
+                world.ledger.inner.forget();
+                world.set(WELL);
+                world.beat().await;
+            }
+            Event::HangUp(gateway) => {
+                // A client that goes away while the ledger is asked.
+                let mut asking = std::pin::pin!(world.ask(gateway % gateways, 0));
+                let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx))).await;
+                if matches!(polled, std::task::Poll::Ready(Ok(_))) {
+                    admitted.push(world.time.now());
+                }
+            }
+        }
+    }
+    let slice = (limit * u64::from(percent) / 100).max(1);
+    assert_bounded(&admitted, limit, gateways as u64, slice)
+}
+
 #[test]
 fn whatever_happens_the_overshoot_is_a_slice_or_two_of_each_gateway() {
     let mut runner =
         proptest::test_runner::TestRunner::new(ProptestConfig { cases: 4000, ..ProptestConfig::default() });
     let worlds = (1usize..5, 1u64..300, 1u32..20, proptest::collection::vec(event(), 1..150));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let run = runner.run(&worlds, |(gateways, limit, percent, events)| {
-        runtime.block_on(async {
-            let world = World::new(gateways, requests(limit), f64::from(percent)).await;
-            let mut admitted = Vec::new();
-            for event in events {
-                match event {
-                    Event::Ask { gateway, times } => {
-                        for _ in 0..times {
-                            if world.ask(gateway % gateways, 0).await.is_ok() {
-                                admitted.push(world.time.now());
-                            }
-                        }
-                    }
-                    Event::Pass(us) => world.time.pass(us),
-                    Event::Beat => world.beat().await,
-                    Event::Sweep => world.sweep().await,
-                    Event::Mode(mode) => world.set(mode),
-                    Event::Forget => {
-                        // Gateways hear of it with their next sign of life.
-                        world.ledger.inner.forget();
-                        world.set(WELL);
-                        world.beat().await;
-                    }
-                    Event::HangUp(gateway) => {
-                        // A client that goes away while the ledger is asked.
-                        let mut asking = std::pin::pin!(world.ask(gateway % gateways, 0));
-                        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx))).await;
-                        if matches!(polled, std::task::Poll::Ready(Ok(_))) {
-                            admitted.push(world.time.now());
-                        }
-                    }
-                }
-            }
-            let slice = (limit * u64::from(percent) / 100).max(1);
-            assert_bounded(&admitted, limit, gateways as u64, slice)
-        })
-    });
+    let run = runner
+        .run(&worlds, |(gateways, limit, percent, events)| runtime.block_on(play(gateways, limit, percent, events)));
     run.unwrap();
+}
+
+// The next ones were found by the test above.
+
+fn ask(gateway: usize, times: usize) -> Event {
+    Event::Ask { gateway, times }
 }
 
 #[tokio::test]
 async fn a_ledger_that_forgot_twice_keeps_what_one_used_alone_beside_what_another_remembers() {
-    // Found by the test above.
-    let world = World::new(2, requests(23), 1.0).await;
-    let mut admitted = Vec::new();
-    let mut ask = async |gateway: usize, times: usize| {
-        for _ in 0..times {
-            if world.ask(gateway, 0).await.is_ok() {
-                admitted.push(world.time.now());
-            }
-        }
-    };
-    let forget = async || {
-        world.ledger.inner.forget();
-        world.set(WELL);
-        world.beat().await;
-    };
-    ask(1, 7).await;
-    world.set(AWAY);
-    ask(0, 1).await;
-    world.time.pass(5_217_391);
-    ask(0, 1).await;
-    world.time.pass(5_217_391);
-    ask(0, 1).await;
-    forget().await;
-    ask(1, 11).await;
-    world.set(AWAY);
-    ask(0, 1).await;
-    world.time.pass(5_217_391);
-    ask(0, 1).await;
-    world.time.pass(5_217_393);
-    ask(0, 1).await;
-    forget().await;
-    ask(0, 13).await;
-    assert_bounded(&admitted, 23, 2, 1).unwrap();
+    let events = vec![
+        ask(1, 7),
+        Event::Mode(AWAY),
+        ask(0, 1),
+        Event::Pass(5_217_391),
+        ask(0, 1),
+        Event::Pass(5_217_391),
+        ask(0, 1),
+        Event::Forget,
+        ask(1, 11),
+        Event::Mode(AWAY),
+        ask(0, 1),
+        Event::Pass(5_217_391),
+        ask(0, 1),
+        Event::Pass(5_217_393),
+        ask(0, 1),
+        Event::Forget,
+        ask(0, 13),
+    ];
+    play(2, 23, 1, events).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_call_that_is_made_again_at_a_ledger_that_forgot_it_does_not_pass_for_the_old_ledger() {
-    // Found by the test above.
-    let world = World::new(2, requests(6), 1.0).await;
-    let mut admitted = Vec::new();
-    let mut ask = async |gateway: usize, times: usize| {
-        for _ in 0..times {
-            if world.ask(gateway, 0).await.is_ok() {
-                admitted.push(world.time.now());
-            }
-        }
-    };
-    world.set(UNANSWERED);
-    ask(0, 1).await;
-    world.set(WELL);
-    ask(1, 5).await;
-    world.ledger.inner.forget();
-    world.beat().await;
-    ask(0, 5).await;
-    assert_bounded(&admitted, 6, 2, 1).unwrap();
+    let events = vec![Event::Mode(UNANSWERED), ask(0, 1), Event::Mode(WELL), ask(1, 5), Event::Forget, ask(0, 5)];
+    play(2, 6, 1, events).await.unwrap();
 }
 
 #[tokio::test]
 async fn who_went_on_alone_and_never_heard_of_the_ledger_tells_the_next_one() {
-    // Found by the test above.
-    let world = World::new(2, requests(9), 1.0).await;
-    let mut admitted = Vec::new();
-    let mut ask = async |gateway: usize, times: usize| {
-        for _ in 0..times {
-            if world.ask(gateway, 0).await.is_ok() {
-                admitted.push(world.time.now());
-            }
-        }
-    };
-    ask(0, 6).await;
-    world.set(AWAY);
-    world.beat().await;
-    ask(1, 1).await;
-    for _ in 0..3 {
-        world.time.pass(13_333_334);
-        ask(1, 1).await;
-    }
-    world.ledger.inner.forget();
-    world.set(WELL);
-    world.beat().await;
-    ask(0, 9).await;
-    world.set(AWAY);
-    ask(1, 1).await;
-    assert_bounded(&admitted, 9, 2, 1).unwrap();
+    let alone = vec![vec![Event::Pass(13_333_334), ask(1, 1)]; 3].concat();
+    let before = vec![ask(0, 6), Event::Mode(AWAY), Event::Beat, ask(1, 1)];
+    let after = vec![Event::Forget, ask(0, 9), Event::Mode(AWAY), ask(1, 1)];
+    play(2, 9, 1, [before, alone, after].concat()).await.unwrap();
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use weft_types::Digest;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Adapters counted at once; what is asked for beyond it is not counted until the next message has left.
 const ADAPTERS_MAX: usize = 1 << 14;
-/// Rows of one message: 62 bytes each at most, so that it stays below 64 KiB.
+/// Rows of one message: 69 bytes each at most, so that it stays below 64 KiB.
 const ROWS_MAX: usize = 900;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
