@@ -2,7 +2,7 @@
 //!
 //! Everything here panics when it fails: it is for tests alone.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType};
 use std::path::{Path, PathBuf};
 
 /// An authority, with its certificate and what it signs as PEM files in a folder.
@@ -30,6 +30,7 @@ impl Authority {
         std::fs::create_dir_all(folder).expect("a folder for certificates");
         let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name = named("authority");
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a certificate of its own");
         std::fs::write(folder.join("ca.pem"), certificate.pem()).expect("ca.pem can be written");
@@ -67,6 +68,7 @@ impl Authority {
         let others: Vec<String> = others.into_iter().map(str::to_owned).collect();
         let mut params = CertificateParams::new(others).expect("host names and addresses");
         params.subject_alt_names.extend(uris.into_iter().map(|uri| SanType::URI(uri.try_into().expect("a URI"))));
+        params.distinguished_name = named(name);
         change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).expect("a signature");
         let signed =
@@ -75,4 +77,11 @@ impl Authority {
         std::fs::write(&signed.key, key.serialize_pem()).expect("the key can be written");
         signed
     }
+}
+
+/// Of two certificates with one name OpenSSL takes the one for the other's issuer.
+fn named(name: &str) -> DistinguishedName {
+    let mut named = DistinguishedName::new();
+    named.push(DnType::CommonName, name);
+    named
 }

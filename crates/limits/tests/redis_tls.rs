@@ -21,8 +21,18 @@ fn redis(authority: &Authority) -> (Redis, String) {
     let redis = Redis::start_with(
         port,
         &[
-            "--port", "0", "--tls-port", &tls_port, "--tls-cert-file", &cert, "--tls-key-file", &key,
-            "--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes",
+            "--port",
+            "0",
+            "--tls-port",
+            &tls_port,
+            "--tls-cert-file",
+            &cert,
+            "--tls-key-file",
+            &key,
+            "--tls-ca-cert-file",
+            &ca,
+            "--tls-auth-clients",
+            "yes",
         ],
     );
     (redis, format!("rediss://127.0.0.1:{port}"))
@@ -54,15 +64,25 @@ async fn both_ends_show_certificates_and_new_files_are_used_without_a_restart() 
     // The authority and everything it signed is replaced, as when certificates expire.
     redis.kill();
     let authority = Authority::new(&folder.path().join("ours"));
-    authority.sign("gateway", &["gateway"]);
+    let _ = authority.sign("gateway", &["gateway"]);
     let own = authority.sign("redis", &["127.0.0.1"]);
     let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
     let text = |path: &PathBuf| path.display().to_string();
     let _redis = Redis::start_with(
         port,
         &[
-            "--port", "0", "--tls-port", &port.to_string(), "--tls-cert-file", &text(&own.cert), "--tls-key-file",
-            &text(&own.key), "--tls-ca-cert-file", &text(&authority.ca()), "--tls-auth-clients", "yes",
+            "--port",
+            "0",
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            &text(&own.cert),
+            "--tls-key-file",
+            &text(&own.key),
+            "--tls-ca-cert-file",
+            &text(&authority.ca()),
+            "--tls-auth-clients",
+            "yes",
         ],
     );
     until("connected again", async || beats(&ledger).await).await;

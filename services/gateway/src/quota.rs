@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use weft_limits::{Charge, Keeper, Ledger, Limiter, MemoryLedger, Options, RedisLedger, RedisSettings, Standing, Whose, Wish};
+use weft_limits::{
+    Charge, Keeper, Ledger, Limiter, MemoryLedger, Options, RedisLedger, RedisSettings, Standing, Whose, Wish,
+};
 use weft_proto::worker::v1::generate_request::Prompt;
 use weft_types::Limits;
 
