@@ -22,7 +22,7 @@ const SUBJECTS: [Subject; 6] = [
 ];
 
 /// One host's.
-pub struct NetworkBus {
+pub(crate) struct NetworkBus {
     local: MemoryBus,
     socket: Arc<UdpSocket>,
     others: Vec<&'static str>,
@@ -33,7 +33,7 @@ impl NetworkBus {
     ///
     /// # Errors
     /// The port is taken, or the registry has a bus already.
-    pub async fn join(
+    pub(crate) async fn join(
         name: &'static str,
         all: impl IntoIterator<Item = &'static str>,
         metrics: &prometheus::Registry,

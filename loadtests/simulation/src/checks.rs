@@ -36,8 +36,9 @@ pub enum Rule {
 pub const SEEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// By then a gateway has a directory of after the revocation, or has stopped to serve from the one of before: it serves for
-/// `directory_age_max_s` from one that was read from S3 at most that long ago. One second for what is on its way.
-pub const REVOKED_WITHIN: Duration = Duration::from_secs(DIRECTORY_AGE_MAX_S + 1);
+/// `directory_age_max_s` from one that says how long ago it was read from S3, and that may have been 12 s on its way (a stream that is
+/// silent for longer is given up). One second for the request itself.
+pub const REVOKED_WITHIN: Duration = Duration::from_secs(DIRECTORY_AGE_MAX_S + 12 + 1);
 
 /// A connection that died in silence is noticed within 30 s (keep-alive) and made anew within a few more.
 pub const NOTICED_WITHIN: Duration = Duration::from_secs(40);

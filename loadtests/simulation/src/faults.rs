@@ -12,13 +12,13 @@ use std::time::Duration;
 use turmoil::Sim;
 
 /// How long faults come and go.
-const FAULTS_LAST: Duration = Duration::from_secs(60);
+const FAULTS_LAST: Duration = Duration::from_secs(45);
 /// At once.
 const FAULTS_MAX: usize = 4;
 /// As the links are when nothing ails them.
-pub const LATENCY_MIN: Duration = Duration::from_millis(1);
+pub(crate) const LATENCY_MIN: Duration = Duration::from_millis(1);
 /// Likewise, the longest.
-pub const LATENCY_MAX: Duration = Duration::from_millis(15);
+pub(crate) const LATENCY_MAX: Duration = Duration::from_millis(15);
 const LATENCY_SLOW_MAX: Duration = Duration::from_millis(1500);
 /// Of the messages of a lossy link.
 const LOSS: f64 = 0.03;
@@ -114,7 +114,8 @@ impl Kind {
 
     fn lasts(self, random: &mut SmallRng) -> Duration {
         match self {
-            Self::RegistryCutFromS3 => between_ms(random, 10_000, 50_000),
+            Self::RegistryCutFromS3 => between_ms(random, 10_000, 45_000),
+            Self::WorkerConfused => between_ms(random, 500, 4000),
             Self::GatewayEnded | Self::RegistryEnded => between_ms(random, 2000, 14_000),
             Self::LinkCut | Self::S3Hung => between_ms(random, 1000, 25_000),
             _ => between_ms(random, 500, 12_000),
@@ -153,7 +154,7 @@ struct Fault {
 }
 
 /// All that fails in one simulation.
-pub struct Faults {
+pub(crate) struct Faults {
     random: SmallRng,
     active: Vec<Fault>,
     /// Of the next fault. None: the mesh is not set up yet.
@@ -165,12 +166,12 @@ pub struct Faults {
 impl Faults {
     /// Nothing fails yet.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { random: stream(seed, "faults"), active: Vec::new(), next: None, over: Duration::MAX }
     }
 
     /// What ends now ends, what begins now begins.
-    pub fn step(&mut self, sim: &mut Sim<'_>, world: &World) {
+    pub(crate) fn step(&mut self, sim: &mut Sim<'_>, world: &World) {
         if world.stage() != Stage::Faults {
             return;
         }

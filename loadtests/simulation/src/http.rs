@@ -10,11 +10,11 @@ use tokio::time::{Instant, timeout_at};
 use turmoil::net::TcpStream;
 
 /// How long a client waits for a whole answer. Longer than any limit of a gateway.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why there is no whole answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// The connection could not be made, or broke.
     Connection,
     /// Nothing came within [`PATIENCE`].
@@ -22,31 +22,31 @@ pub enum Broken {
 }
 
 /// An answer as it comes.
-pub struct Answer {
+pub(crate) struct Answer {
     /// HTTP's.
-    pub status: u16,
+    pub(crate) status: u16,
     /// HTTP's.
-    pub headers: http::HeaderMap,
+    pub(crate) headers: http::HeaderMap,
     body: Incoming,
     deadline: Instant,
 }
 
 /// A whole answer.
 #[derive(Clone, Debug)]
-pub struct Whole {
+pub(crate) struct Whole {
     /// HTTP's.
-    pub status: u16,
+    pub(crate) status: u16,
     /// HTTP's.
-    pub headers: http::HeaderMap,
+    pub(crate) headers: http::HeaderMap,
     /// Null if it is no JSON.
-    pub json: Value,
+    pub(crate) json: Value,
 }
 
 /// Sends a request, and waits for the head of its answer.
 ///
 /// # Errors
 /// [`Broken`]
-pub async fn open(host: &str, port: u16, request: http::request::Builder, body: Bytes) -> Result<Answer, Broken> {
+pub(crate) async fn open(host: &str, port: u16, request: http::request::Builder, body: Bytes) -> Result<Answer, Broken> {
     let deadline = Instant::now() + PATIENCE;
     let request = request.header("host", host).body(Full::new(body)).expect("requests are built of plain text");
     let exchange = async {
@@ -67,7 +67,7 @@ impl Answer {
     ///
     /// # Errors
     /// [`Broken`]
-    pub async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
             let frame = timeout_at(self.deadline, self.body.frame()).await.map_err(|_| Broken::Silence)?;
             match frame {
@@ -86,7 +86,7 @@ impl Answer {
     ///
     /// # Errors
     /// [`Broken`]
-    pub async fn whole(mut self) -> Result<Whole, Broken> {
+    pub(crate) async fn whole(mut self) -> Result<Whole, Broken> {
         let mut body = Vec::new();
         while let Some(piece) = self.piece().await? {
             body.extend_from_slice(&piece);
@@ -100,7 +100,7 @@ impl Answer {
 ///
 /// # Errors
 /// [`Broken`]
-pub async fn call(host: &str, port: u16, method: &str, path: &str, key: &str, body: &Value) -> Result<Whole, Broken> {
+pub(crate) async fn call(host: &str, port: u16, method: &str, path: &str, key: &str, body: &Value) -> Result<Whole, Broken> {
     let request = http::Request::builder().method(method).uri(path).header("authorization", format!("Bearer {key}"));
     let request = request.header("content-type", "application/json");
     let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };

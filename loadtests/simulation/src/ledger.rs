@@ -9,13 +9,13 @@ const LATE_WRITE_MAX: Duration = Duration::from_secs(330);
 
 /// A version that was acknowledged.
 #[derive(Clone, Debug)]
-pub struct Version {
+pub(crate) struct Version {
     /// Of the adapter.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Of its bytes.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
     /// When the acknowledgement came.
-    pub acked: Duration,
+    pub(crate) acked: Duration,
 }
 
 /// A try to move an alias; a publish is one too.
@@ -29,40 +29,42 @@ struct Move {
 
 /// A key that was acknowledged.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub(crate) struct Key {
     /// Whose.
-    pub tenant: &'static str,
+    pub(crate) tenant: &'static str,
     /// The bearer token.
-    pub secret: String,
+    pub(crate) secret: String,
     /// When the acknowledgement came.
-    pub acked: Duration,
+    pub(crate) acked: Duration,
+    /// It was made before anything failed, and is never revoked: whoever asks uses it.
+    pub(crate) is_standing: bool,
     /// When its revocation was first asked for, and acknowledged.
-    pub revoke: Option<(Duration, Option<Duration>)>,
+    pub(crate) revoke: Option<(Duration, Option<Duration>)>,
 }
 
 /// An adapter, with its tenant.
-pub type Adapter = (&'static str, &'static str);
+pub(crate) type Adapter = (&'static str, &'static str);
 
 /// All of it.
 #[derive(Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     versions: BTreeMap<Adapter, Vec<Version>>,
     /// What each number was seen to be.
     seen: BTreeMap<(Adapter, u64), Digest>,
     moves: BTreeMap<(Adapter, &'static str), Vec<Move>>,
     /// By id.
-    pub keys: BTreeMap<String, Key>,
+    pub(crate) keys: BTreeMap<String, Key>,
 }
 
 impl Ledger {
     /// Versions that were acknowledged, oldest first.
     #[must_use]
-    pub fn versions(&self, adapter: Adapter) -> &[Version] {
+    pub(crate) fn versions(&self, adapter: Adapter) -> &[Version] {
         self.versions.get(&adapter).map_or(&[], Vec::as_slice)
     }
 
     /// A version was acknowledged, perhaps again.
-    pub fn published(&mut self, adapter: Adapter, version: Version) {
+    pub(crate) fn published(&mut self, adapter: Adapter, version: Version) {
         let all = self.versions.entry(adapter).or_default();
         if !all.iter().any(|known| known.number == version.number) {
             all.push(version);
@@ -70,7 +72,7 @@ impl Ledger {
     }
 
     /// A version was seen. Some: the same number was seen with these other bytes, or these bytes with another number.
-    pub fn saw(&mut self, adapter: Adapter, number: u64, digest: Digest) -> Option<String> {
+    pub(crate) fn saw(&mut self, adapter: Adapter, number: u64, digest: Digest) -> Option<String> {
         let before = *self.seen.entry((adapter, number)).or_insert(digest);
         if before != digest {
             return Some(format!("version {number} of {adapter:?} was {before} and is {digest}"));
@@ -81,14 +83,14 @@ impl Ledger {
     }
 
     /// Somebody begins to move an alias; the number is for [`Ledger::moved`].
-    pub fn moves(&mut self, adapter: Adapter, alias: &'static str, digest: Digest, began: Duration) -> usize {
+    pub(crate) fn moves(&mut self, adapter: Adapter, alias: &'static str, digest: Digest, began: Duration) -> usize {
         let all = self.moves.entry((adapter, alias)).or_default();
         all.push(Move { digest, began, acked: None });
         all.len() - 1
     }
 
     /// The move was acknowledged.
-    pub fn moved(&mut self, adapter: Adapter, alias: &'static str, number: usize, acked: Duration) {
+    pub(crate) fn moved(&mut self, adapter: Adapter, alias: &'static str, number: usize, acked: Duration) {
         if let Some(moved) = self.moves.get_mut(&(adapter, alias)).and_then(|all| all.get_mut(number)) {
             moved.acked = Some(acked);
         }
@@ -96,7 +98,7 @@ impl Ledger {
 
     /// Whether the alias has been acknowledged to be somewhere, at this time or earlier.
     #[must_use]
-    pub fn has_alias(&self, adapter: Adapter, alias: &'static str, at: Duration) -> bool {
+    pub(crate) fn has_alias(&self, adapter: Adapter, alias: &'static str, at: Duration) -> bool {
         let moves = self.moves.get(&(adapter, alias)).map_or(&[][..], Vec::as_slice);
         moves.iter().any(|moved| moved.acked.is_some_and(|acked| acked <= at))
     }
@@ -104,7 +106,7 @@ impl Ledger {
     /// Where the alias may be, for somebody whose view is no older than `since`: where the last move that was acknowledged by then put
     /// it, or where any later move, or one of unknown outcome, may have. One client moves an alias, one move after the other.
     #[must_use]
-    pub fn may_be(&self, adapter: Adapter, alias: &'static str, since: Duration) -> Vec<Digest> {
+    pub(crate) fn may_be(&self, adapter: Adapter, alias: &'static str, since: Duration) -> Vec<Digest> {
         let moves = self.moves.get(&(adapter, alias)).map_or(&[][..], Vec::as_slice);
         let base = moves.iter().rposition(|moved| moved.acked.is_some_and(|acked| acked <= since));
         let is_possible = |(at, moved): &(usize, &Move)| {

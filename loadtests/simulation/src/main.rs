@@ -98,12 +98,11 @@ fn many(count: u64, first: u64, jobs: usize) -> ExitCode {
     };
     let jobs = if jobs == 0 { std::thread::available_parallelism().map_or(1, NonZero::get) } else { jobs };
     let began = Instant::now();
-    let sum = suite::run(&program, first, count, jobs);
+    let sum = suite::run(&program, first, count, jobs, |seed, problem| {
+        println!("seed {seed} {problem}\nagain with: make simulate SEED={seed}");
+    });
     for (what, many) in &sum.counts {
         println!("{many:9}  {what}");
-    }
-    for (seed, problem) in &sum.failures {
-        println!("seed {seed} {problem}\nagain with: make simulate SEED={seed}");
     }
     let missing = if count >= 100 { sum.missing() } else { Vec::new() };
     for missing in &missing {

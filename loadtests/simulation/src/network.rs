@@ -13,7 +13,7 @@ use weft_service_kit::transport::{Listener, carried};
 ///
 /// # Errors
 /// The port is taken.
-pub async fn listen(port: u16) -> io::Result<Listener> {
+pub(crate) async fn listen(port: u16) -> io::Result<Listener> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
     let accepted = stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await.map(|(stream, peer)| (stream, Some(peer)));
@@ -25,7 +25,7 @@ pub async fn listen(port: u16) -> io::Result<Listener> {
 /// A channel from the host that this runs on to a service that several hosts run: each new connection goes to the next of them, beginning
 /// with `first`, as behind an address that a balancer owns.
 #[must_use]
-pub fn channel(hosts: &'static [&'static str], port: u16, first: usize) -> Channel {
+pub(crate) fn channel(hosts: &'static [&'static str], port: u16, first: usize) -> Channel {
     let turn = Arc::new(AtomicUsize::new(first));
     carried(move || {
         let host = hosts[turn.fetch_add(1, Ordering::Relaxed) % hosts.len()];

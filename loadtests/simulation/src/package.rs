@@ -6,18 +6,18 @@ use weft_proto::registry::v1 as pb;
 use weft_types::Digest;
 
 /// What the base is called.
-pub const BASE_NAME: &str = "simulated-base";
+pub(crate) const BASE_NAME: &str = "simulated-base";
 const HIDDEN: usize = 8;
 
 /// Names the base's bytes.
 #[must_use]
-pub fn base_digest() -> Digest {
+pub(crate) fn base_digest() -> Digest {
     Digest::of(b"the base of the simulation")
 }
 
 /// What a worker says of it.
 #[must_use]
-pub fn announcement(worker: &str) -> pb::AnnounceBaseRequest {
+pub(crate) fn announcement(worker: &str) -> pb::AnnounceBaseRequest {
     pb::AnnounceBaseRequest {
         base_digest: base_digest().to_vec().into(),
         served_name: BASE_NAME.to_owned(),
@@ -36,13 +36,13 @@ pub fn announcement(worker: &str) -> pb::AnnounceBaseRequest {
 
 /// The two files of a package, and the digest that a registry must find in them.
 #[derive(Clone, Debug)]
-pub struct Package {
+pub(crate) struct Package {
     /// `adapter_config.json`
-    pub config: String,
+    pub(crate) config: String,
     /// `adapter_model.safetensors`
-    pub weights: Vec<u8>,
+    pub(crate) weights: Vec<u8>,
     /// Of the canonical blob.
-    pub digest: Digest,
+    pub(crate) digest: Digest,
 }
 
 impl Package {
@@ -51,7 +51,7 @@ impl Package {
     /// # Panics
     /// Never: the package is sound by construction.
     #[must_use]
-    pub fn number(number: u64) -> Self {
+    pub(crate) fn number(number: u64) -> Self {
         let values = |salt: u64| -> Vec<u8> {
             let value = |at: usize| ((number * 31 + salt * 7 + at as u64) % 1000) as f32 / 1000.0 - 0.5;
             (0..HIDDEN).flat_map(|at| value(at).to_le_bytes()).collect()

@@ -15,9 +15,9 @@ use weft_object_store::S3Store;
 use weft_service_kit::transport::carried;
 
 /// Seconds for which a gateway serves from its last directory while the registry is away.
-pub const DIRECTORY_AGE_MAX_S: u64 = 20;
+pub(crate) const DIRECTORY_AGE_MAX_S: u64 = 20;
 /// Seconds that an answer may take.
-pub const REQUEST_TIMEOUT_S: u64 = 30;
+pub(crate) const REQUEST_TIMEOUT_S: u64 = 30;
 /// How long whoever runs the processes waits before it starts one again that ended by itself.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -37,7 +37,7 @@ fn gateway_settings() -> weft_gateway::Settings {
 ///
 /// # Errors
 /// It cannot be built, or its ports are taken: nothing that a fault could bring about.
-pub async fn gateway(world: Arc<World>, number: usize) -> anyhow::Result<()> {
+pub(crate) async fn gateway(world: Arc<World>, number: usize) -> anyhow::Result<()> {
     let shutdown = world.started(GATEWAYS[number]);
     let metrics = prometheus::Registry::new();
     world.keep_metrics(metrics.clone());
@@ -62,7 +62,7 @@ pub async fn gateway(world: Arc<World>, number: usize) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Its port is taken: nothing that a fault could bring about.
-pub async fn registry(world: Arc<World>, name: &'static str) -> anyhow::Result<()> {
+pub(crate) async fn registry(world: Arc<World>, name: &'static str) -> anyhow::Result<()> {
     let shutdown = world.started(name);
     let bus = NetworkBus::join(name, meshed(), &prometheus::Registry::new()).await?;
     loop {

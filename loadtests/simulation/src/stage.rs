@@ -2,7 +2,7 @@
 
 /// In this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Processes start, tenants and first versions are made; nothing fails.
     SettingUp,
     /// Faults come and go, everybody asks and writes.

@@ -51,9 +51,9 @@ pub fn one(program: &Path, seed: u64) -> Result<Value, String> {
     })
 }
 
-/// Runs so many seeds from `first` on, `jobs` at a time.
+/// Runs so many seeds from `first` on, `jobs` at a time. `failed` is told of each one that broke a rule as soon as it did.
 #[must_use]
-pub fn run(program: &Path, first: u64, seeds: u64, jobs: usize) -> Sum {
+pub fn run(program: &Path, first: u64, seeds: u64, jobs: usize, failed: impl Fn(u64, &str) + Sync) -> Sum {
     let next = AtomicU64::new(0);
     let sum = Mutex::new(Sum::default());
     std::thread::scope(|scope| {
@@ -66,7 +66,11 @@ pub fn run(program: &Path, first: u64, seeds: u64, jobs: usize) -> Sum {
                     }
                     let seed = first + nth;
                     let outcome = one(program, seed);
-                    sum.lock().expect("no holder panics").take_in(seed, outcome);
+                    let mut sum = sum.lock().expect("no holder panics");
+                    sum.take_in(seed, outcome);
+                    if let Some(problem) = sum.failures.get(&seed) {
+                        failed(seed, problem);
+                    }
                 }
             });
         }

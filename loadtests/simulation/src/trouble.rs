@@ -4,29 +4,28 @@ use crate::machine;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A fault, from its beginning to its end.
+/// A fault.
 struct Trouble {
     /// One host, or the two ends of a link.
     hosts: Vec<&'static str>,
-    from: Duration,
-    /// None: it is still there.
+    /// When it ended. None: it is still there.
     to: Option<Duration>,
 }
 
 /// All faults so far.
 #[derive(Default)]
-pub struct Troubles(Mutex<Vec<Trouble>>);
+pub(crate) struct Troubles(Mutex<Vec<Trouble>>);
 
 impl Troubles {
     /// A fault of a host, or of the link between two, begins; its number is for [`Troubles::end`].
-    pub fn begin(&self, hosts: &[&'static str]) -> usize {
+    pub(crate) fn begin(&self, hosts: &[&'static str]) -> usize {
         let mut all = self.all();
-        all.push(Trouble { hosts: hosts.to_vec(), from: machine::elapsed(), to: None });
+        all.push(Trouble { hosts: hosts.to_vec(), to: None });
         all.len() - 1
     }
 
     /// It has ended.
-    pub fn end(&self, number: usize) {
+    pub(crate) fn end(&self, number: usize) {
         if let Some(trouble) = self.all().get_mut(number) {
             trouble.to = Some(machine::elapsed());
         }
@@ -34,7 +33,7 @@ impl Troubles {
 
     /// Whether any of these hosts, or a link between two of them, had a fault at any time since `from`.
     #[must_use]
-    pub fn touched(&self, hosts: &[&str], from: Duration) -> bool {
+    pub(crate) fn touched(&self, hosts: &[&str], from: Duration) -> bool {
         self.all().iter().any(|trouble| {
             let is_here = trouble.hosts.iter().all(|host| hosts.contains(host));
             is_here && trouble.to.is_none_or(|to| to >= from)

@@ -37,13 +37,13 @@ const BEATS_PER_LIST: u64 = 15;
 
 /// How a worker is now; outlives its process.
 #[derive(Default)]
-pub struct WorkerMood {
+pub(crate) struct WorkerMood {
     /// Was told to end: takes nothing new, and what runs must go on elsewhere.
-    pub draining: AtomicBool,
+    pub(crate) draining: AtomicBool,
     /// Computes with other bytes than it was asked for, and says so, as a slot table that is wrong would make it.
-    pub confused: AtomicBool,
+    pub(crate) confused: AtomicBool,
     /// Says nothing any more, as a process that is stopped.
-    pub stopped: AtomicBool,
+    pub(crate) stopped: AtomicBool,
 }
 
 /// One process of a worker.
@@ -64,7 +64,7 @@ struct Service(Arc<Process>);
 ///
 /// # Errors
 /// The port is taken, or the transport failed.
-pub async fn run(world: Arc<World>, name: &'static str, mood: Arc<WorkerMood>) -> anyhow::Result<()> {
+pub(crate) async fn run(world: Arc<World>, name: &'static str, mood: Arc<WorkerMood>) -> anyhow::Result<()> {
     let incarnation = format!("{name} {}", rand::random::<u32>());
     let process = Arc::new(Process {
         name,

@@ -11,44 +11,44 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_service_kit::shutdown::Shutdown;
 
 /// Hosts of registries.
-pub const REGISTRIES: [&str; 2] = ["registry-1", "registry-2"];
+pub(crate) const REGISTRIES: [&str; 2] = ["registry-1", "registry-2"];
 /// Hosts of gateways.
-pub const GATEWAYS: [&str; 2] = ["gateway-1", "gateway-2"];
+pub(crate) const GATEWAYS: [&str; 2] = ["gateway-1", "gateway-2"];
 /// Hosts of workers.
-pub const WORKERS: [&str; 3] = ["worker-1", "worker-2", "worker-3"];
+pub(crate) const WORKERS: [&str; 3] = ["worker-1", "worker-2", "worker-3"];
 /// The host of everybody who asks.
-pub const TENANTS: &str = "tenants";
+pub(crate) const TENANTS: &str = "tenants";
 
 /// Hosts that share a bus.
-pub fn meshed() -> impl Iterator<Item = &'static str> {
+pub(crate) fn meshed() -> impl Iterator<Item = &'static str> {
     REGISTRIES.into_iter().chain(GATEWAYS).chain(WORKERS)
 }
 
 /// gRPC.
-pub const REGISTRY_PORT: u16 = 7001;
+pub(crate) const REGISTRY_PORT: u16 = 7001;
 /// gRPC.
-pub const WORKER_PORT: u16 = 7003;
+pub(crate) const WORKER_PORT: u16 = 7003;
 /// Tenants' HTTP.
-pub const DATA_PORT: u16 = 8080;
+pub(crate) const DATA_PORT: u16 = 8080;
 /// Operators' HTTP.
-pub const ADMIN_PORT: u16 = 8081;
+pub(crate) const ADMIN_PORT: u16 = 8081;
 /// Of the admin API.
-pub const ADMIN_KEY: &str = "simulated-admin-key";
+pub(crate) const ADMIN_KEY: &str = "simulated-admin-key";
 
 /// One simulation's.
-pub struct World {
+pub(crate) struct World {
     /// What everything is drawn from.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// What happened.
-    pub record: Arc<Record>,
+    pub(crate) record: Arc<Record>,
     /// What S3 holds.
-    pub objects: Arc<Objects>,
+    pub(crate) objects: Arc<Objects>,
     /// How S3 is.
-    pub moods: Arc<Moods>,
+    pub(crate) moods: Arc<Moods>,
     /// How each worker is.
-    pub workers: [Arc<WorkerMood>; WORKERS.len()],
+    pub(crate) workers: [Arc<WorkerMood>; WORKERS.len()],
     /// Which faults there were.
-    pub troubles: Troubles,
+    pub(crate) troubles: Troubles,
     ledger: Mutex<Ledger>,
     /// The signal that ends the process on a host.
     ends: Mutex<BTreeMap<&'static str, Shutdown>>,
@@ -60,7 +60,7 @@ pub struct World {
 impl World {
     /// Nothing has happened.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             seed,
             record: Arc::default(),
@@ -76,44 +76,44 @@ impl World {
     }
 
     /// What was acknowledged, and tried. Held for short work only.
-    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How far it is.
     #[must_use]
-    pub fn stage(&self) -> Stage {
+    pub(crate) fn stage(&self) -> Stage {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next stage begins.
-    pub fn enter(&self, stage: Stage) {
+    pub(crate) fn enter(&self, stage: Stage) {
         self.record.event("STAGE", format!("{stage:?}"));
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
 
     /// The signal for a process that starts on this host.
-    pub fn started(&self, host: &'static str) -> Shutdown {
+    pub(crate) fn started(&self, host: &'static str) -> Shutdown {
         let shutdown = Shutdown::new();
         self.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(host, shutdown.clone());
         shutdown
     }
 
     /// Tells the process on this host to end.
-    pub fn end(&self, host: &str) {
+    pub(crate) fn end(&self, host: &str) {
         if let Some(shutdown) = self.ends.lock().unwrap_or_else(PoisonError::into_inner).get(host) {
             shutdown.trigger();
         }
     }
 
     /// Keeps the metrics of a gateway's process.
-    pub fn keep_metrics(&self, metrics: prometheus::Registry) {
+    pub(crate) fn keep_metrics(&self, metrics: prometheus::Registry) {
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner).push(metrics);
     }
 
     /// The sum of a counter over all gateways that there were, over labels that have this value.
     #[must_use]
-    pub fn counted(&self, name: &str, label: &str) -> u64 {
+    pub(crate) fn counted(&self, name: &str, label: &str) -> u64 {
         let all = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         let families = all.iter().flat_map(prometheus::Registry::gather).filter(|family| family.name() == name);
         let mut sum = 0.0;

@@ -13,7 +13,7 @@ fn program() -> &'static Path {
 #[test]
 fn a_hundred_seeds_keep_every_rule_and_enough_happens_in_them() {
     let jobs = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let sum = suite::run(program(), 1, SEEDS, jobs);
+    let sum = suite::run(program(), 1, SEEDS, jobs, |_, _| {});
     let failures: Vec<String> = sum.failures.iter().map(|(seed, problem)| format!("seed {seed} {problem}")).collect();
     assert!(failures.is_empty(), "{}\nagain with: make simulate SEED=N", failures.join("\n"));
     assert_eq!(sum.seeds, SEEDS);

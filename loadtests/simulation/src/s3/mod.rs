@@ -6,8 +6,8 @@
 mod mood;
 mod objects;
 
-pub use mood::{Mood, Moods};
-pub use objects::Objects;
+pub(crate) use mood::{Mood, Moods};
+pub(crate) use objects::Objects;
 
 use crate::record::Record;
 use hyper::body::Incoming;
@@ -25,14 +25,14 @@ use turmoil::net::TcpListener;
 use weft_object_store::S3Settings;
 
 /// Its host.
-pub const HOST: &str = "s3";
+pub(crate) const HOST: &str = "s3";
 const PORT: u16 = 9000;
 const ACCESS_KEY: &str = "simulation";
 const SECRET_KEY: &str = "not-a-secret";
 
 /// What reaches it.
 #[must_use]
-pub fn settings() -> S3Settings {
+pub(crate) fn settings() -> S3Settings {
     S3Settings {
         endpoint: Some(format!("http://{HOST}:{PORT}")),
         bucket: "weft".to_owned(),
@@ -48,7 +48,7 @@ pub fn settings() -> S3Settings {
 ///
 /// # Errors
 /// The port is taken.
-pub async fn serve(objects: Arc<Objects>, moods: Arc<Moods>, record: Arc<Record>) -> io::Result<()> {
+pub(crate) async fn serve(objects: Arc<Objects>, moods: Arc<Moods>, record: Arc<Record>) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
     let mut builder = S3ServiceBuilder::new(objects::Operations(objects));
     builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// How the server is now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Mood {
+pub(crate) enum Mood {
     /// As it should be.
     #[default]
     Well,
@@ -45,17 +45,17 @@ impl Turn {
 }
 
 /// The mood and its chance.
-pub struct Moods(Mutex<(Mood, SmallRng)>);
+pub(crate) struct Moods(Mutex<(Mood, SmallRng)>);
 
 impl Moods {
     /// A server that is well.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(Mutex::new((Mood::Well, stream(seed, "s3"))))
     }
 
     /// From now on it is like this.
-    pub fn set(&self, mood: Mood) {
+    pub(crate) fn set(&self, mood: Mood) {
         self.state().0 = mood;
     }
 

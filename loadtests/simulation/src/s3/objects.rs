@@ -19,7 +19,7 @@ struct Stored {
 
 /// What is stored. Every change is whole and at once.
 #[derive(Default)]
-pub struct Objects(Mutex<BTreeMap<String, Stored>>);
+pub(crate) struct Objects(Mutex<BTreeMap<String, Stored>>);
 
 impl Objects {
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, Stored>> {
@@ -28,7 +28,7 @@ impl Objects {
 
     /// The content of this object now, past every fault.
     #[must_use]
-    pub fn peek(&self, key: &str) -> Option<bytes::Bytes> {
+    pub(crate) fn peek(&self, key: &str) -> Option<bytes::Bytes> {
         self.all().get(key).map(|stored| stored.bytes.clone())
     }
 }

@@ -57,7 +57,7 @@ pub(super) enum Ended {
 pub(super) async fn run(mut client: Client) {
     let mut number = 0;
     while !client.is_over() {
-        client.pause(50, 1500).await;
+        client.pause(50, 1000).await;
         number += 1;
         let question = draw(&mut client, number);
         let mut gateway = client.random.random_range(0..GATEWAYS.len());
@@ -97,7 +97,7 @@ fn draw(client: &mut Client, number: u64) -> Question {
         model,
         prompt: format!("{} asks number {number}", client.who),
         seed: client.random.random_range(0..1 << 31),
-        tokens: client.random.random_range(1..=40),
+        tokens: client.random.random_range(1..=80),
         streams: client.random.random_bool(0.6),
     }
 }
@@ -109,7 +109,7 @@ pub(super) async fn ask(client: &Client, gateway: &'static str, question: &Quest
     let secret = {
         let ledger = client.world.ledger();
         let mut keys = ledger.keys.values();
-        keys.find(|key| key.tenant == tenant && key.revoke.is_none()).map(|key| key.secret.clone())
+        keys.find(|key| key.tenant == tenant && key.is_standing).map(|key| key.secret.clone())
     };
     let Some(secret) = secret else { return Ended::Later };
     let model = question.name();

@@ -4,6 +4,7 @@ use super::Client;
 use crate::checks::{REVOKED_WITHIN, Rule, SEEN_WITHIN};
 use crate::ledger::Key;
 use crate::machine;
+use crate::stage::Stage;
 use crate::world::GATEWAYS;
 use rand::Rng;
 use serde_json::{Value, json};
@@ -37,7 +38,8 @@ pub(super) async fn create(client: &Client, gateway: &'static str, tenant: &'sta
     if stored(client, tenant, &id).is_none() {
         client.violated(Rule::NothingLost, format!("key {id} was acknowledged and is not in S3"));
     }
-    let key = Key { tenant, secret, acked: machine::elapsed(), revoke: None };
+    let is_standing = client.world.stage() == Stage::SettingUp;
+    let key = Key { tenant, secret, acked: machine::elapsed(), is_standing, revoke: None };
     client.world.ledger().keys.insert(id.clone(), key);
     Some(id)
 }

@@ -25,10 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The adapters that are published, by tenant.
-pub const ADAPTERS: [Adapter; 3] = [("harbour", "pirate"), ("harbour", "org/tuned"), ("helpdesk", "triage")];
+pub(crate) const ADAPTERS: [Adapter; 3] = [("harbour", "pirate"), ("harbour", "org/tuned"), ("helpdesk", "triage")];
 /// The tenants.
-pub const NAMES: [&str; 2] = ["harbour", "helpdesk"];
-const ASKING: usize = 4;
+pub(crate) const NAMES: [&str; 2] = ["harbour", "helpdesk"];
+const ASKING: usize = 6;
 
 /// One of them.
 pub(crate) struct Client {
@@ -134,7 +134,7 @@ fn path_of(adapter: Adapter) -> String {
 ///
 /// # Errors
 /// Never; what is wrong is in the record.
-pub async fn run(world: Arc<World>) -> anyhow::Result<()> {
+pub(crate) async fn run(world: Arc<World>) -> anyhow::Result<()> {
     set_up(&world).await;
     world.enter(Stage::Faults);
     let mut all = tokio::task::JoinSet::new();
