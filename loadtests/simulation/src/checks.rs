@@ -75,7 +75,9 @@ pub fn refusal(status: u16, body: &Value, has_retry_after: bool) -> Result<Refus
         (429 | 503, _) if !has_retry_after => Err(format!("status {status} without retry-after, {body}")),
         (429 | 503 | 504, _) => Ok(Refusal::Later),
         // In a stream the status is long out: the type tells.
-        (200, _) if matches!(kind, "server_error" | "rate_limit_error") && !code.contains("internal") => Ok(Refusal::Later),
+        (200, _) if matches!(kind, "server_error" | "rate_limit_error") && !code.contains("internal") => {
+            Ok(Refusal::Later)
+        }
         (401, "invalid_api_key") => Ok(Refusal::Key),
         (404, "model_not_found") => Ok(Refusal::Model),
         _ => unknown(),

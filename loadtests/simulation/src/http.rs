@@ -46,7 +46,12 @@ pub(crate) struct Whole {
 ///
 /// # Errors
 /// [`Broken`]
-pub(crate) async fn open(host: &str, port: u16, request: http::request::Builder, body: Bytes) -> Result<Answer, Broken> {
+pub(crate) async fn open(
+    host: &str,
+    port: u16,
+    request: http::request::Builder,
+    body: Bytes,
+) -> Result<Answer, Broken> {
     let deadline = Instant::now() + PATIENCE;
     let request = request.header("host", host).body(Full::new(body)).expect("requests are built of plain text");
     let exchange = async {
@@ -100,7 +105,14 @@ impl Answer {
 ///
 /// # Errors
 /// [`Broken`]
-pub(crate) async fn call(host: &str, port: u16, method: &str, path: &str, key: &str, body: &Value) -> Result<Whole, Broken> {
+pub(crate) async fn call(
+    host: &str,
+    port: u16,
+    method: &str,
+    path: &str,
+    key: &str,
+    body: &Value,
+) -> Result<Whole, Broken> {
     let request = http::Request::builder().method(method).uri(path).header("authorization", format!("Bearer {key}"));
     let request = request.header("content-type", "application/json");
     let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };

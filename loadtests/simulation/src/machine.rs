@@ -78,11 +78,7 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::time
 /// # Safety
 /// `bytes` points to `length` bytes that may be written.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn getrandom(
-    bytes: *mut libc::c_void,
-    length: libc::size_t,
-    flags: libc::c_uint,
-) -> libc::ssize_t {
+unsafe extern "C" fn getrandom(bytes: *mut libc::c_void, length: libc::size_t, flags: libc::c_uint) -> libc::ssize_t {
     if ELAPSED.get().is_none() {
         // SAFETY: the system call has the contract of this function.
         return unsafe { libc::syscall(libc::SYS_getrandom, bytes, length, flags) } as libc::ssize_t;

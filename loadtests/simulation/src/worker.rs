@@ -163,7 +163,10 @@ impl Process {
         let delivered = request.continuation.as_ref().map_or(&[][..], |continuation| &continuation.ids);
         for (position, id) in (0..).zip(delivered) {
             if token(&digest, &prompt.text, seed, position).id != *id {
-                let seen = format!("{} was told to go on behind token {id} at {position}, which was never generated", self.name);
+                let seen = format!(
+                    "{} was told to go on behind token {id} at {position}, which was never generated",
+                    self.name
+                );
                 self.world.record.violated(Rule::TokensExact, seen);
                 return Err(invalid("no such tokens"));
             }
@@ -175,7 +178,14 @@ impl Process {
             }
         }
         let replayed = delivered.len() as u32;
-        Ok(Asked { digest, prompt: prompt.text.clone(), seed, tokens, replayed, greets: request.continuation.is_none() })
+        Ok(Asked {
+            digest,
+            prompt: prompt.text.clone(),
+            seed,
+            tokens,
+            replayed,
+            greets: request.continuation.is_none(),
+        })
     }
 
     async fn play(self: Arc<Self>, asked: Asked, said: mpsc::Sender<Result<pb::GenerateEvent, Status>>) {
@@ -289,9 +299,11 @@ impl Worker for Service {
     ) -> Result<Response<pb::ListResidencyResponse>, Status> {
         self.0.be_there().await;
         let resident = self.0.resident();
-        let adapters = resident
-            .iter()
-            .map(|digest| pb::ResidentAdapter { digest: raw(*digest), bytes: 1024, ..Default::default() });
+        let adapters = resident.iter().map(|digest| pb::ResidentAdapter {
+            digest: raw(*digest),
+            bytes: 1024,
+            ..Default::default()
+        });
         Ok(Response::new(pb::ListResidencyResponse {
             adapters: adapters.collect(),
             generation: self.0.changes.load(Ordering::Relaxed),

@@ -98,7 +98,8 @@ fn answered(answer: Result<s3s::HttpResponse, s3s::HttpError>) -> io::Result<s3s
 }
 
 fn unavailable() -> s3s::HttpResponse {
-    let body = "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>SlowDown</Code><Message>simulated</Message></Error>";
+    let body =
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>SlowDown</Code><Message>simulated</Message></Error>";
     let mut answer = http::Response::new(s3s::Body::from(body.to_owned()));
     *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
     answer.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/xml"));

@@ -121,11 +121,8 @@ impl S3 for Operations {
         let after = input.continuation_token.or(input.start_after).unwrap_or_default();
         let keys_max = input.max_keys.unwrap_or(LIST_KEYS_MAX).clamp(1, LIST_KEYS_MAX) as usize;
         let all = self.0.all();
-        let mut found: Vec<(&String, &Stored)> = all
-            .iter()
-            .filter(|(key, _)| key.starts_with(&prefix) && **key > after)
-            .take(keys_max + 1)
-            .collect();
+        let mut found: Vec<(&String, &Stored)> =
+            all.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after).take(keys_max + 1).collect();
         let is_truncated = found.len() > keys_max;
         found.truncate(keys_max);
         let next = found.last().map(|(key, _)| (*key).clone()).filter(|_| is_truncated);

@@ -31,7 +31,10 @@ pub(super) async fn run(mut client: Client, adapter: Adapter) {
         client.world.record.count("aliases moved");
         client.world.ledger().moved(adapter, CANARY, moved, machine::elapsed());
         if answer.json["version"] != Value::from(version.number) {
-            client.violated(Rule::NothingLost, format!("moved {path} to {}, the answer has {}", version.number, answer.json));
+            client.violated(
+                Rule::NothingLost,
+                format!("moved {path} to {}, the answer has {}", version.number, answer.json),
+            );
         }
         let record =
             format!("registry/tenants/{}/adapters/{}/aliases/{CANARY}.json", adapter.0, adapter.1.replace('/', "!"));

@@ -123,7 +123,9 @@ pub(super) async fn ask(client: &Client, gateway: &'static str, question: &Quest
     let what = format!("{model} of {tenant} at {gateway}, {} tokens", question.tokens);
     let opened = open(gateway, DATA_PORT, request, Bytes::from(body.to_string())).await;
     let ended = match opened {
-        Ok(answer) if answer.status == 200 && question.streams => streamed(client, question, answer, began, &what).await,
+        Ok(answer) if answer.status == 200 && question.streams => {
+            streamed(client, question, answer, began, &what).await
+        }
         Ok(answer) => answer.whole().await.map(|whole| judged(client, gateway, question, &whole, began, &what)),
         Err(broken) => Err(broken),
     };

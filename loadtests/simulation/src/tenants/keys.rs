@@ -112,7 +112,10 @@ async fn refused(client: &mut Client, id: &str) {
                 Some(false) => client.world.record.count("revocations seen"),
                 Some(true) if asked > acked + REVOKED_WITHIN => {
                     let late = asked.saturating_sub(acked);
-                    client.violated(Rule::RevokedInTime, format!("{gateway} takes key {id} {late:?} after its revocation"));
+                    client.violated(
+                        Rule::RevokedInTime,
+                        format!("{gateway} takes key {id} {late:?} after its revocation"),
+                    );
                 }
                 Some(true) | None => waiting.push(gateway),
             }

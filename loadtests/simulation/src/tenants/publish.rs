@@ -105,11 +105,8 @@ async fn publish(client: &Client, gateway: &'static str, adapter: Adapter, packa
         client.violated(Rule::VersionsImmutable, problem);
     }
     // Past every cache and fault: it must be in S3 now, both its record and its bytes.
-    let record = format!(
-        "registry/tenants/{}/adapters/{}/versions/{number:012}.json",
-        adapter.0,
-        adapter.1.replace('/', "!")
-    );
+    let record =
+        format!("registry/tenants/{}/adapters/{}/versions/{number:012}.json", adapter.0, adapter.1.replace('/', "!"));
     let stored = client.world.objects.peek(&record).and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     if stored.is_none_or(|stored| stored["digest"] != Value::from(digest.as_str())) {
         client.violated(Rule::NothingLost, format!("{what}: {record} does not have it"));
