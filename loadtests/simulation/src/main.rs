@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Command::Line { seed } => {
             watch(seed);
             println!("{}", suite::line(&simulate(seed)));
-            end(ExitCode::SUCCESS)
+            ExitCode::SUCCESS
         }
         Command::Seed { seed } => show(seed),
         Command::Seeds { count, first, jobs } => many(count, first, jobs),
@@ -56,13 +56,6 @@ fn watch(seed: u64) {
         eprintln!("seed {seed} computes for more than {} s", LIMIT.as_secs());
         std::process::abort();
     });
-}
-
-/// Without destructors: tasks of the simulation must not run outside of it.
-fn end(code: ExitCode) -> ExitCode {
-    // A reader that is gone has no use for the rest.
-    let _ = std::io::stdout().flush();
-    code
 }
 
 fn show(seed: u64) -> ExitCode {
@@ -85,7 +78,7 @@ fn show(seed: u64) -> ExitCode {
     }
     // A reader that is gone has no use for the rest.
     let _ = std::io::stdout().write_all(text.as_bytes());
-    end(if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn many(count: u64, first: u64, jobs: usize) -> ExitCode {

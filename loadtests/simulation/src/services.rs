@@ -15,7 +15,7 @@ use weft_object_store::S3Store;
 use weft_service_kit::transport::carried;
 
 /// Seconds for which a gateway serves from its last directory while the registry is away.
-pub(crate) const DIRECTORY_AGE_MAX_S: u64 = 20;
+pub(crate) const DIRECTORY_AGE_MAX_S: u64 = 12;
 /// Seconds that an answer may take.
 pub(crate) const REQUEST_TIMEOUT_S: u64 = 30;
 /// How long whoever runs the processes waits before it starts one again that ended by itself.

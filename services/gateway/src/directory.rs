@@ -347,6 +347,22 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_broke_says_try_again_and_what_the_registry_said_stays() {
+        for broken in [
+            tonic::Status::unknown("transport error"),
+            tonic::Status::internal("h2 protocol error"),
+            tonic::Status::cancelled("operation was canceled"),
+            tonic::Status::unavailable("tcp connect error"),
+        ] {
+            let fault = registry_fault(&broken);
+            assert_eq!((fault.kind, fault.code.as_str()), (weft_fault::Kind::Unavailable, "registry_unavailable"));
+            assert!(fault.retry_after_ms.is_some());
+        }
+        let said = Fault::internal("a record is damaged");
+        assert_eq!(registry_fault(&said.clone().into()), said);
+    }
+
+    #[test]
     fn an_older_message_of_the_same_registry_changes_nothing() {
         let directory = Directory::new(Duration::from_secs(1));
         directory.install(message("a", 5, &["x", "y"]));
@@ -368,22 +384,6 @@ mod tests {
         // Hearing the same state again makes it fresh.
         *directory.heard.lock().unwrap() = Some(later);
         assert!(directory.snapshot_at(later).is_ok());
-    }
-
-    #[test]
-    fn a_connection_that_broke_says_try_again_and_what_the_registry_said_stays() {
-        for broken in [
-            tonic::Status::unknown("transport error"),
-            tonic::Status::internal("h2 protocol error"),
-            tonic::Status::cancelled("operation was canceled"),
-            tonic::Status::unavailable("tcp connect error"),
-        ] {
-            let fault = registry_fault(&broken);
-            assert_eq!((fault.kind, fault.code.as_str()), (weft_fault::Kind::Unavailable, "registry_unavailable"));
-            assert!(fault.retry_after_ms.is_some());
-        }
-        let said = Fault::internal("a record is damaged");
-        assert_eq!(registry_fault(&said.clone().into()), said);
     }
 
     #[test]

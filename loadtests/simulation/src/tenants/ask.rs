@@ -2,12 +2,11 @@
 
 use super::{ADAPTERS, Client};
 use crate::answer;
-use crate::checks::{End, NOTICED_WITHIN, Refusal, Rule, SEEN_WITHIN, refusal, stream_end};
+use crate::checks::{End, NOTICED_WITHIN, REVOKED_WITHIN, Refusal, Rule, SEEN_WITHIN, refusal, stream_end};
 use crate::http::{Broken, Whole, open};
 use crate::ledger::Adapter;
 use crate::machine;
 use crate::random::one_of;
-use crate::services::DIRECTORY_AGE_MAX_S;
 use crate::world::{DATA_PORT, GATEWAYS};
 use bytes::Bytes;
 use rand::Rng;
@@ -234,11 +233,12 @@ fn digest_of(
 ) -> Option<Vec<u8>> {
     let text = headers.get("x-weft-adapter-digest").and_then(|value| value.to_str().ok());
     let told = text.and_then(|text| text.parse::<Digest>().ok());
-    let stale = Duration::from_secs(2 * DIRECTORY_AGE_MAX_S);
     let possible = match &question.model {
         Model::Base => Vec::new(),
         Model::Version(_, digest, _) => vec![*digest],
-        Model::Alias(alias) => client.world.ledger().may_be(question.adapter, alias, began.saturating_sub(stale)),
+        Model::Alias(alias) => {
+            client.world.ledger().may_be(question.adapter, alias, began.saturating_sub(REVOKED_WITHIN))
+        }
     };
     let is_right = match told {
         None => matches!(question.model, Model::Base) && text.is_none(),
