@@ -72,6 +72,7 @@ bench: bench-build ## The benchmarks: tables with floors, and target/bench/*.{js
 	run $(loadtest) scenario cliff --seconds 12 --rate 5 $(check_flag); \
 	run $(loadtest) scenario long-prompt --seconds 15 --every 5 $(check_flag); \
 	run $(loadtest) scenario fairness --seconds 12 --rounds 2 $(check_flag); \
+	run $(loadtest) scenario cold $(check_flag); \
 	exit $$failed
 
 .PHONY: bench-quick
@@ -83,6 +84,7 @@ bench-quick: bench-build ## The benchmarks without other engines, as short as th
 	$(loadtest) scenario cliff --slots 4 --seconds 5 --rate 5 $(check_flag)
 	$(loadtest) scenario long-prompt --seconds 6 --every 3 --rounds 1 $(check_flag)
 	$(loadtest) scenario fairness --seconds 5 --rounds 1 --cold-adapters 100 $(check_flag)
+	$(loadtest) scenario cold --megabytes 1,10 --adapters 20,10 $(check_flag)
 
 .PHONY: bench-build
 bench-build:

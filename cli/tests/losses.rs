@@ -101,6 +101,29 @@ async fn a_store_that_is_away_costs_no_answer_from_what_is_near() {
     apart.stop().await;
 }
 
+/// Somebody may have revoked a key at another registry meanwhile: what this one knows is not good for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_the_store_is_as_good_as_away() {
+    let gateway_flags = flags(&[("directory-age-max-s", "12")]);
+    let plan = Plan { workers: 1, over_wires: true, gateway_flags, ..Plan::default() };
+    let apart = Apart::start(&tiny_model(), plan).await;
+    let secret = apart.secret("harbour").await;
+    until_answered(&apart, &secret, "base").await;
+
+    apart.wires().s3.set(Wire::IsCut);
+    let refused = until("refused", async || {
+        let reply = ask(&apart, &secret, "base").await;
+        (reply.status != 200).then_some(reply)
+    });
+    let refused = refused.await;
+    is_to_be_tried_again(&refused);
+    assert_eq!(refused.json()["error"]["code"], "directory_unavailable", "{}", refused.text);
+
+    apart.wires().s3.set(Wire::Carries);
+    until_answered(&apart, &secret, "base").await;
+    apart.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_refuses_half_of_all_requests_or_is_slow_is_lived_with() {
     let (apart, secret) = mesh().await;

@@ -109,7 +109,7 @@ class Mesh:
             "s3-endpoint": f"http://127.0.0.1:{s3}", "s3-bucket": "weft", "s3-access-key-id": S3_KEY,
             "s3-secret-access-key": S3_SECRET, "s3-path-style": "true",
         }
-        drain = {"drain-delay-ms": "300"}
+        drain = {"drain-delay-ms": "1000"}
         registries = [next(ports), next(ports)]
         for number, port in enumerate(registries):
             self.weft(f"registry-{number}", "weft-adapter-registry", port, next(ports), {**bus, **store, **drain})

@@ -142,7 +142,7 @@ class Traffic:
             if error.status_code not in RETRYABLE:
                 raise
             after_ms = error.response.headers.get("retry-after-ms")
-            raise Broken(f"status {error.status_code}", float(after_ms) / 1000 if after_ms else None) from error
+            raise Broken(f"status {error.status_code} {error.code}", float(after_ms) / 1000 if after_ms else None) from error
         except openai.APIConnectionError as error:
             is_refused = isinstance(error.__cause__, httpx2.ConnectError)
             raise Broken("cannot connect" if is_refused else "the connection broke") from error

@@ -44,9 +44,9 @@ metrics:
 # Everything on that is off by default.
 EVERYTHING = {
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
-    "redis": {"existingSecret": "weft-redis"},
+    "redis": {"existingSecret": "weft-redis", "tlsSecret": "weft-redis-tls", "clientCertificate": True},
     "s3": {"bucket": "adapters", "endpoint": "https://s3.example", "prefix": "mesh/", "existingSecret": "weft-s3"},
-    "nats": {"existingSecret": "weft-nats", "tlsSecret": "weft-nats-tls"},
+    "nats": {"existingSecret": "weft-nats", "tlsSecret": "weft-nats-tls", "clientCertificate": True},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}, "prometheusRule": {"enabled": True}},
     "gateway": {
         "autoscaling": {"enabled": True},

@@ -40,7 +40,7 @@ def test_every_object_is_one_of_kubernetes(values, version):
 def sample(secret, key):
     """What may stand in a secret."""
     samples = {"admin-key": "an-admin-key", "access-key-id": "AKIA", "secret-access-key": "hush", "token": "hf_x"}
-    urls = {"weft-nats": "nats://weft:pw@nats:4222", "weft-redis": "redis://:pw@redis:6379"}
+    urls = {"weft-nats": "nats://weft:pw@nats:4222", "weft-redis": "rediss://:pw@redis:6379"}
     return samples.get(key) or urls[secret]
 
 

@@ -49,7 +49,7 @@ Variables of a service: those of the chart, then its `settings`, sorted. Takes c
 the values). A setting that the chart's ports, mounts or secrets depend on is refused.
 */}}
 {{- define "weft.variables" -}}
-{{- $own := list "listen" "admin_listen" "metrics_listen" "advertise" "name" "registry" "cache" "dir" "memory_dir" "model" "admin_key" "admin_key_file" "admin_keys" "nats_url" "redis_url" "s3_secret_access_key" "s3_access_key_id" "tls_cert_file" "tls_key_file" "tls_ca_file" "insecure_network" -}}
+{{- $own := list "listen" "admin_listen" "metrics_listen" "advertise" "name" "registry" "cache" "dir" "memory_dir" "model" "admin_key" "admin_key_file" "admin_keys" "nats_url" "redis_url" "redis_ca_file" "redis_cert_file" "redis_key_file" "s3_secret_access_key" "s3_access_key_id" "tls_cert_file" "tls_key_file" "tls_ca_file" "insecure_network" -}}
 {{- $component := .component -}}
 {{- range $name, $_ := .settings -}}
 {{- if has $name $own }}{{ fail (printf "%s.settings.%s is wired by the chart: it has a value or a secret of its own" $component $name) }}{{ end -}}
@@ -72,6 +72,10 @@ the values). A setting that the chart's ports, mounts or secrets depend on is re
 {{- $settings := dict "log" .Values.logFilter "log_format" "json" "nats_subject_prefix" .Values.nats.subjectPrefix -}}
 {{- if .Values.nats.tlsSecret -}}
 {{- $_ := set $settings "nats_ca_file" "/etc/weft/nats/ca.crt" -}}
+{{- if .Values.nats.clientCertificate -}}
+{{- $_ := set $settings "nats_cert_file" "/etc/weft/nats/tls.crt" -}}
+{{- $_ := set $settings "nats_key_file" "/etc/weft/nats/tls.key" -}}
+{{- end -}}
 {{- end -}}
 {{- if include "weft.tls" . -}}
 {{- $_ := set $settings "tls_cert_file" "/etc/weft/tls/tls.crt" -}}
@@ -79,6 +83,19 @@ the values). A setting that the chart's ports, mounts or secrets depend on is re
 {{- $_ := set $settings "tls_ca_file" "/etc/weft/tls/ca.crt" -}}
 {{- else -}}
 {{- $_ := set $settings "insecure_network" true -}}
+{{- end -}}
+{{- toJson $settings -}}
+{{- end -}}
+
+{{/* How the gateway knows Redis. Takes root. */}}
+{{- define "weft.redisSettings" -}}
+{{- $settings := dict -}}
+{{- if .Values.redis.tlsSecret -}}
+{{- $_ := set $settings "redis_ca_file" "/etc/weft/redis/ca.crt" -}}
+{{- if .Values.redis.clientCertificate -}}
+{{- $_ := set $settings "redis_cert_file" "/etc/weft/redis/tls.crt" -}}
+{{- $_ := set $settings "redis_key_file" "/etc/weft/redis/tls.key" -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $settings -}}
 {{- end -}}

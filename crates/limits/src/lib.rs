@@ -19,6 +19,7 @@ mod limiter;
 mod memory;
 mod need;
 mod redis;
+mod redis_settings;
 
 pub use account::Window;
 pub use charge::Charge;
@@ -26,4 +27,5 @@ pub use ledger::Ledger;
 pub use limiter::{Keeper, Limiter, Options, Refusal, Standing, State};
 pub use memory::{Clock, MemoryLedger};
 pub use need::{Whose, Wish};
-pub use redis::{RedisLedger, UrlError};
+pub use redis::RedisLedger;
+pub use redis_settings::{RedisSettingError, RedisSettings};

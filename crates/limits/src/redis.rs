@@ -6,10 +6,11 @@
 use crate::gcra::Level;
 use crate::ledger::{Answer, Beat, Bucket, CHARGES_MAX, Error, Exchange, Ledger, Outcome};
 use crate::memory::Clock;
+use crate::redis_settings::{RedisSettingError, RedisSettings};
 use async_trait::async_trait;
 use rand::Rng;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Script};
+use redis::{AsyncConnectionConfig, Script};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -29,7 +30,7 @@ pub struct RedisLedger {
 }
 
 struct Shared {
-    client: Client,
+    settings: RedisSettings,
     script: Script,
     timeout: Duration,
     link: Mutex<Link>,
@@ -42,25 +43,17 @@ enum Link {
     Down { why: String },
 }
 
-/// The URL cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("must be redis://[user:password@]host:port[/database] or unix:///path: {0}")]
-pub struct UrlError(String);
-
 impl RedisLedger {
-    /// A ledger at this URL; connects in the background, so that it need not be there yet. `timeout` bounds each call.
-    /// Must be called within a Tokio runtime.
+    /// A ledger in this Redis; connects in the background, so that it need not be there yet. Must be called within a Tokio
+    /// runtime.
     ///
     /// # Errors
-    /// The URL cannot be used.
-    pub fn new(url: &str, timeout: Duration) -> Result<Self, UrlError> {
-        if url.starts_with("rediss:") {
-            return Err(UrlError("TLS to Redis is not supported".to_owned()));
-        }
-        // The error's own text may repeat the URL, which may hold a password.
-        let client = Client::open(url).map_err(|error| UrlError(format!("{:?}", error.kind())))?;
+    /// A setting that cannot be used.
+    pub fn new(settings: RedisSettings) -> Result<Self, RedisSettingError> {
+        settings.client()?;
+        let timeout = settings.timeout;
         let shared = Arc::new(Shared {
-            client,
+            settings,
             script: Script::new(include_str!("exchange.lua")),
             timeout,
             link: Mutex::new(Link::Down { why: "not connected yet".to_owned() }),
@@ -152,8 +145,9 @@ impl Shared {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
+        let client = self.settings.client().map_err(|error| error.to_string())?;
         let connecting = async {
-            let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             // A server that loads its data takes connections and answers nothing else.
             redis::cmd("PING").query_async::<()>(&mut connection).await?;
             Ok::<_, redis::RedisError>(connection)

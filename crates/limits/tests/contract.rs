@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 use support::redis::Redis;
-use support::{MINUTE, Time, after, floor, reserve, slots, units, until};
+use support::{MINUTE, Time, after, at, floor, reserve, slots, units, until};
 use weft_limits::gcra::Rate;
 use weft_limits::ledger::{Ask, Error, Exchange, Outcome};
 use weft_limits::{Ledger, MemoryLedger, RedisLedger};
@@ -28,7 +28,7 @@ fn memory() -> Under {
 
 async fn redis() -> Under {
     let (redis, time) = (Redis::start(), Time::starting(BEGIN_US));
-    let ledger = RedisLedger::new(&redis.url(), Duration::from_secs(10)).unwrap().with_clock(time.clock());
+    let ledger = RedisLedger::new(at(&redis.url(), Duration::from_secs(10))).unwrap().with_clock(time.clock());
     let ledger = Arc::new(ledger);
     until("connected", async || ledger.beat("probe", Duration::from_millis(1)).await.is_ok()).await;
     Under { ledger, time, _redis: Some(redis) }

@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 use support::redis::Redis;
-use support::{Time, until};
+use support::{Time, at, until};
 use weft_limits::{Keeper, Limiter, Options, RedisLedger, Whose, Wish};
 use weft_types::Limits;
 
@@ -23,7 +23,7 @@ struct Gateway {
 /// Gateways on one Redis, on its own clock.
 fn gateways(url: &str, count: usize) -> Vec<Gateway> {
     let gateway = |_| {
-        let ledger = RedisLedger::new(url, TIMEOUT).unwrap();
+        let ledger = RedisLedger::new(at(url, TIMEOUT)).unwrap();
         // Local time stands still: what a gateway alone may use is its slice, and no refill blurs the count.
         let options = Options { slice_percent: 2.0, clock: Time::starting(1).clock(), gateways_min: 1 };
         let limiter = Limiter::new(Arc::new(ledger), options);

@@ -10,7 +10,7 @@ mod ceiling;
 mod model;
 
 use ceiling::Ceiling;
-use model::{Model, Work};
+use model::{ALL_LINEARS, ATTENTION, Adapters, Model, Work};
 use std::time::{Duration, Instant};
 use weft_kernels::{CpuOptions, WeightFormat, cpu};
 
@@ -91,7 +91,7 @@ fn main() {
         println!("\n{format:?}: {:.1} GB/s read, {:.0} GFLOP/s", ceiling.gb_s, ceiling.gflop_s);
         let model = Model::new(&*kernels, format);
         linears(&model, &ceiling, timer);
-        step(&model, timer);
+        step(&model, &ceiling, timer);
     }
 }
 
@@ -99,7 +99,7 @@ fn main() {
 fn linears(model: &Model<'_>, ceiling: &Ceiling, timer: Timer) {
     println!("  linears of 30 layers and head   rows      ms   GFLOP/s    GB/s   of ceiling");
     for rows in [1, 8, 32, 256] {
-        let mut work = Work::new(model, rows, 1);
+        let mut work = Work::new(model, rows);
         let layers = timer.fastest(|| model.layer_linears(&mut work));
         print(ceiling, "layers", rows, layers, model.layer_values(), model.layer_bytes());
         let head = timer.fastest(|| model.head(&mut work));
@@ -119,33 +119,58 @@ fn print(ceiling: &Ceiling, what: &str, rows: usize, time: Duration, values: usi
     );
 }
 
-/// A decode step of 32 rows at position 100, bare and with 32 adapters of rank 8 on q, k, v, o.
-fn step(model: &Model<'_>, timer: Timer) {
+/// A decode step of 32 rows at position 100, bare, and what adapters add: rank 8 on q, k, v, o; ranks 8 to 64 on all.
+fn step(model: &Model<'_>, ceiling: &Ceiling, timer: Timer) {
     let rows = 32;
-    let mut work = Work::new(model, rows, rows);
-    let mut parts = [Duration::MAX; 6];
-    let names = ["linears and head", "pages written", "attention", "norms, rope, silu", "lora 32 x rank 8", "step"];
+    let mut work = Work::new(model, rows);
+    let small = Adapters::new(model, &ATTENTION, &[8; 32]);
+    let mixed = Adapters::new(model, &ALL_LINEARS, &[8, 16, 32, 64].repeat(8));
+    let mut parts = [Duration::MAX; 7];
+    let names =
+        ["linears and head", "pages written", "attention", "norms, rope, silu", "bare step", "32 x rank 8", "32 mixed"];
     // Interleaved, so that a busy neighbour hits all parts alike.
     for _ in 0..timer.repeats {
-        let runs: [&mut dyn FnMut(&mut Work); 5] = [
-            &mut |work| {
+        let runs: [(usize, &mut dyn FnMut(&mut Work)); 6] = [
+            (0, &mut |work| {
                 model.layer_linears(work);
                 model.head(work);
-            },
-            &mut |work| model.write_kv(work, 100),
-            &mut |work| model.attention(work, 100),
-            &mut |work| model.row_operations(work),
-            &mut |work| model.lora(work),
+            }),
+            (1, &mut |work| model.write_kv(work, 100)),
+            (2, &mut |work| model.attention(work, 100)),
+            (3, &mut |work| model.row_operations(work)),
+            (5, &mut |work| model.lora(work, &small)),
+            (6, &mut |work| model.lora(work, &mixed)),
         ];
-        for (part, run) in parts.iter_mut().zip(runs) {
-            *part = (*part).min(timer.once(&mut || run(&mut work)));
+        for (part, run) in runs {
+            parts[part] = parts[part].min(timer.once(&mut || run(&mut work)));
         }
     }
-    parts[5] = parts[..4].iter().sum();
+    parts[4] = parts[..4].iter().sum();
     println!("  decode step of {rows} rows");
     for (name, part) in names.iter().zip(parts) {
         println!("  {name:<30} {:>13.2} ms", part.as_secs_f64() * 1e3);
     }
-    let share = parts[4].as_secs_f64() / parts[5].as_secs_f64();
-    println!("  lora on top of the bare step   {:>13.1} %", 100.0 * share);
+    for (part, adapters) in [(5, &small), (6, &mixed)] {
+        let (share, floor) = (parts[part].as_secs_f64(), adapters.bytes() as f64 / ceiling.gb_s / 1e9);
+        println!(
+            "  {:<30} {:>13.1} % on top of the bare step; {:.0} MB, {:.0} % of bandwidth",
+            names[part],
+            100.0 * share / parts[4].as_secs_f64(),
+            adapters.bytes() as f64 / 1e6,
+            100.0 * floor / share
+        );
+    }
+    // A prompt of 70 tokens for each of four adapters.
+    let mut work = Work::new(model, 280);
+    let few = Adapters::new(model, &ALL_LINEARS, &[8, 16, 32, 64]);
+    let layers = timer.fastest(|| model.layer_linears(&mut work));
+    let lora = timer.fastest(|| model.lora(&mut work, &few));
+    let gop = 2.0 * 70.0 * few.values() as f64 / 1e9;
+    println!(
+        "  prompts, 4 x 70 rows mixed     {:>13.2} ms, {:.1} % on top of the layers; {:.0} GOP/s, {:.0} % of arithmetic",
+        lora.as_secs_f64() * 1e3,
+        100.0 * lora.as_secs_f64() / layers.as_secs_f64(),
+        gop / lora.as_secs_f64(),
+        100.0 * gop / lora.as_secs_f64() / ceiling.gflop_s
+    );
 }

@@ -12,7 +12,6 @@ const KV_HEADS: usize = 3;
 const HEAD_DIM: usize = 64;
 const QKV: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 const VOCAB: usize = 49_152;
-const RANK: usize = 8;
 const BLOCK: usize = 16;
 const CONTEXT_MAX: usize = 128;
 
@@ -109,21 +108,79 @@ impl<'a> Model<'a> {
         black_box(&work.out);
     }
 
-    /// Every row its own adapter on q, k, v and o of every layer.
-    pub(crate) fn lora(&self, work: &mut Work) {
+    /// All rows in turn to each of these adapters, so many neighbours at a time, on all their sites of every layer.
+    pub(crate) fn lora(&self, work: &mut Work, adapters: &Adapters) {
         let rows = work.rows;
-        for layer in &work.adapters {
-            for (targets, stride) in [(&layer[0], QKV), (&layer[1], HIDDEN)] {
-                let segments: Vec<LoraSegment<'_>> = targets
-                    .iter()
-                    .enumerate()
-                    .map(|(row, targets)| LoraSegment { rows: row..row + 1, targets })
-                    .collect();
-                let (x, out) = (&work.x[..rows * HIDDEN], &mut work.out[..rows * stride]);
-                self.kernels.lora(x, HIDDEN, &segments, out, stride);
-            }
+        let each = rows / adapters.count;
+        for site in &adapters.sites {
+            let segment = |(at, targets)| LoraSegment { rows: at * each..(at + 1) * each, targets };
+            let targets = site.targets.iter().map(Vec::as_slice);
+            let segments: Vec<LoraSegment<'_>> = targets.enumerate().map(segment).collect();
+            let (x, out) = (&work.x[..rows * site.inputs], &mut work.out[..rows * site.stride]);
+            self.kernels.lora(x, site.inputs, &segments, out, site.stride);
         }
         black_box(&work.out);
+    }
+}
+
+/// Adapters in a batch.
+pub(crate) struct Adapters {
+    count: usize,
+    sites: Vec<Site>,
+}
+
+/// A linear of a layer, or several that are fused.
+struct Site {
+    inputs: usize,
+    stride: usize,
+    /// Of each adapter.
+    targets: Vec<Vec<LoraTarget>>,
+}
+
+/// Inputs of a site, and where its targets' outputs are.
+type Shape = (usize, &'static [(usize, usize)]);
+pub(crate) const ATTENTION: [Shape; 2] = [(HIDDEN, &[(0, 576), (576, 192), (768, 192)]), (HIDDEN, &[(0, HIDDEN)])];
+pub(crate) const ALL_LINEARS: [Shape; 4] =
+    [ATTENTION[0], ATTENTION[1], (HIDDEN, &[(0, INTER), (INTER, INTER)]), (INTER, &[(0, HIDDEN)])];
+
+impl Adapters {
+    /// One for each of these ranks, with every layer its own values.
+    pub(crate) fn new(model: &Model<'_>, shapes: &[Shape], ranks: &[usize]) -> Self {
+        let values = Random::new(3).normals(64 * INTER);
+        let target = |rank: usize, inputs: usize, out_offset: usize, out_features: usize| LoraTarget {
+            a: model.kernels.pack_lora_a(&values[..rank * inputs], rank, inputs, model.format),
+            b: model.kernels.pack_lora_b(&values[..out_features * rank], out_features, rank, model.format),
+            rank,
+            scale: 2.0,
+            out_offset,
+            out_features,
+        };
+        let site = |&(inputs, outputs): &Shape| {
+            let stride = outputs.iter().map(|(_, out_features)| out_features).sum();
+            Site { inputs, stride, targets: Vec::new() }
+        };
+        let mut sites: Vec<Site> = (0..LAYERS).flat_map(|_| shapes).map(site).collect();
+        // Adapters are loaded one after the other, all layers of one before the next.
+        for &rank in ranks {
+            for (site, (inputs, outputs)) in sites.iter_mut().zip(shapes.iter().cycle()) {
+                site.targets.push(outputs.iter().map(|&(at, width)| target(rank, *inputs, at, width)).collect());
+            }
+        }
+        Self { count: ranks.len(), sites }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        let targets = self.sites.iter().flat_map(|site| &site.targets).flatten();
+        targets.map(|target| target.a.bytes() + target.b.bytes()).sum()
+    }
+
+    /// Multiplications of a row of each.
+    pub(crate) fn values(&self) -> usize {
+        let of = |site: &Site| -> usize {
+            let targets = site.targets.iter().flatten();
+            targets.map(|target| target.rank * (site.inputs + target.out_features)).sum()
+        };
+        self.sites.iter().map(of).sum()
     }
 }
 
@@ -135,7 +192,7 @@ fn seqs(blocks: &[u32], rows: usize, position: usize) -> Vec<AttentionSeq<'_>> {
         .collect()
 }
 
-/// Activations, pages and adapters of a batch.
+/// Activations and pages of a batch.
 pub(crate) struct Work {
     rows: usize,
     x: Vec<f32>,
@@ -144,37 +201,16 @@ pub(crate) struct Work {
     logits: Vec<f32>,
     pages: Vec<KvLayer>,
     blocks: Vec<u32>,
-    /// Per layer: targets of q/k/v and of o, each per adapter.
-    adapters: Vec<[Vec<Vec<LoraTarget>>; 2]>,
 }
 
 impl Work {
-    pub(crate) fn new(model: &Model<'_>, rows: usize, adapters: usize) -> Self {
+    pub(crate) fn new(model: &Model<'_>, rows: usize) -> Self {
         let mut random = Random::new(2);
         let pages = rows * CONTEXT_MAX / BLOCK;
-        let values = random.normals(RANK * HIDDEN);
-        let target = |out_offset: usize, out_features: usize| LoraTarget {
-            a: model.kernels.pack_lora_a(&values, RANK, HIDDEN, model.format),
-            b: model.kernels.pack_lora_b(&values[..out_features * RANK], out_features, RANK, model.format),
-            rank: RANK,
-            scale: 2.0,
-            out_offset,
-            out_features,
-        };
-        let qkv = || vec![target(0, 576), target(576, 192), target(768, 192)];
-        let o = || vec![target(0, HIDDEN)];
         let format = match model.format {
             WeightFormat::F32 => KvFormat::F32,
             _ => KvFormat::Bf16,
         };
-        // Adapters are loaded one after the other, all layers of one before the next.
-        let mut layers: Vec<[Vec<Vec<LoraTarget>>; 2]> = (0..LAYERS).map(|_| Default::default()).collect();
-        for _ in 0..adapters {
-            for layer in &mut layers {
-                layer[0].push(qkv());
-                layer[1].push(o());
-            }
-        }
         Self {
             rows,
             x: random.normals(rows * 2 * INTER),
@@ -183,7 +219,6 @@ impl Work {
             logits: vec![0.0; rows * VOCAB],
             pages: (0..LAYERS).map(|_| model.kernels.new_kv(pages, BLOCK, KV_HEADS, HEAD_DIM, format)).collect(),
             blocks: (0..pages as u32).collect(),
-            adapters: layers,
         }
     }
 }

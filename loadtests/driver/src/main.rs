@@ -14,7 +14,7 @@ use weft_loadtest::event::Api;
 use weft_loadtest::lengths::Lengths;
 use weft_loadtest::popularity::Popularity;
 use weft_loadtest::report::{Report, Slo};
-use weft_loadtest::scenario::{self, Setup, cliff, fairness, long_prompt, many, start};
+use weft_loadtest::scenario::{self, Setup, cliff, cold, fairness, long_prompt, many, start};
 use weft_loadtest::target::{Target, read_keys};
 use weft_loadtest::trace::Trace;
 use weft_loadtest::weft::Launcher;
@@ -162,6 +162,8 @@ enum Which {
     LongPrompt(long_prompt::Options),
     /// One tenant cycles cold adapters at full speed
     Fairness(fairness::Options),
+    /// The first token of adapters that only the object store has, by stages
+    Cold(cold::Options),
     /// Seconds to ready, and memory
     Start(start::Options),
 }
@@ -270,6 +272,7 @@ async fn play(options: Scenario) -> Result<bool> {
         Which::Cliff(options) => cliff::run(&setup, options).await?,
         Which::LongPrompt(options) => long_prompt::run(&setup, options).await?,
         Which::Fairness(options) => fairness::run(&setup, options).await?,
+        Which::Cold(options) => cold::run(&setup, options).await?,
         Which::Start(options) => start::run(&setup, options).await?,
     };
     findings.publish(&options.out)?;

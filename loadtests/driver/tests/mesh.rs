@@ -12,7 +12,7 @@ use weft_loadtest::lengths::Lengths;
 use weft_loadtest::outcome::{End, Outcome};
 use weft_loadtest::popularity::Popularity;
 use weft_loadtest::report::{Report, Slo};
-use weft_loadtest::scenario::{Findings, Setup, cliff, fairness, long_prompt, many, start};
+use weft_loadtest::scenario::{Findings, Setup, cliff, cold, fairness, long_prompt, many, start};
 use weft_loadtest::target::Target;
 use weft_loadtest::trace::Trace;
 use weft_loadtest::weft::{Launcher, Weft, attention_lora};
@@ -266,4 +266,26 @@ async fn the_scenario_of_the_start_runs() {
     check(&findings, &["seconds from process start to serving"]);
     assert_eq!(findings.figures["seconds"].as_array().unwrap().len(), 2);
     assert!(findings.figures["slot_bytes"].as_f64().unwrap() > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scenario_of_cold_adapters_runs_and_its_stages_add_up() {
+    let options = cold::Options {
+        megabytes: vec![0.01, 0.02],
+        adapters: vec![3, 2],
+        bytes_per_second: vec![0, 10_000_000],
+        prompt_tokens: 8,
+    };
+    let findings = cold::run(&setup(), &options).await.unwrap();
+    check(&findings, &[]);
+    let rows = findings.figures["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let stages: Vec<_> = row["stages"].as_array().unwrap().iter().map(|stage| (&stage[0], &stage[1])).collect();
+        let names: Vec<_> = stages.iter().map(|(name, _)| name.as_str().unwrap()).collect();
+        assert_eq!(names, ["fetch", "lease", "pack", "step", "route", "whole"]);
+        let mean = |at: usize| stages[at].1["mean"].as_f64().unwrap();
+        assert!((0..5).map(mean).sum::<f64>() - mean(5) < 1e-6, "{row}");
+        assert!(mean(0) > 0.0 && mean(2) > 0.0 && mean(3) > 0.0 && row["floor_ms"].as_f64().unwrap() > 0.0, "{row}");
+    }
 }

@@ -438,6 +438,10 @@ pub struct Directory {
     pub incarnation: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "3")]
     pub tenants: ::prost::alloc::vec::Vec<DirectoryTenant>,
+    /// Milliseconds since the last complete listing of the object store began: what other registries wrote later may be missing. Told anew
+    /// with each message.
+    #[prost(uint64, tag = "4")]
+    pub age_ms: u64,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]

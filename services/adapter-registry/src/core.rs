@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use weft_bus::{Bus, subjects};
 use weft_object_store::{ETag, Object, ObjectStore, PutOutcome};
 use weft_proto::registry::v1 as pb;
@@ -38,6 +39,8 @@ pub(crate) struct Core {
     /// Whom to tell of writes. Empty: nobody.
     bus: OnceLock<Arc<dyn Bus>>,
     writes: AtomicU64,
+    /// When the last complete listing that succeeded began. What others wrote before is in the catalog.
+    listed: Mutex<Instant>,
     /// Keys whose objects could not be read as records, so that each is reported once.
     damaged: Mutex<BTreeSet<String>>,
 }
@@ -64,6 +67,7 @@ impl Core {
             incarnation,
             bus: OnceLock::new(),
             writes: AtomicU64::new(0),
+            listed: Mutex::new(Instant::now()),
             damaged: Mutex::default(),
         }
     }
@@ -146,10 +150,20 @@ impl Core {
     /// Lists the objects below a prefix and reads those that are new or changed. Objects that are no records are
     /// reported and left out, so that one damaged object does not hide the others.
     pub(crate) async fn refresh(&self, prefix: &str) -> Result<(), Error> {
-        let started = std::time::Instant::now();
+        let began = Instant::now();
         let result = self.refresh_objects(prefix).await;
-        self.metrics.refreshed(started.elapsed(), result.is_ok());
+        self.metrics.refreshed(began.elapsed(), result.is_ok());
+        if result.is_ok() && prefix == ROOT {
+            let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+            *listed = began.max(*listed);
+        }
         result
+    }
+
+    /// The directory as it is sent now. Cost: a copy of it.
+    pub(crate) fn aged(&self, directory: &pb::Directory) -> pb::Directory {
+        let listed = *self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        pb::Directory { age_ms: listed.elapsed().as_millis() as u64, ..directory.clone() }
     }
 
     async fn refresh_objects(&self, prefix: &str) -> Result<(), Error> {

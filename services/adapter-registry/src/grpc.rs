@@ -275,6 +275,7 @@ impl Registry for Service {
             // The first turn sends what there is now.
             changes.mark_changed();
             let watcher = Watcher {
+                core: Arc::clone(&self.core),
                 changes,
                 repeat: Duration::from_millis(self.core.settings.directory_refresh_ms),
                 stopping: self.stopping.clone(),
@@ -329,6 +330,7 @@ impl Registry for Service {
 
 /// One directory stream.
 struct Watcher {
+    core: Arc<Core>,
     changes: watch::Receiver<Arc<pb::Directory>>,
     /// A watcher that hears nothing for longer knows that the registry is away.
     repeat: Duration,
@@ -344,7 +346,8 @@ impl Watcher {
             () = tokio::time::sleep(self.repeat) => {}
             () = self.stopping.wait() => return None,
         }
-        let directory = pb::Directory::clone(&self.changes.borrow_and_update());
+        let directory = Arc::clone(&self.changes.borrow_and_update());
+        let directory = self.core.aged(&directory);
         Some((Ok(directory), self))
     }
 }

@@ -211,6 +211,7 @@ impl App {
             header_timeout: Duration::from_secs(settings.header_timeout_s),
             write_stall: Duration::from_secs(settings.write_stall_s),
             grace: Duration::from_secs(settings.shutdown_grace_s),
+            linger: Duration::from_millis(settings.drain_delay_ms),
         };
         let metrics = &gateway.mesh.metrics;
         tracing::info!(data = data.address(), admin = admin.address(), "listening");

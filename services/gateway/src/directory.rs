@@ -1,7 +1,8 @@
 //! The registry's directory as this gateway last saw it: tenants, key hashes, adapters, versions, aliases.
 //!
 //! One task follows `WatchDirectory` and reconnects with back-off. Readers take the current snapshot without waiting.
-//! While the registry is away the last snapshot stays, for at most `directory_age_max_s`.
+//! While the registry is away the last snapshot stays, for at most `directory_age_max_s`. A registry that cannot read the object
+//! store says how old its knowledge is, and is as good as away.
 
 use crate::error::{Error, is_of_the_transport};
 use hmac::{Hmac, Mac};
@@ -25,6 +26,8 @@ use weft_types::{Digest, Limits};
 /// The registry speaks at least every few seconds; a stream silent for this long is given up, soon enough to see a write made elsewhere
 /// within 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// Another registry's directory that is older than this is not taken for the one we have: that registry sees no writes any more.
+const BEHIND_MAX: Duration = SILENCE_MAX;
 /// Tags what the salt is for, so that the same secret can serve other ends later.
 const SALT_TAG: &[u8] = b"weft.tenant-salt.v1";
 /// Bytes of a tenant's secret.
@@ -201,13 +204,14 @@ fn salt(secret: &[u8]) -> Option<[u8; 32]> {
 /// The current snapshot and its age. Cheap to share behind an `Arc`.
 pub(crate) struct Directory {
     current: watch::Sender<Option<Arc<Snapshot>>>,
-    heard: Mutex<Option<Instant>>,
+    /// What was written until then is in the snapshot.
+    as_of: Mutex<Option<Instant>>,
     age_max: Duration,
 }
 
 impl Directory {
     pub(crate) fn new(age_max: Duration) -> Self {
-        Self { current: watch::Sender::new(None), heard: Mutex::new(None), age_max }
+        Self { current: watch::Sender::new(None), as_of: Mutex::new(None), age_max }
     }
 
     /// The snapshot to serve from.
@@ -220,8 +224,8 @@ impl Directory {
 
     fn snapshot_at(&self, now: Instant) -> Result<Arc<Snapshot>, Error> {
         let snapshot = self.current.borrow().clone().ok_or(Error::DirectoryMissing)?;
-        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = heard.map_or(Duration::ZERO, |heard| now.saturating_duration_since(heard));
+        let as_of = *self.as_of.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = as_of.map_or(Duration::ZERO, |as_of| now.saturating_duration_since(as_of));
         if age > self.age_max {
             return Err(Error::DirectoryStale { age_s: age.as_secs(), max_s: self.age_max.as_secs() });
         }
@@ -233,18 +237,29 @@ impl Directory {
         self.current.borrow().clone()
     }
 
-    /// Time since the registry was last heard.
+    /// Time since the snapshot was complete: what was written later may not be in it.
     pub(crate) fn age(&self) -> Option<Duration> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).map(|heard| heard.elapsed())
+        self.as_of.lock().unwrap_or_else(PoisonError::into_inner).map(|as_of| as_of.elapsed())
     }
 
     /// Takes in a message, unless it is older than what is here.
     fn install(&self, message: pb::Directory) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let age = Duration::from_millis(message.age_ms);
         self.current.send_if_modified(|current| {
-            let newer = current.as_ref().is_none_or(|current| {
-                current.incarnation != message.incarnation || current.generation < message.generation
-            });
+            let is_same_registry = current.as_ref().is_some_and(|current| current.incarnation == message.incarnation);
+            if current.is_some() && !is_same_registry && age > BEHIND_MAX {
+                tracing::warn!(
+                    age_s = age.as_secs(),
+                    "a registry that does not reach the object store is not followed"
+                );
+                return false;
+            }
+            let mut as_of = self.as_of.lock().unwrap_or_else(PoisonError::into_inner);
+            // A time before this machine's start is no time; the age is then unknown, and small.
+            let said = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+            *as_of = Some(as_of.filter(|_| is_same_registry).map_or(said, |before| before.max(said)));
+            let newer =
+                current.as_ref().is_none_or(|current| !is_same_registry || current.generation < message.generation);
             if newer {
                 *current = Some(Arc::new(Snapshot::read(message)));
             }
@@ -339,7 +354,7 @@ mod tests {
 
     fn message(incarnation: &str, generation: u64, tenants: &[&str]) -> pb::Directory {
         let tenants = tenants.iter().map(|name| pb::DirectoryTenant { name: (*name).into(), ..Default::default() });
-        pb::Directory { generation, incarnation: incarnation.into(), tenants: tenants.collect() }
+        pb::Directory { generation, incarnation: incarnation.into(), tenants: tenants.collect(), age_ms: 0 }
     }
 
     fn tenants(directory: &Directory) -> usize {
@@ -382,8 +397,31 @@ mod tests {
         let later = heard + Duration::from_secs(62);
         assert!(matches!(directory.snapshot_at(later), Err(Error::DirectoryStale { age_s: 62, max_s: 60 })));
         // Hearing the same state again makes it fresh.
-        *directory.heard.lock().unwrap() = Some(later);
+        *directory.as_of.lock().unwrap() = Some(later);
         assert!(directory.snapshot_at(later).is_ok());
+    }
+
+    #[test]
+    fn a_registry_without_the_object_store_makes_nothing_fresh() {
+        let directory = Directory::new(Duration::from_secs(60));
+        let aged = |incarnation, generation, tenants: &[&str], age_ms| pb::Directory {
+            age_ms,
+            ..message(incarnation, generation, tenants)
+        };
+        directory.install(aged("a", 1, &["x"], 40_000));
+        assert_eq!(tenants(&directory), 1, "the first one is better than none");
+        let age = directory.age().unwrap();
+        assert!((40..60).contains(&age.as_secs()), "{age:?}");
+        directory.install(aged("a", 2, &["x", "y"], 50_000));
+        assert_eq!(tenants(&directory), 2, "its own writes are seen");
+        assert!(directory.age().unwrap() < Duration::from_secs(50), "what was fresher stays so");
+        let now = Instant::now();
+        assert!(matches!(directory.snapshot_at(now + Duration::from_secs(21)), Err(Error::DirectoryStale { .. })));
+
+        directory.install(aged("b", 7, &["x"], 1_000));
+        assert_eq!((tenants(&directory), directory.age().unwrap().as_secs()), (1, 1));
+        directory.install(aged("a", 3, &["x", "y", "revoked"], 60_000));
+        assert_eq!(tenants(&directory), 1, "what lags behind does not replace what is fresh");
     }
 
     #[test]

@@ -109,7 +109,10 @@ impl Metrics {
                 "Heartbeats that were malformed, or of workers over workers_max",
             )?,
             directory_generation: IntGauge::new("gateway_directory_generation", "Generation of the directory in use")?,
-            directory_age_ms: IntGauge::new("gateway_directory_age_ms", "Time since the registry was last heard")?,
+            directory_age_ms: IntGauge::new(
+                "gateway_directory_age_ms",
+                "Time since the directory was complete: grows while no registry is heard, or it cannot list the store",
+            )?,
             placement_epoch: IntGauge::new(
                 "gateway_placement_epoch",
                 "Number of the placement that requests are routed by, 0 without one",

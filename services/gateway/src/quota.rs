@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use weft_limits::{Charge, Keeper, Ledger, Limiter, MemoryLedger, Options, RedisLedger, Standing, Whose, Wish};
+use weft_limits::{Charge, Keeper, Ledger, Limiter, MemoryLedger, Options, RedisLedger, RedisSettings, Standing, Whose, Wish};
 use weft_proto::worker::v1::generate_request::Prompt;
 use weft_types::Limits;
 
@@ -47,7 +47,14 @@ impl Quota {
         let timeout = Duration::from_millis(settings.redis_timeout_ms);
         let (ledger, slice_percent): (Arc<dyn Ledger>, f64) = match url {
             Some(url) => {
-                let ledger = RedisLedger::new(url, timeout).map_err(|error| wrong("redis_url", error.to_string()))?;
+                let settings = RedisSettings {
+                    url: url.to_owned(),
+                    ca_file: settings.redis_ca_file.clone(),
+                    cert_file: settings.redis_cert_file.clone(),
+                    key_file: settings.redis_key_file.clone(),
+                    timeout,
+                };
+                let ledger = RedisLedger::new(settings).map_err(|error| wrong(error.name, error.problem))?;
                 (Arc::new(ledger), percent)
             }
             // Who is alone need not ask in advance.
@@ -196,7 +203,14 @@ mod tests {
             (Settings { limits_slice_percent: f64::NAN, ..Settings::default() }, "limits_slice_percent"),
             (Settings { redis_timeout_ms: 0, ..Settings::default() }, "redis_timeout_ms"),
             (Settings { redis_url: Some("http://x".into()), ..Settings::default() }, "redis_url"),
-            (Settings { redis_url: Some("rediss://x".into()), ..Settings::default() }, "redis_url"),
+            (
+                Settings {
+                    redis_url: Some("rediss://x".into()),
+                    redis_ca_file: Some("/nowhere/ca.pem".into()),
+                    ..Settings::default()
+                },
+                "redis_ca_file",
+            ),
             (Settings { default_tokens_per_day: Some(0), ..Settings::default() }, "default_tokens_per_day"),
             (Settings { default_queue_length: Some(u64::MAX), ..Settings::default() }, "default_queue_length"),
         ] {

@@ -29,6 +29,8 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 const REFUSALS_MAX: usize = 64;
 /// Pause after an error of accept itself: out of descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Most that an idle connection outlives the listener, so that requests which are on their way then find it.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 const REFUSAL_BODY: &str =
     r#"{"error":{"message":"too many connections","type":"server_error","param":null,"code":"too_many_connections"}}"#;
@@ -41,6 +43,8 @@ pub(crate) struct Bounds {
     pub(crate) header_timeout: Duration,
     pub(crate) write_stall: Duration,
     pub(crate) grace: Duration,
+    /// How long idle connections stay after the listener has closed; more than [`LINGER_MAX`] is that.
+    pub(crate) linger: Duration,
 }
 
 /// When a listener ends.
@@ -48,7 +52,7 @@ pub(crate) struct Bounds {
 pub(crate) struct Ending {
     /// From here on each answer asks its client to close the connection, so that the next request finds another gateway.
     pub(crate) draining: Shutdown,
-    /// From here on no connection is accepted, and idle ones close.
+    /// From here on no connection is accepted, and idle ones close a little later.
     pub(crate) closing: Shutdown,
 }
 
@@ -146,9 +150,15 @@ async fn serve_one(connection: Connection, router: Router, bounds: Bounds, endin
     });
     let io = TokioIo::new(StallGuard::new(connection, bounds.write_stall));
     let mut serving = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
+    let over = async {
+        ending.closing.wait().await;
+        tokio::time::sleep(bounds.linger.min(LINGER_MAX)).await;
+    };
     let ended = tokio::select! {
+        // What has arrived is read before the connection is closed as idle.
+        biased;
         ended = serving.as_mut() => ended,
-        () = ending.closing.wait() => {
+        () = over => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

@@ -95,8 +95,15 @@ weft_bus::mesh_settings! {
         /// Workers known at once; heartbeats of more are left out.
         pub workers_max: usize = 4096,
 
-        /// Redis that keeps what all gateways' tenants use: `redis://[user:password@]host:port[/database]`. None: the limits are this gateway's alone.
+        /// Redis that keeps what all gateways' tenants use: `redis://[user:password@]host:port[/database]`, `rediss://` with TLS. None: the limits are
+        /// this gateway's alone.
         secret pub redis_url: Option<String> = None,
+        /// PEM file with the authorities of Redis' certificate. None: those of the system.
+        pub redis_ca_file: Option<PathBuf> = None,
+        /// PEM file with the certificate that Redis is shown, if it asks for one.
+        pub redis_cert_file: Option<PathBuf> = None,
+        /// Key of `redis_cert_file`.
+        pub redis_key_file: Option<PathBuf> = None,
         /// Milliseconds that Redis may take for an answer before the gateway goes on alone.
         pub redis_timeout_ms: u64 = 100,
         /// Percent of each limit that a gateway may hold in advance, 0 to 50: fewer calls of Redis, and as much more may be used when it is lost.
@@ -128,7 +135,8 @@ weft_bus::mesh_settings! {
         pub cors_allow_origins: Vec<String> = Vec::new(),
         /// Tell each answer's steps and how many adapters shared them, in `x-weft-*-step*` headers. It shows tenants how busy others are.
         pub step_headers: bool = false,
-        /// Milliseconds of answering 503 on `/readyz` before the listeners close, so that balancers turn away first.
+        /// Milliseconds of answering 503 on `/readyz` before the listeners close, so that balancers turn away first. Connections that
+        /// are open then stay for as long again, but no more than a second, if nothing is asked over them.
         pub drain_delay_ms: u64 = 0,
         /// Seconds that running answers get to finish at shutdown.
         pub shutdown_grace_s: u64 = 30,

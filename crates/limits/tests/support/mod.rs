@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use weft_limits::ledger::{Ask, Exchange, Floor};
-use weft_limits::{Clock, gcra::Rate};
+use weft_limits::{Clock, RedisSettings, gcra::Rate};
 
 /// Time as the test has it, in microseconds.
 #[derive(Clone, Default)]
@@ -31,6 +31,11 @@ impl Time {
     pub(crate) fn pass(&self, us: u64) {
         self.0.fetch_add(us, Ordering::SeqCst);
     }
+}
+
+/// Without certificates.
+pub(crate) fn at(url: &str, timeout: Duration) -> RedisSettings {
+    RedisSettings { url: url.to_owned(), timeout, ..RedisSettings::default() }
 }
 
 pub(crate) const MINUTE: Rate = Rate { limit: 60, period_us: 60_000_000 };

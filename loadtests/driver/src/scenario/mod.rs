@@ -4,6 +4,7 @@
 //! its verdicts: a figure, a bound and where the bound is from.
 
 pub mod cliff;
+pub mod cold;
 pub mod fairness;
 pub mod long_prompt;
 pub mod many;

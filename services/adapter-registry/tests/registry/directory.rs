@@ -77,6 +77,20 @@ async fn another_registrys_writes_arrive_by_listing() {
 }
 
 #[tokio::test]
+async fn a_registry_says_for_how_long_it_could_not_list() {
+    let world = World::new().await;
+    let fast = Settings { directory_refresh_ms: 20, ..Settings::default() };
+    let mut registry = world.start_with(fast).await;
+    registry.prepare().await;
+    let mut stream = watch(&registry).await;
+    world.store.set_away(true);
+    let behind = until(&mut stream, |directory| directory.age_ms >= 500).await;
+    world.store.set_away(false);
+    let again = until(&mut stream, |directory| directory.age_ms < 500).await;
+    assert_eq!((behind.generation, behind.tenants), (again.generation, again.tenants), "nothing was written");
+}
+
+#[tokio::test]
 async fn a_registry_answers_for_what_another_wrote_a_moment_ago() {
     let world = World::new().await;
     let slow = Settings { directory_refresh_ms: 3_600_000, ..Settings::default() };

@@ -4,6 +4,8 @@ use crate::support::worker::{FakeWorker, Step, echoed, finished, started, token,
 use crate::support::{chat_body, mesh, mesh_with, read, settings};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use weft_proto::worker::v1::FinishReason;
 
@@ -119,6 +121,22 @@ async fn a_drain_turns_readiness_and_lets_answers_finish() {
     told.notify_one();
     let rest = running.text().await.unwrap();
     assert!(rest.contains("after") && rest.contains("[DONE]"), "{rest}");
+}
+
+/// A client may use its connection again at the very moment: that is not broken off.
+#[tokio::test]
+async fn an_open_connection_is_answered_a_moment_longer_than_new_ones() {
+    let settings = weft_gateway::Settings { drain_delay_ms: 1_000, ..settings() };
+    let mut mesh = mesh_with(settings, vec![FakeWorker::new("w")]).await;
+    let at = mesh.data.strip_prefix("http://").unwrap().to_owned();
+    let mut open = BufReader::new(TcpStream::connect(&at).await.unwrap());
+    mesh.shutdown.trigger();
+    mesh.until("closed to new ones", async || TcpStream::connect(&at).await.is_err()).await;
+    open.get_mut().write_all(b"GET /livez HTTP/1.1\r\nhost: weft\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    open.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    (&mut mesh.running).await.unwrap();
 }
 
 #[tokio::test]
