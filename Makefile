@@ -51,6 +51,12 @@ chaos: ## Real processes under kill -9 and rolling restarts for two minutes, wit
 	$(CARGO) build --release --workspace --bins
 	@$(PYTHON_VENV)/bin/python loadtests/chaos/chaos.py --model "$${WEFT_DEMO_MODEL:-$$($(TARGET)/release/weft model fetch demo)}" $(CHAOS_FLAGS)
 
+.PHONY: simulate
+simulate: ## The mesh in simulated time, under faults drawn from seeds: SEEDS=N of them (1000), or SEED=N alone with all that happens in it
+	@scripts/setup.sh build
+	$(CARGO) build --release --bin weft-simulation
+	@$(TARGET)/release/weft-simulation $(if $(SEED),seed $(SEED),seeds --count $(or $(SEEDS),1000))
+
 .PHONY: bench
 bench: bench-build ## The benchmarks: tables with floors, and target/bench/*.{json,svg} (CHECK=1: status 1 if a figure falls short)
 	@scripts/setup.sh bench

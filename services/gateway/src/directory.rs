@@ -4,7 +4,7 @@
 //! While the registry is away the last snapshot stays, for at most `directory_age_max_s`. A registry that cannot read the object
 //! store says how old its knowledge is, and is as good as away.
 
-use crate::error::Error;
+use crate::error::{Error, is_of_the_transport};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::collections::{BTreeMap, HashMap};
@@ -332,6 +332,10 @@ impl Directory {
 /// A registry's status as a fault of this gateway: away means "try again".
 pub(crate) fn registry_fault(status: &tonic::Status) -> Fault {
     let mut fault = Fault::from(status);
+    if is_of_the_transport(status) {
+        fault.kind = weft_fault::Kind::Unavailable;
+        fault.message = format!("the registry went away: {}", status.message());
+    }
     if status.code() == tonic::Code::PermissionDenied {
         // It is this gateway that may not call, and not whoever asked.
         fault.kind = weft_fault::Kind::Unavailable;
@@ -355,6 +359,22 @@ mod tests {
 
     fn tenants(directory: &Directory) -> usize {
         directory.snapshot().unwrap().tenants.len()
+    }
+
+    #[test]
+    fn a_connection_that_broke_says_try_again_and_what_the_registry_said_stays() {
+        for broken in [
+            tonic::Status::unknown("transport error"),
+            tonic::Status::internal("h2 protocol error"),
+            tonic::Status::cancelled("operation was canceled"),
+            tonic::Status::unavailable("tcp connect error"),
+        ] {
+            let fault = registry_fault(&broken);
+            assert_eq!((fault.kind, fault.code.as_str()), (weft_fault::Kind::Unavailable, "registry_unavailable"));
+            assert!(fault.retry_after_ms.is_some());
+        }
+        let said = Fault::internal("a record is damaged");
+        assert_eq!(registry_fault(&said.clone().into()), said);
     }
 
     #[test]

@@ -202,7 +202,7 @@ pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
 
 /// Our services put details into every status. Without them it was the transport that spoke: the connection or the process
 /// is gone. A process that is killed looks like any of these, depending on how far the stream was.
-fn is_of_the_transport(status: &tonic::Status) -> bool {
+pub(crate) fn is_of_the_transport(status: &tonic::Status) -> bool {
     use tonic::Code;
     status.details().is_empty()
         && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal)

@@ -3,6 +3,7 @@
 //! A conditional put carries a random id in the object's metadata. The SDK retries a put whose reply was lost; if the
 //! first try happened, the retry gets 412. The id tells this from a lost race: on 412 the object is asked for its id.
 
+mod carried;
 mod failure;
 mod part;
 mod settings;
@@ -22,12 +23,15 @@ use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration};
 use aws_sdk_s3::{Client, config};
 use aws_smithy_http_client::Builder as HttpClient;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use bytes::Bytes;
 use failure::{Failure, classify};
 use futures::StreamExt;
 use settings::Keys;
+use std::io;
 use std::ops::Range;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Metadata that names the put which wrote the object.
 const WRITE_ID: &str = "weft-write-id";
@@ -77,12 +81,35 @@ impl S3Store {
     /// # Errors
     /// [`Error::Settings`].
     pub async fn connect(settings: &S3Settings) -> Result<Self, Error> {
-        let keys = settings.check()?;
         let http_client = if settings.is_plain_http() {
             HttpClient::new().build_http()
         } else {
             HttpClient::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
         };
+        Self::connect_by(settings, http_client).await
+    }
+
+    /// The same over connections that `dial` makes to the `host:port` of an endpoint that speaks plain HTTP.
+    ///
+    /// # Errors
+    /// [`Error::Settings`].
+    pub async fn connect_carried<F, I>(
+        settings: &S3Settings,
+        dial: impl Fn(String) -> F + Send + Sync + 'static,
+    ) -> Result<Self, Error>
+    where
+        F: Future<Output = io::Result<I>> + Send + 'static,
+        I: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
+    {
+        if !settings.is_plain_http() {
+            let problem = "must be http://host:port where connections are carried".to_owned();
+            return Err(Error::Settings { field: "endpoint", problem });
+        }
+        Self::connect_by(settings, carried::http_client(dial, CONNECT_TIMEOUT)).await
+    }
+
+    async fn connect_by(settings: &S3Settings, http_client: SharedHttpClient) -> Result<Self, Error> {
+        let keys = settings.check()?;
         let region = Region::new(settings.region.clone());
         let mut config = config::Builder::new()
             .behavior_version(BehaviorVersion::latest())

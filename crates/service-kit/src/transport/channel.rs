@@ -54,6 +54,11 @@ pub(super) fn endpoint(address: &Address) -> Endpoint {
         Address::Tcp(host_port) => format!("http://{host_port}").parse().expect("checked by Address"),
         Address::Unix(_) => Endpoint::from_static("http://unix"),
     };
+    kept_alive(endpoint)
+}
+
+/// What all channels beyond this process have: small frames go out at once, and a silent peer is noticed.
+pub(super) fn kept_alive(endpoint: Endpoint) -> Endpoint {
     endpoint
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)

@@ -6,15 +6,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::stream::{BoxStream, Stream, StreamExt};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tonic::transport::server::Connected;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 
 use super::Address;
 use super::admit::Peer;
+use super::carried::over;
 
 /// Bytes in flight in each direction of an in-memory connection.
 const MEMORY_PIPE_BYTES: usize = 256 << 10;
@@ -31,12 +31,17 @@ pub struct Connection {
 
 impl Connection {
     fn local(io: impl Io + 'static) -> Self {
-        Self { io: Box::new(io), peer: None, who: Peer::default() }
+        Self::carried(io, None)
+    }
+
+    /// One that shows no certificate.
+    pub(super) fn carried(io: impl Io + 'static, peer: Option<SocketAddr>) -> Self {
+        Self { io: Box::new(io), peer, who: Peer::default() }
     }
 
     fn plain(stream: TcpStream) -> Self {
         let peer = stream.peer_addr().ok();
-        Self { io: Box::new(stream), peer, who: Peer::default() }
+        Self::carried(stream, peer)
     }
 
     /// One whose other end has shown a certificate.
@@ -107,7 +112,7 @@ impl Listener {
                 }
                 let listener = UnixListener::bind(path).map_err(named)?;
                 let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(Connection::local));
-                Ok(Self { incoming: incoming.boxed(), address: address.to_string(), local: None })
+                Ok(Self::of(incoming.boxed(), address.to_string()))
             }
         }
     }
@@ -117,21 +122,25 @@ impl Listener {
         Self { incoming, address: local.to_string(), local: Some(local) }
     }
 
+    /// One that has no TCP address.
+    pub(super) fn of(incoming: Incoming, address: String) -> Self {
+        Self { incoming, address, local: None }
+    }
+
     /// A listener within this process, and the channel that reaches it.
     #[must_use]
     pub fn memory() -> (Self, Channel) {
         let (connected, accepted) = tokio::sync::mpsc::channel::<DuplexStream>(MEMORY_BACKLOG);
-        let channel =
-            Endpoint::from_static("http://memory").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                let connected = connected.clone();
-                async move {
-                    let (near, far) = tokio::io::duplex(MEMORY_PIPE_BYTES);
-                    connected.send(far).await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
-                    Ok::<_, io::Error>(TokioIo::new(near))
-                }
-            }));
-        let incoming = ReceiverStream::new(accepted).map(|stream| Ok(Connection::local(stream)));
-        (Self { incoming: incoming.boxed(), address: "memory".to_owned(), local: None }, channel)
+        let channel = over(Endpoint::from_static("http://memory"), move || {
+            let connected = connected.clone();
+            async move {
+                let (near, far) = tokio::io::duplex(MEMORY_PIPE_BYTES);
+                connected.send(far).await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+                Ok(near)
+            }
+        });
+        let accepted = ReceiverStream::new(accepted).map(|stream| Ok((stream, None)));
+        (Self::carried("memory", accepted), channel)
     }
 
     /// The bound TCP address, with the real port.

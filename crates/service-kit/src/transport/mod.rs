@@ -1,9 +1,10 @@
-//! How services reach each other: the same tonic servers and clients over TCP, a Unix socket or memory.
+//! How services reach each other: the same tonic servers and clients over TCP, a Unix socket, memory or whatever carries connections.
 //!
 //! Embedded mode is not a second implementation: it runs the same server on [`Listener::memory`] and gives its clients
 //! the channel that belongs to it.
 //!
-//! - `address.rs`: where a service is; `listener.rs`, `channel.rs`: the two ends; `backoff.rs`: when to try again.
+//! - `address.rs`: where a service is; `listener.rs`, `channel.rs`: the two ends; `carried.rs`: both over connections that somebody else
+//!   makes; `backoff.rs`: when to try again.
 //! - `peers.rs`: [`Peers`], by which a service listens for others and connects to them: TLS on both sides where there are
 //!   certificates, and nothing in the clear beyond this machine unless a setting says so.
 //! - `identity.rs`: whom a certificate names; `calls.rs`: who may call whom; `admit.rs`: refuses other calls;
@@ -13,6 +14,7 @@ mod address;
 mod admit;
 mod backoff;
 mod calls;
+mod carried;
 mod certificates;
 mod channel;
 mod identity;
@@ -25,6 +27,7 @@ mod verify;
 pub use address::{Address, AddressError, check_advertise};
 pub use admit::{Admit, AdmitLayer, Peer};
 pub use backoff::Backoff;
+pub use carried::carried;
 pub use channel::{connect, set_deadline, within};
 pub use identity::{Identity, IdentityError, Service};
 pub use listener::{Connection, Incoming, Listener};

@@ -16,7 +16,7 @@ use crate::records::{BaseRecord, VersionRecord};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use upload::Upload;
+use upload::{SMALL_BYTES_MAX, Upload};
 use weft_adapter_format::{CheckedPackage, Limits, Refusal, check_package};
 use weft_object_store::{PutOutcome, keys};
 use weft_proto::registry::v1 as pb;
@@ -116,13 +116,15 @@ impl Publisher {
             ..Limits::default()
         };
         let base_of_check = base.clone();
+        let is_small = upload.weights().len() <= SMALL_BYTES_MAX;
         let check = move || -> Result<(CheckedPackage, Digest), Refusal> {
             let (shape, name) = (base_of_check.shape(), Some(base_of_check.served_name.as_str()));
             let checked = check_package(&upload.config, upload.weights(), &shape, name, &limits)?;
             let digest = checked.digest();
             Ok((checked, digest))
         };
-        let (checked, digest) = match tokio::task::spawn_blocking(check).await? {
+        let checked = if is_small { check() } else { tokio::task::spawn_blocking(check).await? };
+        let (checked, digest) = match checked {
             Ok(checked) => checked,
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };

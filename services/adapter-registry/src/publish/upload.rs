@@ -1,10 +1,11 @@
 //! Receiving a package: a start, then the config, then the weights, each part in order and under its cap.
 //!
-//! The weights go to an unnamed temporary file that is then mapped, so that an upload takes disk and not memory, and
-//! vanishes with the process.
+//! Weights go to an unnamed temporary file that is then mapped, so that an upload takes disk and not memory, and vanishes with the
+//! process. Those of [`SMALL_BYTES_MAX`] or less stay in memory: a file takes more than they do.
 
 use crate::{Error, Settings};
 use memmap2::Mmap;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
@@ -16,6 +17,8 @@ use weft_types::{Digest, DigestHasher};
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest chunk of a part.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// Weights of so many bytes or less need no file, and are checked in less time than another thread is worth: about 0.1 ms.
+pub(crate) const SMALL_BYTES_MAX: usize = 64 << 10;
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
@@ -24,16 +27,24 @@ pub(crate) struct Upload {
     pub(crate) config: Vec<u8>,
     pub(crate) config_sha256: Digest,
     pub(crate) weights_sha256: Digest,
-    weights: Mmap,
+    weights: Weights,
+}
+
+enum Weights {
+    Small(Vec<u8>),
+    Mapped(Mmap),
 }
 
 impl Upload {
     pub(crate) fn weights(&self) -> &[u8] {
-        &self.weights
+        match &self.weights {
+            Weights::Small(bytes) => bytes,
+            Weights::Mapped(file) => file,
+        }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        (self.config.len() + self.weights.len()) as u64
+        (self.config.len() + self.weights().len()) as u64
     }
 }
 
@@ -98,10 +109,7 @@ impl Parts<'_> {
                 }
                 Part::Weights(chunk) => {
                     check_chunk(WEIGHTS, &chunk)?;
-                    let spool = match &mut spool {
-                        Some(spool) => spool,
-                        None => spool.insert(Spool::new(self.settings)?),
-                    };
+                    let spool = spool.get_or_insert_with(|| Spool::new(self.settings.spool_dir.clone()));
                     let (bytes, max) = (spool.bytes + chunk.len() as u64, self.settings.package_bytes_max);
                     check_cap(WEIGHTS, bytes, max, "package_bytes_max")?;
                     spool.write(&chunk).await?;
@@ -132,35 +140,55 @@ fn check_cap(part: &'static str, bytes: u64, bytes_max: u64, setting: &'static s
     if bytes > bytes_max { Err(Error::TooLarge { part, bytes_max, setting }) } else { Ok(()) }
 }
 
-/// Weights on their way to a file that has no name.
+/// Weights on their way: in memory, then, if they are many, to a file that has no name.
 struct Spool {
-    file: tokio::fs::File,
+    dir: Option<PathBuf>,
+    /// What is not in the file.
+    small: Vec<u8>,
+    file: Option<tokio::fs::File>,
     hasher: DigestHasher,
     bytes: u64,
 }
 
 impl Spool {
-    fn new(settings: &Settings) -> Result<Self, Error> {
-        let file = match &settings.spool_dir {
-            Some(dir) => tempfile::tempfile_in(dir),
-            None => tempfile::tempfile(),
-        };
-        let file = tokio::fs::File::from_std(file.map_err(Error::Spool)?);
-        Ok(Self { file, hasher: DigestHasher::new(), bytes: 0 })
+    fn new(dir: Option<PathBuf>) -> Self {
+        Self { dir, small: Vec::new(), file: None, hasher: DigestHasher::new(), bytes: 0 }
     }
 
     async fn write(&mut self, chunk: &[u8]) -> Result<(), Error> {
         self.hasher.update(chunk);
         self.bytes += chunk.len() as u64;
-        self.file.write_all(chunk).await.map_err(Error::Spool)
+        if self.file.is_none() && self.small.len() + chunk.len() <= SMALL_BYTES_MAX {
+            self.small.extend_from_slice(chunk);
+            return Ok(());
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let mut file = self.open()?;
+                file.write_all(&std::mem::take(&mut self.small)).await.map_err(Error::Spool)?;
+                self.file.insert(file)
+            }
+        };
+        file.write_all(chunk).await.map_err(Error::Spool)
     }
 
-    async fn finish(mut self) -> Result<(Mmap, Digest), Error> {
-        self.file.flush().await.map_err(Error::Spool)?;
-        let file = self.file.into_std().await;
+    fn open(&self) -> Result<tokio::fs::File, Error> {
+        let file = match &self.dir {
+            Some(dir) => tempfile::tempfile_in(dir),
+            None => tempfile::tempfile(),
+        };
+        file.map(tokio::fs::File::from_std).map_err(Error::Spool)
+    }
+
+    async fn finish(self) -> Result<(Weights, Digest), Error> {
+        let digest = self.hasher.finish();
+        let Some(mut file) = self.file else { return Ok((Weights::Small(self.small), digest)) };
+        file.flush().await.map_err(Error::Spool)?;
+        let file = file.into_std().await;
         // SAFETY: the file has no name and its only handle is ours, so that nobody can change or cut it while it is
         // mapped; everything written to it was flushed before.
         let weights = unsafe { Mmap::map(&file) }.map_err(Error::Spool)?;
-        Ok((weights, self.hasher.finish()))
+        Ok((Weights::Mapped(weights), digest))
     }
 }
