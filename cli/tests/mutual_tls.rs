@@ -264,9 +264,17 @@ async fn a_request_passes_all_four_binaries_and_strangers_pass_none() {
     assert_eq!(mesh.refusals("weft-worker", "why=\"call\"").await, 3.0);
     assert_eq!(list(&gateways, &daemon).await.code(), Code::PermissionDenied);
     assert_eq!(list(&registrys, &daemon).await.code(), Code::PermissionDenied);
-    assert_eq!(list(&workers, &daemon).await.code(), Code::Ok);
-    assert_eq!(list(&daemons, &daemon).await.code(), Code::Ok);
-    assert_eq!(mesh.refusals("weft-cache-daemon", "why=\"call\"").await, 2.0);
+    // A daemon reads what is there, and a worker has things brought there.
+    let digest = digest.parse().unwrap();
+    for (caller, reads, brings) in
+        [(&daemons, Code::Ok, Code::PermissionDenied), (&workers, Code::PermissionDenied, Code::Ok)]
+    {
+        assert_eq!(list(caller, &daemon).await.code(), reads);
+        assert_eq!(read_blob(caller, &daemon, &digest).await.code(), reads);
+        assert_eq!(lease(caller, &daemon).await.code(), brings);
+        assert_eq!(prefetch(caller, &daemon, &digest).await.code(), brings);
+    }
+    assert_eq!(mesh.refusals("weft-cache-daemon", "why=\"call\"").await, 6.0);
     let at_registry = mesh.at("weft-adapter-registry");
     assert_eq!(make_key(&workers, &at_registry).await.code(), Code::PermissionDenied);
     assert_eq!(make_key(&daemons, &at_registry).await.code(), Code::PermissionDenied);
@@ -331,7 +339,7 @@ async fn neighbours_read_blobs_over_tls_and_workers_of_the_node_use_its_socket()
     assert_eq!(read_blob(&daemons, &port, &digest).await.code(), Code::Ok);
     assert_eq!(list(&daemons, &port).await.code(), Code::Ok);
     // Whoever is no neighbour, and whatever no neighbour needs.
-    for stranger in [&gateways, &registries] {
+    for stranger in [&gateways, &registries, &workers] {
         assert_eq!(list(stranger, &port).await.code(), Code::PermissionDenied);
         assert_eq!(read_blob(stranger, &port, &digest).await.code(), Code::PermissionDenied);
     }
@@ -343,6 +351,69 @@ async fn neighbours_read_blobs_over_tls_and_workers_of_the_node_use_its_socket()
     let plain = weft_service_kit::transport::connect(&port.parse().unwrap());
     let said = CacheDaemonClient::new(plain).list_residency(cache::ListResidencyRequest {}).await.unwrap_err();
     assert!(!matches!(said.code(), Code::Ok | Code::PermissionDenied), "{said}");
+    mesh.stop().await;
+}
+
+/// The first word on what is wanted of a worker.
+async fn watch_desired(peers: &Peers, at: &str, worker: &str) -> Result<registry::Desired, Status> {
+    let channel = peers.connect(&at.parse().unwrap(), Service::Registry).unwrap();
+    let request = registry::WatchDesiredRequest { worker: worker.to_owned() };
+    let mut words = RegistryClient::new(channel).watch_desired(request).await?.into_inner();
+    Ok(words.message().await?.expect("the stream goes on"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_its_certificate_names_is_told_what_is_wanted_of_it_and_of_nobody_else() {
+    let mut mesh = Mesh::new().await;
+    let fast = [("placement-epoch-ms", "200".to_owned()), ("placement-silence-ms", "1500".to_owned())];
+    let flags = [&mesh.s3_flags()[..], &fast].concat();
+    mesh.launch_signed("weft-adapter-registry", Service::Registry, &flags);
+    let named = |name: &str, uri: &str| tls(&mesh.authority.ca(), &mesh.authority.sign(name, &[uri]));
+    let of_this_host = named("this", "spiffe://test/weft/worker/127.0.0.1");
+    let of_another = named("another", "spiffe://test/weft/worker/worker-2.pool");
+    let of_any = named("any", "spiffe://test/weft/worker");
+    let gateway = named("gateway", "spiffe://test/weft/gateway/gateway-1");
+    let stranger = named("stranger", "spiffe://test/weft/cache-daemon/127.0.0.1");
+    let worker_flags = [
+        ("metrics-listen", "127.0.0.1:0".to_owned()),
+        ("model", tiny_model().display().to_string()),
+        ("dtype", "f32".to_owned()),
+        ("threads", "1".to_owned()),
+        ("heartbeat-interval-ms", "200".to_owned()),
+        // Nobody is there, which holds up neither heartbeats nor the list.
+        ("cache", "127.0.0.1:1".to_owned()),
+        ("registry", mesh.at("weft-adapter-registry")),
+    ];
+    mesh.launch("worker", "weft-worker", &of_this_host, &worker_flags);
+    let epoch = async || (mesh.metric("worker", "worker_placement_epoch ", &[]).await > 0.0).then_some(());
+    until("a real worker hears of a placement", epoch).await;
+
+    let (registry, own) = (mesh.at("weft-adapter-registry"), mesh.at("worker"));
+    let [of_this_host, of_another, of_any] = [of_this_host, of_another, of_any].map(|tls| peers(Service::Worker, tls));
+    let told = watch_desired(&of_this_host, &registry, &own).await.unwrap();
+    assert!(told.is_list && told.epoch > 0, "{told:?}");
+    for (caller, worker) in [
+        // Which of the processes on a host it is, no certificate says.
+        (&of_this_host, "127.0.0.1:1"),
+        (&of_this_host, &*format!("http://{own}/")),
+        (&of_another, "worker-2.pool:7003"),
+        (&of_another, "Worker-2.POOL:7003"),
+        (&of_any, "worker-2.pool:7003"),
+        (&of_any, &own),
+        (&peers(Service::Gateway, gateway), &own),
+    ] {
+        assert!(watch_desired(caller, &registry, worker).await.is_ok(), "{worker}");
+    }
+    for worker in
+        [&*own, "worker-2.pool.example:7003", "worker-2:7003", "worker-2.pool", "unix:/worker-2.pool:7003", ""]
+    {
+        let said = watch_desired(&of_another, &registry, worker).await.unwrap_err();
+        assert_eq!(said.code(), Code::PermissionDenied, "{worker}: {said}");
+        assert!(said.message().contains("spiffe://test/weft/worker/worker-2.pool may not"), "{said}");
+    }
+    assert_eq!(mesh.refusals("weft-adapter-registry", "why=\"call\"").await, 6.0);
+    let said = watch_desired(&peers(Service::CacheDaemon, stranger), &registry, &own).await.unwrap_err();
+    assert_eq!(said.code(), Code::PermissionDenied, "{said}");
     mesh.stop().await;
 }
 

@@ -193,7 +193,7 @@ async fn accept(
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let caller = shown.map_or(Err(IdentityError::Unreadable), |shown| Identity::of_certificate(shown));
     let caller = caller.and_then(|caller| {
-        let ours = Identity { trust_domain: material.identity.trust_domain.clone(), service: caller.service };
+        let ours = Identity::of_service(&material.identity.trust_domain, caller.service);
         caller.must_be(&ours).map(|()| caller)
     });
     Some(Connection::certified(stream, peer, Peer::certified(caller, us, metrics)))
