@@ -9,7 +9,7 @@ use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, report_check, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
-use weft_service_kit::transport::{Address, AddressError, ListenError, Peers, Service};
+use weft_service_kit::transport::{Address, ListenError, Peers, Service, WrongSetting};
 
 /// The exit code of wrong settings.
 const USAGE: u8 = 2;
@@ -47,19 +47,12 @@ struct Checked {
 /// What a start refuses before it touches anything.
 fn check(settings: &Settings, metrics: &prometheus::Registry) -> Result<Checked, Fault> {
     settings.check()?;
-    settings.nats("").validate().map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
-    let peers =
-        Peers::new(Service::CacheDaemon, settings.tls(), metrics).map_err(|problem| Fault::invalid("tls", problem))?;
-    let checked = |setting: &str, text: &str| {
-        let wrong = |problem: String| Fault::invalid(setting, format!("{setting}: {problem}"));
-        let address: Address = text.parse().map_err(|error: AddressError| wrong(error.to_string()))?;
-        peers.check(&address).map_err(|refused| wrong(refused.to_string()))?;
-        Ok::<_, Fault>(address)
-    };
-    let listen = checked("listen", &settings.listen)?;
+    let wrong = |wrong: WrongSetting| Fault::invalid(wrong.setting, wrong.problem);
+    let peers = settings.peers(Service::CacheDaemon, metrics).map_err(wrong)?;
+    let listen = peers.address("listen", &settings.listen).map_err(wrong)?;
     let neighbours_listen = match settings.neighbours_listen.as_str() {
         "" => None,
-        text => Some(checked("neighbours_listen", text)?),
+        text => Some(peers.address("neighbours_listen", text).map_err(wrong)?),
     };
     Ok(Checked { peers, listen, neighbours_listen })
 }

@@ -28,7 +28,7 @@ pub use backoff::Backoff;
 pub use channel::{connect, set_deadline, within};
 pub use identity::{Identity, IdentityError, Service};
 pub use listener::{Connection, Incoming, Listener};
-pub use peers::{ListenError, Peers, Plaintext};
+pub use peers::{ListenError, Peers, Plaintext, WrongSetting};
 pub use tls_settings::TlsSettings;
 
 use std::time::Duration;
