@@ -399,8 +399,8 @@ async fn a_worker_that_its_certificate_names_is_told_what_is_wanted_of_it_and_of
         (&of_another, "worker-2.pool:7003"),
         (&of_another, "Worker-2.POOL:7003"),
         (&of_any, "worker-2.pool:7003"),
-        (&of_any, &own),
-        (&peers(Service::Gateway, gateway), &own),
+        (&of_any, &*own),
+        (&peers(Service::Gateway, gateway), &*own),
     ] {
         assert!(watch_desired(caller, &registry, worker).await.is_ok(), "{worker}");
     }
