@@ -58,7 +58,7 @@ const WIRED_HERE: &[(&str, &[&str], &str)] = &[
     ("registry", TLS_FIELDS, "the services are in this process"),
     ("cache", TLS_FIELDS, "the services are in this process"),
     ("worker", &["advertise"], "the services are in this process"),
-    ("cache", &["advertise"], "the services are in this process"),
+    ("cache", &["advertise", "neighbours_listen"], "the services are in this process"),
     ("cache", S3_FIELDS, "the object store is in --data-dir"),
 ];
 const TLS_FIELDS: &[&str] = &["tls_cert_file", "tls_key_file", "tls_ca_file", "insecure_network"];

@@ -16,7 +16,7 @@ use weft_bus::{Bus, NatsSettings, State, subjects};
 use weft_certificate_testkit::{Authority, Signed};
 use weft_cli::client::Admin;
 use weft_nats_testkit::NatsServer;
-use weft_object_store::EmbeddedS3;
+use weft_object_store::{EmbeddedS3, ObjectStore, S3Store, keys};
 use weft_proto::cache::v1 as cache;
 use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
 use weft_proto::mesh::v1::WorkerHeartbeat;
@@ -28,6 +28,7 @@ use weft_service_kit::health::Health;
 use weft_service_kit::readiness::Readiness;
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::transport::{Peers, Service, TlsSettings, server};
+use weft_types::Digest;
 
 fn sign(authority: &Authority, service: Service) -> Signed {
     authority.sign(service.as_str(), &[&format!("spiffe://test/weft/{service}")])
@@ -111,16 +112,20 @@ impl Mesh {
 
     fn launch(&mut self, name: &'static str, program: &str, tls: &TlsSettings, flags: &[(&'static str, String)]) {
         let path = |file: &Option<std::path::PathBuf>| file.as_ref().unwrap().display().to_string();
+        let names = |name| flags.iter().any(|(flag, _)| *flag == name);
         let mut all = vec![
-            ("listen", "127.0.0.1:0".to_owned()),
             ("nats-url", self.nats.url()),
             ("tls-cert-file", path(&tls.cert_file)),
             ("tls-key-file", path(&tls.key_file)),
             ("tls-ca-file", path(&tls.ca_file)),
         ];
         all.extend_from_slice(flags);
+        if !names("listen") {
+            all.push(("listen", "127.0.0.1:0".to_owned()));
+        }
+        let lines = if names("neighbours-listen") { 3 } else { 2 };
         let log = self.dir.path().join(format!("{name}.log"));
-        self.processes.insert(name, Started::new(program, &all, 2, &log));
+        self.processes.insert(name, Started::new(program, &all, lines, &log));
     }
 
     fn launch_signed(&mut self, program: &'static str, service: Service, flags: &[(&'static str, String)]) {
@@ -142,16 +147,37 @@ impl Mesh {
         Gateway::of(&self.processes[name])
     }
 
-    /// Registry, cache daemon and worker, signed by the authority.
-    fn launch_inner(&mut self) {
+    fn s3_flags(&self) -> [(&'static str, String); 5] {
         let store = self.s3.settings("weft");
-        let s3 = [
+        [
             ("s3-endpoint", store.endpoint.unwrap()),
             ("s3-bucket", store.bucket),
             ("s3-region", store.region),
             ("s3-access-key-id", store.access_key_id.unwrap()),
             ("s3-secret-access-key", store.secret_access_key.unwrap()),
+        ]
+    }
+
+    /// A cache daemon with a socket for workers and a port for neighbours, as on a node of its own.
+    fn launch_daemon_on_socket(&mut self, name: &'static str, tls: &TlsSettings) {
+        let folder = self.dir.path().join(format!("of-{name}"));
+        std::fs::create_dir(&folder).unwrap();
+        let own = [
+            ("listen", format!("unix:{}", folder.join("socket").display())),
+            ("neighbours-listen", "127.0.0.1:0".to_owned()),
+            ("metrics-listen", "127.0.0.1:0".to_owned()),
+            ("residency-interval-ms", "200".to_owned()),
+            // Patient with a neighbour on a slow machine.
+            ("neighbour-first-byte-timeout-ms", "60000".to_owned()),
+            ("dir", folder.join("cache").display().to_string()),
         ];
+        let flags = [&self.s3_flags()[..], &own].concat();
+        self.launch(name, "weft-cache-daemon", tls, &flags);
+    }
+
+    /// Registry, cache daemon and worker, signed by the authority.
+    fn launch_inner(&mut self) {
+        let s3 = self.s3_flags();
         self.launch_signed("weft-adapter-registry", Service::Registry, &s3);
         let dir = ("dir", self.dir.path().join("cache").display().to_string());
         self.launch_signed("weft-cache-daemon", Service::CacheDaemon, &[&s3[..], &[dir]].concat());
@@ -170,11 +196,16 @@ impl Mesh {
         self.processes[name].says["listening on"].clone()
     }
 
-    async fn refusals(&self, name: &str, why: &str) -> f64 {
+    async fn metric(&self, name: &str, metric: &str, labels: &[&str]) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.processes[name].metrics_url())).await.unwrap();
         let text = text.text().await.unwrap();
-        let line = text.lines().find(|line| line.starts_with("peer_refusals_total") && line.contains(why));
+        let is_meant = |line: &&str| line.starts_with(metric) && labels.iter().all(|label| line.contains(label));
+        let line = text.lines().find(is_meant);
         line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    async fn refusals(&self, name: &str, why: &str) -> f64 {
+        self.metric(name, "peer_refusals_total", &[why]).await
     }
 
     async fn stop(self) {
@@ -233,9 +264,17 @@ async fn a_request_passes_all_four_binaries_and_strangers_pass_none() {
     assert_eq!(mesh.refusals("weft-worker", "why=\"call\"").await, 3.0);
     assert_eq!(list(&gateways, &daemon).await.code(), Code::PermissionDenied);
     assert_eq!(list(&registrys, &daemon).await.code(), Code::PermissionDenied);
-    assert_eq!(list(&workers, &daemon).await.code(), Code::Ok);
-    assert_eq!(list(&daemons, &daemon).await.code(), Code::Ok);
-    assert_eq!(mesh.refusals("weft-cache-daemon", "why=\"call\"").await, 2.0);
+    // A daemon reads what is there, and a worker has things brought there.
+    let digest = digest.parse().unwrap();
+    for (caller, reads, brings) in
+        [(&daemons, Code::Ok, Code::PermissionDenied), (&workers, Code::PermissionDenied, Code::Ok)]
+    {
+        assert_eq!(list(caller, &daemon).await.code(), reads);
+        assert_eq!(read_blob(caller, &daemon, &digest).await.code(), reads);
+        assert_eq!(lease(caller, &daemon).await.code(), brings);
+        assert_eq!(prefetch(caller, &daemon, &digest).await.code(), brings);
+    }
+    assert_eq!(mesh.refusals("weft-cache-daemon", "why=\"call\"").await, 6.0);
     let at_registry = mesh.at("weft-adapter-registry");
     assert_eq!(make_key(&workers, &at_registry).await.code(), Code::PermissionDenied);
     assert_eq!(make_key(&daemons, &at_registry).await.code(), Code::PermissionDenied);
@@ -253,6 +292,128 @@ async fn a_request_passes_all_four_binaries_and_strangers_pass_none() {
     let said = WorkerClient::new(plain).describe(Request::new(worker::DescribeRequest {})).await.unwrap_err();
     assert!(!matches!(said.code(), Code::Ok | Code::PermissionDenied), "{said}");
     until("counted", async || (mesh.refusals("weft-worker", "why=\"handshake\"").await >= 2.0).then_some(())).await;
+    mesh.stop().await;
+}
+
+async fn lease(peers: &Peers, address: &str) -> Status {
+    let channel = peers.connect(&address.parse().unwrap(), Service::CacheDaemon).unwrap();
+    let asks = futures::stream::pending::<cache::LeaseRequest>();
+    CacheDaemonClient::new(channel).lease(asks).await.err().unwrap_or_else(|| Status::ok(""))
+}
+
+async fn prefetch(peers: &Peers, address: &str, digest: &Digest) -> Status {
+    let channel = peers.connect(&address.parse().unwrap(), Service::CacheDaemon).unwrap();
+    let request = cache::PrefetchRequest { digests: vec![digest.to_vec().into()] };
+    CacheDaemonClient::new(channel).prefetch(request).await.err().unwrap_or_else(|| Status::ok(""))
+}
+
+async fn read_blob(peers: &Peers, address: &str, digest: &Digest) -> Status {
+    let channel = peers.connect(&address.parse().unwrap(), Service::CacheDaemon).unwrap();
+    let request = cache::ReadBlobRequest { digest: digest.to_vec().into(), offset: 0 };
+    CacheDaemonClient::new(channel).read_blob(request).await.err().unwrap_or_else(|| Status::ok(""))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neighbours_read_blobs_over_tls_and_workers_of_the_node_use_its_socket() {
+    let mut mesh = Mesh::new().await;
+    let ca = mesh.authority.ca();
+    let [gateways, registries, workers, daemons] =
+        Service::ALL.map(|service| peers(service, tls(&ca, &sign(&mesh.authority, service))));
+    let signed = tls(&ca, &sign(&mesh.authority, Service::CacheDaemon));
+    mesh.launch_daemon_on_socket("there", &signed);
+    mesh.launch_daemon_on_socket("here", &signed);
+    let store = S3Store::connect(&mesh.s3.settings("weft")).await.unwrap();
+    store.ensure_bucket().await.unwrap();
+    let digest = Digest::of(b"a blob");
+    store.put(&keys::blob(&digest), "a blob".into()).await.unwrap();
+
+    assert_eq!(prefetch(&workers, &mesh.at("there"), &digest).await.code(), Code::Ok);
+    let known = async || (mesh.metric("here", "cache_daemon_neighbour_blobs ", &[]).await == 1.0).then_some(());
+    until("what the neighbour has is known", known).await;
+    assert_eq!(prefetch(&workers, &mesh.at("here"), &digest).await.code(), Code::Ok);
+    let fetched = async |source| mesh.metric("here", "cache_daemon_fetches_total", &[source, "\"done\""]).await;
+    until("fetched", async || (fetched("\"neighbour\"").await == 1.0).then_some(())).await;
+    assert_eq!(fetched("\"remote\"").await, 0.0);
+
+    let port = mesh.processes["there"].says["neighbours listening on"].clone();
+    assert_eq!(read_blob(&daemons, &port, &digest).await.code(), Code::Ok);
+    assert_eq!(list(&daemons, &port).await.code(), Code::Ok);
+    // Whoever is no neighbour, and whatever no neighbour needs.
+    for stranger in [&gateways, &registries, &workers] {
+        assert_eq!(list(stranger, &port).await.code(), Code::PermissionDenied);
+        assert_eq!(read_blob(stranger, &port, &digest).await.code(), Code::PermissionDenied);
+    }
+    for caller in [&gateways, &registries, &workers, &daemons] {
+        assert_eq!(lease(caller, &port).await.code(), Code::PermissionDenied);
+        assert_eq!(prefetch(caller, &port, &digest).await.code(), Code::PermissionDenied);
+    }
+    // Without TLS.
+    let plain = weft_service_kit::transport::connect(&port.parse().unwrap());
+    let said = CacheDaemonClient::new(plain).list_residency(cache::ListResidencyRequest {}).await.unwrap_err();
+    assert!(!matches!(said.code(), Code::Ok | Code::PermissionDenied), "{said}");
+    mesh.stop().await;
+}
+
+/// The first word on what is wanted of a worker.
+async fn watch_desired(peers: &Peers, at: &str, worker: &str) -> Result<registry::Desired, Status> {
+    let channel = peers.connect(&at.parse().unwrap(), Service::Registry).unwrap();
+    let request = registry::WatchDesiredRequest { worker: worker.to_owned() };
+    let mut words = RegistryClient::new(channel).watch_desired(request).await?.into_inner();
+    Ok(words.message().await?.expect("the stream goes on"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_its_certificate_names_is_told_what_is_wanted_of_it_and_of_nobody_else() {
+    let mut mesh = Mesh::new().await;
+    let fast = [("placement-epoch-ms", "200".to_owned()), ("placement-silence-ms", "1500".to_owned())];
+    let flags = [&mesh.s3_flags()[..], &fast].concat();
+    mesh.launch_signed("weft-adapter-registry", Service::Registry, &flags);
+    let named = |name: &str, uri: &str| tls(&mesh.authority.ca(), &mesh.authority.sign(name, &[uri]));
+    let of_this_host = named("this", "spiffe://test/weft/worker/127.0.0.1");
+    let of_another = named("another", "spiffe://test/weft/worker/worker-2.pool");
+    let of_any = named("any", "spiffe://test/weft/worker");
+    let gateway = named("gateway", "spiffe://test/weft/gateway/gateway-1");
+    let stranger = named("stranger", "spiffe://test/weft/cache-daemon/127.0.0.1");
+    let worker_flags = [
+        ("metrics-listen", "127.0.0.1:0".to_owned()),
+        ("model", tiny_model().display().to_string()),
+        ("dtype", "f32".to_owned()),
+        ("threads", "1".to_owned()),
+        ("heartbeat-interval-ms", "200".to_owned()),
+        // Nobody is there, which holds up neither heartbeats nor the list.
+        ("cache", "127.0.0.1:1".to_owned()),
+        ("registry", mesh.at("weft-adapter-registry")),
+    ];
+    mesh.launch("worker", "weft-worker", &of_this_host, &worker_flags);
+    let epoch = async || (mesh.metric("worker", "worker_placement_epoch ", &[]).await > 0.0).then_some(());
+    until("a real worker hears of a placement", epoch).await;
+
+    let (registry, own) = (mesh.at("weft-adapter-registry"), mesh.at("worker"));
+    let [of_this_host, of_another, of_any] = [of_this_host, of_another, of_any].map(|tls| peers(Service::Worker, tls));
+    let told = watch_desired(&of_this_host, &registry, &own).await.unwrap();
+    assert!(told.is_list && told.epoch > 0, "{told:?}");
+    for (caller, worker) in [
+        // Which of the processes on a host it is, no certificate says.
+        (&of_this_host, "127.0.0.1:1"),
+        (&of_this_host, &*format!("http://{own}/")),
+        (&of_another, "worker-2.pool:7003"),
+        (&of_another, "Worker-2.POOL:7003"),
+        (&of_any, "worker-2.pool:7003"),
+        (&of_any, &*own),
+        (&peers(Service::Gateway, gateway), &*own),
+    ] {
+        assert!(watch_desired(caller, &registry, worker).await.is_ok(), "{worker}");
+    }
+    for worker in
+        [&*own, "worker-2.pool.example:7003", "worker-2:7003", "worker-2.pool", "unix:/worker-2.pool:7003", ""]
+    {
+        let said = watch_desired(&of_another, &registry, worker).await.unwrap_err();
+        assert_eq!(said.code(), Code::PermissionDenied, "{worker}: {said}");
+        assert!(said.message().contains("spiffe://test/weft/worker/worker-2.pool may not"), "{said}");
+    }
+    assert_eq!(mesh.refusals("weft-adapter-registry", "why=\"call\"").await, 6.0);
+    let said = watch_desired(&peers(Service::CacheDaemon, stranger), &registry, &own).await.unwrap_err();
+    assert_eq!(said.code(), Code::PermissionDenied, "{said}");
     mesh.stop().await;
 }
 
@@ -358,6 +519,7 @@ async fn without_certificates_nothing_goes_beyond_this_machine_unless_that_is_as
     for (program, flags, setting) in [
         ("weft-adapter-registry", &["--listen=0.0.0.0:0"][..], "listen"),
         ("weft-cache-daemon", &["--listen=[::]:0", "--dir", &cache], "listen"),
+        ("weft-cache-daemon", &["--neighbours-listen=0.0.0.0:0", "--dir", &cache], "neighbours_listen"),
         ("weft-worker", &["--listen=0.0.0.0:0", "--model", &model], "listen"),
         ("weft-worker", &["--listen=127.0.0.1:0", "--model", &model, "--cache=daemon.example:7002"], "cache"),
         ("weft-worker", &["--listen=127.0.0.1:0", "--model", &model, "--registry=10.0.0.1:7001"], "registry"),

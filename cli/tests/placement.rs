@@ -2,9 +2,10 @@
 
 mod support;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use support::ADMIN_KEY;
 use support::over_nats::{Gateway, Mesh, publish, tenant};
 use support::process::until;
 use weft_nats_testkit::NatsServer;
@@ -231,5 +232,91 @@ async fn workers_bring_further_copies_ahead_and_pin_again_what_their_forerunners
     for name in ["two", "three"] {
         until("unpinned", async || (holds(&gateway, name, &pinned).await != Some(true)).then_some(())).await;
     }
+    mesh.stop().await;
+}
+
+/// `PATCH /admin/v1/tenants/{tenant}`: status and answer.
+async fn change_tenant(gateway: &Gateway, tenant: &str, change: &Value) -> (u16, Value) {
+    let url = format!("{}/admin/v1/tenants/{tenant}", gateway.admin_url);
+    let answer = reqwest::Client::new().patch(url).bearer_auth(ADMIN_KEY).json(change).send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+/// The places of the tenant, as the list of tenants shows them.
+async fn places(gateway: &Gateway) -> Value {
+    let listed = gateway.admin().get("tenants").await.unwrap();
+    listed["tenants"].as_array().unwrap().iter().find(|tenant| tenant["name"] == "harbour").unwrap()["places"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_set_the_places_of_a_tenant_over_http_and_wrong_ones_change_nothing() {
+    let nats = NatsServer::start();
+    let mut mesh = Mesh::new(&nats.url()).await;
+    mesh.registry("registry", &FAST);
+    mesh.daemon();
+    mesh.worker("one", "registry");
+    mesh.worker("two", "registry");
+    let gateway = mesh.gateway("gateway", "registry");
+    gateway.until_workers_up_are(2).await;
+    let secret = tenant(&gateway).await;
+    let digest = publish(&gateway, "pirate", "rank8").await;
+    gateway.until_asking_is(&secret, "pirate", 200).await;
+    for (change, expected) in [
+        (json!({}), json!({"floor": 0, "ceiling": null, "pins": []})),
+        (json!({"floor": 100_000, "ceiling": 100_000}), json!({"floor": 100_000, "ceiling": 100_000, "pins": []})),
+        (json!({"floor": 0, "ceiling": null}), json!({"floor": 0, "ceiling": null, "pins": []})),
+        (json!({"ceiling": 1}), json!({"floor": 0, "ceiling": 1, "pins": []})),
+        // What is absent stays.
+        (json!({"floor": 1}), json!({"floor": 1, "ceiling": 1, "pins": []})),
+    ] {
+        let (status, tenant) = change_tenant(&gateway, "harbour", &json!({"places": change})).await;
+        assert_eq!((status, &tenant["places"]), (200, &expected), "{change}: {tenant}");
+        assert_eq!(places(&gateway).await, expected);
+    }
+    let set = json!({"floor": 1, "ceiling": 1, "pins": []});
+    for (wrong, named) in [
+        (json!({"floor": 100_001}), "100001 is not from 0 to 100000"),
+        (json!({"ceiling": 100_001}), "100001 is not from 1 to 100000"),
+        // No copy at all would be a tenant that is not served: that is not said by a ceiling.
+        (json!({"ceiling": 0}), "0 is not from 1 to 100000"),
+        (json!({"floor": 7, "ceiling": 0}), "0 is not from 1 to 100000"),
+        (json!({"floor": -1}), "-1"),
+        (json!({"floor": 4_294_967_296_u64}), "4294967296"),
+        (json!({"floor": 1.5}), "1.5"),
+        (json!({"ceiling": "2"}), "\"2\""),
+        (json!({"flor": 1}), "flor"),
+        (json!({"pins": []}), "pins"),
+        (json!([1]), "places"),
+    ] {
+        let (status, said) = change_tenant(&gateway, "harbour", &json!({"places": wrong})).await;
+        let message = said["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.contains(named), "{wrong}: {status} {said}");
+    }
+    assert_eq!(places(&gateway).await, set);
+    let (status, said) = change_tenant(&gateway, "nobody", &json!({"places": {"floor": 1}})).await;
+    assert_eq!(status, 404, "{said}");
+
+    // The ceiling holds however much is asked, until it is taken away.
+    let load = Load::start(&[&gateway], &secret);
+    let copies_are = async |count: usize| {
+        until("so many copies", async || {
+            let placement = placement(&gateway).await;
+            (copies(&placement, &digest).len() == count).then_some(epoch(&placement))
+        })
+        .await
+    };
+    copies_are(1).await;
+    assert_eq!(change_tenant(&gateway, "harbour", &json!({"places": {"ceiling": null}})).await.0, 200);
+    copies_are(2).await;
+    load.stop().await;
+
+    // Pins are set elsewhere and shown here.
+    gateway.admin().pin("harbour", "pirate").await.unwrap();
+    let pins = json!([{"digest": digest, "copies": null}]);
+    assert_eq!(places(&gateway).await, json!({"floor": 1, "ceiling": null, "pins": pins}));
+    let (status, tenant) = change_tenant(&gateway, "harbour", &json!({"places": {"floor": 2}})).await;
+    assert_eq!((status, &tenant["places"]["pins"]), (200, &pins), "a change of floors leaves pins alone");
+    gateway.admin().unpin("harbour", "pirate").await.unwrap();
+    assert_eq!(places(&gateway).await, json!({"floor": 2, "ceiling": null, "pins": []}));
     mesh.stop().await;
 }

@@ -148,7 +148,7 @@ def test_the_schema_refuses_what_the_chart_does_not_know(wrong):
 
 
 def test_settings_that_the_chart_wires_cannot_be_torn_out():
-    for component, name in [("gateway", "listen"), ("worker", "advertise"), ("registry", "nats_url"), ("cacheDaemon", "dir")]:
+    for component, name in [("gateway", "listen"), ("worker", "advertise"), ("registry", "nats_url"), ("cacheDaemon", "dir"), ("cacheDaemon", "neighbours_listen")]:
         text = refused(merged(SETS["insecure"], {component: {"settings": {name: "x"}}}))
         assert f"{component}.settings.{name}" in text
 
@@ -245,9 +245,27 @@ def test_who_may_reach_whom():
 
     assert allowed("gateway") == {8080: "all", 8081: "operators"}
     assert allowed("registry") == {7001: {"gateway", "worker"}, 7101: "operators"}
-    assert allowed("cache-daemon") == {7102: "operators"}
+    assert allowed("cache-daemon") == {7002: {"cache-daemon"}, 7102: "operators"}
     assert allowed("worker") == {7003: {"gateway"}, 7103: "operators"}
     assert not [name for kind, name in render(merged(SETS["insecure"], {"networkPolicy": {"enabled": False}})) if kind == "NetworkPolicy"]
+
+
+def test_daemons_find_each_other_unless_that_is_turned_off(binaries):
+    values = merged(SETS["cert-manager"], {"cacheDaemon": {"neighbours": {"enabled": False}}})
+    for is_on, objects in [(True, render(SETS["cert-manager"])), (False, render(values))]:
+        daemon = workloads(objects)["cache-daemon"]
+        with tempfile.TemporaryDirectory() as folder:
+            given = variables(daemon, Path(folder))
+            assert check(str(binaries / "weft-cache-daemon"), [], given) is None
+            # What others are told is the Pod's own address, and the port where it listens for them; without that, nothing.
+            told = {name: given[name] for name in ["WEFT_NEIGHBOURS_LISTEN", "WEFT_ADVERTISE"] if name in given}
+            assert told == ({"WEFT_NEIGHBOURS_LISTEN": "0.0.0.0:7002", "WEFT_ADVERTISE": "10.1.2.3:7002"} if is_on else {})
+            wrong = check(str(binaries / "weft-cache-daemon"), [], given | {"WEFT_NEIGHBOURS_LISTEN": "unix:/run/weft/n.sock"})
+            assert "neighbours_listen is unix:/run/weft/n.sock" in wrong
+        ports = {port["name"]: port["containerPort"] for port in container(daemon)["ports"]}
+        rules = objects["NetworkPolicy", "weft-cache-daemon"]["spec"]["ingress"]
+        allowed = {port["port"] for rule in rules for port in rule["ports"]}
+        assert set(ports.values()) == allowed == ({7002, 7102} if is_on else {7102})
 
 
 def test_a_new_mesh_gets_its_first_base():

@@ -80,3 +80,9 @@ def test_workers_see_the_daemons_files_where_it_has_them(services):
         assert services[worker]["environment"]["WEFT_ADVERTISE"] == f"{worker}:7003"
         assert all(volume.endswith(":ro") for volume in services[worker]["volumes"] if "cache" in volume)
     assert daemon["WEFT_DIR"] == mounts("cache-daemon")["cache"]
+
+
+def test_the_daemon_can_be_found_by_one_of_another_node(services):
+    daemon = services["cache-daemon"]["environment"]
+    host, port = daemon["WEFT_ADVERTISE"].split(":")
+    assert host in services and daemon["WEFT_NEIGHBOURS_LISTEN"] == f"0.0.0.0:{port}"

@@ -18,17 +18,21 @@ args, env, with_value = sys.argv[1:], {}, {"--name", "--network", "-v", "-e", "-
 if args[0] != "run":
     sys.exit(0)
 args.pop(0)
+mounted = {}
 while args[0].startswith("-"):
     option = args.pop(0)
     value = args.pop(0) if option in with_value else None
+    if option == "-v":
+        here, there = value.split(":")[:2]
+        mounted[there] = here
     if option == "-e":
         name, _, given = value.partition("=")
         env[name] = given if "=" in value else os.environ[name]
 image, program, *flags = args
 binaries = os.environ["BINARIES"]
 assert image == "registry.example/weft:test", image
-tls = os.environ["HOME"] + "/weft-tls/"
-env = {name: value.replace("/etc/weft/tls/", tls) for name, value in env.items()}
+for there, here in mounted.items():
+    env = {name: value.replace(there + "/", here + "/") for name, value in env.items()}
 with open(os.environ["CALLS"], "a") as calls:
     print(program, *flags, file=calls)
 if program == "weft":
@@ -83,26 +87,35 @@ def test_the_flags_of_the_embedded_mesh_exist(tmp_path, binaries):
     assert len(calls) == 1 and "--admin-listen 127.0.0.1:8081" in calls[0]
 
 
-def worker_certificate(folder):
-    certificate(folder, "worker")
-    return {name: (folder / file).read_text() for name, file in [("TLS_CERT", "tls.crt"), ("TLS_KEY", "tls.key"), ("TLS_CA", "ca.crt")]}
+def certificates(folder):
+    """Of the worker and of the daemon, each of an authority of its own; both are trusted."""
+    found = {}
+    for service, before in [("worker", ""), ("cache-daemon", "CACHE_")]:
+        made = folder / f"of-{service}"
+        made.mkdir()
+        certificate(made, service)
+        found |= {f"{before}TLS_CERT": (made / "tls.crt").read_text(), f"{before}TLS_KEY": (made / "tls.key").read_text()}
+        found["TLS_CA"] = found.get("TLS_CA", "") + (made / "ca.crt").read_text()
+    return found
 
 
 def test_the_settings_of_the_pool_hold(tmp_path, binaries):
     secrets = {"WEFT_NATS_URL": "tls://weft:pw@nats.example:4222", "WEFT_S3_ACCESS_KEY_ID": "AKIA", "WEFT_S3_SECRET_ACCESS_KEY": "hush"}
     mesh = {"REGISTRY": "registry.example:7001", "S3_ENDPOINT": "https://s3.example"}
-    done, calls = run("worker-pool", tmp_path, binaries, **secrets, **mesh, **worker_certificate(tmp_path))
+    done, calls = run("worker-pool", tmp_path, binaries, **secrets, **mesh, **certificates(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [call.split()[0] for call in calls] == ["weft-cache-daemon", "weft-worker"]
-    # Each node says its own address; daemon and worker meet at one socket.
+    # Each node says its own address; daemon and worker meet at one socket, and daemons at their ports.
     assert "--advertise 10.0.0.2:7003" in calls[1]
+    assert "--neighbours-listen 0.0.0.0:7002 --advertise 10.0.0.2:7002" in calls[0]
     sockets = [re.search(r"unix:\S+", call)[0] for call in calls]
     assert sockets[0] == sockets[1]
     assert not any("hush" in call or "pw@" in call for call in calls), "secrets are in no argument"
-    assert (tmp_path / "weft-tls/tls.key").stat().st_mode & 0o077 == 0
+    for service in ["worker", "cache-daemon"]:
+        assert (tmp_path / f"weft-tls/{service}/tls.key").stat().st_mode & 0o077 == 0
 
 
 def test_a_pool_that_was_told_too_little_does_not_start(tmp_path, binaries):
-    done, _ = run("worker-pool", tmp_path, binaries, REGISTRY="nowhere", **worker_certificate(tmp_path))
+    done, _ = run("worker-pool", tmp_path, binaries, REGISTRY="nowhere", **certificates(tmp_path))
     assert done.returncode != 0 and "registry" in done.stderr, done.stderr
 

@@ -49,7 +49,7 @@ Variables of a service: those of the chart, then its `settings`, sorted. Takes c
 the values). A setting that the chart's ports, mounts or secrets depend on is refused.
 */}}
 {{- define "weft.variables" -}}
-{{- $own := list "listen" "admin_listen" "metrics_listen" "advertise" "name" "registry" "cache" "dir" "memory_dir" "model" "admin_key" "admin_key_file" "admin_keys" "nats_url" "redis_url" "redis_ca_file" "redis_cert_file" "redis_key_file" "s3_secret_access_key" "s3_access_key_id" "tls_cert_file" "tls_key_file" "tls_ca_file" "insecure_network" -}}
+{{- $own := list "listen" "admin_listen" "metrics_listen" "neighbours_listen" "advertise" "name" "registry" "cache" "dir" "memory_dir" "model" "admin_key" "admin_key_file" "admin_keys" "nats_url" "redis_url" "redis_ca_file" "redis_cert_file" "redis_key_file" "s3_secret_access_key" "s3_access_key_id" "tls_cert_file" "tls_key_file" "tls_ca_file" "insecure_network" -}}
 {{- $component := .component -}}
 {{- range $name, $_ := .settings -}}
 {{- if has $name $own }}{{ fail (printf "%s.settings.%s is wired by the chart: it has a value or a secret of its own" $component $name) }}{{ end -}}

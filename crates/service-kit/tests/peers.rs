@@ -22,6 +22,8 @@ use weft_service_kit::transport::{Address, ListenError, Listener, Peers, Service
 
 const GENERATE: &str = "/weft.worker.v1.Worker/Generate";
 const ANNOUNCE: &str = "/weft.registry.v1.Registry/AnnounceBase";
+const LEASE: &str = "/weft.cache.v1.CacheDaemon/Lease";
+const READ_BLOB: &str = "/weft.cache.v1.CacheDaemon/ReadBlob";
 const CREATE_KEY: &str = "/weft.registry.v1.Registry/CreateKey";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
@@ -124,6 +126,12 @@ async fn a_service_answers_those_who_may_call_it_and_tells_others_that_they_may_
     assert_eq!(worker.count("peer_refusals_total", &[("side", "caller"), ("why", "call")]), 3.0);
     // A worker may announce its base, and cannot make itself a key.
     assert_eq!(code(&worker, &at_registry, Service::Registry, CREATE_KEY).await, Code::PermissionDenied);
+    // A neighbour reads blobs, and a worker leases them.
+    let at_daemon = daemon.serve().await;
+    for (caller, allowed, refused) in [(&daemon, READ_BLOB, LEASE), (&worker, LEASE, READ_BLOB)] {
+        assert_eq!(code(caller, &at_daemon, Service::CacheDaemon, allowed).await, Code::Unimplemented);
+        assert_eq!(code(caller, &at_daemon, Service::CacheDaemon, refused).await, Code::PermissionDenied);
+    }
 }
 
 #[tokio::test]
@@ -383,6 +391,7 @@ async fn the_documented_commands_make_certificates_that_every_service_takes() {
         (&worker, &daemon, Service::CacheDaemon),
         (&gateway, &registry, Service::Registry),
     ] {
-        assert_eq!(code(caller, &callee.serve().await, service, GENERATE).await, Code::Unimplemented);
+        let path = if service == Service::CacheDaemon { LEASE } else { GENERATE };
+        assert_eq!(code(caller, &callee.serve().await, service, path).await, Code::Unimplemented);
     }
 }

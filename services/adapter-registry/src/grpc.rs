@@ -24,6 +24,7 @@ use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::publish_response::Result::{Published, Refusal};
 use weft_proto::registry::v1::registry_server::Registry;
 use weft_service_kit::shutdown::Shutdown;
+use weft_service_kit::transport::Peer;
 use weft_types::{NameError, Selector, TenantName};
 
 /// Response metadata: the process that the generation belongs to.
@@ -308,6 +309,9 @@ impl Registry for Service {
         let max = DESIRED_WATCHERS_MAX;
         let busy =
             |_| Error::Busy { what: "streams of desired residency", max, setting: "none: workers have one each" };
+        // No peer: a call within this process.
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        peer.admit_as_worker_at(&request.get_ref().worker)?;
         let watching = async {
             let worker = request.into_inner().worker;
             check_text("worker", &worker, WORKER_BYTES_MAX)?;

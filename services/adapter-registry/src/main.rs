@@ -9,7 +9,7 @@ use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, report_check, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
-use weft_service_kit::transport::{Address, AddressError, Backoff, Peers, Service};
+use weft_service_kit::transport::{Address, Backoff, Peers, Service, WrongSetting};
 
 /// The exit code of wrong settings.
 const USAGE: u8 = 2;
@@ -40,13 +40,9 @@ async fn main() -> ExitCode {
 /// What a start refuses before it touches anything. The address to listen at, and by whom, if all of it holds.
 fn check(settings: &Settings, metrics: &prometheus::Registry) -> Result<(Address, Peers), Fault> {
     settings.check()?;
-    settings.nats("").validate().map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
-    let listen = |problem: String| Fault::invalid("listen", format!("listen: {problem}"));
-    let address: Address = settings.listen.parse().map_err(|error: AddressError| listen(error.to_string()))?;
-    let peers =
-        Peers::new(Service::Registry, settings.tls(), metrics).map_err(|problem| Fault::invalid("tls", problem))?;
-    peers.check(&address).map_err(|refused| listen(refused.to_string()))?;
-    Ok((address, peers))
+    let wrong = |wrong: WrongSetting| Fault::invalid(wrong.setting, wrong.problem);
+    let peers = settings.peers(Service::Registry, metrics).map_err(wrong)?;
+    Ok((peers.address("listen", &settings.listen).map_err(wrong)?, peers))
 }
 
 async fn run(settings: Settings) -> Result<(), Fault> {

@@ -1,6 +1,7 @@
 //! Wires the daemon together and runs it.
 
 use crate::cache::Cache;
+use crate::for_neighbours::ForNeighbours;
 use crate::metrics::Metrics;
 use crate::neighbours::{self, Neighbours};
 use crate::prefetch::{self, Queue};
@@ -30,6 +31,7 @@ pub struct App {
     readiness: Readiness,
     bus: Option<Arc<dyn Bus>>,
     peers: Option<Peers>,
+    neighbours_listener: Option<Listener>,
 }
 
 impl App {
@@ -48,7 +50,8 @@ impl App {
         let (cache, promotions) = Cache::open(settings, store, metrics)?;
         let (prefetches, prefetch_work) = Queue::new(cache.clone());
         let readiness = Readiness::new();
-        Ok(Self { cache, prefetches, prefetch_work, promotions, readiness, bus: None, peers: None })
+        let (bus, peers, neighbours_listener) = (None, None, None);
+        Ok(Self { cache, prefetches, prefetch_work, promotions, readiness, bus, peers, neighbours_listener })
     }
 
     /// Tells over this bus what the daemon holds while it runs.
@@ -61,6 +64,12 @@ impl App {
     #[must_use]
     pub fn with_neighbours(self, peers: Peers) -> Self {
         Self { peers: Some(peers), ..self }
+    }
+
+    /// Serves neighbours at a listener of their own, where there is nothing else, and tells them that one's address.
+    #[must_use]
+    pub fn with_neighbours_listener(self, listener: Listener) -> Self {
+        Self { neighbours_listener: Some(listener), ..self }
     }
 
     /// What the daemon still waits for: nothing, once it is built.
@@ -88,7 +97,7 @@ impl App {
         let mut telling = JoinSet::new();
         if let Some(bus) = self.bus {
             let settings = &self.cache.0.settings;
-            let address = listener.advertised(&settings.advertise);
+            let address = told_address(&settings.advertise, self.neighbours_listener.as_ref().unwrap_or(&listener));
             let interval = Duration::from_millis(settings.residency_interval_ms);
             telling.spawn(weft_bus::report(Arc::clone(&bus), self.readiness.clone()));
             let (cache, stopping) = (self.cache.clone(), stopping.clone());
@@ -105,11 +114,18 @@ impl App {
         }
         let service = CacheService::new(self.cache, self.prefetches, running.clone(), stopping.clone(), told);
         let health = Health::new(&shutdown).report("", &self.readiness).report(SERVICE_NAME, &self.readiness);
+        let for_neighbours = async {
+            let Some(listener) = self.neighbours_listener else { return Ok(()) };
+            transport::server()
+                .add_service(CacheDaemonServer::new(ForNeighbours(service.clone())))
+                .serve_with_incoming_shutdown(listener.incoming(), closing.wait_owned())
+                .await
+        };
         let serving = transport::server()
-            .add_service(CacheDaemonServer::new(service))
+            .add_service(CacheDaemonServer::new(service.clone()))
             .add_service(health.into_server())
             .serve_with_incoming_shutdown(listener.incoming(), closing.wait_owned());
-        let served = within_grace(serving, &closing, grace).await;
+        let served = within_grace(futures::future::try_join(serving, for_neighbours), &closing, grace).await;
 
         stopping.trigger();
         running.close();
@@ -121,6 +137,15 @@ impl App {
             tracing::warn!(streams = running.len(), "streams did not end in the grace period");
         }
         background.shutdown().await;
-        served.unwrap_or(Ok(())).map_err(Error::Transport)
+        served.unwrap_or(Ok(((), ()))).map(drop).map_err(Error::Transport)
     }
+}
+
+/// Where neighbours reach us, as messages tell them; empty: nowhere. A socket is not told unless a setting says so: at the same path on
+/// another node is another daemon.
+fn told_address(advertise: &str, listener: &Listener) -> String {
+    if !advertise.is_empty() {
+        return advertise.to_owned();
+    }
+    listener.local_addr().map(|address| address.to_string()).unwrap_or_default()
 }

@@ -12,8 +12,8 @@
 //! 5. `folder`: temporary file, SHA-256 while writing, fsync, rename, fsync of the folder; mode 0444, never rewritten.
 //! 6. `books`: which files there are and who holds them, under the byte budgets of [`weft_residency::Ledger`].
 //!
-//! Beside it, `tell` says on the bus what is here, `neighbours` hears what others have and that aliases moved, and `serve`
-//! sends bytes to neighbour daemons.
+//! Beside it, `tell` says on the bus what is here, `neighbours` hears what others have and that aliases moved, `serve`
+//! sends bytes to neighbour daemons, and `for_neighbours` is the face that they see where they have a listener of their own.
 //!
 #![doc = include_str!("../README.md")]
 
@@ -25,6 +25,7 @@ mod error;
 mod fetch;
 mod flight;
 mod folder;
+mod for_neighbours;
 mod metrics;
 mod neighbours;
 mod prefetch;

@@ -9,7 +9,7 @@ use weft_service_kit::operations::Operations;
 use weft_service_kit::settings::{Loader, report_check, shown};
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::telemetry::{self, LogFormat};
-use weft_service_kit::transport::{Address, AddressError, Peers, Service};
+use weft_service_kit::transport::{Address, ListenError, Peers, Service, WrongSetting};
 
 /// The exit code of wrong settings.
 const USAGE: u8 = 2;
@@ -37,24 +37,37 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What a start refuses before it touches anything. The address to listen at, and by whom, if all of it holds.
-fn check(settings: &Settings, metrics: &prometheus::Registry) -> Result<(Address, Peers), Fault> {
+/// By whom to listen, and where: for everybody, and for neighbours alone.
+struct Checked {
+    peers: Peers,
+    listen: Address,
+    neighbours_listen: Option<Address>,
+}
+
+/// What a start refuses before it touches anything.
+fn check(settings: &Settings, metrics: &prometheus::Registry) -> Result<Checked, Fault> {
     settings.check()?;
-    settings.nats("").validate().map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
-    let listen = |problem: String| Fault::invalid("listen", format!("listen: {problem}"));
-    let address: Address = settings.listen.parse().map_err(|error: AddressError| listen(error.to_string()))?;
-    let peers =
-        Peers::new(Service::CacheDaemon, settings.tls(), metrics).map_err(|problem| Fault::invalid("tls", problem))?;
-    peers.check(&address).map_err(|refused| listen(refused.to_string()))?;
-    Ok((address, peers))
+    let wrong = |wrong: WrongSetting| Fault::invalid(wrong.setting, wrong.problem);
+    let peers = settings.peers(Service::CacheDaemon, metrics).map_err(wrong)?;
+    let listen = peers.address("listen", &settings.listen).map_err(wrong)?;
+    let neighbours_listen = match settings.neighbours_listen.as_str() {
+        "" => None,
+        text => Some(peers.address("neighbours_listen", text).map_err(wrong)?),
+    };
+    Ok(Checked { peers, listen, neighbours_listen })
 }
 
 async fn run(settings: Settings) -> Result<(), Fault> {
     let metrics = prometheus::Registry::new();
-    let (address, peers) = check(&settings, &metrics)?;
+    let Checked { peers, listen, neighbours_listen } = check(&settings, &metrics)?;
     let shutdown = Shutdown::on_signals().map_err(|error| Fault::internal(format!("signals: {error}")))?;
     // The ports first: a taken one is known at once, before the folders are touched.
-    let listener = peers.listen(&address).await.map_err(|error| Fault::unavailable(error.to_string()))?;
+    let taken = |error: ListenError| Fault::unavailable(error.to_string());
+    let listener = peers.listen(&listen).await.map_err(taken)?;
+    let neighbours_listener = match &neighbours_listen {
+        Some(address) => Some(peers.listen(address).await.map_err(taken)?),
+        None => None,
+    };
     let operations = Operations::start(&settings.metrics_listen, &metrics, &shutdown).await;
     let operations = operations.map_err(|error| Fault::unavailable(error.to_string()))?;
     if let Some(address) = operations.address() {
@@ -63,9 +76,13 @@ async fn run(settings: Settings) -> Result<(), Fault> {
     let store = S3Store::connect(&settings.s3()).await?;
     let bus = weft_bus::connect(settings.nats(format!("weft-cache-daemon {}", settings.name)), &metrics)
         .map_err(|error| Fault::invalid("nats_url", error.to_string()))?;
-    let app = App::build(settings, Arc::new(store), &metrics)?.with_bus(bus).with_neighbours(peers);
+    let mut app = App::build(settings, Arc::new(store), &metrics)?.with_bus(bus).with_neighbours(peers);
     operations.follow(&app.readiness());
-    // One line for whoever started us: with port 0 it is the only way to know the port.
+    // For whoever started us: with port 0 it is the only way to know the ports.
+    if let Some(listener) = neighbours_listener {
+        println!("neighbours listening on {}", listener.address());
+        app = app.with_neighbours_listener(listener);
+    }
     println!("listening on {}", listener.address());
     app.run(listener, shutdown).await.map_err(|error: Error| error.into())
 }

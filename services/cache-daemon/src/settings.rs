@@ -3,6 +3,7 @@
 use crate::Error;
 use std::path::PathBuf;
 use weft_object_store::S3Settings;
+use weft_service_kit::transport::{Address, check_advertise};
 
 /// Less would be more headers than bytes.
 const RANGE_BYTES_MIN: u64 = 4 << 10;
@@ -17,7 +18,10 @@ weft_bus::mesh_settings! {
         pub metrics_listen: String = String::new(),
         /// Name of this daemon, in messages and logs.
         pub name: String = "cache-1".to_owned(),
-        /// Where this daemon is reached, as those messages say. Empty: at `listen`.
+        /// Where neighbour daemons read from this one: `host:port`, with nothing else served there. Empty: at `listen`, if that is one.
+        pub neighbours_listen: String = String::new(),
+        /// Where neighbours reach this daemon, as those messages say. Empty: at `neighbours_listen`, else at `listen`; a daemon that
+        /// listens on a Unix socket alone tells no address, and is asked by nobody.
         pub advertise: String = String::new(),
         /// Milliseconds between two messages about what it holds, 10 to 60000.
         pub residency_interval_ms: u64 = 2_000,
@@ -142,13 +146,37 @@ impl Settings {
             problems.push(format!("memory_dir and dir are both {}", self.dir.display()));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
-        if !self.nats_url.is_empty() {
-            problems.extend(weft_service_kit::transport::check_advertise(&self.advertise, &self.listen).err());
-        }
+        problems.extend(self.check_neighbours().err());
         if !(10..=60_000).contains(&self.residency_interval_ms) {
             problems.push(format!("residency_interval_ms is {}, allowed is 10 to 60000", self.residency_interval_ms));
         }
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
+    }
+
+    /// Whether neighbours find this daemon where it says that it is.
+    fn check_neighbours(&self) -> Result<(), String> {
+        let Self { listen, neighbours_listen, advertise, .. } = self;
+        if !neighbours_listen.is_empty() {
+            let address =
+                neighbours_listen.parse::<Address>().map_err(|error| format!("neighbours_listen: {error}"))?;
+            if let Address::Unix(_) = address {
+                return Err(format!("neighbours_listen is {address}, a socket of this machine alone: use host:port"));
+            }
+            if !neighbours_listen.ends_with(":0") && listen.parse() == Ok(address) {
+                return Err(format!("neighbours_listen and listen are both {listen}: neighbours can use listen too"));
+            }
+        }
+        if self.nats_url.is_empty() {
+            return Ok(());
+        }
+        let (setting, place) =
+            if neighbours_listen.is_empty() { ("listen", listen) } else { ("neighbours_listen", neighbours_listen) };
+        check_advertise(advertise, setting, place)?;
+        let is_socket = |place: &str| matches!(place.parse(), Ok(Address::Unix(_)));
+        if !advertise.is_empty() && is_socket(advertise) != is_socket(place) {
+            return Err(format!("advertise is {advertise}, but {setting} is {place}: nobody would answer there"));
+        }
+        Ok(())
     }
 }
 
@@ -167,5 +195,39 @@ mod tests {
         let wrong = Settings { fetches_max: 0, memory_bytes_max: 5, ..Settings::default() };
         let text = wrong.check().unwrap_err().to_string();
         assert!(text.contains("fetches_max") && text.contains("memory_dir is not set"), "{text}");
+    }
+
+    #[test]
+    fn neighbours_are_told_an_address_at_which_they_are_served() {
+        let problem = |listen: &str, neighbours_listen: &str, advertise: &str| {
+            let [listen, neighbours_listen, advertise] = [listen, neighbours_listen, advertise].map(str::to_owned);
+            let nats_url = "nats://nats:4222".to_owned();
+            let settings = Settings { listen, neighbours_listen, advertise, nats_url, ..Settings::default() };
+            settings.check().err().map_or_else(String::new, |error| error.to_string())
+        };
+        for (listen, neighbours_listen, advertise) in [
+            ("unix:/a", "", ""),
+            ("unix:/a", "", "unix:/a"),
+            ("unix:/a", "10.0.0.1:7002", ""),
+            ("unix:/a", "0.0.0.0:7002", "10.0.0.1:7002"),
+            ("10.0.0.1:7002", "10.0.0.1:7004", ""),
+            ("127.0.0.1:0", "127.0.0.1:0", ""),
+            ("0.0.0.0:7002", "", "node-1:7002"),
+        ] {
+            assert_eq!(problem(listen, neighbours_listen, advertise), "", "{listen} {neighbours_listen} {advertise}");
+        }
+        for (listen, neighbours_listen, advertise, named) in [
+            ("unix:/a", "nowhere", "", "neighbours_listen: address \"nowhere\""),
+            ("unix:/a", "unix:/b", "", "neighbours_listen is unix:/b"),
+            ("10.0.0.1:7002", "http://10.0.0.1:7002/", "", "neighbours_listen and listen are both 10.0.0.1:7002"),
+            ("unix:/a", "0.0.0.0:7002", "", "neighbours_listen is 0.0.0.0:7002, every interface"),
+            ("0.0.0.0:7002", "", "", "listen is 0.0.0.0:7002, every interface"),
+            ("unix:/a", "0.0.0.0:7002", "0.0.0.0:7002", "advertise is 0.0.0.0:7002"),
+            ("unix:/a", "0.0.0.0:7002", "unix:/a", "advertise is unix:/a, but neighbours_listen is 0.0.0.0:7002"),
+            ("unix:/a", "", "10.0.0.1:7002", "advertise is 10.0.0.1:7002, but listen is unix:/a"),
+        ] {
+            let said = problem(listen, neighbours_listen, advertise);
+            assert!(said.contains(named), "{listen} {neighbours_listen} {advertise}: {said}");
+        }
     }
 }

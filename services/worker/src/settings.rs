@@ -235,7 +235,7 @@ impl Settings {
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
         if !self.nats_url.is_empty() {
-            problems.extend(transport::check_advertise(&self.advertise, &self.listen).err());
+            problems.extend(transport::check_advertise(&self.advertise, "listen", &self.listen).err());
         }
         if !(1..=NAME_BYTES_MAX).contains(&self.name.len()) {
             problems.push(format!("name has {} bytes, allowed are 1 to {NAME_BYTES_MAX}", self.name.len()));

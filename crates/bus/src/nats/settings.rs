@@ -24,7 +24,7 @@ pub struct NatsSettings {
 }
 
 /// The settings of a service that others meet: [`weft_service_kit::settings!`] with those of NATS behind the others, and with `nats`, which
-/// makes [`NatsSettings`] of them; then those of TLS, as [`weft_service_kit::settings_with_tls!`] has them.
+/// makes [`NatsSettings`] of them; then those of TLS, as [`weft_service_kit::settings_with_tls!`] has them; and with `peers`, which checks both.
 #[macro_export]
 macro_rules! mesh_settings {
     (
@@ -65,6 +65,20 @@ macro_rules! mesh_settings {
                     subject_prefix: self.nats_subject_prefix.clone(),
                     client_name: client_name.into(),
                 }
+            }
+
+            /// How the service that we are meets the others, if its settings of NATS and TLS hold. Opens the files that they name and no connection.
+            ///
+            /// # Errors
+            /// The first setting that is wrong.
+            pub fn peers(
+                &self,
+                us: ::weft_service_kit::transport::Service,
+                metrics: &::prometheus::Registry,
+            ) -> ::std::result::Result<::weft_service_kit::transport::Peers, ::weft_service_kit::transport::WrongSetting> {
+                let wrong = |setting, problem| ::weft_service_kit::transport::WrongSetting { setting, problem };
+                self.nats("").validate().map_err(|error| wrong("nats_url", error.to_string()))?;
+                ::weft_service_kit::transport::Peers::new(us, self.tls(), metrics).map_err(|problem| wrong("tls", problem))
             }
         }
     };

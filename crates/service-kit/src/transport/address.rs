@@ -67,21 +67,34 @@ pub(super) fn host_of(host_port: &str) -> &str {
     host_port.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']'])
 }
 
-/// Whether others can reach a service that listens at `listen` by what it advertises; empty stands for `listen`.
+/// Whether others can reach a service by what it advertises; empty stands for `listen`, the value of the setting named `setting`.
 ///
 /// # Errors
 /// What is wrong, naming the setting.
-pub fn check_advertise(advertise: &str, listen: &str) -> Result<(), String> {
-    if !advertise.is_empty() {
-        return advertise.parse::<Address>().map(drop).map_err(|error| format!("advertise: {error}"));
+pub fn check_advertise(advertise: &str, setting: &str, listen: &str) -> Result<(), String> {
+    if advertise.is_empty() {
+        let is_everywhere = listen.parse::<Address>().is_ok_and(|listen| is_every_interface(&listen));
+        return if is_everywhere {
+            Err(format!(
+                "advertise is not set, and {setting} is {listen}, every interface: say at which address others reach it"
+            ))
+        } else {
+            Ok(())
+        };
     }
-    let Ok(Address::Tcp(host_port)) = listen.parse() else { return Ok(()) };
-    match host_of(&host_port).parse::<IpAddr>() {
-        Ok(address) if address.is_unspecified() => Err(format!(
-            "advertise is not set, and listen is {listen}, every interface: say at which address others reach it"
-        )),
-        _ => Ok(()),
+    let address: Address = advertise.parse().map_err(|error: AddressError| format!("advertise: {error}"))?;
+    let has_port = !matches!(&address, Address::Tcp(host_port) if host_port.ends_with(":0"));
+    if has_port && !is_every_interface(&address) {
+        return Ok(());
     }
+    Err(format!(
+        "advertise is {advertise}, where nobody can be called: say the host and the port at which others reach it"
+    ))
+}
+
+fn is_every_interface(address: &Address) -> bool {
+    let Address::Tcp(host_port) = address else { return false };
+    host_of(host_port).parse::<IpAddr>().is_ok_and(|host| host.to_canonical().is_unspecified())
 }
 
 #[cfg(test)]
@@ -102,11 +115,20 @@ mod tests {
 
     #[test]
     fn what_is_advertised_can_be_dialled() {
-        for (advertise, listen) in [("", "10.0.0.1:1"), ("", "unix:/a"), ("h:1", "0.0.0.0:1"), ("", "host:1")] {
-            assert_eq!(check_advertise(advertise, listen), Ok(()), "{advertise} {listen}");
+        for (advertise, listen) in [("", "10.0.0.1:1"), ("", "unix:/a"), ("h:10", "0.0.0.0:1"), ("", "host:1")] {
+            assert_eq!(check_advertise(advertise, "listen", listen), Ok(()), "{advertise} {listen}");
         }
-        for (advertise, listen) in [("", "0.0.0.0:1"), ("", "[::]:1"), ("h", "10.0.0.1:1")] {
-            assert!(check_advertise(advertise, listen).is_err_and(|error| error.contains("advertise")));
+        for (advertise, listen, named) in [
+            ("", "0.0.0.0:1", "where is 0.0.0.0:1"),
+            ("", "[::]:1", "where is [::]:1"),
+            ("h", "10.0.0.1:1", "\"h\""),
+            ("0.0.0.0:1", "0.0.0.0:1", "advertise is 0.0.0.0:1"),
+            ("[::]:1", "0.0.0.0:1", "advertise is [::]:1"),
+            ("[::ffff:0.0.0.0]:1", "0.0.0.0:1", "advertise is [::ffff:0.0.0.0]:1"),
+            ("h:0", "0.0.0.0:1", "advertise is h:0"),
+        ] {
+            let problem = check_advertise(advertise, "where", listen).unwrap_err();
+            assert!(problem.contains("advertise") && problem.contains(named), "{problem}");
         }
     }
 

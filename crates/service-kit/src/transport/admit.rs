@@ -7,9 +7,13 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service as Tower};
 
+use super::address::host_of;
 use super::calls::may_call;
 use super::peer_metrics::{PeerMetrics, Why};
-use super::{Identity, IdentityError, Service};
+use super::{Address, Identity, IdentityError, Service};
+
+/// Of a foreign address that is shown.
+const ADDRESS_SHOWN_CHARS_MAX: usize = 200;
 
 /// Who is at the other end of a connection, as its certificate says. Without TLS: nobody in particular, who may call everything.
 #[derive(Clone, Debug, Default)]
@@ -36,10 +40,34 @@ impl Peer {
             Ok(identity) => (Why::Call, format!("{identity} may not call {path} of the {us}")),
             Err(error) => (Why::Identity, error.to_string()),
         };
-        metrics.refused_caller(why);
-        tracing::warn!(problem, "refused a call");
-        Err(Status::permission_denied(problem))
+        Err(refuse(metrics, why, problem))
     }
+
+    /// Whether a worker may ask for what is of the worker at this address, as heartbeats tell it: only if that is its own. A certificate
+    /// without an instance is that of any worker, which is all that can be known of its holder; callers that are no worker are a matter
+    /// of the table alone.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED`, which is also logged and counted.
+    pub fn admit_as_worker_at(&self, address: &str) -> Result<(), Status> {
+        let Some(Certified { caller: Ok(caller), metrics, .. }) = &self.0 else { return Ok(()) };
+        let (Service::Worker, Some(instance)) = (caller.service, &caller.instance) else { return Ok(()) };
+        let is_own = match address.parse() {
+            Ok(Address::Tcp(host_port)) => host_of(&host_port).eq_ignore_ascii_case(instance),
+            _ => false,
+        };
+        if is_own {
+            return Ok(());
+        }
+        let shown: String = address.chars().take(ADDRESS_SHOWN_CHARS_MAX).collect();
+        Err(refuse(metrics, Why::Call, format!("{caller} may not ask for what is of the worker at {shown:?}")))
+    }
+}
+
+fn refuse(metrics: &PeerMetrics, why: Why, problem: String) -> Status {
+    metrics.refused_caller(why);
+    tracing::warn!(problem, "refused a call");
+    Status::permission_denied(problem)
 }
 
 /// Adds [`Admit`].

@@ -20,8 +20,17 @@ const TABLE: &[(Service, Service, Calls)] = &[
         Service::Registry,
         Calls::Only(&["/weft.registry.v1.Registry/AnnounceBase", "/weft.registry.v1.Registry/WatchDesired"]),
     ),
-    (Service::Worker, Service::CacheDaemon, Calls::Everything),
-    (Service::CacheDaemon, Service::CacheDaemon, Calls::Everything),
+    (
+        Service::Worker,
+        Service::CacheDaemon,
+        Calls::Only(&["/weft.cache.v1.CacheDaemon/Lease", "/weft.cache.v1.CacheDaemon/Prefetch"]),
+    ),
+    // A neighbour reads what is there: what is brought there, and kept, is for that node's workers to say.
+    (
+        Service::CacheDaemon,
+        Service::CacheDaemon,
+        Calls::Only(&["/weft.cache.v1.CacheDaemon/ReadBlob", "/weft.cache.v1.CacheDaemon/ListResidency"]),
+    ),
 ];
 
 /// Whoever has a certificate of the mesh may ask whether a service is well.
@@ -44,18 +53,24 @@ mod tests {
 
     const GENERATE: &str = "/weft.worker.v1.Worker/Generate";
     const LEASE: &str = "/weft.cache.v1.CacheDaemon/Lease";
+    const PREFETCH: &str = "/weft.cache.v1.CacheDaemon/Prefetch";
+    const READ_BLOB: &str = "/weft.cache.v1.CacheDaemon/ReadBlob";
+    const LIST: &str = "/weft.cache.v1.CacheDaemon/ListResidency";
     const KEY: &str = "/weft.registry.v1.Registry/CreateKey";
     const ANNOUNCE: &str = "/weft.registry.v1.Registry/AnnounceBase";
     const DESIRED: &str = "/weft.registry.v1.Registry/WatchDesired";
     const PLACEMENT: &str = "/weft.registry.v1.Registry/WatchPlacement";
 
     #[test]
-    fn prompts_go_to_workers_from_gateways_and_leases_to_workers_and_daemons_alone() {
+    fn prompts_come_from_gateways_alone_leases_go_to_workers_and_blobs_to_neighbours() {
         let callers = |callee, path| -> Vec<Service> {
             Service::ALL.into_iter().filter(|caller| may_call(*caller, callee, path)).collect()
         };
         assert_eq!(callers(Service::Worker, GENERATE), [Service::Gateway]);
-        assert_eq!(callers(Service::CacheDaemon, LEASE), [Service::Worker, Service::CacheDaemon]);
+        assert_eq!(callers(Service::CacheDaemon, LEASE), [Service::Worker]);
+        assert_eq!(callers(Service::CacheDaemon, PREFETCH), [Service::Worker]);
+        assert_eq!(callers(Service::CacheDaemon, READ_BLOB), [Service::CacheDaemon]);
+        assert_eq!(callers(Service::CacheDaemon, LIST), [Service::CacheDaemon]);
         assert_eq!(callers(Service::Registry, KEY), [Service::Gateway]);
         assert_eq!(callers(Service::Registry, ANNOUNCE), [Service::Gateway, Service::Worker]);
         assert_eq!(callers(Service::Registry, DESIRED), [Service::Gateway, Service::Worker]);

@@ -65,7 +65,7 @@ pub(super) struct Material {
 impl Material {
     /// For a connection to this service of our mesh.
     pub(super) fn client(&self, to: Service) -> Result<ClientConfig, String> {
-        let expected = Identity { trust_domain: self.identity.trust_domain.clone(), service: to };
+        let expected = Identity::of_service(&self.identity.trust_domain, to);
         let verifier = PeerVerifier::new(Arc::clone(&self.roots), expected, provider());
         let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
         let mut config = builder

@@ -1,4 +1,5 @@
-//! Whom a certificate names: one URI, `spiffe://TRUST-DOMAIN/weft/SERVICE`, among its alternative names.
+//! Whom a certificate names: one URI, `spiffe://TRUST-DOMAIN/weft/SERVICE` or `spiffe://TRUST-DOMAIN/weft/SERVICE/INSTANCE`, among its
+//! alternative names. An instance is the host at which the process is reached.
 //!
 //! A DNS name is no identity: it says where a service is, and any pod of a cluster may be given one.
 
@@ -10,6 +11,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// What a trust domain may be long, as SPIFFE has it.
 const TRUST_DOMAIN_BYTES_MAX: usize = 255;
+/// What an instance may be long: a host name.
+const INSTANCE_BYTES_MAX: usize = 253;
 /// Of a foreign text that is shown.
 const SHOWN_CHARS_MAX: usize = 200;
 
@@ -48,18 +51,21 @@ impl fmt::Display for Service {
     }
 }
 
-/// A service of a mesh.
+/// A service of a mesh, or one process of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Whose mesh: peers must have the same.
     pub trust_domain: String,
     /// Which of its services.
     pub service: Service,
+    /// Which process of it: the host at which it is reached, a name or an IPv4 address in lower case, 1 to 253 bytes. None: any.
+    pub instance: Option<String>,
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/weft/{}", self.trust_domain, self.service)
+        write!(f, "spiffe://{}/weft/{}", self.trust_domain, self.service)?;
+        self.instance.as_ref().map_or(Ok(()), |instance| write!(f, "/{instance}"))
     }
 }
 
@@ -70,14 +76,14 @@ pub enum IdentityError {
     #[error("the certificate cannot be read")]
     Unreadable,
     /// It has no URI.
-    #[error("the certificate has no URI spiffe://TRUST-DOMAIN/weft/SERVICE among its alternative names")]
+    #[error("the certificate has no URI spiffe://TRUST-DOMAIN/weft/SERVICE[/INSTANCE] among its alternative names")]
     Missing,
     /// It has several URIs.
     #[error("the certificate has {0} URIs among its alternative names, allowed is one")]
     Several(usize),
     /// The URI is another one.
     #[error(
-        "the certificate names {0:?}, which is not spiffe://TRUST-DOMAIN/weft/SERVICE with gateway, adapter-registry, worker or cache-daemon"
+        "the certificate names {0:?}, which is not spiffe://TRUST-DOMAIN/weft/SERVICE[/INSTANCE] with gateway, adapter-registry, worker or cache-daemon"
     )]
     Foreign(String),
     /// It is a service, but not the one that is expected.
@@ -102,12 +108,27 @@ impl FromStr for Identity {
             return Err(foreign());
         }
         let name = path.strip_prefix("weft/").ok_or_else(foreign)?;
+        let (name, instance) = name.split_once('/').map_or((name, None), |(name, instance)| (name, Some(instance)));
         let service = Service::ALL.into_iter().find(|service| service.as_str() == name).ok_or_else(foreign)?;
-        Ok(Self { trust_domain: trust_domain.to_owned(), service })
+        let is_instance = |text: &str| {
+            (1..=INSTANCE_BYTES_MAX).contains(&text.len())
+                && text.bytes().all(is_domain_byte)
+                // SPIFFE has no such segments: whoever resolves paths would read another identity.
+                && !matches!(text, "." | "..")
+        };
+        if !instance.is_none_or(is_instance) {
+            return Err(foreign());
+        }
+        Ok(Self { trust_domain: trust_domain.to_owned(), service, instance: instance.map(str::to_owned) })
     }
 }
 
 impl Identity {
+    /// Any process of a service.
+    pub(super) fn of_service(trust_domain: &str, service: Service) -> Self {
+        Self { trust_domain: trust_domain.to_owned(), service, instance: None }
+    }
+
     /// Whom this certificate (DER) names. Says nothing about who signed it.
     ///
     /// # Errors
@@ -130,12 +151,13 @@ impl Identity {
         }
     }
 
-    /// Whether this is who should be there.
+    /// Whether this is who should be there; whoever expects no instance takes all.
     ///
     /// # Errors
     /// [`IdentityError::Other`].
     pub fn must_be(&self, expected: &Self) -> Result<(), IdentityError> {
-        if self == expected {
+        let is_instance = expected.instance.is_none() || self.instance == expected.instance;
+        if self.trust_domain == expected.trust_domain && self.service == expected.service && is_instance {
             return Ok(());
         }
         Err(IdentityError::Other { named: Box::new(self.clone()), expected: Box::new(expected.clone()) })
@@ -151,7 +173,13 @@ mod tests {
     #[test]
     fn only_one_spelling_names_a_service() {
         let good: Identity = "spiffe://prod.example/weft/cache-daemon".parse().unwrap();
-        assert_eq!((good.trust_domain.as_str(), good.service), ("prod.example", Service::CacheDaemon));
+        assert_eq!(good, Identity::of_service("prod.example", Service::CacheDaemon));
+        for host in ["1", "10.1.2.3", "worker-1.pool_a.example", "...", &"x".repeat(INSTANCE_BYTES_MAX)] {
+            let good: Identity = format!("spiffe://prod.example/weft/worker/{host}").parse().unwrap();
+            assert_eq!((good.service, good.instance.as_deref()), (Service::Worker, Some(host)));
+        }
+        let long = format!("spiffe://prod.example/weft/worker/{}", "x".repeat(INSTANCE_BYTES_MAX + 1));
+        assert!(long.parse::<Identity>().is_err());
         for wrong in [
             "",
             "worker",
@@ -163,7 +191,15 @@ mod tests {
             "spiffe://prod.example/weft/",
             "spiffe://prod.example/weft/Worker",
             "spiffe://prod.example/weft/worker/",
-            "spiffe://prod.example/weft/worker/1",
+            "spiffe://prod.example/weft/worker//",
+            "spiffe://prod.example/weft/worker/.",
+            "spiffe://prod.example/weft/worker/..",
+            "spiffe://prod.example/weft/worker/1/",
+            "spiffe://prod.example/weft/worker/1/2",
+            "spiffe://prod.example/weft/worker/One",
+            "spiffe://prod.example/weft/worker/1:7003",
+            "spiffe://prod.example/weft/worker/%31",
+            "spiffe://prod.example/weft//worker",
             "spiffe://prod.example//weft/worker",
             "spiffe://prod.example/weft/../weft/worker",
             "spiffe://prod.example/weft/%77orker",
@@ -199,17 +235,26 @@ mod tests {
         assert_eq!(Identity::of_certificate(b"no certificate"), Err(IdentityError::Unreadable));
         let other: Identity = "spiffe://b/weft/worker".parse().unwrap();
         assert!(matches!(named.must_be(&other), Err(IdentityError::Other { .. })));
+        // One process of a service is of that service; another process, and the service as such, are not that process.
+        let one: Identity = "spiffe://a/weft/worker/one".parse().unwrap();
+        assert!(one.must_be(&named).is_ok() && one.must_be(&one).is_ok());
+        assert!(
+            named.must_be(&one).is_err()
+                && "spiffe://a/weft/worker/two".parse::<Identity>().unwrap().must_be(&one).is_err()
+        );
     }
 
     proptest! {
         #[test]
-        fn an_identity_is_read_as_it_is_written(domain in "[a-z0-9._-]{1,255}", service in 0usize..4) {
-            let identity = Identity { trust_domain: domain, service: Service::ALL[service] };
+        fn an_identity_is_read_as_it_is_written(
+            domain in "[a-z0-9._-]{1,255}", service in 0usize..4, instance in proptest::option::of("[a-z0-9._-]{0,8}[a-z0-9]"),
+        ) {
+            let identity = Identity { trust_domain: domain, service: Service::ALL[service], instance };
             prop_assert_eq!(identity.to_string().parse(), Ok(identity));
         }
 
         #[test]
-        fn whatever_is_accepted_is_the_canonical_text(uri in "(spiffe://)?[a-zA-Z0-9./%_-]{0,12}(/weft/)?(worker|gateway|[a-z/]{0,4})") {
+        fn whatever_is_accepted_is_the_canonical_text(uri in "(spiffe://)?[a-zA-Z0-9./%_-]{0,12}(/weft/)?(worker|gateway|[a-z/]{0,4})(/[a-z0-9A-Z.:_/-]{0,3})?") {
             if let Ok(identity) = uri.parse::<Identity>() {
                 prop_assert_eq!(identity.to_string(), uri);
             }

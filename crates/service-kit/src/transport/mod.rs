@@ -31,7 +31,7 @@ pub use carried::carried;
 pub use channel::{connect, set_deadline, within};
 pub use identity::{Identity, IdentityError, Service};
 pub use listener::{Connection, Incoming, Listener};
-pub use peers::{ListenError, Peers, Plaintext};
+pub use peers::{ListenError, Peers, Plaintext, WrongSetting};
 pub use tls_settings::TlsSettings;
 
 use std::time::Duration;

@@ -18,7 +18,7 @@ use super::channel::{CONNECT_TIMEOUT, endpoint, plain};
 use super::listener::{named, tcp_streams};
 use super::peer_metrics::{PeerMetrics, Why};
 use super::verify::identity_error;
-use super::{Address, Connection, Identity, IdentityError, Listener, Service, TlsSettings};
+use super::{Address, AddressError, Connection, Identity, IdentityError, Listener, Service, TlsSettings};
 
 /// Handshakes at once on one listener; more connections wait in the system's backlog.
 const HANDSHAKES_MAX: usize = 1024;
@@ -36,6 +36,16 @@ impl Plaintext {
     pub(super) fn new(address: &Address) -> Self {
         Self { address: address.to_string() }
     }
+}
+
+/// A setting by which a service cannot meet others.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct WrongSetting {
+    /// Its name, or that of the group.
+    pub setting: &'static str,
+    /// What is wrong with it, naming it.
+    pub problem: String,
 }
 
 /// Why a service does not listen.
@@ -86,6 +96,17 @@ impl Peers {
     pub fn check(&self, address: &Address) -> Result<(), Plaintext> {
         let allowed = self.certificates.is_some() || self.insecure || address.is_local();
         if allowed { Ok(()) } else { Err(Plaintext::new(address)) }
+    }
+
+    /// The address that a setting names, if they may be listened for or connected to there. Opens nothing.
+    ///
+    /// # Errors
+    /// It is no address, or [`Plaintext`].
+    pub fn address(&self, setting: &'static str, text: &str) -> Result<Address, WrongSetting> {
+        let wrong = |problem: String| WrongSetting { setting, problem: format!("{setting}: {problem}") };
+        let address: Address = text.parse().map_err(|error: AddressError| wrong(error.to_string()))?;
+        self.check(&address).map_err(|refused| wrong(refused.to_string()))?;
+        Ok(address)
     }
 
     /// Listens for other services; as [`Listener::bind`].
@@ -140,7 +161,7 @@ impl Peers {
     /// # Errors
     /// It is no address, or nothing is sent there.
     pub fn connect_heard(&self, address: &str, to: Service) -> Result<Channel, String> {
-        let parsed: Address = address.parse().map_err(|error: super::AddressError| error.to_string())?;
+        let parsed: Address = address.parse().map_err(|error: AddressError| error.to_string())?;
         let channel = match &parsed {
             Address::Unix(_) if self.certificates.is_some() => {
                 Err(format!("{parsed} is a Unix socket, where a {to} that was only heard of cannot show who it is"))
@@ -193,7 +214,7 @@ async fn accept(
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let caller = shown.map_or(Err(IdentityError::Unreadable), |shown| Identity::of_certificate(shown));
     let caller = caller.and_then(|caller| {
-        let ours = Identity { trust_domain: material.identity.trust_domain.clone(), service: caller.service };
+        let ours = Identity::of_service(&material.identity.trust_domain, caller.service);
         caller.must_be(&ours).map(|()| caller)
     });
     Some(Connection::certified(stream, peer, Peer::certified(caller, us, metrics)))

@@ -50,7 +50,7 @@ macro_rules! settings_with_tls {
             $(#[doc = $doc])*
             pub struct $name {
                 $($fields)*
-                /// Our certificate (PEM) for gRPC with other services, its chain behind it; it names `spiffe://TRUST-DOMAIN/weft/SERVICE`. With
+                /// Our certificate (PEM) for gRPC with other services, its chain behind it; it names `spiffe://TRUST-DOMAIN/weft/SERVICE[/INSTANCE]`. With
                 /// `tls_key_file` and `tls_ca_file`: all TCP between services is TLS on both sides. Read again when it changes.
                 pub tls_cert_file: Option<::std::path::PathBuf> = None,
                 /// Key (PEM) of `tls_cert_file`.

@@ -1,5 +1,5 @@
 //! Daemons as processes that find each other over a real NATS server, while one of them is stopped or killed and the object store
-//! goes away.
+//! goes away; with one listener for everybody, and with one for neighbours alone.
 
 use crate::process::{daemon, get};
 use crate::support::{Holder, Remote, blob};
@@ -7,16 +7,21 @@ use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use weft_fault::Kind;
 use weft_nats_testkit::NatsServer;
-use weft_proto::cache::v1::Tier;
 use weft_proto::cache::v1::cache_daemon_client::CacheDaemonClient;
+use weft_proto::cache::v1::{ListResidencyRequest, PrefetchRequest, ReadBlobRequest, Tier};
 use weft_service_kit::transport;
 
 /// A daemon process, killed when dropped.
 struct DaemonProcess {
     process: Child,
     address: String,
+    /// Where neighbours have a listener of their own.
+    neighbours: Option<String>,
     metrics: String,
     _lines: Lines<BufReader<ChildStdout>>,
 }
@@ -29,17 +34,31 @@ impl Drop for DaemonProcess {
 }
 
 impl DaemonProcess {
+    /// One listener, for workers and neighbours.
     fn start(dir: &Path, nats: &NatsServer, remote: &Remote) -> Self {
+        Self::start_at(&["--listen", "127.0.0.1:0"], dir, nats, remote)
+    }
+
+    /// A socket for workers, and a port for neighbours.
+    fn start_on_socket(dir: &Path, nats: &NatsServer, remote: &Remote) -> Self {
+        let socket = format!("unix:{}", dir.join("socket").display());
+        let listeners = ["--listen", &socket, "--neighbours-listen", "127.0.0.1:0"];
+        Self::start_at(&listeners, &dir.join("cache"), nats, remote)
+    }
+
+    fn start_at(listeners: &[&str], dir: &Path, nats: &NatsServer, remote: &Remote) -> Self {
         // Patient with a neighbour on a slow machine.
         let patience = ["--neighbour-first-byte-timeout-ms", "3000", "--neighbour-stall-timeout-ms", "3000"];
-        let mut command = daemon(&["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
+        let mut command = daemon(&[listeners, &["--metrics-listen", "127.0.0.1:0"]].concat());
         command.args(patience).args(["--fetch-attempts-max", "1", "--nats-url", &nats.url(), "--dir"]);
         command.arg(dir).args(remote.flags());
         let mut process = command.stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut said = |what: &str| lines.next().unwrap().unwrap().strip_prefix(what).expect(what).to_owned();
-        let (metrics, address) = (said("metrics on "), said("listening on "));
-        Self { process, address, metrics, _lines: lines }
+        let metrics = said("metrics on ");
+        let neighbours = listeners.contains(&"--neighbours-listen").then(|| said("neighbours listening on "));
+        let address = said("listening on ");
+        Self { process, address, neighbours, metrics, _lines: lines }
     }
 
     async fn holder(&self) -> Holder {
@@ -108,4 +127,47 @@ async fn without_the_object_store_a_node_still_gets_what_another_has() {
     let refused = holder.refusal(&unknown).await;
     assert_eq!(refused.kind, Kind::Unavailable.as_str(), "{}", refused.message);
     assert_eq!(holder.use_once(&held).await.tier(), Tier::Disk);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbours_have_a_port_of_their_own_where_workers_use_sockets_and_nothing_else_is_served_there() {
+    let nats = NatsServer::start();
+    let (remote, proxy) = Remote::behind_proxy().await;
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut there = DaemonProcess::start_on_socket(there.path(), &nats, &remote);
+    let here = DaemonProcess::start_on_socket(here.path(), &nats, &remote);
+    let bytes = blob(1, 200_000);
+    let digest = remote.put(&bytes).await;
+    assert!(there.address.starts_with("unix:"), "{}", there.address);
+    assert_eq!(there.holder().await.use_once(&digest).await.tier(), Tier::Remote);
+    here.until_neighbours_hold(1).await;
+    assert_eq!(here.holder().await.use_once(&digest).await.tier(), Tier::Neighbour);
+    assert_eq!(proxy.ranges().len(), 1, "the object store was asked by the other alone");
+
+    let port = transport::connect(&there.neighbours.as_ref().unwrap().parse().unwrap());
+    let mut client = CacheDaemonClient::new(port.clone());
+    let listed = client.list_residency(ListResidencyRequest {}).await.unwrap().into_inner();
+    assert_eq!(listed.adapters.len(), 1);
+    let request = ReadBlobRequest { digest: digest.to_vec().into(), offset: 0 };
+    let mut pieces = client.read_blob(request).await.unwrap().into_inner();
+    let mut read = Vec::new();
+    while let Some(piece) = pieces.message().await.unwrap() {
+        read.extend_from_slice(&piece.data);
+    }
+    assert!(read == bytes);
+    let digests = vec![remote.put(&blob(2, 1000)).await.to_vec().into()];
+    let Err(lease) = Holder::open(client.clone()).await else { panic!("a lease from afar") };
+    let prefetch = client.prefetch(PrefetchRequest { digests: digests.clone() }).await.unwrap_err();
+    for (refused, method) in [(lease, "Lease"), (prefetch, "Prefetch")] {
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert!(refused.message().starts_with(method), "{refused}");
+    }
+    let health = HealthClient::new(port).check(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(health.code(), Code::Unimplemented, "{health}");
+    let mut worker = CacheDaemonClient::new(transport::connect(&there.address.parse().unwrap()));
+    assert_eq!(worker.prefetch(PrefetchRequest { digests }).await.unwrap().into_inner().started, 1);
+
+    // Both listeners end with the process, and nobody holds it up.
+    there.signal("-TERM");
+    assert!(there.process.wait().unwrap().success());
 }

@@ -37,6 +37,9 @@ fn wrong_settings_end_with_status_2_and_every_problem() {
         (&["--fetches-max", "0", "--memory-bytes-max", "5"], &["fetches_max", "memory_dir"]),
         (&["--metrics-listen", "nowhere"], &["metrics_listen", "nowhere"]),
         (&["--listen", "nowhere"], &["listen", "nowhere"]),
+        (&["--neighbours-listen", "nowhere"], &["neighbours_listen", "nowhere"]),
+        (&["--neighbours-listen", "unix:/tmp/neighbours"], &["neighbours_listen", "unix:/tmp/neighbours", "host:port"]),
+        (&["--neighbours-listen", "0.0.0.0:0"], &["neighbours_listen", "tls_cert_file", "--insecure-network"]),
     ] {
         let (status, said) = ended(&[&base[..], wrong].concat());
         assert_eq!(status, Some(2), "{wrong:?} {said}");
@@ -56,9 +59,12 @@ async fn a_taken_port_and_a_folder_of_another_process_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let own = ["--dir", text(dir.path())];
-    for ports in [["--listen", &taken, "--metrics-listen", ""], ["--listen", "127.0.0.1:0", "--metrics-listen", &taken]]
-    {
-        let (status, said) = ended(&[&own[..], &ports, &flags].concat());
+    for ports in [
+        &["--listen", &taken][..],
+        &["--listen", "127.0.0.1:0", "--metrics-listen", &taken],
+        &["--listen", "127.0.0.1:0", "--neighbours-listen", &taken],
+    ] {
+        let (status, said) = ended(&[&own[..], ports, &flags].concat());
         assert_eq!((status, said.contains(&taken)), (Some(1), true), "{said}");
     }
     let owner = Daemon::start(settings(dir.path(), 1 << 20), &remote).await;

@@ -59,3 +59,40 @@ async fn a_daemon_tells_what_it_holds_and_its_list_goes_on_from_there() {
     drop(client);
     task.await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_tells_where_neighbours_are_served_and_never_a_socket_of_its_own_accord() {
+    let remote = Remote::start().await;
+    for (listens, has_port, advertise) in [
+        ("unix:", false, ""),
+        ("unix:", false, "unix:/run/weft/shared.sock"),
+        ("unix:", true, ""),
+        ("unix:", true, "node-7:7002"),
+        ("127.0.0.1:0", false, ""),
+        ("127.0.0.1:0", true, ""),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let listens =
+            if listens == "unix:" { format!("unix:{}", dir.path().join("s").display()) } else { listens.into() };
+        let listener = Listener::bind(&listens.parse().unwrap()).await.unwrap();
+        let port = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address_of = |listener: &Listener| listener.local_addr().map_or(String::new(), |at| at.to_string());
+        let expected = match advertise {
+            "" if has_port => address_of(&port),
+            "" => address_of(&listener),
+            advertised => advertised.to_owned(),
+        };
+        let bus: Arc<dyn Bus> = weft_bus::connect(NatsSettings::default(), &prometheus::Registry::new()).unwrap();
+        let mut messages = bus.subscribe(subjects::CACHE_RESIDENCY, 64);
+        let settings = Settings { advertise: advertise.to_owned(), ..settings(&dir.path().join("cache"), 1 << 20) };
+        let mut app = App::build(settings, remote.store.clone(), &prometheus::Registry::new()).unwrap().with_bus(bus);
+        if has_port {
+            app = app.with_neighbours_listener(port);
+        }
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn(app.run(listener, shutdown.clone()));
+        assert_eq!(told(&mut messages).await.address, expected, "{listens} {has_port} {advertise:?}");
+        shutdown.trigger();
+        task.await.unwrap().unwrap();
+    }
+}
