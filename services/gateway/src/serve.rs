@@ -29,6 +29,10 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 const REFUSALS_MAX: usize = 64;
 /// Pause after an error of accept itself: out of descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that were made before the listener closes are still taken, until none has come for so long, ...
+const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
+/// ... or for so long at most: closing it resets those that wait to be accepted.
+const BACKLOG_MAX: Duration = Duration::from_millis(250);
 /// Most that an idle connection outlives the listener, so that requests which are on their way then find it.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
@@ -72,12 +76,17 @@ pub(crate) async fn serve(
     let room = Arc::new(Semaphore::new(bounds.connections_max.min(Semaphore::MAX_PERMITS)));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let mut connections = JoinSet::new();
-    loop {
+    let mut closes_by = None;
+    while closes_by.is_none_or(|by| Instant::now() < by) {
         let accepted = tokio::select! {
             biased;
-            () = ending.closing.wait() => break,
+            () = ending.closing.wait(), if closes_by.is_none() => {
+                closes_by = Some(Instant::now() + BACKLOG_MAX);
+                continue;
+            }
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             accepted = incoming.next() => accepted,
+            () = sleep(BACKLOG_PAUSE), if closes_by.is_some() => break,
         };
         let connection = match accepted {
             Some(Ok(connection)) => connection,
