@@ -32,7 +32,8 @@ struct Apart {
 }
 
 fn flags(pairs: &[(&str, String)]) -> Vec<String> {
-    pairs.iter().flat_map(|(name, value)| [format!("--{name}"), value.clone()]).collect()
+    // A secret may begin with a dash.
+    pairs.iter().map(|(name, value)| format!("--{name}={value}")).collect()
 }
 
 impl Apart {
@@ -188,7 +189,7 @@ fn s3_flags(store: &S3Settings) -> Vec<String> {
     ];
     let flag = |(name, value): &(&str, String)| match *name {
         "path-style" => vec!["--s3-path-style=true".to_owned()],
-        _ => vec![format!("--s3-{name}"), value.clone()],
+        _ => vec![format!("--s3-{name}={value}")],
     };
     pairs.iter().flat_map(flag).collect()
 }

@@ -1,7 +1,7 @@
 """Chaos: a whole mesh of real processes, an independent client, and for two minutes a rolling restart of every service with a
 `kill -9` of any process every five seconds.
 
-Usage: chaos.py [--seconds N] [--kill-every S] [--no-kills] [--concurrency N] [--seed N] [--keep DIR]
+Usage: chaos.py [--seconds N] [--kill-every S] [--no-kills] [--concurrency N] [--requests-min N] [--seed N] [--keep DIR]
 
 The last line is `chaos: requests N, correct N, retryable N, wrong_digest N, lost_acknowledged N`. The exit status is 0 only if
 enough requests were made, at least 99.9 % of them were answered correctly and the others ended with an error that says to try
@@ -35,6 +35,7 @@ def options():
     parser.add_argument("--kill-every", type=float, default=5)
     parser.add_argument("--no-kills", action="store_true", help="only the rolling restart: then nothing may break at all")
     parser.add_argument("--concurrency", type=int, default=12)
+    parser.add_argument("--requests-min", type=int, help="what is enough; 2,000 in two minutes, and as many in other times")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--model", required=True, help="the demo model (weft model fetch demo)")
     parser.add_argument("--keep", help="a folder for logs and data, which is kept")
@@ -103,7 +104,7 @@ def report(options, mesh, trouble, tally, writes, lost):
     print(f"written: {len(writes.versions)} versions and {len(writes.keys)} keys acknowledged; {writes.refused} calls tried again")
     for text in tally.wrong[:10] + lost[:10]:
         print(f"WRONG  {text}")
-    wanted = int(REQUESTS_PER_SECOND * options.seconds)
+    wanted = options.requests_min or int(REQUESTS_PER_SECOND * options.seconds)
     bars = {
         f"at least {wanted} requests": tally.requests >= wanted,
         "correct + retryable = requests": tally.correct + tally.retryable == tally.requests,

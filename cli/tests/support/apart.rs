@@ -75,7 +75,7 @@ pub struct Apart {
 
 /// A signal as `kill` names it.
 pub fn flags(pairs: &[(&str, &str)]) -> Vec<String> {
-    pairs.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]).collect()
+    pairs.iter().map(|(name, value)| format!("--{name}={value}")).collect()
 }
 
 impl Apart {

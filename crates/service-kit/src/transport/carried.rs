@@ -54,8 +54,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     #[tokio::test]
@@ -74,20 +72,5 @@ mod tests {
         let mut heard = [0; 5];
         connection.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"hello");
-    }
-
-    #[tokio::test]
-    async fn a_channel_dials_again_after_it_failed() {
-        let dials = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&dials);
-        let channel = carried(move || {
-            counted.fetch_add(1, Ordering::SeqCst);
-            async { Err::<tokio::io::DuplexStream, _>(io::Error::from(io::ErrorKind::ConnectionRefused)) }
-        });
-        for tries in 1..=2 {
-            let mut client = tonic::client::Grpc::new(channel.clone());
-            assert!(client.ready().await.is_err() || client.ready().await.is_err());
-            assert!(dials.load(Ordering::SeqCst) >= tries);
-        }
     }
 }

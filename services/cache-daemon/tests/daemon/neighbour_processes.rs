@@ -80,6 +80,21 @@ impl DaemonProcess {
     fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
         assert!(sent.unwrap().success());
+        if signal == "-STOP" {
+            self.until_stopped();
+        }
+    }
+
+    /// A thread that runs on another processor goes on for a moment.
+    fn until_stopped(&self) {
+        let state = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(") ").next().unwrap().chars().next()
+        };
+        let tasks = format!("/proc/{}/task", self.process.id());
+        while !std::fs::read_dir(&tasks).unwrap().all(|task| state(task) == Some('T')) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
