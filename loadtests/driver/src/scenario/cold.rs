@@ -42,9 +42,9 @@ const SUMS: [(&str, &str); 4] = [
     ("pack", "worker_adapter_load_seconds_sum"),
     ("step", "worker_first_token_seconds_sum"),
 ];
-/// From this size on bytes are what a cold request waits for, if the network is one of 1 Gbit/s: then all else may take so much.
+/// From this size on the network is what a fetch waits for, and checking and writing may add so much to it.
 const LARGE_MB: f64 = 50.0;
-const LARGE_OVER_FLOOR: f64 = 1.5;
+const FETCH_OVER_FLOOR: f64 = 1.25;
 const MEANING: &str = "ms. fetch: daemon, object store to verified file; lease: its queue and grant; pack: worker, file to slot; \
     step: queue, prefill and first token; route: HTTP, gateway and back; whole: request to first token\n";
 
@@ -185,8 +185,9 @@ fn findings(rows: &[Row]) -> Findings {
         let whole = row.stages.last().map_or(f64::NAN, |(_, times)| times.p50);
         table.push_str(&format!("  whole p50 ÷ floor {:.2}\n", whole / row.floor_ms));
         if row.bytes_per_second > 0 && megabytes >= LARGE_MB {
-            let what = format!("{megabytes:.0} MB at {rate}: request to first token ÷ floor");
-            verdicts.push(Verdict::at_most(&what, whole / row.floor_ms, LARGE_OVER_FLOOR));
+            let what = format!("{megabytes:.0} MB at {rate}: fetch ÷ floor");
+            let fetch = row.stages.first().map_or(f64::NAN, |(_, times)| times.p50);
+            verdicts.push(Verdict::at_most(&what, fetch / row.floor_ms, FETCH_OVER_FLOOR));
         }
     }
     table.push_str(MEANING);
