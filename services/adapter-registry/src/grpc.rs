@@ -97,14 +97,15 @@ impl Service {
         response
     }
 
-    /// So that a list shows what others wrote a moment ago; while the store is away it shows what is known.
-    async fn freshen(&self, prefix: &str) -> Result<(), Error> {
+    /// So that a list shows what others wrote a moment ago; while the store is away it shows what is known, and whoever finds nothing
+    /// there answers with the error that this returns: what is not known then may be there all the same.
+    async fn freshen(&self, prefix: &str) -> Result<Option<Error>, Error> {
         match self.core.refresh(prefix).await {
             Err(error) if error.is_passing() => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "answering a list from memory");
-                Ok(())
+                Ok(Some(error))
             }
-            result => result,
+            result => result.map(|()| None),
         }
     }
 }
@@ -134,10 +135,10 @@ impl Registry for Service {
     async fn list_adapters(&self, request: Request<pb::ListAdaptersRequest>) -> Answer<pb::ListAdaptersResponse> {
         let work = async {
             let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
-            self.freshen(&tenant_prefix(&tenant)).await?;
+            let away = self.freshen(&tenant_prefix(&tenant)).await?;
             let catalog = self.core.catalog();
-            let found =
-                catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
+            let unknown = || Error::NotFound(format!("there is no tenant {tenant}"));
+            let found = catalog.tenant(&tenant).ok_or_else(|| away.unwrap_or_else(unknown))?;
             let adapters = found.adapters.iter().filter(|(_, adapter)| !adapter.versions.is_empty());
             let adapters = adapters.map(|(name, adapter)| wire::adapter(&tenant, name, adapter));
             Ok(pb::ListAdaptersResponse { adapters: adapters.collect() })
@@ -150,10 +151,10 @@ impl Registry for Service {
             let request = request.into_inner();
             let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
             self.core.require_tenant(&tenant).await?;
-            self.freshen(&adapter_prefix(&tenant, &adapter)).await?;
+            let away = self.freshen(&adapter_prefix(&tenant, &adapter)).await?;
             let catalog = self.core.catalog();
-            let found = catalog.adapter(&tenant, &adapter);
-            let found = found.ok_or_else(|| Error::NotFound(format!("tenant {tenant} has no adapter {adapter}")))?;
+            let unknown = || Error::NotFound(format!("tenant {tenant} has no adapter {adapter}"));
+            let found = catalog.adapter(&tenant, &adapter).ok_or_else(|| away.unwrap_or_else(unknown))?;
             let versions = found.versions.values().map(|version| wire::version(&tenant, &adapter, version));
             Ok(pb::ListVersionsResponse { versions: versions.collect() })
         };
@@ -235,10 +236,10 @@ impl Registry for Service {
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Answer<pb::ListKeysResponse> {
         let work = async {
             let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
-            self.freshen(&tenant_prefix(&tenant)).await?;
+            let away = self.freshen(&tenant_prefix(&tenant)).await?;
             let catalog = self.core.catalog();
-            let found =
-                catalog.tenant(&tenant).ok_or_else(|| Error::NotFound(format!("there is no tenant {tenant}")))?;
+            let unknown = || Error::NotFound(format!("there is no tenant {tenant}"));
+            let found = catalog.tenant(&tenant).ok_or_else(|| away.unwrap_or_else(unknown))?;
             let keys = found.keys.values().map(|key| wire::key(&tenant, key));
             Ok(pb::ListKeysResponse { keys: keys.collect() })
         };

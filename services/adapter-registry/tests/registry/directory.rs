@@ -156,11 +156,15 @@ async fn while_the_store_is_away_the_directory_stays_and_writes_are_refused() {
     assert_eq!(versions(&registry.directory().await), 1);
     assert_eq!(registry.resolve("pirate", "live").await.unwrap().number, 1);
     assert_eq!(registry.versions("pirate").await.len(), 1);
+    let unknown = pb::ListVersionsRequest { tenant: TENANT.to_owned(), adapter: "parrot".to_owned() };
+    let fault = Fault::from(registry.client.list_versions(unknown.clone()).await.unwrap_err());
+    assert_eq!(fault.kind, Kind::Unavailable, "another registry may have written it");
     let request = pb::CreateTenantRequest { name: "helpdesk".to_owned(), actor: String::new(), ..Default::default() };
     assert_eq!(Fault::from(registry.client.create_tenant(request).await.unwrap_err()).kind, Kind::Unavailable);
     let refused = crate::support::publish(&registry.client, TENANT, "pirate", "live", &Package::tiny(2)).await;
     assert_eq!(refused.unwrap_err().kind, Kind::Unavailable);
     world.store.set_away(false);
+    assert_eq!(Fault::from(registry.client.list_versions(unknown).await.unwrap_err()).kind, Kind::NotFound);
     assert_eq!(registry.publish("pirate", &Package::tiny(2)).await.version, 2);
 }
 
