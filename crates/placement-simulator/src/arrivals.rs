@@ -23,7 +23,8 @@ pub struct Arrival {
 pub enum Scenario {
     /// Zipf with exponent 1 (flattened by [`Shape::popularity_offset`]) over all adapters, at 65 %.
     PowerLaw,
-    /// The same for three groups of adapters in three time zones: each swings between 10 % and 100 % of its share.
+    /// The same for three groups of adapters, of eight tenants each, in three time zones: each swings between 10 % and 100 % of
+    /// its share.
     Diurnal,
     /// At 45 %; for a minute, one adapter that nobody asked for gets another 25 %.
     FlashCrowd,
@@ -67,6 +68,7 @@ impl Scenario {
 }
 
 const GROUPS: usize = 3;
+const TENANTS_PER_GROUP: usize = 8;
 const SCANNED: u32 = 4000;
 
 /// The requests of a run, in order.
@@ -76,6 +78,8 @@ pub struct Arrivals {
     pub all: Vec<Arrival>,
     /// One more than the largest adapter number.
     pub adapters: usize,
+    /// The tenant of each adapter, as a number. Tenants keep the hours of one time zone; who scans is one of its own.
+    pub tenants: Vec<usize>,
 }
 
 impl Arrivals {
@@ -90,10 +94,17 @@ impl Arrivals {
         for at in (1..order.len()).rev() {
             order.swap(at, random.random_range(0..=at));
         }
+        let groups: Vec<&[u32]> = order.chunks(order.len().div_ceil(GROUPS)).collect();
+        // In every scenario; popular and unpopular ones alike.
+        let mut tenants = vec![0; shape.adapters];
+        for (zone, group) in groups.iter().enumerate() {
+            for (at, adapter) in group.iter().enumerate() {
+                tenants[*adapter as usize] = zone * TENANTS_PER_GROUP + at % TENANTS_PER_GROUP;
+            }
+        }
         let mut all = Vec::new();
         match scenario {
             Scenario::Diurnal => {
-                let groups: Vec<&[u32]> = order.chunks(order.len().div_ceil(GROUPS)).collect();
                 for (at, group) in groups.iter().enumerate() {
                     let phase = at as f64 / GROUPS as f64;
                     let swing = move |time: Micros| {
@@ -133,7 +144,8 @@ impl Arrivals {
         }
         all.sort_by_key(|arrival| arrival.at);
         let adapters = all.iter().map(|arrival| arrival.adapter as usize + 1).max().unwrap_or(0).max(shape.adapters);
-        Self { all, adapters }
+        tenants.resize(adapters, GROUPS * TENANTS_PER_GROUP);
+        Self { all, adapters, tenants }
     }
 }
 

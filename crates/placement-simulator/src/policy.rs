@@ -9,7 +9,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::{BTreeMap, HashMap};
 use weft_placement::{
-    Adapter, Demand, DemandSettings, Document, Epoch, Map, Observed, PlanSettings, Request, RouteSettings, choose, plan,
+    Adapter, Demand, DemandSettings, Document, Epoch, Map, Observed, PlanSettings, Rates, Request, RouteSettings,
+    choose, plan,
 };
 use weft_types::{Digest, TenantName};
 
@@ -99,11 +100,12 @@ pub(crate) struct Authority {
     document: Document,
     digests: Vec<Digest>,
     numbers: HashMap<Digest, u32>,
-    tenant: TenantName,
+    /// Of each adapter.
+    tenants: Vec<TenantName>,
 }
 
 impl Authority {
-    pub(crate) fn new(digests: Vec<Digest>) -> Self {
+    pub(crate) fn new(digests: Vec<Digest>, tenants: &[usize]) -> Self {
         let numbers = digests.iter().enumerate().map(|(number, digest)| (*digest, number as u32)).collect();
         let epoch = Epoch::first_of(1).expect("1 is a term");
         let document = Document { epoch, holder: "authority".to_owned(), workers: Vec::new(), adapters: Vec::new() };
@@ -113,7 +115,7 @@ impl Authority {
             document,
             digests,
             numbers,
-            tenant: "tenant".parse().expect("a tenant's name"),
+            tenants: tenants.iter().map(|n| format!("tenant-{n}").parse().expect("a tenant's name")).collect(),
         }
     }
 
@@ -124,14 +126,19 @@ impl Authority {
 
     /// Makes the next epoch; returns its moves.
     pub(crate) fn next(&mut self, shape: &Shape, workers: &[Worker], is_there: &[bool], now: Micros) -> usize {
-        let adapters = self.demand.iter(now / 1000).map(|(digest, requests_per_s, work_ms_per_s)| Adapter {
-            digest,
-            tenant: self.tenant.clone(),
-            rank: 0,
-            bytes: shape.bytes(self.numbers[&digest]),
-            requests_per_s,
-            work_ms_per_s,
-            pinned_copies: 0,
+        let adapters = self.demand.iter(now / 1000).map(|(digest, rates)| {
+            let Rates { requests_per_s, recent_requests_per_s, work_ms_per_s } = rates;
+            let number = self.numbers[&digest];
+            Adapter {
+                digest,
+                tenant: self.tenants[number as usize].clone(),
+                rank: 0,
+                bytes: shape.bytes(number),
+                requests_per_s,
+                recent_requests_per_s,
+                work_ms_per_s,
+                pinned_copies: 0,
+            }
         });
         let there =
             workers.iter().enumerate().filter(|(at, _)| is_there[*at]).map(|(at, worker)| weft_placement::Worker {

@@ -82,7 +82,7 @@ pub fn simulate(scenario: Scenario, policy: Policy, shape: &Shape, seed: u64) ->
         sent: vec![vec![Sent::default(); workers.len()]; shape.gateways],
         workers,
         router: Router::new(policy, shape, digests.clone()),
-        authority: Authority::new(digests),
+        authority: Authority::new(digests, &arrivals.tenants),
         random: StdRng::seed_from_u64(seed ^ 0x5eed),
         had_first_token: vec![false; arrivals.all.len()],
         meter: Meter::new(shape),

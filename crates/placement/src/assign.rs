@@ -1,7 +1,9 @@
 //! Which workers hold the granted copies.
 //!
 //! 1. Copies stay where the previous placement has them, within budgets.
-//! 2. Copies that are missing go, in the order of the items, to the least loaded of the first few workers in the
+//! 2. A first copy whose bytes a worker has goes there or nowhere: elsewhere, the next request for it would wait for the bytes just
+//!    as if it had no place, and longer, since they would come from farther away.
+//!    Other copies that are missing go, in the order of the items, to the least loaded of the first few workers in the
 //!    adapter's rendezvous order that have room: near its home, so that what spills there is at home already.
 //! 3. While a worker's load is above the band, the copy that best closes the gap moves from the most to the least loaded.
 //!
@@ -169,7 +171,9 @@ impl State<'_> {
         // Where the bytes are already, then near home, then anywhere.
         let has: Vec<u16> = (0..workers).filter(|worker| !self.is_move(*worker, digest)).collect();
         let home = near(&self.table, digest, NEAR + item.kept.len());
-        let best = [has, home, (0..workers).collect()].into_iter().find_map(|candidates| {
+        let is_bound = item.kept.is_empty() && item.is_held && !item.is_promised;
+        let steps = if is_bound { vec![has] } else { vec![has, home, (0..workers).collect()] };
+        let best = steps.into_iter().find_map(|candidates| {
             let usable = candidates.into_iter().filter(|worker| usable(self, *worker));
             usable.min_by(|a, b| self.load[usize::from(*a)].total_cmp(&self.load[usize::from(*b)]).then(a.cmp(b)))
         });

@@ -5,7 +5,8 @@
 //! this order until it is used up: pins; each tenant's floor; then by worth, where first copies stand beside second and
 //! further copies of adapters whose load calls for them. What has a place is worth `keep_factor` times as much as what has
 //! none, and a copy is taken back only when the load times `keep_factor` no longer earns it: an adapter whose demand
-//! moves by less than that factor changes nothing.
+//! moves by less than that factor moves no bytes. A first copy whose bytes a worker has, place or not, counts as one that has a place:
+//! it is given its place where they are (`assign`), so that the better known of two is preferred at no cost.
 
 use crate::document::COPIES_MAX;
 use crate::plan::{Item, PlanSettings, Site, Tenant};
@@ -101,7 +102,7 @@ fn claims(
             if is_ahead && adapter.requests_per_s < settings.ahead_per_s {
                 continue;
             }
-            let stays = if nth <= held { settings.keep_factor } else { 1.0 };
+            let stays = if nth <= held || nth == 1 && item.is_held { settings.keep_factor } else { 1.0 };
             claims.push(Claim { item: index, nth, class, worth: item.value / f64::from(nth) * stays });
         }
     }

@@ -7,6 +7,9 @@
 use std::collections::HashMap;
 use weft_types::Digest;
 
+/// After so long a request counts half where it says what is asked for just now.
+pub const RECENT_HALF_LIFE_MS: u64 = 20_000;
+
 /// How demand is remembered.
 #[derive(Clone, Copy, Debug)]
 pub struct DemandSettings {
@@ -20,15 +23,27 @@ pub struct DemandSettings {
 
 impl Default for DemandSettings {
     fn default() -> Self {
-        Self { work_half_life_ms: 30_000, request_half_life_ms: 600_000, adapters_max: 20_000 }
+        Self { work_half_life_ms: 60_000, request_half_life_ms: 600_000, adapters_max: 20_000 }
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Decayed {
     requests: f64,
+    recent_requests: f64,
     work_ms: f64,
     at_ms: u64,
+}
+
+/// What is asked for of one adapter, decayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Requests a second, over [`DemandSettings::request_half_life_ms`].
+    pub requests_per_s: f64,
+    /// The same over [`RECENT_HALF_LIFE_MS`].
+    pub recent_requests_per_s: f64,
+    /// Worker time a second, over [`DemandSettings::work_half_life_ms`]: milliseconds a second.
+    pub work_ms_per_s: f64,
 }
 
 impl Decayed {
@@ -57,8 +72,11 @@ impl Demand {
     pub fn add(&mut self, adapter: Digest, requests: f64, work_ms: f64, now_ms: u64) {
         let (requests, work_ms) = (sound(requests), sound(work_ms));
         let DemandSettings { work_half_life_ms, request_half_life_ms, adapters_max } = self.settings;
-        let entry = self.adapters.entry(adapter).or_insert(Decayed { requests: 0.0, work_ms: 0.0, at_ms: now_ms });
+        let unasked = Decayed { requests: 0.0, recent_requests: 0.0, work_ms: 0.0, at_ms: now_ms };
+        let entry = self.adapters.entry(adapter).or_insert(unasked);
+        let recent_before = entry.recent_requests * entry.factor(now_ms, RECENT_HALF_LIFE_MS);
         entry.requests = (entry.requests * entry.factor(now_ms, request_half_life_ms) + requests).min(f64::MAX);
+        entry.recent_requests = (recent_before + requests).min(f64::MAX);
         entry.work_ms = (entry.work_ms * entry.factor(now_ms, work_half_life_ms) + work_ms).min(f64::MAX);
         entry.at_ms = entry.at_ms.max(now_ms);
         if self.adapters.len() > adapters_max + adapters_max / 8 {
@@ -66,18 +84,15 @@ impl Demand {
         }
     }
 
-    /// Requests a second and milliseconds of worker time a second, of one adapter.
+    /// The rates of one adapter.
     #[must_use]
-    pub fn of(&self, adapter: &Digest, now_ms: u64) -> (f64, f64) {
-        self.adapters.get(adapter).map_or((0.0, 0.0), |entry| self.rates(entry, now_ms))
+    pub fn of(&self, adapter: &Digest, now_ms: u64) -> Rates {
+        self.adapters.get(adapter).map_or(Rates::default(), |entry| self.rates(entry, now_ms))
     }
 
-    /// Every adapter with its requests a second and milliseconds of worker time a second, in no order.
-    pub fn iter(&self, now_ms: u64) -> impl Iterator<Item = (Digest, f64, f64)> + '_ {
-        self.adapters.iter().map(move |(adapter, entry)| {
-            let (requests, work_ms) = self.rates(entry, now_ms);
-            (*adapter, requests, work_ms)
-        })
+    /// Every adapter with its rates, in no order.
+    pub fn iter(&self, now_ms: u64) -> impl Iterator<Item = (Digest, Rates)> + '_ {
+        self.adapters.iter().map(move |(adapter, entry)| (*adapter, self.rates(entry, now_ms)))
     }
 
     /// How many adapters are remembered: at most an eighth more than the limit.
@@ -92,13 +107,17 @@ impl Demand {
         self.adapters.is_empty()
     }
 
-    fn rates(&self, entry: &Decayed, now_ms: u64) -> (f64, f64) {
+    fn rates(&self, entry: &Decayed, now_ms: u64) -> Rates {
         let per_s = |half_life_ms: u64| {
             let mean_life_s = half_life_ms.max(1) as f64 / 1000.0 / std::f64::consts::LN_2;
             entry.factor(now_ms, half_life_ms) / mean_life_s
         };
         let DemandSettings { work_half_life_ms, request_half_life_ms, .. } = self.settings;
-        (entry.requests * per_s(request_half_life_ms), entry.work_ms * per_s(work_half_life_ms))
+        Rates {
+            requests_per_s: entry.requests * per_s(request_half_life_ms),
+            recent_requests_per_s: entry.recent_requests * per_s(RECENT_HALF_LIFE_MS),
+            work_ms_per_s: entry.work_ms * per_s(work_half_life_ms),
+        }
     }
 
     fn forget(&mut self, now_ms: u64) {
@@ -134,12 +153,14 @@ mod tests {
         for second in 0..400u64 {
             demand.add(digest(1), 4.0, 200.0, second * 1000);
         }
-        let (requests, work_ms) = demand.of(&digest(1), 399_000);
-        assert!((requests - 4.0).abs() < 0.2, "{requests}");
-        assert!((work_ms - 200.0).abs() < 10.0, "{work_ms}");
-        let (later, later_ms) = demand.of(&digest(1), 419_000);
-        assert!((later / requests - 0.5).abs() < 1e-9, "{later}");
-        assert!((later_ms / work_ms - 0.25).abs() < 1e-9, "{later_ms}");
+        let steady = demand.of(&digest(1), 399_000);
+        assert!((steady.requests_per_s - 4.0).abs() < 0.2, "{steady:?}");
+        assert!((steady.recent_requests_per_s - 4.0).abs() < 0.2, "{steady:?}");
+        assert!((steady.work_ms_per_s - 200.0).abs() < 10.0, "{steady:?}");
+        let later = demand.of(&digest(1), 419_000);
+        assert!((later.requests_per_s / steady.requests_per_s - 0.5).abs() < 1e-9, "{later:?}");
+        assert!((later.recent_requests_per_s / steady.recent_requests_per_s - 0.5).abs() < 1e-9, "{later:?}");
+        assert!((later.work_ms_per_s / steady.work_ms_per_s - 0.25).abs() < 1e-9, "{later:?}");
     }
 
     #[test]
@@ -150,7 +171,7 @@ mod tests {
             demand.add(digest(n), 1.0, 1.0, n);
             assert!(demand.len() <= 112, "{}", demand.len());
         }
-        assert!(demand.of(&digest(0), 10_000).0 > 0.0);
+        assert!(demand.of(&digest(0), 10_000).requests_per_s > 0.0);
     }
 
     #[test]
@@ -159,9 +180,9 @@ mod tests {
         for value in [f64::NAN, f64::INFINITY, -1.0] {
             demand.add(digest(1), value, value, 100);
         }
-        assert_eq!(demand.of(&digest(1), 100), (0.0, 0.0));
+        assert_eq!(demand.of(&digest(1), 100), Rates::default());
         demand.add(digest(1), 1.0, 1.0, 100);
         demand.add(digest(1), 1.0, 1.0, 0);
-        assert!(demand.of(&digest(1), 0).0.is_finite());
+        assert!(demand.of(&digest(1), 0).requests_per_s.is_finite());
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! 1. [`Demand`]: what is asked for, as decayed rates.
 //!    [`Speeds`] turn tokens into the worker's time that they cost.
-//! 2. [`plan`]: demand, budgets, pins and floors turned into desired residency. [`hold`] keeps what an authority that has listened for
+//! 2. [`plan`]: demand, the hours of tenants, budgets, pins and floors turned into desired residency. [`hold`] keeps what an authority that has listened for
 //!    a short time only cannot judge; [`by_worker`] tells workers what is wanted of them.
 //! 3. [`Epoch`] and [`Document`]: a numbered placement as bytes, and strict reading of such bytes.
 //! 4. [`Map`]: a document and the workers that are there, ready for routing: the replica set and the spill set of an
@@ -29,9 +29,10 @@ mod plan;
 mod route;
 mod speeds;
 mod table;
+mod trend;
 
 pub use breaker::{Breaker, BreakerSettings, Permit};
-pub use demand::{Demand, DemandSettings};
+pub use demand::{Demand, DemandSettings, RECENT_HALF_LIFE_MS, Rates};
 pub use desired::{Desired, by_worker};
 pub use document::{
     ADAPTERS_MAX, COPIES_MAX, DOCUMENT_BYTES_MAX, Document, DocumentError, Epoch, Host, Placed, WORKER_NAME_BYTES_MAX,

@@ -6,6 +6,7 @@
 use crate::assign::assign;
 use crate::copies::grant;
 use crate::document::{ADAPTERS_MAX, Host, Placed, WEIGHT_MAX, WORKERS_MAX};
+use crate::trend::trends;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use weft_types::{Digest, TenantName};
 
@@ -22,6 +23,8 @@ pub struct Adapter {
     pub bytes: u64,
     /// Decayed requests a second.
     pub requests_per_s: f64,
+    /// The same over a time short enough to follow the hours of its tenant ([`crate::RECENT_HALF_LIFE_MS`]).
+    pub recent_requests_per_s: f64,
     /// Decayed worker time a second, without the part of its rank: milliseconds a second.
     pub work_ms_per_s: f64,
     /// At least so many workers hold it, whatever the demand (at most as many as there are).
@@ -98,7 +101,7 @@ impl Default for PlanSettings {
             copy_load_max: 0.08,
             keep_factor: 1.5,
             further_copies_share: 0.5,
-            balance_max: 1.05,
+            balance_max: 1.15,
             moves_max: 64,
             move_bytes_max: 4 << 30,
             ahead_per_s: 1.0 / 30.0,
@@ -163,12 +166,15 @@ pub(crate) struct Item<'a> {
     pub(crate) adapter: &'a Adapter,
     /// Milliseconds of worker time a second.
     pub(crate) load: f64,
-    /// Requests a second times bytes to load, over bytes it takes: what its first copy saves for its room.
+    /// Requests a second, by the trend of its tenant, times bytes to load, over bytes it takes: what its first copy saves for its
+    /// room.
     pub(crate) value: f64,
     /// Workers that the previous placement gave it and that are still there.
     pub(crate) kept: Vec<u16>,
     /// Whether any worker has the bytes.
     pub(crate) is_held: bool,
+    /// Pinned, or of a tenant with a floor: it has a place wherever there is room.
+    pub(crate) is_promised: bool,
 }
 
 /// Plans desired residency. `previous` is what was planned before (copies stay where they are unless there is a reason).
@@ -216,12 +222,16 @@ fn items<'a>(
     let held: HashSet<Digest> = site.workers.iter().flat_map(|worker| worker.resident.iter().copied()).collect();
     // What fits nowhere has no place.
     let fitting = observed.adapters.iter().filter(|adapter| adapter.bytes <= largest);
+    let trends = trends(&observed.adapters);
     let mut items: Vec<Item<'a>> = fitting
         .map(|adapter| {
             let load = sound(adapter.work_ms_per_s) * (1.0 + f64::from(adapter.rank) * settings.rank_cost);
             let bytes = adapter.bytes.max(1) as f64;
-            let value = sound(adapter.requests_per_s) * (bytes + settings.load_fixed_bytes as f64) / bytes;
-            Item { adapter, load, value, kept: Vec::new(), is_held: held.contains(&adapter.digest) }
+            let trend = trends.get(&adapter.tenant).copied().unwrap_or(1.0);
+            let value = trend * sound(adapter.requests_per_s) * (bytes + settings.load_fixed_bytes as f64) / bytes;
+            let floor = observed.tenants.get(&adapter.tenant).map_or(0, |tenant| tenant.floor);
+            let is_promised = adapter.pinned_copies > 0 || floor > 0;
+            Item { adapter, load, value, kept: Vec::new(), is_held: held.contains(&adapter.digest), is_promised }
         })
         .collect();
     items.sort_by(|a, b| {
@@ -240,6 +250,6 @@ fn items<'a>(
 /// More than any mesh does in a second, and small enough that sums and ratios stay finite.
 const RATE_MAX: f64 = 1e12;
 
-fn sound(value: f64) -> f64 {
+pub(crate) fn sound(value: f64) -> f64 {
     if value.is_finite() { value.clamp(0.0, RATE_MAX) } else { 0.0 }
 }

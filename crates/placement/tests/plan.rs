@@ -20,6 +20,7 @@ fn adapter(n: u64, requests_per_s: f64) -> Adapter {
         rank: 16,
         bytes: 10 << 20,
         requests_per_s,
+        recent_requests_per_s: requests_per_s,
         work_ms_per_s: requests_per_s * 50.0,
         pinned_copies: 0,
     }
@@ -139,6 +140,53 @@ fn what_is_resident_is_no_move() {
 }
 
 #[test]
+fn an_only_copy_is_given_its_place_where_its_bytes_are_or_none() {
+    let mut observed = observed(2, 2, 1);
+    // Both are on the first worker, which has room for one.
+    observed.workers[0].resident = vec![digest(0), digest(1)];
+    observed.adapters.iter_mut().for_each(|adapter| adapter.work_ms_per_s = 1.0);
+    let settings = PlanSettings { fill: 1.0, copy_load_max: 1.0, ..free_moves() };
+    let bound = plan(&observed, None, &settings);
+    assert_eq!(copies(&bound), [(digest(0), "w-000")].into());
+    assert_eq!((bound.moves, bound.deferred), (0, 1));
+    observed.tenants.insert(tenant("harbour"), Tenant { floor: 2, ceiling: None });
+    let promised = plan(&observed, None, &settings);
+    assert_eq!(copies(&promised), [(digest(0), "w-000"), (digest(1), "w-001")].into());
+}
+
+#[test]
+fn what_is_there_takes_the_place_of_what_is_asked_for_less_and_what_is_not_only_when_it_is_asked_for_much_more() {
+    let mut observed = observed(2, 1, 1);
+    observed.workers[0].resident = vec![digest(0)];
+    let settings = PlanSettings { fill: 1.0, copy_load_max: 1.0, ..free_moves() };
+    let before = plan(&observed, None, &settings);
+    assert_eq!(count(&before, 0), 1);
+    let placed = |resident: Vec<u64>, requests_per_s: f64| {
+        let mut later = observed.clone();
+        later.workers[0].resident = resident.into_iter().map(digest).collect();
+        later.adapters[1] = adapter(1, requests_per_s);
+        count(&again(&later, &before, &settings), 1) == 1
+    };
+    // The other one is asked for 20 times a second.
+    assert!(placed(vec![0, 1], 21.0) && !placed(vec![0, 1], 19.0));
+    assert!(placed(vec![0], 31.0) && !placed(vec![0], 29.0));
+}
+
+#[test]
+fn an_adapter_goes_by_its_own_share_and_by_the_hours_of_its_tenant() {
+    let mut observed = observed(0, 1, 10);
+    let of = |n: u64, name: &str, hours: f64| Adapter {
+        tenant: tenant(name),
+        recent_requests_per_s: hours * 2.0,
+        ..adapter(n, 2.0)
+    };
+    // Ten of each, in no order of their digests.
+    observed.adapters = (0..20).map(|n| if n % 2 == 0 { of(n, "day", 2.0) } else { of(n, "night", 0.2) }).collect();
+    let made = plan(&observed, None, &PlanSettings { fill: 1.0, copy_load_max: 1.0, ..free_moves() });
+    assert!((0..20).all(|n| count(&made, n) == usize::from(n % 2 == 0)), "{:?}", made.adapters);
+}
+
+#[test]
 fn pins_and_floors_hold_against_any_demand_and_ceilings_bound_it() {
     let mut observed = observed(1000, 4, 10);
     observed.adapters[998] = Adapter { pinned_copies: 3, ..adapter(998, 0.0) };
@@ -184,11 +232,12 @@ fn any_number() -> impl Strategy<Value = f64> {
 }
 
 prop_compose! {
-    fn any_adapter()(n in 0u64..40, requests in any_number(), work in any_number(), rank in any::<u32>(),
+    fn any_adapter()(n in 0u64..40, requests_per_s in any_number(), recent in any_number(), work_ms_per_s in any_number(), rank in any::<u32>(),
         bytes in prop_oneof![0u64..1000, Just(u64::MAX)], pinned_copies in prop_oneof![0u32..4, Just(u32::MAX)],
         owner in 0..3usize) -> Adapter {
         let tenant = tenant(["a", "b", "c"][owner]);
-        Adapter { digest: digest(n), tenant, rank, bytes, requests_per_s: requests, work_ms_per_s: work, pinned_copies }
+        let (digest, recent_requests_per_s) = (digest(n), recent);
+        Adapter { digest, tenant, rank, bytes, requests_per_s, recent_requests_per_s, work_ms_per_s, pinned_copies }
     }
 }
 

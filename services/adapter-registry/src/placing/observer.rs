@@ -3,7 +3,9 @@
 use super::records::Known;
 use std::collections::{BTreeMap, HashMap};
 use weft_bus::residency::Follower;
-use weft_placement::{Adapter, Demand, DemandSettings, Observed, Speeds, WORKER_NAME_BYTES_MAX, WORKERS_MAX, Worker};
+use weft_placement::{
+    Adapter, Demand, DemandSettings, Observed, Rates, Speeds, WORKER_NAME_BYTES_MAX, WORKERS_MAX, Worker,
+};
 use weft_proto::mesh::v1 as mesh;
 use weft_proto::mesh::v1::Tier;
 use weft_service_kit::transport::Address;
@@ -209,11 +211,12 @@ impl Observer {
         let mut adapters: Vec<Adapter> = self
             .demand
             .iter(now_ms)
-            .filter_map(|(digest, requests_per_s, work_ms_per_s)| {
-                Some(Adapter { requests_per_s, work_ms_per_s, ..known.adapter(&digest)? })
+            .filter_map(|(digest, rates)| {
+                let Rates { requests_per_s, recent_requests_per_s, work_ms_per_s } = rates;
+                Some(Adapter { requests_per_s, recent_requests_per_s, work_ms_per_s, ..known.adapter(&digest)? })
             })
             .collect();
-        let unasked = known.pins.keys().filter(|digest| self.demand.of(digest, now_ms) == (0.0, 0.0));
+        let unasked = known.pins.keys().filter(|digest| self.demand.of(digest, now_ms) == Rates::default());
         adapters.extend(unasked.filter_map(|digest| known.adapter(digest)));
         Observed { adapters, workers: workers.collect(), tenants: known.tenants.clone() }
     }

@@ -137,7 +137,8 @@ fn demand_of_a_gateway_counts_once_and_only_for_adapters_of_the_mesh() {
     let adapter = &observed.adapters[0];
     assert_eq!((adapter.digest, adapter.bytes, adapter.rank, &adapter.tenant), (digest(1), 1001, 8, &tenant()));
     let once = observer.demand.of(&digest(1), 0);
-    assert_eq!((adapter.requests_per_s, adapter.work_ms_per_s), once);
+    assert_eq!((adapter.requests_per_s, adapter.work_ms_per_s), (once.requests_per_s, once.work_ms_per_s));
+    assert_eq!(adapter.recent_requests_per_s, once.recent_requests_per_s);
     let mut again = Demand::new(DemandSettings::default());
     again.add(digest(1), 4.0, 1000.0, 0);
     assert_eq!(once, again.of(&digest(1), 0), "100 tokens of 10 ms");

@@ -67,6 +67,7 @@ impl Known {
             // Of the blob: what it takes in a slot differs by its dtype only.
             bytes: version.bytes,
             requests_per_s: 0.0,
+            recent_requests_per_s: 0.0,
             work_ms_per_s: 0.0,
             pinned_copies: self.pins.get(digest).copied().unwrap_or(0),
         })
