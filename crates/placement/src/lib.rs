@@ -8,8 +8,8 @@
 //!
 //! 1. [`Demand`]: what is asked for, as decayed rates.
 //!    [`Speeds`] turn tokens into the worker's time that they cost.
-//! 2. [`plan`]: demand, the hours of tenants, budgets, pins and floors turned into desired residency. [`hold`] keeps what an authority that has listened for
-//!    a short time only cannot judge; [`by_worker`] tells workers what is wanted of them.
+//! 2. [`plan`]: demand, tenants' hours, budgets, pins and floors turned into desired residency. [`hold`] keeps what an authority
+//!    that has listened for a short time only cannot judge; [`by_worker`] tells workers what is wanted of them.
 //! 3. [`Epoch`] and [`Document`]: a numbered placement as bytes, and strict reading of such bytes.
 //! 4. [`Map`]: a document and the workers that are there, ready for routing: the replica set and the spill set of an
 //!    adapter in constant time, over a [`Table`].
@@ -42,8 +42,8 @@ pub use hold::hold;
 pub use map::{Map, ORDER_PROBES_MAX, Sets};
 pub use plan::{Adapter, Observed, Plan, PlanSettings, Tenant, Worker, plan};
 pub use route::{
-    Availability, Bandwidth, Choice, INSIDE_PROBES_MAX, LOAD_BYTES_MORE, NoWorker, Place, Prediction, Request,
-    RouteSettings, SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,
+    Availability, Bandwidth, COMPARED_MAX, Choice, INSIDE_PROBES_MAX, LOAD_BYTES_MORE, NoWorker, Place, Prediction,
+    Request, RouteSettings, SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,
 };
 pub use speeds::Speeds;
 pub use table::{TABLE_SLOTS, Table};

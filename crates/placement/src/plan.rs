@@ -97,8 +97,8 @@ pub struct PlanSettings {
 impl Default for PlanSettings {
     fn default() -> Self {
         Self {
-            fill: 0.97,
-            copy_load_max: 0.08,
+            fill: 0.94,
+            copy_load_max: 0.12,
             keep_factor: 1.5,
             further_copies_share: 0.5,
             balance_max: 1.15,

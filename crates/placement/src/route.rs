@@ -7,14 +7,17 @@
 //! prefill = (prompt - predicted prefix hit) / measured rate
 //! ```
 //!
-//! Two workers of the replica set are compared, drawn by chance (Mitzenmacher, "The Power of Two Choices in Randomized Load
-//! Balancing", IEEE TPDS 12(10), 2001: also the best known answer to load reports that are old, "How Useful Is Old
-//! Information?", PODC 1997). Only if both are worse than `spill_after_ms`, the two workers of the spill set are looked
+//! Up to four workers of the replica set are compared, drawn by chance (Mitzenmacher, "The Power of Two Choices in Randomized
+//! Load Balancing", IEEE TPDS 12(10), 2001; a few drawn by chance are also the best known answer to load reports that are old,
+//! "How Useful Is Old Information?", PODC 1997). Most sets have one or two; in those that have more, which take much of the
+//! load, four even out what the others leave uneven. Only if all are worse than `spill_after_ms`, the two workers of the spill set are looked
 //! at, and taken if they are better by `spill_gain`. A request is never offered to more workers than that.
 
 use crate::map::Sets;
 
-/// Workers of the set that are looked at to find two that can be used.
+/// Workers of the set that are compared, if so many can be used.
+pub const COMPARED_MAX: usize = 4;
+/// Workers of the set that are looked at to find those.
 pub const INSIDE_PROBES_MAX: usize = 8;
 /// Workers outside the set that are looked at.
 pub const SPILL_PROBES_MAX: usize = 6;
@@ -102,7 +105,7 @@ pub struct Request<'a> {
     pub adapter_bytes: u64,
     /// Workers that this request was tried on already: not again. Short.
     pub avoid: &'a [u16],
-    /// A worker of the set that is looked at whatever chance says, because much of the prompt is likely there: the other of the two is
+    /// A worker of the set that is looked at whatever chance says, because much of the prompt is likely there: the others are
     /// drawn. One that is outside the set counts for nothing.
     pub familiar: Option<u16>,
 }
@@ -206,7 +209,8 @@ struct Candidate {
 }
 
 /// Chooses a worker. `draw` is a random number of the caller: equal inputs give equal answers.
-/// Cost: at most [`INSIDE_PROBES_MAX`] + [`SPILL_PROBES_MAX`] reads of the view, usually two; nothing is allocated.
+/// Cost: at most [`INSIDE_PROBES_MAX`] + [`SPILL_PROBES_MAX`] reads of the view, usually at most [`COMPARED_MAX`]; nothing is
+/// allocated.
 ///
 /// # Errors
 /// [`NoWorker`] if none that was looked at is serving and not to be avoided.
@@ -227,7 +231,7 @@ pub fn choose(
         Some(Candidate { worker, predicted: predict(&load, view.place(worker), request), recent: load.recent })
     };
     let familiar = request.familiar.filter(|worker| sets.holds(*worker));
-    let mut best = two_of(sets.inside(), familiar, draw, &mut look, settings);
+    let mut best = best_inside(sets.inside(), familiar, draw, &mut look, settings);
     let mut is_spill = false;
     let inside_ms = best.map_or(f64::INFINITY, |best| best.predicted.total_ms());
     if inside_ms > settings.spill_after_ms {
@@ -246,9 +250,9 @@ pub fn choose(
     Ok(Choice { worker, predicted, is_spill, looked_at })
 }
 
-/// The better of the first two that can be used: the familiar one if there is one, then in an order drawn by chance in which every
-/// pair is equally likely first.
-fn two_of(
+/// The best of the first [`COMPARED_MAX`] that can be used: the familiar one if there is one, then in an order drawn by chance in
+/// which every pair is equally likely first.
+fn best_inside(
     set: &[u16],
     familiar: Option<u16>,
     draw: u64,
@@ -260,7 +264,8 @@ fn two_of(
         return None;
     }
     let start = draw % count;
-    let mut first: Option<Candidate> = familiar.and_then(&mut *look);
+    let mut best: Option<Candidate> = familiar.and_then(&mut *look);
+    let mut compared = usize::from(best.is_some());
     let probes = INSIDE_PROBES_MAX - usize::from(familiar.is_some());
     for nth in 0..count.min(probes as u64) {
         let at = (start + stride_sum(draw, count, nth)) % count;
@@ -269,12 +274,13 @@ fn two_of(
             continue;
         }
         let Some(candidate) = look(worker) else { continue };
-        match first {
-            None => first = Some(candidate),
-            Some(one) => return Some(better(one, candidate, settings)),
+        best = Some(best.map_or(candidate, |best| better(best, candidate, settings)));
+        compared += 1;
+        if compared == COMPARED_MAX {
+            break;
         }
     }
-    first
+    best
 }
 
 /// How far the `nth` probe is from the start: a stride without a common divisor with the count meets everyone once.

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use std::cell::Cell;
 use std::collections::HashMap;
 use weft_placement::{
-    Availability, Bandwidth, Document, Epoch, Host, INSIDE_PROBES_MAX, Map, Place, Placed, Request, RouteSettings,
-    SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,
+    Availability, Bandwidth, COMPARED_MAX, Document, Epoch, Host, INSIDE_PROBES_MAX, Map, Place, Placed, Request,
+    RouteSettings, SPILL_PROBES_MAX, Tier, View, WorkerLoad, choose, predict,
 };
 use weft_types::Digest;
 
@@ -69,23 +69,25 @@ fn a_prediction_adds_queue_load_by_tier_and_prefill_without_the_hit() {
 }
 
 #[test]
-fn the_better_of_two_of_the_set_is_taken_and_the_worst_never() {
-    let (map, mut seen) = (map(16, 4), all(16, idle()));
-    seen.loads.get_mut(&2).unwrap().queue_ms = 300.0;
+fn the_best_of_four_of_the_set_is_taken_and_the_worst_never() {
+    let (map, mut seen) = (map(16, 5), all(16, idle()));
+    for at in [1, 2] {
+        seen.loads.get_mut(&at).unwrap().queue_ms = 300.0;
+    }
     let mut taken = HashMap::new();
     for draw in 0..1000u64 {
         let draw = draw.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let choice = choose(&seen, &REQUEST, &map.sets(&digest(1)), draw, &RouteSettings::default()).unwrap();
-        assert!(!choice.is_spill && choice.looked_at == 2);
+        assert!(!choice.is_spill && choice.looked_at == COMPARED_MAX);
         *taken.entry(choice.worker).or_insert(0) += 1;
     }
     assert_eq!(taken.len(), 3, "{taken:?}");
-    assert!(!taken.contains_key(&2));
+    assert!([1, 2].iter().all(|at| !taken.contains_key(at)), "{taken:?}");
     assert!(taken.values().all(|count| (200..=480).contains(count)), "{taken:?}");
 }
 
 #[test]
-fn the_familiar_one_is_one_of_the_two_that_are_looked_at_and_wins_only_if_it_is_better() {
+fn the_familiar_one_is_one_of_those_that_are_looked_at_and_wins_only_if_it_is_better() {
     let (map, mut seen) = (map(64, 12), all(64, idle()));
     let sets = map.sets(&digest(1));
     let choose = |seen: &Seen, familiar: u16, draw: u64| {
@@ -99,9 +101,9 @@ fn the_familiar_one_is_one_of_the_two_that_are_looked_at_and_wins_only_if_it_is_
     }
     for draw in 0..200 {
         let choice = choose(&seen, 7, draw);
-        assert_eq!((choice.worker, choice.looked_at), (7, 2));
+        assert_eq!((choice.worker, choice.looked_at), (7, COMPARED_MAX));
         let outside = choose(&seen, 40, draw);
-        assert!(outside.worker < 12 && outside.looked_at == 2, "one outside counts for nothing");
+        assert!(outside.worker < 12 && outside.looked_at == COMPARED_MAX, "one outside counts for nothing");
     }
     seen.loads.get_mut(&7).unwrap().queue_ms = 300.0;
     assert!((0..200).all(|draw| choose(&seen, 7, draw).worker != 7));
@@ -180,7 +182,7 @@ fn without_anybody_the_answer_says_how_many_were_asked() {
 }
 
 #[test]
-fn the_bare_base_goes_to_the_better_of_two_of_all() {
+fn the_bare_base_goes_to_the_best_of_four_of_all() {
     let (map, seen) = (map(64, 0), all(64, idle()));
     let taken: std::collections::BTreeSet<u16> = (0..2000u64)
         .map(|draw| draw.wrapping_mul(0x9e37_79b9_7f4a_7c15))

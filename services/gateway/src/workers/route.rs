@@ -1,7 +1,7 @@
 //! Which worker a request goes to: what is known of the workers, said in the words of `weft_placement`.
 //!
 //! Requests for one adapter meet at the workers that the last placement gives it; without one at its home and one more worker, whichever
-//! gateway they come through (rendezvous hashing). Of two of them the one with the smaller predicted time to first token is taken,
+//! gateway they come through (rendezvous hashing). Of a few of them the one with the smaller predicted time to first token is taken,
 //! and few others are ever looked at (`docs/mesh.md`).
 
 use crate::workers::worker::{Worker, WorkerId};
