@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use eventsource_stream::Eventsource;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::{Deserialize, Serialize};
@@ -59,9 +60,12 @@ impl Admin {
         self.http.request(method, format!("{}/admin/v1/{path}", self.url)).bearer_auth(&self.key)
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Value> {
-        let response = request.send().await.with_context(|| format!("cannot reach the admin API at {}", self.url))?;
-        answer(response).await
+    fn send(&self, request: RequestBuilder) -> BoxFuture<'_, Result<Value>> {
+        Box::pin(async move {
+            let response =
+                request.send().await.with_context(|| format!("cannot reach the admin API at {}", self.url))?;
+            answer(response).await
+        })
     }
 
     /// `GET` of any path below `/admin/v1/`.
@@ -377,7 +381,11 @@ impl Data {
         Ok((tokens, steps?))
     }
 
-    async fn stream(&self, path: &str, mut body: Value) -> Result<Answer> {
+    fn stream<'a>(&'a self, path: &'a str, body: Value) -> BoxFuture<'a, Result<Answer>> {
+        Box::pin(self.read_stream(path, body))
+    }
+
+    async fn read_stream(&self, path: &str, mut body: Value) -> Result<Answer> {
         body["stream"] = true.into();
         body["stream_options"] = json!({ "include_usage": true });
         let begin = Instant::now();

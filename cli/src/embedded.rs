@@ -6,6 +6,7 @@
 
 use crate::{model, up};
 use anyhow::{Context, Result};
+use futures::future::BoxFuture;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -206,7 +207,11 @@ impl Mesh {
     ///
     /// # Errors
     /// A service failed; the message names it.
-    pub async fn finished(mut self) -> Result<()> {
+    pub fn finished(self) -> BoxFuture<'static, Result<()>> {
+        Box::pin(self.wind_down())
+    }
+
+    async fn wind_down(mut self) -> Result<()> {
         // A service that ends before the signal takes the mesh down with it: half a mesh serves nobody.
         let ended = tokio::select! {
             drained = &mut self.gateway => Err(drained),
@@ -299,7 +304,16 @@ async fn resolve_model(model: &str) -> Result<PathBuf> {
     if model == model::DEMO { model::fetch(model, None).await } else { Ok(PathBuf::from(model)) }
 }
 
-async fn start_in(
+fn start_in<'a>(
+    settings: Settings,
+    data_dir: &'a Path,
+    private_dir: Option<tempfile::TempDir>,
+    shutdown: Shutdown,
+) -> BoxFuture<'a, Result<Mesh>> {
+    Box::pin(wire(settings, data_dir, private_dir, shutdown))
+}
+
+async fn wire(
     settings: Settings,
     data_dir: &Path,
     private_dir: Option<tempfile::TempDir>,

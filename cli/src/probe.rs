@@ -1,6 +1,7 @@
 //! `weft probe`: a health check for images that have no other client.
 
 use anyhow::{Context, Result};
+use futures::future::BoxFuture;
 use std::time::Duration;
 
 /// Characters of a refusal that are shown.
@@ -12,7 +13,11 @@ const BODY_CHARS_MAX: usize = 500;
 /// # Errors
 /// It does not answer in time, or not with success: the message has the status and the beginning of the answer, where `/readyz`
 /// lists what a service waits for.
-pub async fn run(url: &str, timeout: Duration) -> Result<()> {
+pub fn run(url: &str, timeout: Duration) -> BoxFuture<'_, Result<()>> {
+    Box::pin(ask(url, timeout))
+}
+
+async fn ask(url: &str, timeout: Duration) -> Result<()> {
     let silent = || format!("{url} does not answer");
     if let Some(address) = url.strip_prefix("tcp://") {
         let connecting = tokio::net::TcpStream::connect(address);

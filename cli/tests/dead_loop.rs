@@ -2,6 +2,7 @@
 //! Its own program, because it sets a trap for the whole process: the first event that the loop's thread logs after the
 //! trap is armed panics there.
 
+#[path = "mesh/support/mod.rs"]
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};

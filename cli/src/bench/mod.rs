@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use cases::{Figures, MIXED_RANKS};
 use ceiling::Ceiling;
 use clap::Args;
+use futures::future::LocalBoxFuture;
 use serde_json::json;
 use std::path::PathBuf;
 use verdict::Verdict;
@@ -75,7 +76,11 @@ impl Options {
 ///
 /// # Errors
 /// The mesh cannot start, a request fails, or with `check` a figure is not what it should be.
-pub async fn run(options: Options) -> Result<()> {
+pub fn run(options: Options) -> LocalBoxFuture<'static, Result<()>> {
+    Box::pin(measure(options))
+}
+
+async fn measure(options: Options) -> Result<()> {
     let path = embedded::model_path(&options.settings).await?;
     let model = tokio::task::spawn_blocking(move || weft_base_model::open(&path, &Default::default())).await??.config;
     workload::check(&options, &model)?;

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -51,7 +52,15 @@ impl Operations {
     ///
     /// # Errors
     /// The text is no address, or the address cannot be listened on; the error names it.
-    pub async fn start(listen: &str, metrics: &prometheus::Registry, draining: &Shutdown) -> io::Result<Self> {
+    pub fn start<'a>(
+        listen: &'a str,
+        metrics: &'a prometheus::Registry,
+        draining: &'a Shutdown,
+    ) -> BoxFuture<'a, io::Result<Self>> {
+        Box::pin(Self::listen(listen, metrics, draining))
+    }
+
+    async fn listen(listen: &str, metrics: &prometheus::Registry, draining: &Shutdown) -> io::Result<Self> {
         let facts = Facts { metrics: metrics.clone(), readiness: Arc::default(), draining: draining.clone() };
         let mut serving = JoinSet::new();
         let mut address = None;

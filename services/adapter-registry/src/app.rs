@@ -6,6 +6,7 @@ use crate::layout::ROOT;
 use crate::metrics::Metrics;
 use crate::placing::{self, Placing};
 use crate::{Error, Settings, tell};
+use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -36,7 +37,15 @@ impl App {
     ///
     /// # Errors
     /// `invalid` settings, `unavailable` if the store stays away, `internal` if it cannot be used.
-    pub async fn build(
+    pub fn build<'a>(
+        settings: Settings,
+        store: Arc<dyn ObjectStore>,
+        metrics: &'a prometheus::Registry,
+    ) -> BoxFuture<'a, Result<Self, Error>> {
+        Box::pin(Self::start(settings, store, metrics))
+    }
+
+    async fn start(
         settings: Settings,
         store: Arc<dyn ObjectStore>,
         metrics: &prometheus::Registry,
@@ -45,8 +54,8 @@ impl App {
         let metrics = Metrics::new(metrics).map_err(Error::Metrics)?;
         let wait = Duration::from_millis(settings.store_wait_ms);
         let core = Arc::new(Core::new(store, settings, metrics));
-        when_store_answers(wait, async || Ok(weft_object_store::probe(&*core.store).await?)).await?;
-        when_store_answers(wait, async || core.refresh(ROOT).await).await?;
+        when_store_answers(wait, || async { Ok(weft_object_store::probe(&*core.store).await?) }).await?;
+        when_store_answers(wait, || core.refresh(ROOT)).await?;
         let counts = core.counts();
         tracing::info!(
             tenants = counts.tenants,
@@ -80,7 +89,11 @@ impl App {
     ///
     /// # Errors
     /// The transport failed.
-    pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
+    pub fn run(self, listener: Listener, shutdown: Shutdown) -> BoxFuture<'static, Result<(), Error>> {
+        Box::pin(self.serve(listener, shutdown))
+    }
+
+    async fn serve(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
         let grace = Duration::from_millis(self.core.settings.shutdown_grace_ms);
         let closing = shutdown.delayed(Duration::from_millis(self.core.settings.drain_delay_ms));
         let stopping = closing.child();
@@ -146,7 +159,10 @@ async fn watch_for_base(core: &Core, readiness: &Readiness, stopping: &Shutdown)
 }
 
 /// Tries until the store answers; what waiting cannot help is an error at once.
-async fn when_store_answers<T>(wait: Duration, work: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+async fn when_store_answers<T, F>(wait: Duration, work: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
     let deadline = Instant::now() + wait;
     let mut backoff = Backoff::default();
     loop {

@@ -8,6 +8,7 @@ use crate::prefetch::{self, Queue};
 use crate::service::CacheService;
 use crate::tell::{self, Told};
 use crate::{Error, Settings, promote};
+use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -83,7 +84,11 @@ impl App {
     ///
     /// # Errors
     /// The transport failed.
-    pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
+    pub fn run(self, listener: Listener, shutdown: Shutdown) -> BoxFuture<'static, Result<(), Error>> {
+        Box::pin(self.serve(listener, shutdown))
+    }
+
+    async fn serve(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
         let grace = Duration::from_millis(self.cache.0.settings.shutdown_grace_ms);
         let running = TaskTracker::new();
         let closing = shutdown.delayed(Duration::from_millis(self.cache.0.settings.drain_delay_ms));

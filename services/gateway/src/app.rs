@@ -14,6 +14,7 @@ use crate::serve::{Bounds, Ending, serve};
 use crate::settings::Settings;
 use crate::workers::{Dial, Pace, Pool, Prefixes, discover, watch_all};
 use axum::Router;
+use futures::future::BoxFuture;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -171,7 +172,11 @@ impl App {
     }
 
     /// Serves until the signal, then lets running answers finish within `shutdown_grace_s`.
-    pub async fn run(self, data: Listener, admin: Listener, shutdown: Shutdown) {
+    pub fn run(self, data: Listener, admin: Listener, shutdown: Shutdown) -> BoxFuture<'static, ()> {
+        Box::pin(self.serve(data, admin, shutdown))
+    }
+
+    async fn serve(self, data: Listener, admin: Listener, shutdown: Shutdown) {
         let gateway = Arc::clone(&self.gateway);
         let mut background = JoinSet::new();
         background.spawn({

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
@@ -63,11 +64,15 @@ impl App {
     /// # Errors
     /// [`Error::Settings`] for values that cannot be used, all at once; [`Error::Start`] for an unusable model;
     /// [`Error::Metrics`] if the registry has a worker already.
-    pub async fn build(
+    pub fn build<'a>(
         settings: Settings,
         components: Components,
-        metrics: &prometheus::Registry,
-    ) -> Result<Self, Error> {
+        metrics: &'a prometheus::Registry,
+    ) -> BoxFuture<'a, Result<Self, Error>> {
+        Box::pin(Self::start(settings, components, metrics))
+    }
+
+    async fn start(settings: Settings, components: Components, metrics: &prometheus::Registry) -> Result<Self, Error> {
         let checked = settings.check()?;
         let metrics = Metrics::new(metrics)?;
         let slot_bytes_max = checked.adapter_memory_bytes;
@@ -154,7 +159,11 @@ impl App {
     /// # Errors
     /// [`Error::Serve`] if the listener fails; [`Error::LoopEnded`] if the loop ends without being told to: whoever runs
     /// this worker should start it again.
-    pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
+    pub fn run(self, listener: Listener, shutdown: Shutdown) -> BoxFuture<'static, Result<(), Error>> {
+        Box::pin(self.serve(listener, shutdown))
+    }
+
+    async fn serve(self, listener: Listener, shutdown: Shutdown) -> Result<(), Error> {
         let registry = self.registry.clone();
         let announcing = self.registry.map(|channel| {
             let interval = Duration::from_secs(self.settings.announce_interval_s);

@@ -1,6 +1,7 @@
 //! A step loop that dies must not leave a worker that looks alive. Its own program, because it sets a trap for the
 //! whole process: the first event that the loop's thread logs after the trap is armed panics there.
 
+#[path = "worker/support/mod.rs"]
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};

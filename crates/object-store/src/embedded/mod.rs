@@ -13,6 +13,7 @@ pub use server::{Credentials, Server};
 use crate::{Error, S3Settings};
 use api::FolderS3;
 use folder::Folder;
+use futures::future::BoxFuture;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -49,7 +50,11 @@ impl EmbeddedS3 {
     ///
     /// # Errors
     /// As [`EmbeddedS3::start`].
-    pub async fn start_with(dir: &Path, listen: SocketAddr, credentials: Credentials) -> Result<Self, Error> {
+    pub fn start_with(dir: &Path, listen: SocketAddr, credentials: Credentials) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(Self::open(dir, listen, credentials))
+    }
+
+    async fn open(dir: &Path, listen: SocketAddr, credentials: Credentials) -> Result<Self, Error> {
         let dir = dir.to_owned();
         let opened = tokio::task::spawn_blocking(move || Folder::open(&dir)).await;
         let folder = opened.map_err(|error| Error::io("the folder", std::io::Error::other(error)))??;

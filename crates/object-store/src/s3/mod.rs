@@ -27,6 +27,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use bytes::Bytes;
 use failure::{Failure, classify};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use settings::Keys;
 use std::io;
 use std::ops::Range;
@@ -108,7 +109,11 @@ impl S3Store {
         Self::connect_by(settings, carried::http_client(dial, CONNECT_TIMEOUT)).await
     }
 
-    async fn connect_by(settings: &S3Settings, http_client: SharedHttpClient) -> Result<Self, Error> {
+    fn connect_by(settings: &S3Settings, http_client: SharedHttpClient) -> BoxFuture<'_, Result<Self, Error>> {
+        Box::pin(Self::configure(settings, http_client))
+    }
+
+    async fn configure(settings: &S3Settings, http_client: SharedHttpClient) -> Result<Self, Error> {
         let keys = settings.check()?;
         let region = Region::new(settings.region.clone());
         let mut config = config::Builder::new()
@@ -147,7 +152,11 @@ impl S3Store {
     ///
     /// # Errors
     /// The endpoint is away, or refuses us.
-    pub async fn ensure_bucket(&self) -> Result<(), Error> {
+    pub fn ensure_bucket(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.create_bucket())
+    }
+
+    async fn create_bucket(&self) -> Result<(), Error> {
         const OPERATION: &str = "create bucket";
         let head = self.client.head_bucket().bucket(&self.bucket).send().await;
         match head.map_err(|error| classify("head bucket", &self.bucket, error)) {

@@ -1,14 +1,12 @@
 //! 300 random events through the whole mesh (publish, publish again, move an alias, generate, many at once) against a
 //! sequential model of names, versions and answers. Invariant 1 from the API key down to the slot.
 
-mod support;
-
+use crate::support::{Weft, tiny_adapter, tiny_model};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use support::{Weft, tiny_adapter, tiny_model};
 use tokio::task::JoinHandle;
 use weft_cli::client::{Admin, Answer, Data};
 

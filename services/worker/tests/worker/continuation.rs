@@ -1,10 +1,8 @@
 //! Answers that another worker began: they go on to the bit where they were, whatever of them was delivered, and nothing
 //! that was delivered is said again. What no worker can have generated is refused.
 
-mod support;
-
+use crate::support::{Answer, HELLO, TestWorker, blob, request, settings};
 use serde_json::json;
-use support::{Answer, HELLO, TestWorker, blob, request, settings};
 use weft_fault::Kind;
 use weft_proto::worker::v1 as pb;
 use weft_worker::Settings;

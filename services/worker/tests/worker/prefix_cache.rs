@@ -1,10 +1,8 @@
 //! The prefix cache through the gRPC face: who hits, who cannot, and that a hit changes nothing but the work.
 
-mod support;
-
 use std::time::Instant;
 
-use support::{Answer, HELLO, TestWorker, blob, request, settings};
+use crate::support::{Answer, HELLO, TestWorker, blob, request, settings};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::generate_event::Event;
 use weft_types::Digest;

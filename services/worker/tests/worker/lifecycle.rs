@@ -1,14 +1,12 @@
 //! Requests that end early, a worker that ends, a worker that cannot start, and what it tells the registry.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use support::{Answer, HELLO, TestWorker, blob, golden, golden_greedy, request, settings};
+use crate::support::{Answer, HELLO, TestWorker, blob, golden, golden_greedy, request, settings};
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic_health::pb::HealthCheckRequest;
@@ -162,7 +160,7 @@ async fn health_says_serving_only_between_readiness_and_drain() {
     let ear = Ear { heard, calls: Arc::default() };
     let (listener, registry) = Listener::memory();
     let settings = Settings { announce_interval_s: 1, ..settings() };
-    let worker = TestWorker::start_with(settings, support::shelf::Shelf::new().await, Some(registry)).await;
+    let worker = TestWorker::start_with(settings, crate::support::shelf::Shelf::new().await, Some(registry)).await;
     let mut health = HealthClient::new(worker.channel.clone());
     let about = |service: &str| HealthCheckRequest { service: service.to_owned() };
     let mut check = async |service| health.check(about(service)).await.unwrap().into_inner().status();
@@ -292,7 +290,7 @@ async fn the_base_is_announced_until_the_registry_hears_it_and_again() {
     let (listener, channel) = Listener::memory();
     tokio::spawn(weft_service_kit::transport::server().add_service(ear).serve_with_incoming(listener.incoming()));
     let settings = Settings { announce_interval_s: 1, ..settings() };
-    let worker = TestWorker::start_with(settings, support::shelf::Shelf::new().await, Some(channel)).await;
+    let worker = TestWorker::start_with(settings, crate::support::shelf::Shelf::new().await, Some(channel)).await;
     let first = announcements.recv().await.unwrap();
     assert_eq!((first.layers, first.hidden_size, first.vocabulary_size), (3, 64, 260));
     assert_eq!((first.served_name.as_str(), first.worker.as_str(), first.base_digest.len()), ("tiny", "worker-t", 32));

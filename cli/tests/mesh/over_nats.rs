@@ -1,13 +1,11 @@
 //! The services as separate processes that find each other over a real NATS: nobody is told where the workers are.
 
-mod support;
-
+use crate::support::over_nats::{Mesh, publish, readyz, tenant};
+use crate::support::process::until;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use support::over_nats::{Mesh, publish, readyz, tenant};
-use support::process::until;
 use weft_nats_testkit::NatsServer;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,10 @@
 //! What a worker tells the mesh: that it is there, what it holds, and at once that it drains.
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::shelf::Shelf;
+use crate::support::{HELLO, blob, request, settings};
 use prost::Message;
-use support::shelf::Shelf;
-use support::{HELLO, blob, request, settings};
 use weft_bus::residency::{Follower, Heard as Followed};
 use weft_bus::{Bus, Heard, NatsSettings, Subscription, subjects};
 use weft_proto::mesh::v1 as mesh;

@@ -1,8 +1,6 @@
 //! The command line answers bad input with one sentence and an exit status.
 
-mod support;
-
-use support::{ADMIN_KEY, Weft, tiny_adapter, tiny_model, weft};
+use crate::support::{ADMIN_KEY, Weft, tiny_adapter, tiny_model, weft};
 
 #[test]
 fn a_missing_or_broken_model_is_named() {
@@ -152,7 +150,7 @@ fn every_launcher_name_arrives_as_a_flag_and_as_a_variable() {
         let is_variable = !["P", "HOSTNAME"].contains(&variable.as_str());
         assert_eq!(has(&up_settings(&[], &[(&variable, value)]), section, setting), is_variable, "{variable}");
     }
-    let documented = std::fs::read_to_string(support::root().join("docs/settings.md")).unwrap();
+    let documented = std::fs::read_to_string(crate::support::root().join("docs/settings.md")).unwrap();
     let cells = documented.lines().filter_map(|line| line.strip_prefix("| `-")?.split('|').next());
     let mut documented: Vec<String> = cells
         .flat_map(|cell| format!("`-{cell}").split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect::<Vec<_>>())
@@ -356,7 +354,7 @@ async fn publish_list_alias_and_keys_work_from_the_command_line() {
     let id = key["id"].as_str().unwrap();
     let (ok, out, err) = run(&["key", "limits", "--tenant", "harbour", id, "--concurrent-requests", "9"]);
     assert!(ok && out.contains("\"concurrent_requests\": 9"), "{out}{err}");
-    let reply = support::post(
+    let reply = crate::support::post(
         &format!("{}/v1/completions", up.data_url),
         key["secret"].as_str().unwrap(),
         serde_json::json!({ "model": "org/pirate", "prompt": "hi", "max_tokens": 2 }),

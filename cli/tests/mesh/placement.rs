@@ -1,13 +1,11 @@
 //! The authority for placement among real processes: killed, paused, away; and what workers do about placements.
 
-mod support;
-
+use crate::support::ADMIN_KEY;
+use crate::support::over_nats::{Gateway, Mesh, publish, tenant};
+use crate::support::process::until;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::ADMIN_KEY;
-use support::over_nats::{Gateway, Mesh, publish, tenant};
-use support::process::until;
 use weft_nats_testkit::NatsServer;
 
 const FAST: [(&str, &str); 2] = [("placement-epoch-ms", "200"), ("placement-silence-ms", "1500")];

@@ -1,15 +1,13 @@
 //! Real processes whose store and whose wires fail them. What is near is answered; what cannot be had says so, with a time to try again;
 //! what was acknowledged is there afterwards; and nothing has to be started again.
 
-mod support;
-
+use crate::support::apart::{Apart, Plan, flags};
+use crate::support::network::{Mood, Wire};
+use crate::support::process::until;
+use crate::support::{ADMIN_KEY, Reply, send, tiny_adapter, tiny_model};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use support::apart::{Apart, Plan, flags};
-use support::network::{Mood, Wire};
-use support::process::until;
-use support::{ADMIN_KEY, Reply, send, tiny_adapter, tiny_model};
 
 async fn mesh() -> (Apart, String) {
     let plan = Plan {

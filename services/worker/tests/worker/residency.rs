@@ -1,10 +1,8 @@
 //! Who stays in memory: the second tier, slow fetches beside fast ones, hints, pins and evictions by operators.
 
-mod support;
-
 use std::time::Duration;
 
-use support::{ADAPTERS, Answer, HELLO, TestWorker, blob, golden_greedy, request, settings};
+use crate::support::{ADAPTERS, Answer, HELLO, TestWorker, blob, golden_greedy, request, settings};
 use tokio::time::timeout;
 use weft_fault::Kind;
 use weft_types::Digest;

@@ -1,8 +1,6 @@
 //! Each limit of a request, and the answer one beyond it.
 
-mod support;
-
-use support::{HELLO, TestWorker, request, settings};
+use crate::support::{HELLO, TestWorker, request, settings};
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::generate_request::Prompt;

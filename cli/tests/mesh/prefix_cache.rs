@@ -1,9 +1,7 @@
 //! The prefix cache over HTTP, through all four services: who hits, where it is reported, and who never does.
 
-mod support;
-
+use crate::support::{Weft, post, tiny_adapter, tiny_model};
 use serde_json::{Value, json};
-use support::{Weft, post, tiny_adapter, tiny_model};
 
 /// 64 tokens: in the tiny model a token is a byte.
 const PROMPT: &str = "Once upon a time there was a loom that knew every thread by name";

@@ -1,7 +1,7 @@
 //! The four binaries over TCP with certificates: they serve each other, and nobody else.
 
-mod support;
-
+use crate::support::process::{Started, binary, until};
+use crate::support::{ADMIN_KEY, Reply, post, tiny_adapter, tiny_model};
 use prost::Message;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -9,8 +9,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
-use support::process::{Started, binary, until};
-use support::{ADMIN_KEY, Reply, post, tiny_adapter, tiny_model};
 use tonic::{Code, Request, Status};
 use weft_bus::{Bus, NatsSettings, State, subjects};
 use weft_certificate_testkit::{Authority, Signed};

@@ -1,12 +1,10 @@
 //! Real processes on a machine whose clock jumps: back and forth, by an hour and by a day. `faketime` lies to them about the wall
 //! clock only, as a jump does.
 
-mod support;
-
+use crate::support::apart::{Apart, Part, Plan};
+use crate::support::{tiny_adapter, tiny_model};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use support::apart::{Apart, Part, Plan};
-use support::{tiny_adapter, tiny_model};
 
 /// The library that Debian's package `faketime` brings.
 fn library() -> PathBuf {

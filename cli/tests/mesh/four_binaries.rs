@@ -1,13 +1,11 @@
 //! The four services as separate processes on ports, over real gRPC and a real S3 endpoint.
 
-mod support;
-
+use crate::support::process::{Process, binary};
+use crate::support::{ADMIN_KEY, Reply, demo_model, example_adapter, post, tiny_adapter, tiny_model};
 use serde_json::json;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use support::process::{Process, binary};
-use support::{ADMIN_KEY, Reply, demo_model, example_adapter, post, tiny_adapter, tiny_model};
 use weft_cli::client::{Admin, Data, Published};
 use weft_object_store::{EmbeddedS3, ObjectStore, S3Settings, S3Store};
 

@@ -1,11 +1,9 @@
 //! The binary's ends: what it prints and with which status it leaves.
 
-mod support;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
-use support::golden;
+use crate::support::golden;
 
 fn worker(flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft-worker"));

@@ -1,8 +1,6 @@
 //! Adapters on their way into slots and out of them: loads, eviction, budgets, wrong bytes, lost daemons.
 
-mod support;
-
-use support::{ADAPTERS, HELLO, TestWorker, blob, golden_greedy, request, settings};
+use crate::support::{ADAPTERS, HELLO, TestWorker, blob, golden_greedy, request, settings};
 use weft_fault::Kind;
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
@@ -36,7 +34,7 @@ async fn requests_for_one_adapter_load_it_once_and_others_do_not_wait() {
     assert_eq!(worker.load().await.loading_requests, 4);
     worker.shelf.let_go();
     for call in waiting {
-        let answer = support::Answer::read(call.await.unwrap().unwrap().into_inner()).await.unwrap();
+        let answer = crate::support::Answer::read(call.await.unwrap().unwrap().into_inner()).await.unwrap();
         assert_eq!(answer.ids(), golden_greedy(Some("rank8"))[..4]);
         assert!(answer.started.adapter_wait_us > 0 && answer.started.queue_us >= answer.started.adapter_wait_us);
     }
@@ -79,7 +77,10 @@ async fn a_busy_adapter_gives_way_to_one_that_waits() {
                 let mut served = 0;
                 while !stop.is_cancelled() {
                     let stream = client.generate(request(Some(hot), HELLO, 20)).await.unwrap().into_inner();
-                    assert_eq!(support::Answer::read(stream).await.unwrap().ids()[..16], golden_greedy(Some("rank8")));
+                    assert_eq!(
+                        crate::support::Answer::read(stream).await.unwrap().ids()[..16],
+                        golden_greedy(Some("rank8"))
+                    );
                     served += 1;
                 }
                 served
@@ -184,7 +185,7 @@ async fn a_broken_lease_stream_is_taken_up_again() {
     worker.shelf.held(1).await;
     worker.shelf.cut();
     worker.shelf.let_go();
-    let answer = support::Answer::read(call.await.unwrap().unwrap().into_inner()).await.unwrap();
+    let answer = crate::support::Answer::read(call.await.unwrap().unwrap().into_inner()).await.unwrap();
     assert_eq!(answer.ids(), golden_greedy(Some("rank8")));
     assert_eq!(worker.shelf.hellos(), ["worker-t", "worker-t"]);
 }
@@ -233,7 +234,7 @@ async fn more_adapters_than_room_are_all_served_from_a_full_queue() {
             let (mut client, digest) = (worker.client.clone(), worker.shelf.put(&blob(name)));
             tokio::spawn(async move {
                 let stream = client.generate(request(Some(digest), HELLO, 16)).await.unwrap().into_inner();
-                (name, support::Answer::read(stream).await.unwrap().ids())
+                (name, crate::support::Answer::read(stream).await.unwrap().ids())
             })
         })
         .collect();

@@ -1,9 +1,7 @@
 //! `weft bench` writes figures that agree with themselves, and its exit status says whether they are good enough.
 
-mod support;
-
+use crate::support::{tiny_model, weft};
 use serde_json::Value;
-use support::{tiny_model, weft};
 
 fn bench(more: &[&str]) -> (std::process::ExitStatus, String, String) {
     let model = tiny_model();

@@ -1,8 +1,6 @@
 //! Generation through the gRPC face: right tokens, whole text, logprobs, stops, sampling and refusals.
 
-mod support;
-
-use support::{ADAPTERS, HELLO, TestWorker, blob, golden_greedy, request, settings};
+use crate::support::{ADAPTERS, HELLO, TestWorker, blob, golden_greedy, request, settings};
 use weft_fault::Kind;
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;

@@ -1,16 +1,14 @@
 //! The story on the real model: three tenants, three behaviours, one base, one batch; and what a crash keeps.
 
-mod support;
-
+use crate::support::{Weft, demo_model, example_adapter, post, tiny_adapter, tiny_model, weft};
 use serde_json::{Value, json};
-use support::{Weft, demo_model, example_adapter, post, tiny_adapter, tiny_model, weft};
 use weft_cli::client::Data;
 
 #[test]
 fn the_demo_holds() {
     let dir = tempfile::tempdir().unwrap();
     let model = demo_model();
-    let examples = support::root().join("examples/adapters");
+    let examples = crate::support::root().join("examples/adapters");
     let (status, out, err) = weft(&[
         "demo",
         "--once",
@@ -255,11 +253,11 @@ async fn operations_routes_tell_the_truth() {
         (format!("{}/info", up.data_url), "model_id"),
         (format!("{}/metrics", up.admin_url), "# TYPE"),
     ] {
-        let reply = support::send(http.get(&url)).await;
+        let reply = crate::support::send(http.get(&url)).await;
         assert_eq!(reply.status, 200, "{url}: {}", reply.text);
         assert!(reply.text.contains(part), "{url}: {}", reply.text);
     }
-    let openapi: Value = support::send(http.get(format!("{}/openapi.json", up.data_url))).await.json();
+    let openapi: Value = crate::support::send(http.get(format!("{}/openapi.json", up.data_url))).await.json();
     for path in ["/generate", "/generate_stream", "/", "/v1/models", "/v1/completions", "/admin/v1/tenants"] {
         assert!(openapi["paths"][path].is_object(), "{path} is described");
     }

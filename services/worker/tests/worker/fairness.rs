@@ -1,10 +1,8 @@
 //! One tenant cycles 200 cold adapters through a real worker; what the others get is counted in steps and requests.
 
-mod support;
-
 use std::sync::Arc;
 
-use support::{Answer, HELLO, TestWorker, blob, request, settings};
+use crate::support::{Answer, HELLO, TestWorker, blob, request, settings};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use weft_proto::worker::v1 as pb;

@@ -1,16 +1,14 @@
 //! Real processes: workers that are killed, stopped and restarted while they answer. Clients see whole answers, equal to the
 //! bit to those of a mesh in which nothing happened.
 
-mod support;
-
+use crate::support::apart::{Apart, Part, Plan, flags};
+use crate::support::process::send_signal;
+use crate::support::{tiny_adapter, tiny_model};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::apart::{Apart, Part, Plan, flags};
-use support::process::send_signal;
-use support::{tiny_adapter, tiny_model};
 
 /// What can be asked for, on streaming and whole routes of both dialects. Each has one right answer.
 fn requests() -> Vec<(&'static str, Value)> {
@@ -214,7 +212,7 @@ async fn a_rolling_restart_under_load_fails_nothing() {
                     while !over.load(Ordering::SeqCst) {
                         at = (at + 1) % requests.len();
                         let (path, body) = &requests[at];
-                        let reply = support::post(&format!("{url}{path}"), &secret, body.clone()).await;
+                        let reply = crate::support::post(&format!("{url}{path}"), &secret, body.clone()).await;
                         assert_eq!(reply.status, 200, "{path} {body}: {}", reply.text);
                         assert_eq!(content(&reply.text), expected[at], "{path} {body}");
                         answered += 1;

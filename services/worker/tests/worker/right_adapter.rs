@@ -1,15 +1,13 @@
 //! Invariant 1 under stress: 10,000 random events (load, evict, re-publish, generate, cancel, wrong bytes, a lost daemon)
 //! against a sequential model. Not one token may come from a wrong adapter.
 
-mod support;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::support::{ADAPTERS, Answer, TestWorker, blob, golden_greedy, request, settings};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use support::{ADAPTERS, Answer, TestWorker, blob, golden_greedy, request, settings};
 use tokio::sync::Semaphore;
 use weft_fault::{Fault, Kind};
 use weft_types::Digest;

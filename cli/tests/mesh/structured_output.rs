@@ -1,11 +1,9 @@
 //! Structured output over HTTP: two hundred schemas on the real model in batches mixed with free requests, every route,
 //! and the refusals.
 
-mod support;
-
+use crate::support::{Reply, Weft, demo_model, example_adapter, post, root, tiny_model};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use support::{Reply, Weft, demo_model, example_adapter, post, root, tiny_model};
 
 /// Requests at once.
 const CONCURRENCY: usize = 32;

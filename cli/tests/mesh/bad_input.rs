@@ -1,9 +1,7 @@
 //! Bad input gets a clear answer through HTTP, and the service goes on.
 
-mod support;
-
+use crate::support::{ADMIN_KEY, Reply, Weft, package, post, publish, send, tiny_adapter, tiny_model, tiny_shape};
 use serde_json::{Value, json};
-use support::{ADMIN_KEY, Reply, Weft, package, post, publish, send, tiny_adapter, tiny_model, tiny_shape};
 
 fn chat(model: &str) -> Value {
     json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 2 })

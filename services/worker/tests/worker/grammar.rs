@@ -1,9 +1,7 @@
 //! Answers that follow a grammar: valid, mixed with free ones that do not notice, refused where impossible.
 
-mod support;
-
+use crate::support::{ADAPTERS, Answer, HELLO, TestWorker, blob, golden_greedy, request, settings};
 use serde_json::{Value, json};
-use support::{ADAPTERS, Answer, HELLO, TestWorker, blob, golden_greedy, request, settings};
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;

@@ -1,7 +1,5 @@
 //! The maps match the territory: every path that a document names exists.
 
-mod support;
-
 use std::path::Path;
 
 const DOCUMENTS: &[&str] = &[
@@ -36,7 +34,7 @@ const ROOTS: &[&str] = &[
 
 #[test]
 fn every_path_a_document_names_exists() {
-    let root = support::root();
+    let root = crate::support::root();
     let mut missing = Vec::new();
     for document in DOCUMENTS {
         let text = std::fs::read_to_string(root.join(document)).unwrap_or_else(|error| panic!("{document}: {error}"));
@@ -65,7 +63,7 @@ fn sources(folder: &Path, text: &mut String) {
 
 #[test]
 fn every_metric_a_document_names_is_counted() {
-    let root = support::root();
+    let root = crate::support::root();
     let mut source = String::new();
     ["services", "crates"].iter().for_each(|room| sources(&root.join(room), &mut source));
     let (mut missing, mut checked) = (Vec::new(), 0);
@@ -97,7 +95,7 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn every_dependency_has_its_reason() {
-    let root = support::root();
+    let root = crate::support::root();
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let reasons = std::fs::read_to_string(root.join("docs/dependencies.md")).unwrap();
     let section = manifest.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
@@ -134,7 +132,7 @@ fn commands(text: &str) -> Vec<(String, Vec<String>)> {
 fn every_flag_of_a_documented_command_exists() {
     let mut checked = 0;
     for document in DOCUMENTS {
-        let text = std::fs::read_to_string(support::root().join(document)).unwrap();
+        let text = std::fs::read_to_string(crate::support::root().join(document)).unwrap();
         for (program, words) in commands(&text) {
             let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name(&program);
             assert!(path.exists(), "{document} runs {program}, which is not built: cargo build --release --workspace");

@@ -1,11 +1,9 @@
 //! Each sampling field reaches the sampler as itself: what it changes is checked token by token against what the model
 //! said before it was applied.
 
-mod support;
-
 use std::collections::HashMap;
 
-use support::{Answer, HELLO, TestWorker, request, settings};
+use crate::support::{Answer, HELLO, TestWorker, request, settings};
 use weft_proto::worker::v1 as pb;
 
 async fn sampled(worker: &TestWorker, sampling: pb::Sampling) -> Answer {

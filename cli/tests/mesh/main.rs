@@ -1,0 +1,19 @@
+//! The program and the mesh as their users have them: processes, HTTP, the command line. One file a behaviour, one binary for
+//! all: each links and compiles an HTTP client.
+
+mod bad_input;
+mod bench;
+mod clock;
+mod command_line;
+mod docs;
+mod failover;
+mod four_binaries;
+mod losses;
+mod mutual_tls;
+mod over_nats;
+mod placement;
+mod prefix_cache;
+mod random_mesh;
+mod story;
+mod structured_output;
+mod support;
