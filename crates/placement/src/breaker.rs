@@ -84,7 +84,7 @@ impl Breaker {
         matches!(copy.ask(now_ms, settings), Permit::No { .. })
     }
 
-    /// Asks for one request. A `Trial` must be followed by [`Breaker::succeeded`] or [`Breaker::failed`].
+    /// Asks for one request. A `Trial` must be followed by [`Breaker::succeeded`], [`Breaker::failed`] or [`Breaker::forgo`].
     pub fn ask(&mut self, now_ms: u64, settings: &BreakerSettings) -> Permit {
         match &mut self.state {
             State::Closed { .. } => Permit::Yes,
@@ -146,6 +146,13 @@ impl Breaker {
             }
             State::Open { .. } => {}
             State::HalfOpen { .. } => self.open(now_ms, draw, settings),
+        }
+    }
+
+    /// A trial that was not made, or whose end says nothing about the worker: another one may be made.
+    pub fn forgo(&mut self) {
+        if let State::HalfOpen { trials, .. } = &mut self.state {
+            *trials = trials.saturating_sub(1);
         }
     }
 
@@ -251,5 +258,20 @@ mod tests {
             assert!(until_ms - now <= settings.open_ms_max);
             now = until_ms;
         }
+    }
+
+    #[test]
+    fn a_trial_that_says_nothing_makes_room_for_another() {
+        let settings = BreakerSettings::default();
+        let (mut breaker, until_ms) = opened(&settings, 0);
+        for _ in 0..3 {
+            assert_eq!(breaker.ask(until_ms, &settings), Permit::Trial);
+            assert!(matches!(breaker.ask(until_ms, &settings), Permit::No { .. }));
+            breaker.forgo();
+        }
+        assert_eq!(breaker.ask(until_ms, &settings), Permit::Trial);
+        let mut closed = Breaker::default();
+        closed.forgo();
+        assert_eq!(closed, Breaker::default());
     }
 }

@@ -144,6 +144,12 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         self.update(key, |entry| entry.worth = entry.worth.with_reload_cost(reload_cost))
     }
 
+    /// Gives an entry the uses of another one, of the same bytes elsewhere; what its own reload costs stays. False if there is no such
+    /// entry, or it is unlinked.
+    pub fn set_uses(&mut self, key: &K, of: &Worth) -> bool {
+        self.update(key, |entry| entry.worth.uses = of.uses)
+    }
+
     /// Takes one more lease, which counts as a use. False if there is no such entry, or it is unlinked.
     pub fn lease(&mut self, key: &K, now_ms: u64) -> bool {
         let half_life_ms = self.half_life_ms;

@@ -353,16 +353,32 @@ impl Core {
         Ok((record, etag))
     }
 
-    /// Keeps what a worker serves, so that packages can be checked while no worker runs.
-    pub(crate) async fn announce_base(&self, request: pb::AnnounceBaseRequest) -> Result<(), Error> {
+    /// Keeps what a worker serves, so that packages can be checked while no worker runs. The base of the mesh is that of most workers
+    /// that are up, as for gateways: one with another base does not change it. `workers_with` counts those that are heard of.
+    pub(crate) async fn announce_base(
+        &self,
+        request: pb::AnnounceBaseRequest,
+        workers_with: impl Fn(&Digest) -> usize + Send + Sync,
+    ) -> Result<(), Error> {
         let announced = read_base(request)?;
         // Workers announce again and again: nearly always there is nothing to do.
         if self.catalog().base.as_ref().is_some_and(|known| known.is_same_base(&announced)) {
             return Ok(());
         }
+        let is_outvoted = |known: &BaseRecord| {
+            let with_known = if known.digest == announced.digest { 0 } else { workers_with(&known.digest) };
+            with_known > 0 && with_known >= workers_with(&announced.digest)
+        };
         let updated = self.update(&Place::Base, |found: Option<(&BaseRecord, &ETag)>| {
             Ok(match found {
                 Some((known, _)) if known.is_same_base(&announced) => Change::Keep(known.clone()),
+                Some((known, _)) if is_outvoted(known) => {
+                    tracing::warn!(
+                        base = %known.digest, other = %announced.digest, worker = announced.worker,
+                        "a worker serves another base than the mesh: it gets no requests"
+                    );
+                    Change::Keep(known.clone())
+                }
                 Some((known, _)) => {
                     if known.digest != announced.digest {
                         tracing::warn!(was = %known.digest, is = %announced.digest, worker = announced.worker, "the base changed");
@@ -372,8 +388,8 @@ impl Core {
                 None => Change::Write(announced.clone()),
             })
         });
-        updated.await?;
-        tracing::info!(base = %announced.digest, served_name = announced.served_name, "the base is known");
+        let (known, _) = updated.await?;
+        tracing::info!(base = %known.digest, served_name = known.served_name, "the base is known");
         Ok(())
     }
 

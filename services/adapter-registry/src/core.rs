@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use weft_bus::{Bus, subjects};
-use weft_object_store::{ETag, Object, ObjectStore, PutOutcome};
+use weft_object_store::{ETag, Object, ObjectMeta, ObjectStore, PutOutcome};
 use weft_proto::registry::v1 as pb;
 use weft_service_kit::shutdown::Shutdown;
 use weft_types::{Digest, TenantName};
@@ -194,7 +194,9 @@ impl Core {
                 Err(error) => failure = Some(error),
             }
         }
+        let read: Vec<String> = found.iter().map(|(place, ..)| place.key()).collect();
         self.merge(found);
+        self.report_mended(prefix, &listed, &read);
         failure.map_or(Ok(()), Err)
     }
 
@@ -214,6 +216,25 @@ impl Core {
             tracing::error!(key, problem, "an object is left out of the directory");
             self.metrics.damaged_objects.set(damaged.len() as i64);
         }
+    }
+
+    /// Objects that were damaged and now read well, or are gone.
+    fn report_mended(&self, prefix: &str, listed: &[ObjectMeta], read: &[String]) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if damaged.is_empty() {
+            return;
+        }
+        let listed: HashSet<&str> = listed.iter().map(|object| object.key.as_str()).collect();
+        let read: HashSet<&str> = read.iter().map(String::as_str).collect();
+        damaged.retain(|key| {
+            let is_gone = key.starts_with(prefix) && !listed.contains(key.as_str());
+            let stays = !is_gone && !read.contains(key.as_str());
+            if !stays {
+                tracing::info!(key, "an object is no longer damaged");
+            }
+            stays
+        });
+        self.metrics.damaged_objects.set(damaged.len() as i64);
     }
 
     async fn read(&self, place: Place) -> Result<Option<(Place, Record, ETag)>, Error> {

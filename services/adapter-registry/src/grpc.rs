@@ -25,7 +25,7 @@ use weft_proto::registry::v1::publish_response::Result::{Published, Refusal};
 use weft_proto::registry::v1::registry_server::Registry;
 use weft_service_kit::shutdown::Shutdown;
 use weft_service_kit::transport::Peer;
-use weft_types::{NameError, Selector, TenantName};
+use weft_types::{Digest, NameError, Selector, TenantName};
 
 /// Response metadata: the process that the generation belongs to.
 pub const DIRECTORY_INCARNATION_HEADER: &str = "weft-directory-incarnation";
@@ -326,7 +326,8 @@ impl Registry for Service {
 
     async fn announce_base(&self, request: Request<pb::AnnounceBaseRequest>) -> Answer<pb::AnnounceBaseResponse> {
         let work = async {
-            self.core.announce_base(request.into_inner()).await?;
+            let workers_with = |base: &Digest| self.placing.workers_with(base);
+            self.core.announce_base(request.into_inner(), workers_with).await?;
             Ok(pb::AnnounceBaseResponse {})
         };
         self.call("announce_base", work).await

@@ -219,6 +219,11 @@ impl Tier {
         self.ledger.worth(key)
     }
 
+    /// Uses that the same bytes had elsewhere while they were copied here.
+    pub(crate) fn set_uses(&mut self, key: &FileKey, of: &Worth) {
+        self.ledger.set_uses(key, of);
+    }
+
     /// Whether a reservation would be refused now for what others hold.
     pub(crate) fn is_full(&self, bytes: u64, now_ms: u64) -> bool {
         matches!(self.ledger.make_room(bytes, now_ms), Room::Full { .. })

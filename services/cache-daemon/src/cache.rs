@@ -306,6 +306,8 @@ pub(crate) struct Booking {
     inner: Arc<Inner>,
     tier: TierKind,
     key: Option<FileKey>,
+    /// The file on disk that it will be a copy of.
+    copy_of: Option<FileKey>,
 }
 
 impl Booking {
@@ -314,7 +316,12 @@ impl Booking {
         let inner = self.inner.clone();
         let key = self.key.expect("a booking lands once");
         let mut books = inner.books();
+        // It was used on while it was copied.
+        let worth = self.copy_of.and_then(|of| books.disk.worth(&of));
         let tier = books.tier(self.tier).expect("the tier that was booked in exists");
+        if let Some(worth) = worth {
+            tier.set_uses(&key, &worth);
+        }
         let folder = tier.folder.clone();
         let file = tier.publish(key, whole)?;
         self.key = None;
@@ -448,7 +455,11 @@ impl Inner {
             return Err(Error::TooLarge { digest, bytes, tier, bytes_max: 0 });
         };
         let reserved = memory.reserve_if_worth(digest, bytes, worth, now_ms);
-        self.booked(reserved, digest, bytes, tier, memory.bytes_max())
+        let mut booked = self.booked(reserved, digest, bytes, tier, memory.bytes_max());
+        if let Ok(Booked::Room(booking, _)) = &mut booked {
+            booking.copy_of = Some(key);
+        }
+        booked
     }
 
     fn booked(
@@ -461,7 +472,7 @@ impl Inner {
     ) -> Result<Booked, Error> {
         match reserved {
             Reserve::Booked(key, asides) => {
-                Ok(Booked::Room(Booking { inner: self.clone(), tier, key: Some(key) }, asides))
+                Ok(Booked::Room(Booking { inner: self.clone(), tier, key: Some(key), copy_of: None }, asides))
             }
             Reserve::Full { held } => Ok(Booked::Full(Error::Full { bytes, held, tier, bytes_max })),
             Reserve::TooLarge => Err(Error::TooLarge { digest, bytes, tier, bytes_max }),

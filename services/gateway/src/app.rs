@@ -214,7 +214,7 @@ impl App {
             connections_max: settings.connections_max,
             header_bytes_max: settings.header_bytes_max,
             header_timeout: Duration::from_secs(settings.header_timeout_s),
-            write_stall: Duration::from_secs(settings.write_stall_s),
+            write_stall: settings.write_stall(),
             grace: Duration::from_secs(settings.shutdown_grace_s),
             linger: Duration::from_millis(settings.drain_delay_ms),
         };

@@ -77,6 +77,8 @@ pub(crate) mod code {
     /// A worker's word for a `response_format` that it cannot follow.
     pub(crate) const INVALID_GRAMMAR: &str = "invalid_grammar";
     pub(crate) const WORKER_LOST: &str = "worker_lost";
+    /// A worker used other bytes than were resolved.
+    pub(crate) const ADAPTER_MISMATCH: &str = "adapter_mismatch";
     /// A worker's word for its own shutdown: what it has not finished can go on elsewhere.
     pub(crate) const DRAINING: &str = "draining";
     pub(crate) const WRONG_BASE: &str = "wrong_base";
@@ -123,7 +125,7 @@ impl From<Error> for Fault {
             Error::AddressTooFast { pause_ms } => {
                 fault(Kind::Overloaded).with_code(code::RATE_LIMIT_EXCEEDED).with_retry_after_ms(*pause_ms)
             }
-            Error::WrongAdapter { .. } => fault(Kind::Corrupt).with_code("adapter_mismatch"),
+            Error::WrongAdapter { .. } => fault(Kind::Corrupt).with_code(code::ADAPTER_MISMATCH),
             Error::WrongBase { .. } => fault(Kind::Unavailable).with_code("base_mismatch"),
             Error::CannotContinue => fault(Kind::Refused),
             Error::CutShort | Error::Silent => {
@@ -163,7 +165,12 @@ pub(crate) fn from_worker(status: &tonic::Status) -> Fault {
     if matches!(fault.kind, Kind::Invalid) || (fault.kind == Kind::TooLarge && fault.param.is_some()) {
         return fault;
     }
-    tracing::warn!(kind = %fault.kind, code = fault.code, message = fault.message, "a worker failed a request");
+    if fault.kind == Kind::Overloaded {
+        // As many as a tenant likes to send; counted at the worker.
+        tracing::debug!(code = fault.code, message = fault.message, "a worker is full");
+    } else {
+        tracing::warn!(kind = %fault.kind, code = fault.code, message = fault.message, "a worker failed a request");
+    }
     let told = |kind, code: &str, message: &str| Fault {
         retry_after_ms: fault.retry_after_ms,
         ..Fault::new(kind, message).with_code(code)

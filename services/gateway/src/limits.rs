@@ -45,7 +45,13 @@ impl Limits {
 
     /// Room for so many more bytes of request bodies, given back when dropped.
     pub(crate) fn body_bytes(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
-        let units = u32::try_from(Self::body_units_of(bytes)).unwrap_or(u32::MAX);
+        self.more_body_bytes(0, bytes)
+    }
+
+    /// The same for a body of which there is room for `before` bytes already: the pieces in which it comes are not rounded up one by one.
+    pub(crate) fn more_body_bytes(&self, before: usize, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+        let units = Self::body_units_of(before.saturating_add(bytes)) - Self::body_units_of(before);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
         Arc::clone(&self.body_units)
             .try_acquire_many_owned(units)
             .map_err(|_| Error::Full { what: "bytes of request bodies", max: self.body_bytes_max })

@@ -157,7 +157,7 @@ async fn serve_one(connection: Connection, router: Router, bounds: Bounds, endin
             Ok::<_, std::convert::Infallible>(response)
         }
     });
-    let io = TokioIo::new(StallGuard::new(connection, bounds.write_stall));
+    let io = TokioIo::new(StallGuard::new(connection, &bounds));
     let mut serving = std::pin::pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
     let over = async {
         ending.closing.wait().await;
@@ -192,16 +192,39 @@ async fn refuse(mut connection: Connection, headers: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails a write that makes no progress for too long: a client that does not read must not hold its answer's KV for ever.
+/// What HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A client that has not yet shown which HTTP it speaks. The HTTP library's own clocks begin after that.
+struct Greeting {
+    /// Bytes of the preface that came.
+    heard: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl Greeting {
+    /// Whether the version is clear with these bytes. They are the end of what there is as well.
+    fn is_over(&mut self, bytes: &[u8]) -> bool {
+        let expected = &PREFACE[self.heard..];
+        let same = bytes.iter().zip(expected).take_while(|(byte, expected)| byte == expected).count();
+        self.heard += same;
+        bytes.is_empty() || same < bytes.len() || self.heard == PREFACE.len()
+    }
+}
+
+/// Fails a write that makes no progress for too long: a client that does not read must not hold its answer's KV for ever. And a
+/// connection that does not begin: it must not hold a place.
 struct StallGuard {
     io: Connection,
     limit: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    greeting: Option<Greeting>,
 }
 
 impl StallGuard {
-    fn new(io: Connection, limit: Duration) -> Self {
-        Self { io, limit, stalled: None }
+    fn new(io: Connection, bounds: &Bounds) -> Self {
+        let deadline = Box::pin(sleep(bounds.header_timeout));
+        Self { io, limit: bounds.write_stall, stalled: None, greeting: Some(Greeting { heard: 0, deadline }) }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, progress: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -222,7 +245,17 @@ impl StallGuard {
 
 impl AsyncRead for StallGuard {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let Some(greeting) = &mut self.greeting else { return read };
+        if read.is_ready() {
+            if greeting.is_over(&buf.filled()[before..]) {
+                self.greeting = None;
+            }
+        } else if greeting.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")));
+        }
+        read
     }
 }
 

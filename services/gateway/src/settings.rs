@@ -206,6 +206,10 @@ impl Settings {
         Duration::from_millis(self.registry_timeout_ms)
     }
 
+    pub(crate) fn write_stall(&self) -> Duration {
+        Duration::from_secs(self.write_stall_s)
+    }
+
     pub(crate) fn body_timeout(&self) -> Duration {
         Duration::from_secs(self.body_timeout_s)
     }

@@ -106,7 +106,7 @@ impl App {
             turns: Arc::new(Semaphore::new(settings.adapter_loads_max)),
             queue: Arc::default(),
         };
-        let view = Arc::new(View::default());
+        let view = Arc::new(View::new(Duration::from_secs(settings.step_stall_s)));
         let (commands, inbox) = channel();
         let grammars = Arc::new(Grammars::new(&model, &settings, metrics.clone()));
         let masks = MaskThreads::start(settings.mask_threads, &commands, metrics.mask_seconds.clone())?;
@@ -179,6 +179,7 @@ impl App {
             }
         });
         let mut telling = JoinSet::new();
+        telling.spawn(watch_turns(Arc::clone(&self.service.view), self.readiness.clone()));
         let (told, drain_told) = oneshot::channel();
         if let Some(bus) = self.bus {
             let address = listener.advertised(&self.settings.advertise);
@@ -257,8 +258,33 @@ async fn drain(view: &View, mut open_calls: watch::Receiver<usize>, shutdown: &S
     }
 }
 
-/// What is not met once the loop has ended by itself.
+/// What is not met once the loop has ended by itself, or while it is stuck.
 const LOOP_CONDITION: &str = "step loop";
+/// How often somebody looks whether it is.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A worker whose loop is stuck is not ready.
+async fn watch_turns(view: Arc<View>, readiness: Readiness) {
+    let mut was_stuck = false;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match view.stuck_for() {
+            Some(turn) => {
+                readiness.wait_for(LOOP_CONDITION, Error::Stuck(turn.as_secs()).to_string());
+                if !was_stuck {
+                    tracing::error!(seconds = turn.as_secs(), "the step loop is stuck");
+                }
+                was_stuck = true;
+            }
+            None if was_stuck => {
+                readiness.met(LOOP_CONDITION);
+                tracing::warn!("the step loop goes on");
+                was_stuck = false;
+            }
+            None => {}
+        }
+    }
+}
 
 /// Waits until the loop ends without being told to, and says why.
 async fn unasked_end(ended: &mut watch::Receiver<Option<String>>) -> String {

@@ -117,6 +117,9 @@ pub enum Error {
     /// The worker stops.
     #[error("worker is shutting down")]
     Draining,
+    /// The step loop does not come to the end of its turn.
+    #[error("the step loop has been in one turn for {0} s, longer than step_stall_s")]
+    Stuck(u64),
     /// The request's own deadline passed.
     #[error("deadline of {0} ms passed")]
     Deadline(u64),
@@ -242,7 +245,7 @@ impl Error {
             Self::PinBudget { .. } => Kind::Refused,
             Self::QueueFull { .. } | Self::PinsWaiting(_) => Kind::Overloaded,
             Self::Unpinned(_) | Self::InUse { .. } => Kind::Conflict,
-            Self::Draining | Self::LoopEnded | Self::AdapterFile { .. } => Kind::Unavailable,
+            Self::Draining | Self::LoopEnded | Self::Stuck(_) | Self::AdapterFile { .. } => Kind::Unavailable,
             Self::LoadTimeout { .. } => Kind::Unavailable,
             Self::Deadline(_) => Kind::Timeout,
             Self::WrongBytes { .. } | Self::WrongAdapter { .. } => Kind::Corrupt,

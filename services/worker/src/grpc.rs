@@ -55,6 +55,7 @@ impl Worker for Service {
         if self.view.is_draining() {
             return Err(Error::Draining.into());
         }
+        self.check_turns()?;
         let (model, settings) = (Arc::clone(&self.model), Arc::clone(&self.settings));
         let mut request = request.into_inner();
         let tenant = admit::check_name("tenant", &request.tenant)?.to_owned();
@@ -115,6 +116,8 @@ impl Worker for Service {
     }
 
     async fn get_load(&self, _: Request<pb::GetLoadRequest>) -> Result<Response<pb::GetLoadResponse>, Status> {
+        // Whoever asks wants to know whether this worker works.
+        self.check_turns()?;
         Ok(Response::new(self.view.load()))
     }
 
@@ -177,6 +180,11 @@ impl Service {
     /// Why the loop takes no commands.
     fn gone(&self) -> Error {
         gone(&self.view)
+    }
+
+    /// Nothing that goes to the loop would come back.
+    fn check_turns(&self) -> Result<(), Error> {
+        self.view.stuck_for().map_or(Ok(()), |turn| Err(Error::Stuck(turn.as_secs())))
     }
 }
 

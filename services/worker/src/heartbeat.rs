@@ -40,9 +40,12 @@ pub(crate) async fn beat(
     let mut pulse = Pulse { facts, teller: Teller::default(), sequence: 0, last: pb::GetLoadResponse::default() };
     loop {
         let load = view.load();
-        for (subject, message) in pulse.next(load, &view.residency()) {
-            // It may be lost: whoever listens sees the gap, and the bus counts it.
-            let _ = bus.publish(subject, message);
+        // One whose loop is stuck falls silent.
+        if view.stuck_for().is_none() {
+            for (subject, message) in pulse.next(load, &view.residency()) {
+                // It may be lost: whoever listens sees the gap, and the bus counts it.
+                let _ = bus.publish(subject, message);
+            }
         }
         if load.draining
             && let Some(told) = told.take()

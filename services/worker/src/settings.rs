@@ -74,6 +74,9 @@ weft_bus::mesh_settings! {
         pub adapter_load_timeout_s: u64 = 30,
         /// Most tokens of one step, prompts and outputs together.
         pub step_tokens_max: usize = 256,
+        /// Seconds that one turn of the step loop may take before the worker counts as stuck: it is not ready, takes no requests, and
+        /// what runs goes on at other workers.
+        pub step_stall_s: u64 = 120,
         /// A step with decodes may take so many times as long as one in which everybody who is here decodes: bounds what
         /// long prompts do to the time between others' tokens. 1 or more; 0: no bound.
         pub step_stretch_max: f64 = 1.8,
@@ -223,9 +226,11 @@ impl Settings {
                 problems.push(format!("{name} is 0, allowed is 1 or more"));
             }
         }
-        for (name, value) in
-            [("announce_interval_s", self.announce_interval_s), ("adapter_load_timeout_s", self.adapter_load_timeout_s)]
-        {
+        for (name, value) in [
+            ("announce_interval_s", self.announce_interval_s),
+            ("adapter_load_timeout_s", self.adapter_load_timeout_s),
+            ("step_stall_s", self.step_stall_s),
+        ] {
             if value == 0 {
                 problems.push(format!("{name} is 0, allowed is 1 or more"));
             }

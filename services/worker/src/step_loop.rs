@@ -130,7 +130,12 @@ impl StepLoop {
         let mut idle = true;
         loop {
             self.show();
-            if !self.receive(idle) {
+            if idle {
+                self.parts.view.rests();
+            }
+            let goes_on = self.receive(idle);
+            self.parts.view.turns();
+            if !goes_on {
                 break;
             }
             self.take_masks();
@@ -152,6 +157,7 @@ impl StepLoop {
             self.fail(id, &Error::Draining);
         }
         self.show();
+        self.parts.view.rests();
     }
 
     /// Takes all commands; sleeps for the first if nobody can run. False: the loop ends.

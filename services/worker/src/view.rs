@@ -1,16 +1,22 @@
 //! What the step loop lets others see without waiting for it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use weft_proto::worker::v1 as pb;
 
 /// The loop writes it once an iteration; `GetLoad` and `ListResidency` read it. The lock is held for a copy only.
-#[derive(Default)]
 pub(crate) struct View {
     seen: Mutex<Seen>,
     draining: AtomicBool,
+    since: Instant,
+    /// Milliseconds from `since` to the beginning of the turn that the loop is in; [`RESTING`] while it waits for something to do.
+    turn_ms: AtomicU64,
+    stall: Duration,
 }
+
+const RESTING: u64 = u64::MAX;
 
 #[derive(Clone, Default)]
 struct Seen {
@@ -19,6 +25,31 @@ struct Seen {
 }
 
 impl View {
+    /// `stall`: a turn of the loop that takes longer is stuck.
+    pub(crate) fn new(stall: Duration) -> Self {
+        let (since, turn_ms) = (Instant::now(), AtomicU64::new(RESTING));
+        Self { seen: Mutex::default(), draining: AtomicBool::new(false), since, turn_ms, stall }
+    }
+
+    /// The loop has something to do, or looks for it.
+    pub(crate) fn turns(&self) {
+        let ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(RESTING - 1);
+        self.turn_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// The loop waits for something to do.
+    pub(crate) fn rests(&self) {
+        self.turn_ms.store(RESTING, Ordering::Relaxed);
+    }
+
+    /// How long the loop has been in one turn, if that is too long: a device or a disk that does not answer, most likely. What else is
+    /// seen here is of the time before.
+    pub(crate) fn stuck_for(&self) -> Option<Duration> {
+        let turn_ms = self.turn_ms.load(Ordering::Relaxed);
+        let began = (turn_ms != RESTING).then(|| Duration::from_millis(turn_ms))?;
+        Some(self.since.elapsed().saturating_sub(began)).filter(|turn| *turn > self.stall)
+    }
+
     pub(crate) fn load(&self) -> pb::GetLoadResponse {
         pb::GetLoadResponse { draining: self.is_draining(), ..self.lock().load }
     }

@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
 use weft_placement::Document;
+use weft_types::Digest;
 
 /// What the parts share.
 pub(crate) struct Placing {
@@ -47,6 +48,11 @@ impl Placing {
     /// Milliseconds of this process' own clock.
     fn now_ms(&self) -> u64 {
         u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Workers with this base that are heard of and do not drain.
+    pub(crate) fn workers_with(&self, base: &Digest) -> usize {
+        self.observer().workers_with(base, self.now_ms())
     }
 
     fn observer(&self) -> MutexGuard<'_, Observer> {

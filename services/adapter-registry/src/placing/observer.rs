@@ -180,6 +180,12 @@ impl Observer {
         Ok(())
     }
 
+    /// Workers with this base that are there and do not drain.
+    pub(super) fn workers_with(&self, base: &Digest, now_ms: u64) -> usize {
+        let serves = |seen: &&Seen| seen.is_there(now_ms) && !seen.is_draining && seen.base.as_ref() == Some(base);
+        self.workers.values().filter(serves).count()
+    }
+
     fn speeds(&self, now_ms: u64) -> Speeds {
         let there = self.workers.values().filter(|seen| seen.is_there(now_ms));
         Speeds::mean(there.map(|seen| (seen.prefill_tokens_per_ms, seen.step_ms)))

@@ -8,6 +8,7 @@ use crate::metrics::Running;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
 use tonic::Status;
 use weft_placement::Desired;
 use weft_proto::registry::v1 as pb;
@@ -73,7 +74,8 @@ pub(crate) struct DesiredWatcher {
     core: Arc<Core>,
     directory: watch::Receiver<Arc<pb::Directory>>,
     worker: String,
-    is_first: bool,
+    /// When something goes out, whether there is news or not.
+    due: Instant,
     /// None: no list was sent yet.
     sent: Option<Vec<pb::DesiredAdapter>>,
 }
@@ -88,41 +90,45 @@ impl DesiredWatcher {
     ) -> Self {
         let stream = Stream::new(core, placing, stopping, permit);
         let (core, directory) = (Arc::clone(core), core.watch());
-        Self { stream, core, directory, worker: canonical(worker), is_first: true, sent: None }
+        Self { stream, core, directory, worker: canonical(worker), due: Instant::now(), sent: None }
     }
 
     pub(crate) async fn next(mut self) -> Option<(Result<pb::Desired, Status>, Self)> {
-        // The first one goes out at once, also when there is no placement yet.
-        let mut is_due = std::mem::take(&mut self.is_first);
         loop {
+            // The first one goes out at once, also when there is no placement yet. Changes that are none of this worker's do not put off
+            // the next one.
+            let is_due = Instant::now() >= self.due;
             if !is_due {
                 tokio::select! {
                     changed = self.stream.published.changed() => changed.ok()?,
                     // Pins are records.
                     changed = self.directory.changed() => changed.ok()?,
-                    () = tokio::time::sleep(self.stream.repeat) => is_due = true,
+                    () = tokio::time::sleep_until(self.due) => continue,
                     () = self.stream.stopping.wait() => return None,
                 }
             }
             self.directory.mark_unchanged();
             let last = self.stream.published.borrow_and_update().clone();
-            let Some(last) = last else {
-                if is_due {
-                    return Some((Ok(pb::Desired::default()), self));
-                }
-                continue;
+            let (epoch, news) = match last {
+                Some(last) => (last.document.epoch.number(), self.news(last.of_worker(&self.worker))),
+                None => (0, None),
             };
-            let epoch = last.document.epoch.number();
-            let desired = self.rows(last.of_worker(&self.worker));
-            let is_list = self.sent.as_ref() != Some(&desired);
-            if is_list {
-                self.sent = Some(desired.clone());
-                return Some((Ok(pb::Desired { epoch, is_list, adapters: desired }), self));
-            }
-            if is_due {
-                return Some((Ok(pb::Desired { epoch, is_list, adapters: Vec::new() }), self));
+            if is_due || news.is_some() {
+                self.due = Instant::now() + self.stream.repeat;
+                let is_list = news.is_some();
+                return Some((Ok(pb::Desired { epoch, is_list, adapters: news.unwrap_or_default() }), self));
             }
         }
+    }
+
+    /// The list, if it is another one than was sent.
+    fn news(&mut self, desired: &[Desired]) -> Option<Vec<pb::DesiredAdapter>> {
+        let rows = self.rows(desired);
+        if self.sent.as_ref() == Some(&rows) {
+            return None;
+        }
+        self.sent = Some(rows.clone());
+        Some(rows)
     }
 
     fn rows(&self, desired: &[Desired]) -> Vec<pb::DesiredAdapter> {

@@ -137,6 +137,25 @@ async fn a_damaged_object_hides_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_mended_or_gone_is_no_longer_counted_as_damaged() {
+    let (world, registry) = World::ready().await;
+    registry.publish("pirate", &Package::tiny(1)).await;
+    let (tenant, nonsense) = ("registry/tenants/harbour/tenant.json", "registry/nonsense");
+    let whole = world.store.get(tenant).await.unwrap().unwrap().bytes;
+    registry.stop().await;
+    for key in [tenant, nonsense] {
+        world.store.put(key, Bytes::from_static(b"{")).await.unwrap();
+    }
+    let registry = world.start_with(Settings { directory_refresh_ms: 50, ..Settings::default() }).await;
+    assert_eq!(registry.metric("registry_damaged_objects"), 2.0);
+    world.store.put(tenant, whole).await.unwrap();
+    registry.until_metric("registry_damaged_objects", 1.0).await;
+    assert_eq!(registry.directory().await.tenants.len(), 1);
+    world.store.delete(nonsense).await.unwrap();
+    registry.until_metric("registry_damaged_objects", 0.0).await;
+}
+
+#[tokio::test]
 async fn a_foreign_object_where_the_next_version_belongs_is_named() {
     let (world, registry) = World::ready().await;
     registry.publish("pirate", &Package::tiny(1)).await;

@@ -34,13 +34,17 @@ impl Drop for Voices {
 }
 
 fn beat(address: &str, sequence: u64) -> Bytes {
+    beat_of(address, sequence, crate::support::base_digest())
+}
+
+fn beat_of(address: &str, sequence: u64, base: Digest) -> Bytes {
     let beat = mesh::WorkerHeartbeat {
         worker: address.to_owned(),
         address: address.to_owned(),
         incarnation: format!("of {address}"),
         sequence,
         interval_ms: 50,
-        base_digest: crate::support::base_digest().to_vec().into(),
+        base_digest: base.to_vec().into(),
         slot_bytes_max: 1 << 30,
         prepared_bytes_max: 1 << 30,
         step_us: 20_000,
@@ -171,6 +175,65 @@ async fn before_the_first_placement_gateways_and_workers_are_told_that_there_is_
     assert_eq!(desired.message().await.unwrap().unwrap(), pb::Desired::default(), "there is no placement yet");
     let mut stream = placements(&registry).await;
     assert_eq!(stream.message().await.unwrap().unwrap(), pb::Placement::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_hears_that_its_registry_is_there_however_often_records_change() {
+    let (world, bus) = (World::new().await, memory_bus());
+    let settings = Settings { directory_refresh_ms: 300, ..settings() };
+    let mut registry = world.start_over(settings, Some(bus)).await;
+    registry.prepare().await;
+    let request = pb::WatchDesiredRequest { worker: "w-1:1".to_owned() };
+    let mut desired = registry.client.clone().watch_desired(request).await.unwrap().into_inner();
+    let mut writer = registry.client.clone();
+    let writing = tokio::spawn(async move {
+        for number in 0_u64.. {
+            let request = pb::CreateTenantRequest { name: format!("t{number}"), ..Default::default() };
+            writer.create_tenant(request).await.unwrap();
+        }
+    });
+    for _ in 0..4 {
+        let message = tokio::time::timeout(PATIENCE, desired.message()).await.expect("a word");
+        message.unwrap().expect("the stream goes on");
+    }
+    assert!(!writing.is_finished());
+    writing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_base_is_that_of_most_workers_that_are_up() {
+    let (world, bus) = (World::new().await, memory_bus());
+    let mut registry = world.start_over(settings(), Some(Arc::clone(&bus))).await;
+    registry.prepare().await;
+    let mut other = crate::support::smollm2();
+    other.base_digest = Digest::of(b"another base").to_vec().into();
+    other.linears[0].out_features = 640;
+    let ours = crate::support::base_digest();
+    let hear = async |workers: &[(&str, Digest)]| {
+        for (address, base) in workers {
+            let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed) + 1;
+            bus.publish(subjects::WORKER_HEARTBEAT, beat_of(address, sequence, *base)).unwrap();
+        }
+        // Placement sees those that serve the base; what is on the bus has been heard by then.
+        let serving = workers.iter().filter(|(_, base)| *base == ours).count();
+        registry.until_metric("registry_placement_workers", serving as f64).await;
+    };
+    let theirs = Digest::of(b"another base");
+    hear(&[("w-1:1", ours), ("w-2:1", ours), ("w-3:1", theirs)]).await;
+    // One of three, again and again, as workers do.
+    for _ in 0..3 {
+        registry.client.clone().announce_base(other.clone()).await.unwrap();
+    }
+    registry.publish("pirate", &Package::tiny(1)).await;
+    // One is started anew with the other base: now it has the most.
+    let beat = mesh::WorkerHeartbeat::decode(beat_of("w-2:1", 1, theirs)).unwrap();
+    let anew = mesh::WorkerHeartbeat { incarnation: "second life".to_owned(), ..beat };
+    bus.publish(subjects::WORKER_HEARTBEAT, anew.encode_to_vec().into()).unwrap();
+    registry.until_metric("registry_placement_workers", 1.0).await;
+    registry.client.clone().announce_base(other.clone()).await.unwrap();
+    let refused = crate::support::try_publish(&registry.client, TENANT, "pirate", "live", &Package::tiny(2)).await;
+    let reasons = refused.unwrap().unwrap_err();
+    assert!(reasons.iter().any(|reason| reason.contains("q_proj") && reason.contains("640")), "{reasons:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,6 +30,9 @@ use weft_types::Digest;
 const CORRUPT_TRIES: u32 = 2;
 /// Neighbours asked for one blob: more would cost more time than the object store.
 const NEIGHBOURS_ASKED_MAX: usize = 2;
+/// A neighbour that says a blob is larger is not believed: what it says takes room from others before a single byte has shown that it is
+/// true. Packages are at most 1 GiB unless gateways are told otherwise.
+const NEIGHBOUR_BLOB_BYTES_MAX: u64 = 2 << 30;
 
 /// One fetch.
 #[derive(Clone)]
@@ -249,6 +252,14 @@ fn note(fetch: &Fetch, address: &str, fault: Fault, error: &Error) {
     }
 }
 
+/// Begins a file of as many bytes as a neighbour says.
+async fn begin(fetch: &Fetch, tier: TierKind, bytes: u64) -> Result<Incoming, Error> {
+    if bytes > NEIGHBOUR_BLOB_BYTES_MAX {
+        return Err(Error::TooLarge { digest: fetch.digest, bytes, tier, bytes_max: NEIGHBOUR_BLOB_BYTES_MAX });
+    }
+    Incoming::begin(fetch, tier, bytes).await
+}
+
 /// Asks a few neighbours that have the blob, one after the other, each for what the one before did not send.
 async fn from_neighbours(fetch: &Fetch, tier: TierKind, helped: &mut Helped) -> Result<Near, Error> {
     let mut begun: Option<Incoming> = None;
@@ -271,10 +282,10 @@ async fn from_neighbours(fetch: &Fetch, tier: TierKind, helped: &mut Helped) -> 
                 return Ok(Near::Part(None));
             }
             Some(before) => before,
-            None => match Incoming::begin(fetch, tier, bytes).await {
+            None => match begin(fetch, tier, bytes).await {
                 Ok(incoming) => incoming,
                 // It may have said any length: the object store knows.
-                Err(error @ Error::TooLarge { .. }) => {
+                Err(error @ (Error::TooLarge { .. } | Error::Full { .. })) => {
                     note(fetch, &address, Fault::Failed, &error);
                     continue;
                 }

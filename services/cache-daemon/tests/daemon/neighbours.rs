@@ -41,8 +41,8 @@ enum Manner {
     Missing,
     /// Says that it is larger than it is.
     SaysLonger,
-    /// Says that it is larger than any disk.
-    SaysHuge,
+    /// Says that it has so many bytes.
+    Says(u64),
     /// Sends more than it said.
     SendsMore,
 }
@@ -133,7 +133,7 @@ impl CacheDaemon for Served {
             Manner::Busy => return Err(Status::resource_exhausted("busy")),
             Manner::Missing => return Err(Status::not_found("gone")),
             Manner::SaysLonger => blob_bytes += 1,
-            Manner::SaysHuge => blob_bytes = u64::MAX,
+            Manner::Says(bytes) => blob_bytes = bytes,
             Manner::SendsMore => bytes.push(0),
         }
         let (pieces, outbound) = mpsc::channel(1024);
@@ -293,12 +293,34 @@ async fn a_silent_neighbour_costs_its_time_limit_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_neighbour_that_is_busy_lacks_it_or_talks_nonsense_is_passed_over() {
-    for (manner, reason) in [(Manner::Busy, "busy"), (Manner::Missing, "not_found"), (Manner::SaysHuge, "unavailable")]
+    for (manner, reason) in
+        [(Manner::Busy, "busy"), (Manner::Missing, "not_found"), (Manner::Says(u64::MAX), "unavailable")]
     {
         let scene = Scene::new(manner, |settings| settings).await;
         assert_eq!((scene.lease().await, scene.asked()), (Tier::Remote, (1, 1)), "{manner:?}");
         assert_eq!(scene.failures(reason), 1.0, "{manner:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_neighbour_says_of_a_length_takes_nothing_from_others() {
+    // As large as the disk, beside a lease: there would be no room until that ends.
+    let small = |settings| Settings { disk_bytes_max: 1 << 20, ..settings };
+    let scene = Scene::new(Manner::Says(1 << 20), small).await;
+    let other = scene.remote.put(&blob(2, 200_000)).await;
+    let mut holder = scene.daemon.holder("other").await;
+    holder.lease(&other).await;
+    assert_eq!((scene.lease().await, scene.asked()), (Tier::Remote, (1, 1)));
+    assert_eq!(scene.failures("unavailable"), 1.0);
+
+    // Larger than any package, beside an idle file: that would have to go.
+    let large = |settings| Settings { disk_bytes_max: 4 << 30, ..settings };
+    let scene = Scene::new(Manner::Says(4 << 30), large).await;
+    let other = scene.remote.put(&blob(2, 200_000)).await;
+    scene.daemon.holder("other").await.use_once(&other).await;
+    assert_eq!((scene.lease().await, scene.asked()), (Tier::Remote, (1, 1)));
+    scene.daemon.holder("other").await.use_once(&other).await;
+    assert_eq!(scene.remote.store.gets(&other), 1, "it stayed");
 }
 
 /// Reads a blob as a neighbour does.

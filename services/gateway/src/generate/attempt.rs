@@ -9,8 +9,7 @@ use crate::workers::{InFlight, Worker, WorkerId};
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use weft_fault::Fault;
 use weft_proto::worker::v1 as pb;
@@ -22,9 +21,8 @@ use weft_types::Digest;
 pub(super) struct Attempt {
     /// Of the worker, in the pool.
     pub(super) id: WorkerId,
-    worker: Arc<Worker>,
+    at: InFlight,
     stream: Streaming<pb::GenerateEvent>,
-    _in_flight: InFlight,
 }
 
 impl Attempt {
@@ -35,24 +33,30 @@ impl Attempt {
     pub(super) async fn open(
         mesh: &Mesh,
         admission: &Admission,
-        (id, worker, in_flight): (WorkerId, Arc<Worker>, InFlight),
+        mut at: InFlight,
         request: pb::GenerateRequest,
     ) -> Result<(Self, pb::Started), Fault> {
         let replayed = request.continuation.as_ref().map_or(0, |continuation| continuation.ids.len());
-        let mut client = worker.client();
-        let opened = hear(mesh, &worker, admission, client.generate(within(admission.time_left(), request))).await;
-        let opened = opened.map(|response| Self {
-            id,
-            worker: Arc::clone(&worker),
-            stream: response.into_inner(),
-            _in_flight: in_flight,
-        });
-        let started = match opened {
-            Ok(mut attempt) => attempt.started(mesh, admission, replayed).await.map(|started| (attempt, started)),
-            Err(fault) => Err(fault),
+        let mut client = at.worker().client();
+        let opened = hear(mesh, at.worker(), admission, client.generate(within(admission.time_left(), request))).await;
+        let stream = match opened {
+            Ok(response) => response.into_inner(),
+            Err(fault) => {
+                note(&mut at, &fault);
+                return Err(fault);
+            }
         };
-        note(&worker, started.as_ref().err());
-        started
+        let mut attempt = Self { id: at.worker().id, at, stream };
+        match attempt.started(mesh, admission, replayed).await {
+            Ok(started) => {
+                attempt.at.succeeded();
+                Ok((attempt, started))
+            }
+            Err(fault) => {
+                note(&mut attempt.at, &fault);
+                Err(fault)
+            }
+        }
     }
 
     async fn started(&mut self, mesh: &Mesh, admission: &Admission, replayed: usize) -> Result<pb::Started, Fault> {
@@ -85,34 +89,32 @@ impl Attempt {
             Ok(Some(Event::Started(_)) | None) => Err(Error::CutShort.into()),
             Err(fault) => Err(fault),
         };
-        match &piece {
-            Ok(Piece::Tokens(_)) => {}
-            Ok(Piece::Finished(_)) => note(&self.worker, None),
-            Err(fault) => note(&self.worker, Some(fault)),
+        if let Err(fault) = &piece {
+            note(&mut self.at, fault);
         }
         piece
     }
 
     async fn event(&mut self, mesh: &Mesh, admission: &Admission) -> Result<Option<Event>, Fault> {
-        let message = hear(mesh, &self.worker, admission, self.stream.message()).await?;
+        let message = hear(mesh, self.at.worker(), admission, self.stream.message()).await?;
         Ok(message.and_then(|message| message.event))
     }
 }
 
-/// What came of asking a worker, for those who choose one later. A refusal says nothing about the worker, and requests that are
-/// lost together are one failure: a restart must not open its circuit.
-fn note(worker: &Worker, failed: Option<&Fault>) {
-    match failed {
-        None => worker.succeeded(Instant::now()),
-        Some(fault) if fault.code == code::WORKER_LOST => {
-            if worker.suspect(&fault.message) {
-                worker.failed(Instant::now());
+/// What a failure says about the worker, for those who choose one later. A refusal says nothing, and requests that are lost together
+/// are one failure: a restart must not open its circuit. One that uses other bytes than were resolved should not be asked on and on.
+fn note(at: &mut InFlight, fault: &Fault) {
+    match fault.code.as_str() {
+        code::WORKER_LOST => {
+            if at.worker().suspect(&fault.message) {
+                at.failed();
             }
         }
-        Some(fault) if fault.code == code::DRAINING => {
-            worker.suspect(&fault.message);
+        code::DRAINING => {
+            at.worker().suspect(&fault.message);
         }
-        Some(_) => {}
+        code::ADAPTER_MISMATCH => at.failed(),
+        _ => {}
     }
 }
 

@@ -22,9 +22,12 @@ use resume::{Delivered, Move, is_worth_another_try};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use weft_fault::Fault;
+use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
+
+/// The end of a generation that never began: another worker is asked for it, or none is left.
+const UNBEGUN: &str = "";
 
 /// A request that was let in: who, on what, since when.
 #[derive(Clone)]
@@ -152,7 +155,8 @@ impl Mesh {
             let Some(chosen) = self.pool.choose(&Asked { tried: &tried, ..asked }) else {
                 return Err(last.unwrap_or_else(|| Error::NoWorker.into()));
             };
-            let (id, worker) = (chosen.0, Arc::clone(&chosen.1));
+            let worker = Arc::clone(chosen.worker());
+            let id = worker.id;
             if let Some(name) = worker.name() {
                 admission.known.worker(&name);
             }
@@ -178,7 +182,9 @@ impl Mesh {
                 return Err(fault);
             }
             self.metrics.retries.inc();
-            tracing::warn!(request_id = admission.request_id, worker = %worker.address, reason = %fault.message, "trying another worker");
+            if fault.kind != Kind::Overloaded {
+                tracing::warn!(request_id = admission.request_id, worker = %worker.address, reason = %fault.message, "trying another worker");
+            }
             last = Some(fault);
         }
     }
@@ -233,7 +239,7 @@ impl Generation {
         let Place::Running(attempt) = &mut self.place else { return Err(Error::CutShort.into()) };
         let first = attempt.piece(&self.mesh, &self.admission).await;
         if first.is_err() {
-            self.end = Some("failed");
+            self.end = Some(UNBEGUN);
         }
         self.delivered.began(&started);
         let first = first?;
@@ -357,6 +363,9 @@ impl Drop for Generation {
     fn drop(&mut self) {
         let metrics = &self.mesh.metrics;
         metrics.generations_in_flight.dec();
-        metrics.generations.with_label_values(&[self.end.unwrap_or("cancelled")]).inc();
+        match self.end.unwrap_or("cancelled") {
+            UNBEGUN => {}
+            end => metrics.generations.with_label_values(&[end]).inc(),
+        }
     }
 }

@@ -4,7 +4,7 @@
 use super::attempt::{Attempt, request};
 use super::{Admission, Mesh, Piece, Wanted};
 use crate::error::code;
-use crate::workers::{Asked, InFlight, Worker, WorkerId};
+use crate::workers::{Asked, InFlight, WorkerId};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,8 +76,8 @@ impl Move {
                 if !std::mem::take(&mut is_paid) && !self.mesh.limits.retries.withdraw() {
                     return self.give_up("the retry budget is spent");
                 }
-                tried.push(chosen.0);
-                let address = chosen.1.address.clone();
+                tried.push(chosen.worker().id);
+                let address = chosen.worker().address.clone();
                 match self.attempt(chosen).await {
                     Ok(attempt) => {
                         self.mesh.metrics.continuations.with_label_values(&["continued"]).inc();
@@ -111,14 +111,14 @@ impl Move {
     }
 
     /// A worker that is up and was not tried in this round.
-    fn choose(&self, tried: &[WorkerId]) -> Option<(WorkerId, Arc<Worker>, InFlight)> {
+    fn choose(&self, tried: &[WorkerId]) -> Option<InFlight> {
         let adapter = self.admission.resolved.digest();
         let asked = self.admission.asked(adapter.as_ref(), &self.wanted);
         let chosen = self.mesh.pool.choose(&Asked { tried, ..asked })?;
-        self.mesh.pool.takes_requests(&chosen.1).then_some(chosen)
+        self.mesh.pool.takes_requests(chosen.worker()).then_some(chosen)
     }
 
-    async fn attempt(&mut self, chosen: (WorkerId, Arc<Worker>, InFlight)) -> Result<Attempt, Fault> {
+    async fn attempt(&mut self, chosen: InFlight) -> Result<Attempt, Fault> {
         let continuation =
             pb::Continuation { ids: self.delivered.ids.clone(), prompt_digest: self.delivered.prompt_digest.clone() };
         let mut again = request(&self.admission, &self.wanted, self.attempts, Some(continuation));

@@ -106,7 +106,7 @@ pub(crate) async fn read(
             if bytes.len() + data.len() > bounds.bytes_max {
                 return Err(too_large);
             }
-            room.add(limits.body_bytes(data.len())?);
+            room.add(limits.more_body_bytes(bytes.len(), data.len())?);
             bytes.extend_from_slice(&data);
         }
         Ok(())

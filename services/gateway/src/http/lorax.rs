@@ -227,10 +227,10 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
 
 /// The worker counts, but says it in its own words; LoRAX's clients know LoRAX's.
 async fn in_lorax_words(gateway: &Gateway, admission: &Admission, checked: &Checked) -> Option<Fault> {
-    let (_, worker, _in_flight) = gateway.mesh.pool.choose(&workers::Asked::of_base(&admission.base.digest))?;
+    let at = gateway.mesh.pool.choose(&workers::Asked::of_base(&admission.base.digest))?;
     let request = pb::TokenizeRequest { text: checked.inputs().to_owned(), add_special_tokens: true };
     let limit = gateway.settings.body_timeout();
-    let counted = tokio::time::timeout(limit, worker.client().tokenize(within(limit, request))).await;
+    let counted = tokio::time::timeout(limit, at.worker().client().tokenize(within(limit, request))).await;
     let tokens = counted.ok()?.ok()?.into_inner().tokens.len();
     too_long(checked.kept(tokens), checked.max_new_tokens, &admission.base.description)
 }
@@ -242,7 +242,7 @@ async fn streamed(gateway: &Gateway, asked: Asked) -> Result<Response, LoraxErro
     let generation = started.generations.remove(0);
     headers.extend(weft_headers(&generation.facts));
     let events = lorax_stream::events(generation, started.checked, started.room);
-    Ok((headers, sse::response(events)).into_response())
+    Ok((headers, sse::response(events, gateway.settings.write_stall())).into_response())
 }
 
 async fn whole(gateway: &Gateway, asked: Asked) -> Result<(HeaderMap, LoraxAnswer), Fault> {
@@ -388,9 +388,8 @@ pub(crate) async fn tokenize(
     call.known.base(&base);
     call.known.resolved(&call.tenant.name, &crate::resolve::Resolved::Base);
     let _counted = gateway.reserve(&call, &[], 0).await?;
-    let chosen =
-        gateway.mesh.pool.choose(&workers::Asked::of_base(&base.digest)).ok_or(crate::error::Error::NoWorker)?;
-    let (_, worker, _in_flight) = chosen;
+    let at = gateway.mesh.pool.choose(&workers::Asked::of_base(&base.digest)).ok_or(crate::error::Error::NoWorker)?;
+    let worker = at.worker();
     if let Some(name) = worker.name() {
         call.known.worker(&name);
     }

@@ -255,7 +255,8 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
             with_logprobs: logprobs.is_some(),
             usage: common.includes_usage().then_some(usage),
         };
-        return Ok((headers, sse::response(sse::events(generations, chunks, (room, body)))).into_response());
+        let events = sse::events(generations, chunks, (room, body));
+        return Ok((headers, sse::response(events, gateway.settings.write_stall())).into_response());
     }
     let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);

@@ -263,7 +263,8 @@ pub(crate) async fn completions(
         generations.iter().step_by(plan.choices).for_each(|generation| usage.prompt(&generation.facts));
         let offsets = vec![0; plan.answers()];
         let chunks = Chunks { head, plan, offsets, usage, with_usage: common.includes_usage() };
-        return Ok((headers, sse::response(sse::events(generations, chunks, (room, body)))).into_response());
+        let events = sse::events(generations, chunks, (room, body));
+        return Ok((headers, sse::response(events, gateway.settings.write_stall())).into_response());
     }
     let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
     step_headers(&gateway, &answers, &mut headers);

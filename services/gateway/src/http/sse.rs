@@ -7,8 +7,10 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use weft_fault::Fault;
 
 /// A comment goes out when nothing else did for this long, so that proxies keep the connection.
@@ -89,9 +91,54 @@ pub(crate) fn events<D: Dialect, G: Send + 'static>(
     })
 }
 
-/// An HTTP answer of these events.
-pub(crate) fn response(events: impl Stream<Item = Event> + Send + 'static) -> Response {
-    let sse = Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+/// The client left its answer unread.
+#[derive(Debug, thiserror::Error)]
+#[error("the client does not read its answer")]
+struct Unread;
+
+/// Asks for events by itself. A connection of HTTP/2 whose window is shut asks for nothing: nobody would look at the request's clock, and
+/// what it holds, here and at the worker, would be held for as long as the connection.
+fn driven(
+    events: impl Stream<Item = Event> + Send + 'static,
+    stall: Duration,
+) -> impl Stream<Item = Result<Event, Unread>> + Send + 'static {
+    let (sender, receiver) = mpsc::channel(1);
+    let is_unread = Arc::new(AtomicBool::new(false));
+    let says_unread = Arc::clone(&is_unread);
+    tokio::spawn(async move {
+        let mut events = Box::pin(events);
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = sender.closed() => None,
+            };
+            let Some(event) = event else { break };
+            match tokio::time::timeout(stall, sender.send(event)).await {
+                Ok(Ok(())) => {}
+                // It hung up.
+                Ok(Err(_)) => break,
+                Err(_) => {
+                    says_unread.store(true, Ordering::Relaxed);
+                    break;
+                }
+            }
+        }
+        // What the answer held is given back before its end is seen.
+        drop(events);
+        drop(sender);
+    });
+    stream::unfold((receiver, is_unread), |(mut receiver, is_unread)| async move {
+        match receiver.recv().await {
+            Some(event) => Some((Ok(event), (receiver, is_unread))),
+            // Once: without the flag the next look finds the end.
+            None => is_unread.swap(false, Ordering::Relaxed).then(|| (Err(Unread), (receiver, is_unread))),
+        }
+    })
+}
+
+/// An HTTP answer of these events. A client that takes none for `stall` gets no more, and its answer ends.
+pub(crate) fn response(events: impl Stream<Item = Event> + Send + 'static, stall: Duration) -> Response {
+    let sse = Sse::new(driven(events, stall)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     let mut response = sse.into_response();
     // nginx and others would collect the stream otherwise.
     response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));

@@ -166,12 +166,12 @@ impl Pool {
 
     /// Chooses a worker and counts the request there: by predicted time to first token among those that may get requests, else
     /// anybody with this base.
-    pub(crate) fn choose(&self, asked: &Asked<'_>) -> Option<(WorkerId, Arc<Worker>, InFlight)> {
+    pub(crate) fn choose(&self, asked: &Asked<'_>) -> Option<InFlight> {
         let places = self.places();
         let now = Now { at: Instant::now(), pace: &self.pace };
         let routed = places.route(asked, now, rand::random());
-        let worker = routed.filter(|worker| worker.may_try(now.at)).or_else(|| places.last_resort(asked))?;
-        Some((worker.id, Arc::clone(worker), InFlight::new(worker)))
+        let permitted = routed.and_then(|worker| InFlight::permitted(worker, now.at));
+        permitted.or_else(|| places.last_resort(asked).map(InFlight::unasked))
     }
 
     /// Whether it is up and does not drain, as far as is known.

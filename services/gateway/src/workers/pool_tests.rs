@@ -43,9 +43,9 @@ async fn the_base_of_most_is_the_base_and_others_get_nothing() {
     let base = pool.base().unwrap().digest;
     assert_eq!((base, pool.ready()), (Digest::of(b"base"), 2));
     for _ in 0..20 {
-        let (id, _, in_flight) = pool.choose(&Asked::of_base(&base)).unwrap();
-        assert_ne!(id, workers[0].id);
-        std::mem::forget(in_flight);
+        let at = pool.choose(&Asked::of_base(&base)).unwrap();
+        assert_ne!(at.worker().id, workers[0].id);
+        std::mem::forget(at);
     }
     assert_eq!([workers[1].in_flight(), workers[2].in_flight()], [10, 10]);
 }
@@ -57,15 +57,44 @@ async fn ids_stay_when_workers_come_and_go() {
         serve(worker, b"base");
     }
     let base = Digest::of(b"base");
-    let (first, worker, in_flight) = pool.choose(&Asked::of_base(&base)).unwrap();
+    let at = pool.choose(&Asked::of_base(&base)).unwrap();
+    let worker = Arc::clone(at.worker());
+    let first = worker.id;
     assert_eq!(worker.in_flight(), 1);
     pool.remove(|other| other.id == first);
     assert!(worker.is_gone());
-    drop(in_flight);
+    drop(at);
     assert_eq!(worker.in_flight(), 0, "a stream outlives its worker's place in the pool");
     let added = pool.add("worker-9:1", Endpoint::from_static("http://nowhere").connect_lazy(), false);
     serve(&added, b"base");
     assert!(added.id > first && !pool.workers().iter().any(|worker| worker.id == first));
-    let (second, ..) = pool.choose(&Asked { tried: &[added.id], ..Asked::of_base(&base) }).unwrap();
+    let second = pool.choose(&Asked { tried: &[added.id], ..Asked::of_base(&base) }).unwrap().worker().id;
     assert!(pool.choose(&Asked { tried: &[added.id, second], ..Asked::of_base(&base) }).is_none());
+}
+
+#[tokio::test]
+async fn a_trial_without_a_word_on_the_worker_leaves_room_for_the_next_and_one_answer_counts_once() {
+    let pool = pool(1);
+    let worker = Arc::clone(&pool.workers()[0]);
+    serve(&worker, b"base");
+    (0..5).for_each(|_| worker.failed(Instant::now()));
+    assert!(InFlight::permitted(&worker, Instant::now()).is_none(), "left alone");
+    let later = Instant::now() + Duration::from_secs(2);
+    for _ in 0..3 {
+        let trial = InFlight::permitted(&worker, later).expect("a trial");
+        assert!(InFlight::permitted(&worker, later).is_none(), "one at a time");
+        // Its client hung up, or the worker refused what was wrong with the request.
+        drop(trial);
+    }
+    let answered = || {
+        let mut trial = InFlight::permitted(&worker, later).expect("a trial");
+        trial.succeeded();
+    };
+    answered();
+    let second = InFlight::permitted(&worker, later);
+    assert!(second.is_some() && InFlight::permitted(&worker, later).is_none(), "still tried one at a time");
+    drop(second);
+    answered();
+    let both = [(); 2].map(|()| InFlight::permitted(&worker, later));
+    assert!(both.iter().all(Option::is_some), "closed after two");
 }

@@ -39,7 +39,7 @@ fn spread(places: &Places, adapter: Option<&Digest>, count: u64) -> BTreeMap<u64
     for draw in 0..count {
         let now = Now { at: Instant::now(), pace: &pace() };
         let worker = places.route(&asked, now, draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)).expect("somebody serves");
-        std::mem::forget(InFlight::new(worker));
+        std::mem::forget(InFlight::unasked(worker));
         *to.entry(worker.id.0).or_default() += 1;
     }
     to
@@ -133,7 +133,7 @@ async fn a_worker_that_has_the_beginning_of_the_prompt_is_taken_unless_it_is_bus
         places.route(&asked, now, draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)).expect("somebody serves").id
     };
     assert!((0..100).all(|draw| route(draw) == WorkerId(6)), "whatever chance says");
-    let busy = InFlight::new(&workers[6]);
+    let busy = InFlight::unasked(&workers[6]);
     assert!((0..100).all(|draw| route(draw) != WorkerId(6)), "another prompt before it costs more than it spares");
     drop(busy);
     // One that is gone is nobody's hit.

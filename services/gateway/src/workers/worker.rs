@@ -119,8 +119,8 @@ impl Worker {
         is_news
     }
 
-    /// A request was answered as it should be.
-    pub(crate) fn succeeded(&self, now: Instant) {
+    /// It has begun to answer a request as it should.
+    fn succeeded(&self, now: Instant) {
         self.circuit(now, |circuit, ms, settings| circuit.succeeded(ms, settings));
     }
 
@@ -135,8 +135,8 @@ impl Worker {
     }
 
     /// Takes the right to send one request: after failures one at a time.
-    pub(super) fn may_try(&self, now: Instant) -> bool {
-        self.circuit(now, |circuit, ms, settings| !matches!(circuit.ask(ms, settings), Permit::No { .. }))
+    fn ask(&self, now: Instant) -> Permit {
+        self.circuit(now, |circuit, ms, settings| circuit.ask(ms, settings))
     }
 
     fn circuit<T>(&self, now: Instant, with: impl FnOnce(&mut Breaker, u64, &BreakerSettings) -> T) -> T {
@@ -155,18 +155,56 @@ impl Worker {
     }
 }
 
-/// Counts a request at a worker while it lives.
-pub(crate) struct InFlight(Arc<Worker>);
+/// One request at a worker, counted there while it lives. Who has it tells how it went.
+pub(crate) struct InFlight {
+    worker: Arc<Worker>,
+    /// Its circuit waits to hear how this one goes.
+    is_trial: bool,
+}
 
 impl InFlight {
-    pub(super) fn new(worker: &Arc<Worker>) -> Self {
+    /// `None`: the worker is left alone now.
+    pub(super) fn permitted(worker: &Arc<Worker>, now: Instant) -> Option<Self> {
+        match worker.ask(now) {
+            Permit::Yes => Some(Self::new(worker, false)),
+            Permit::Trial => Some(Self::new(worker, true)),
+            Permit::No { .. } => None,
+        }
+    }
+
+    /// Although it may be left alone: there is nobody else.
+    pub(super) fn unasked(worker: &Arc<Worker>) -> Self {
+        Self::new(worker, false)
+    }
+
+    fn new(worker: &Arc<Worker>, is_trial: bool) -> Self {
         worker.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(worker))
+        Self { worker: Arc::clone(worker), is_trial }
+    }
+
+    pub(crate) fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
+    /// The worker answers.
+    pub(crate) fn succeeded(&mut self) {
+        self.is_trial = false;
+        self.worker.succeeded(Instant::now());
+    }
+
+    /// The request was lost there.
+    pub(crate) fn failed(&mut self) {
+        self.is_trial = false;
+        self.worker.failed(Instant::now());
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.worker.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.is_trial {
+            // A refusal, a client that hung up: it says nothing about the worker, and the next request may try.
+            self.worker.circuit(Instant::now(), |circuit, _, _| circuit.forgo());
+        }
     }
 }

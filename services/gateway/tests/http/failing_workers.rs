@@ -260,3 +260,26 @@ async fn without_any_worker_requests_are_503_and_readiness_says_why() {
         crate::support::read(mesh.client.get(format!("{}/health", mesh.data)).send().await.unwrap()).await;
     assert_eq!((status, body), (503, json!({"error": "unhealthy", "error_type": "healthcheck"})));
 }
+
+#[tokio::test]
+async fn a_worker_that_goes_on_using_other_bytes_is_left_alone() {
+    let liar = |_: &_| vec![started(weft_types::Digest::of(b"other").to_vec().into())];
+    let workers = vec![FakeWorker::playing("liar", liar), FakeWorker::new("honest")];
+    let mesh = mesh_with(settings(), workers).await;
+    mesh.until("two workers ready", async || mesh.metric("gateway_workers_ready").await == 2.0).await;
+    let mut wrong = 0;
+    for _ in 0..60 {
+        let (status, body) = mesh.chat("pirate").await;
+        match status {
+            200 => {}
+            500 => {
+                assert_eq!(body["error"]["code"], "adapter_mismatch");
+                wrong += 1;
+            }
+            _ => panic!("{status}: {body}"),
+        }
+    }
+    // Five open the circuit; then it is tried once after about 1 s, 2 s, 4 s, ...
+    assert!(wrong <= 10, "{wrong} of 60 were sent to a worker that lies");
+    assert_eq!(mesh.metric("gateway_digest_mismatches_total").await, f64::from(wrong));
+}

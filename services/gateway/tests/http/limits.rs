@@ -116,6 +116,82 @@ async fn headers_that_do_not_come_end_the_connection() {
 }
 
 #[tokio::test]
+async fn connections_that_do_not_say_which_http_they_speak_end_too() {
+    let mesh = mesh_with(Settings { header_timeout_s: 1, ..settings() }, vec![FakeWorker::new("w")]).await;
+    for begin in ["", "PRI", "PRI * HTTP/2.0\r\n\r\nSM"] {
+        let mut stream = raw(&mesh).await;
+        stream.write_all(begin.as_bytes()).await.unwrap();
+        assert_eq!(read_all(&mut stream).await, "", "{begin:?}");
+    }
+    // Whoever has said so has its own time: an idle connection of HTTP/1.1 is asked no preface.
+    let mut stream = raw(&mesh).await;
+    for _ in 0..2 {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut byte = [0; 12];
+        stream.read_exact(&mut byte).await.unwrap();
+        assert_eq!(&byte, b"HTTP/1.1 200");
+        let mut rest = vec![0; 4096];
+        let _ = stream.read(&mut rest).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_opens_no_window_does_not_hold_its_answer() {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let settings = Settings { write_stall_s: 1, ..settings() };
+    let never = Arc::new(Notify::new());
+    let endless = move |request: &weft_proto::worker::v1::GenerateRequest| {
+        let digest = echoed(request);
+        let mut steps = vec![started(digest.clone())];
+        steps.extend((0..20).map(|_| tokens(digest.clone(), vec![token(1, "word ")])));
+        steps.push(Step::Wait(never.clone()));
+        steps
+    };
+    let mesh = mesh_with(settings, vec![FakeWorker::playing("w", endless)]).await;
+    let stream = tokio::net::TcpStream::connect(mesh.data.trim_start_matches("http://")).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(0);
+    let (mut sender, connection) = builder.handshake::<_, Full<bytes::Bytes>>(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut body = chat_body("base");
+    body["stream"] = json!(true);
+    let request = http::Request::post(format!("{}/v1/chat/completions", mesh.data))
+        .header("authorization", "Bearer harbour-key")
+        .header("content-type", "application/json")
+        .body(Full::new(body.to_string().into()))
+        .unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    mesh.until("it is given up", async || {
+        mesh.metric("gateway_generations_in_flight").await == 0.0 && mesh.workers[0].running() == 0
+    })
+    .await;
+    assert_eq!(mesh.metric("gateway_generations_total{end=\"cancelled\"}").await, 1.0);
+    assert!(!connection.is_finished(), "the connection itself is well");
+    drop(answer.into_body().boxed());
+}
+
+#[tokio::test]
+async fn a_body_that_comes_in_crumbs_takes_no_more_room_than_its_bytes() {
+    let settings = Settings { body_bytes_in_flight_max: 64 << 10, ..settings() };
+    let mesh = mesh_with(settings, vec![FakeWorker::new("w")]).await;
+    let mut slow = raw(&mesh).await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer harbour-key\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let text = chat_body("base").to_string();
+    for byte in text.bytes() {
+        slow.write_all(format!("1\r\n{}\r\n", byte as char).as_bytes()).await.unwrap();
+        slow.flush().await.unwrap();
+    }
+    // Others have room meanwhile.
+    assert_eq!(mesh.chat("base").await.0, 200);
+    slow.write_all(b"0\r\n\r\n").await.unwrap();
+    let answer = read_all(&mut slow).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come_is_408() {
     let mesh = mesh_with(Settings { body_timeout_s: 1, ..settings() }, vec![FakeWorker::new("w")]).await;
     for (path, key) in [("/v1/chat/completions", "code"), ("/generate", "error_type")] {

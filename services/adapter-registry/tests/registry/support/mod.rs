@@ -120,6 +120,17 @@ impl Running {
         metric.get_gauge().get_value() + metric.get_counter().get_value()
     }
 
+    /// Waits until a metric without labels has this value.
+    pub(crate) async fn until_metric(&self, name: &str, value: f64) {
+        let there = async {
+            while self.metric(name) != value {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(60), there).await;
+        waited.unwrap_or_else(|_| panic!("{name} is {} and not {value}", self.metric(name)));
+    }
+
     /// The sum of a counter over its labels; 0 before it was counted.
     pub(crate) fn failures(&self, name: &str) -> f64 {
         let families = self.metrics.gather();
