@@ -119,6 +119,9 @@ fn print(ceiling: &Ceiling, what: &str, rows: usize, time: Duration, values: usi
     );
 }
 
+/// What is timed of a step.
+type Part<'a> = &'a mut dyn FnMut(&mut Work);
+
 /// A decode step of 32 rows at position 100, bare, and what adapters add: rank 8 on q, k, v, o; ranks 8 to 64 on all.
 fn step(model: &Model<'_>, ceiling: &Ceiling, timer: Timer) {
     let rows = 32;
@@ -130,7 +133,7 @@ fn step(model: &Model<'_>, ceiling: &Ceiling, timer: Timer) {
         ["linears and head", "pages written", "attention", "norms, rope, silu", "bare step", "32 x rank 8", "32 mixed"];
     // Interleaved, so that a busy neighbour hits all parts alike.
     for _ in 0..timer.repeats {
-        let runs: [(usize, &mut dyn FnMut(&mut Work)); 6] = [
+        let runs: [(usize, Part<'_>); 6] = [
             (0, &mut |work| {
                 model.layer_linears(work);
                 model.head(work);

@@ -30,7 +30,7 @@ pub(super) async fn run(mut client: Client, adapter: Adapter) {
         }
         client.world.record.count("aliases moved");
         client.world.ledger().moved(adapter, CANARY, moved, machine::elapsed());
-        if answer.json["version"] != Value::from(version.number) {
+        if answer.json["version"] != version.number {
             client.violated(
                 Rule::NothingLost,
                 format!("moved {path} to {}, the answer has {}", version.number, answer.json),

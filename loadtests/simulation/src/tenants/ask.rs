@@ -10,7 +10,7 @@ use crate::random::one_of;
 use crate::world::{DATA_PORT, GATEWAYS};
 use bytes::Bytes;
 use rand::Rng;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::Duration;
 use weft_types::Digest;
 
@@ -158,9 +158,9 @@ fn judged(
     let Some(digest) = digest_of(client, question, &whole.headers, began, what) else { return Ended::Violated };
     let choice = &whole.json["choices"][0];
     let expected = answer::text(&digest, &question.prompt, question.seed, question.tokens);
-    let is_right = choice["text"] == Value::from(expected.as_str())
-        && choice["finish_reason"] == Value::from("length")
-        && whole.json["usage"]["completion_tokens"] == Value::from(question.tokens);
+    let is_right = choice["text"] == expected.as_str()
+        && choice["finish_reason"] == "length"
+        && whole.json["usage"]["completion_tokens"] == question.tokens;
     if is_right {
         return Ended::Right;
     }

@@ -44,7 +44,8 @@ impl Client {
     }
 
     fn gateway(&mut self) -> &'static str {
-        *one_of(&mut self.random, &GATEWAYS)
+        let gateway: &&str = one_of(&mut self.random, &GATEWAYS);
+        gateway
     }
 
     async fn pause(&mut self, least_ms: u64, most_ms: u64) {

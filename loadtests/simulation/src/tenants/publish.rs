@@ -98,7 +98,7 @@ async fn publish(client: &Client, gateway: &'static str, adapter: Adapter, packa
     client.world.record.count("versions published");
     let number = answer.json["version"].as_u64().unwrap_or_default();
     let digest = package.digest.to_string();
-    if answer.json["digest"] != Value::from(digest.as_str()) {
+    if answer.json["digest"] != digest.as_str() {
         client.violated(Rule::VersionsImmutable, format!("{what}: the answer has {}", answer.json));
     }
     if let Some(problem) = client.world.ledger().saw(adapter, number, package.digest) {
@@ -108,7 +108,7 @@ async fn publish(client: &Client, gateway: &'static str, adapter: Adapter, packa
     let record =
         format!("registry/tenants/{}/adapters/{}/versions/{number:012}.json", adapter.0, adapter.1.replace('/', "!"));
     let stored = client.world.objects.peek(&record).and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    if stored.is_none_or(|stored| stored["digest"] != Value::from(digest.as_str())) {
+    if stored.is_none_or(|stored| stored["digest"] != digest.as_str()) {
         client.violated(Rule::NothingLost, format!("{what}: {record} does not have it"));
     }
     let blob = weft_object_store::keys::blob(&package.digest);

@@ -104,17 +104,17 @@ impl Attempt {
 /// What a failure says about the worker, for those who choose one later. A refusal says nothing, and requests that are lost together
 /// are one failure: a restart must not open its circuit. One that uses other bytes than were resolved should not be asked on and on.
 fn note(at: &mut InFlight, fault: &Fault) {
-    match fault.code.as_str() {
-        code::WORKER_LOST => {
-            if at.worker().suspect(&fault.message) {
-                at.failed();
-            }
-        }
+    let counts = match fault.code.as_str() {
+        code::WORKER_LOST => at.worker().suspect(&fault.message),
         code::DRAINING => {
             at.worker().suspect(&fault.message);
+            false
         }
-        code::ADAPTER_MISMATCH => at.failed(),
-        _ => {}
+        code::ADAPTER_MISMATCH => true,
+        _ => false,
+    };
+    if counts {
+        at.failed();
     }
 }
 
