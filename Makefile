@@ -24,7 +24,6 @@ demo: ## Three tenants, three adapters, one base model, then serves on 127.0.0.1
 test: ## Every test there is on a machine without a GPU
 	@scripts/setup.sh build test deploy
 	$(CARGO) nextest run --release --workspace
-	$(CARGO) test --release --workspace --doc
 	scripts/asan.sh
 	scripts/test-clients.sh
 	scripts/test-chaos.sh

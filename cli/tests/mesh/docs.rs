@@ -49,6 +49,26 @@ fn every_path_a_document_names_exists() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
+/// `make test` runs no examples of comments: the compiler would read every crate once more for them.
+#[test]
+fn examples_in_comments_are_text_and_what_runs_is_a_test() {
+    let mut wrong = Vec::new();
+    for room in ["cli", "crates", "kernels", "loadtests", "proto", "services"] {
+        let mut text = String::new();
+        sources(&crate::support::root().join(room), &mut text);
+        let mut is_open = false;
+        for line in text.lines().map(str::trim_start) {
+            let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"));
+            let Some(language) = comment.and_then(|comment| comment.trim_start().strip_prefix("```")) else { continue };
+            if !is_open && language != "text" {
+                wrong.push(line.to_owned());
+            }
+            is_open = !is_open;
+        }
+    }
+    assert!(wrong.is_empty(), "comments with an example that nothing runs: {wrong:?}");
+}
+
 /// Everything that services count, by the name that their source gives it.
 fn sources(folder: &Path, text: &mut String) {
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -566,7 +566,7 @@ pub fn assert_sound<T: Settings>() {
 
 /// Declares a settings struct: fields with their documentation and default, then aliases.
 ///
-/// ```
+/// ```text
 /// weft_service_kit::settings! {
 ///     /// How the example runs.
 ///     pub struct Settings {
