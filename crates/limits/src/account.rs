@@ -9,10 +9,13 @@ use crate::gcra::{Level, Rate};
 use crate::ledger::{Answer, Ask, Exchange, Floor, Outcome};
 use crate::need::Need;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
-/// Buckets in one exchange that no request asked for.
+/// Buckets of units, and buckets of slots, in one exchange that no request asked for.
 const RETURNED_AT_ONCE: usize = 64;
+/// Exchanges in which all of them are told, at most.
+pub(crate) const SERIES_MAX: usize = BUCKETS_MAX / RETURNED_AT_ONCE;
 /// A refusal is believed for so long, so that a tenant over its limit does not cost a call a request.
 const REFUSED_US: u64 = 100_000;
 
@@ -31,6 +34,8 @@ pub(crate) struct Account {
     pub(crate) asked_us: u64,
     /// When the ledger last answered.
     pub(crate) answered_us: u64,
+    /// The ledger may not know of slots in use: it forgot them, or their charge ended.
+    slots_unknown: bool,
 }
 
 #[derive(Debug)]
@@ -174,42 +179,61 @@ impl Account {
         self.exchange(asks, call)
     }
 
-    /// The call that gives back what is held and not used, and says that the slots in use still are. None if there is
-    /// nothing to say.
-    pub(crate) fn give_back(&mut self, call: NewCall) -> Option<Exchange> {
-        let unused = self.units.iter_mut().filter(|(_, units)| units.left != 0.0 || units.alone.is_some());
-        let mut asks: Vec<Ask> = unused
-            .take(RETURNED_AT_ONCE)
-            .map(|(bucket, units)| Ask::Units {
-                bucket: bucket.clone(),
-                rate: units.rate,
-                back: std::mem::take(&mut units.left),
-                alone: units.alone.take().map_or(0.0, |alone| alone.used),
-                at_least: 0,
-                at_most: 0,
-            })
-            .collect();
-        let held = self.slots.iter().filter(|(_, slots)| slots.held > 0 || slots.used > 0);
-        asks.extend(held.take(RETURNED_AT_ONCE).map(|(bucket, slots)| slots.ask(bucket, 0, 0)));
-        if asks.is_empty() { None } else { Some(self.exchange(asks, call)) }
-    }
-
-    /// The same, even if there is nothing to say but that what was reserved is still in use: a charge that the ledger hears
-    /// nothing of ends, and then nothing comes back.
-    pub(crate) fn renew(&mut self, call: NewCall) -> Option<Exchange> {
-        self.charge.as_ref()?;
-        Some(self.give_back(call.clone()).unwrap_or_else(|| self.exchange(Vec::new(), call)))
-    }
-
-    /// The call that tells a ledger that forgot everything what is remembered here; who never heard of it remembers nothing, but may
-    /// have gone on alone.
-    pub(crate) fn remind(&mut self, call: NewCall) -> Option<Exchange> {
-        if self.epoch.is_empty() {
-            return self.give_back(call);
+    /// The next of a series of calls that tell the ledger unasked: what is held and not used goes back, and slots are named
+    /// as `say` has it, some of them with each call. None: there is nothing more to say.
+    pub(crate) fn say(&mut self, say: Say, said: &mut Said, call: NewCall) -> Option<Exchange> {
+        let is_first = !std::mem::replace(&mut said.begun, true);
+        let mut asks = self.units_to_return(said);
+        asks.extend(self.slots_to_name(say, said));
+        // A charge that the ledger hears nothing of ends; floors are told even if nothing is held.
+        let is_said_anyway = match say {
+            Say::Unused => false,
+            Say::StillThere => is_first && self.charge.is_some(),
+            Say::Everything => is_first && !self.epoch.is_empty(),
+        };
+        if asks.is_empty() && !is_said_anyway {
+            return None;
         }
-        let floors = Some(self.floors());
-        let exchange = self.give_back(call.clone()).unwrap_or_else(|| self.exchange(Vec::new(), call));
-        Some(Exchange { floors, ..exchange })
+        // Who never heard of the ledger remembers nothing of it, but may have gone on alone.
+        let floors = (say == Say::Everything && is_said_anyway).then(|| self.floors());
+        Some(Exchange { floors, ..self.exchange(asks, call) })
+    }
+
+    /// What is left of some slices, or was used alone: it is in the call from now on.
+    fn units_to_return(&mut self, said: &mut Said) -> Vec<Ask> {
+        let after = (Bound::Excluded(said.units.as_str()), Bound::Unbounded);
+        let further = self.units.range_mut::<str, _>(after);
+        let unused = further.filter(|(_, units)| units.left != 0.0 || units.alone.is_some());
+        let returned = unused.take(RETURNED_AT_ONCE).map(|(bucket, units)| {
+            let alone = units.alone.take().map_or(0.0, |alone| alone.used);
+            let back = std::mem::take(&mut units.left);
+            Ask::Units { bucket: bucket.clone(), rate: units.rate, back, alone, at_least: 0, at_most: 0 }
+        });
+        let asks: Vec<Ask> = returned.collect();
+        if let Some(Ask::Units { bucket, .. }) = asks.last() {
+            said.units.clone_from(bucket);
+        }
+        asks
+    }
+
+    /// Some slots that are held, or only those of which the ledger has another count than is in use.
+    fn slots_to_name(&self, say: Say, said: &mut Said) -> Vec<Ask> {
+        let after = (Bound::Excluded(said.slots.as_str()), Bound::Unbounded);
+        let further = self.slots.range::<str, _>(after);
+        let named = further.filter(|(_, slots)| match say {
+            Say::Unused => slots.held != slots.used,
+            Say::StillThere | Say::Everything => slots.held > 0 || slots.used > 0,
+        });
+        let asks: Vec<Ask> = named.take(RETURNED_AT_ONCE).map(|(bucket, slots)| slots.ask(bucket, 0, 0)).collect();
+        if let Some(Ask::Slots { bucket, .. }) = asks.last() {
+            said.slots.clone_from(bucket);
+        }
+        asks
+    }
+
+    /// A series of calls told the ledger all slots that are in use.
+    pub(crate) fn named_all(&mut self) {
+        self.slots_unknown = false;
     }
 
     fn exchange(&self, asks: Vec<Ask>, call: NewCall) -> Exchange {
@@ -219,6 +243,7 @@ impl Account {
             closes: self.charge.clone(),
             charge: call.charge,
             open_us: call.open_us,
+            known_us: call.known_us,
             asks,
             floors: None,
         }
@@ -240,8 +265,12 @@ impl Account {
     pub(crate) fn answered(&mut self, exchange: &Exchange, answer: &Answer, needs: &[Need], now_us: u64) {
         self.epoch.clone_from(&answer.epoch);
         self.charge = Some(exchange.charge.clone());
-        self.pending = None;
-        self.answered_us = now_us;
+        let charge_ended = exchange.closes.is_some() && now_us.saturating_sub(self.answered_us) >= exchange.open_us;
+        self.slots_unknown |= charge_ended || exchange.floors.is_some();
+        if self.pending.take().is_none() {
+            // Made again, it was perhaps answered long ago, and its charge has been open since.
+            self.answered_us = now_us;
+        }
         for (ask, bucket) in exchange.asks.iter().zip(&answer.buckets) {
             match ask {
                 Ask::Units { bucket: name, .. } => {
@@ -390,7 +419,9 @@ impl Account {
 
     /// Whether anything was used alone that the ledger has not heard of.
     pub(crate) fn was_alone(&self) -> bool {
-        self.pending.is_some() || self.units.values().any(|units| units.alone.is_some())
+        self.pending.is_some()
+            || self.units.values().any(|units| units.alone.is_some())
+            || self.slots.values().any(|slots| slots.used > slots.held)
     }
 
     /// Whether slots are in use.
@@ -398,19 +429,41 @@ impl Account {
         self.slots.values().any(|slots| slots.used > 0)
     }
 
-    /// Whether the ledger must hear of it lest it forget the charge: something is held, or in use as `is_open` says.
+    /// Whether the ledger must hear of it lest it forget the charge, or because it may have forgotten slots: something is held, or
+    /// in use as `is_open` says.
     pub(crate) fn must_renew(&self, is_open: bool, now_us: u64, after_us: u64) -> bool {
         let is_held = is_open || self.holds_unused() || self.uses_slots();
-        is_held && self.charge.is_some() && now_us.saturating_sub(self.answered_us) >= after_us
+        let is_due = now_us.saturating_sub(self.answered_us) >= after_us || (self.slots_unknown && self.uses_slots());
+        is_held && self.charge.is_some() && is_due
     }
 }
 
 /// What a call is made with besides its asks.
-#[derive(Clone)]
 pub(crate) struct NewCall {
     pub(crate) charge: String,
     pub(crate) new_epoch: String,
     pub(crate) open_us: u64,
+    pub(crate) known_us: u64,
+}
+
+/// What a ledger is told unasked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Say {
+    /// What is held and not used.
+    Unused,
+    /// That, and that the rest is in use.
+    StillThere,
+    /// That, and all that is remembered: it may have forgotten something.
+    Everything,
+}
+
+/// How far a series of calls has come: buckets are told in their order, each once.
+#[derive(Default)]
+pub(crate) struct Said {
+    begun: bool,
+    /// The last ones that were told.
+    units: String,
+    slots: String,
 }
 
 impl Units {

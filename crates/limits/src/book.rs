@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub(crate) const BUCKETS_MAX: usize = 4096;
 
 /// Everything kept of one tenant.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Book {
     epoch: Option<String>,
     buckets: BTreeMap<String, Kept>,
@@ -25,9 +25,12 @@ struct Kept {
     alone: f64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Charge {
+    /// Until then its slots are held.
     until_us: u64,
+    /// Until then it is known: a call that comes again is answered the same.
+    known_until_us: u64,
     holds: BTreeMap<String, u64>,
     answer: Answer,
 }
@@ -35,17 +38,24 @@ struct Charge {
 impl Book {
     /// Plays one call at this time.
     pub(crate) fn exchange(&mut self, now_us: u64, exchange: &Exchange) -> Result<Answer, Error> {
-        self.charges.retain(|_, charge| charge.until_us > now_us);
+        self.charges.retain(|_, charge| charge.known_until_us > now_us);
+        for charge in self.charges.values_mut().filter(|charge| charge.until_us <= now_us) {
+            charge.holds.clear();
+        }
         if let Some(known) = self.charges.get(&exchange.charge) {
             return Ok(known.answer.clone());
         }
-        let knows_another = !exchange.epoch.is_empty() && self.epoch.as_ref() != Some(&exchange.epoch);
+        // What the gateway was last answered is not here: this is another book than the one that it knew, or an older state
+        // of it. Where it is here, everything that the gateway saw is.
+        let knows_another = self.epoch.as_ref() != Some(&exchange.epoch)
+            || exchange.closes.as_ref().is_some_and(|id| !self.charges.contains_key(id));
+        let is_older = !exchange.epoch.is_empty() && knows_another;
         match &exchange.floors {
-            None if knows_another => {
+            None if is_older => {
                 let epoch = self.epoch.clone().unwrap_or_default();
                 return Ok(Answer { epoch, outcome: Outcome::UnknownEpoch, buckets: Vec::new() });
             }
-            Some(floors) if knows_another => {
+            Some(floors) if is_older => {
                 for floor in floors {
                     let remembered = floor.rate.used_at(Level { used: floor.used, at_us: floor.at_us }, now_us);
                     let (used, alone) = self.used(&floor.bucket, floor.rate, now_us);
@@ -56,6 +66,9 @@ impl Book {
             _ => {}
         }
         let closed = exchange.closes.as_ref().and_then(|id| self.charges.remove(id));
+        if self.charges.len() >= CHARGES_MAX {
+            self.charges.retain(|_, charge| charge.until_us > now_us);
+        }
         if self.charges.len() >= CHARGES_MAX {
             return Err(Error::Full(CHARGES_MAX));
         }
@@ -82,7 +95,9 @@ impl Book {
         };
         let answer = Answer { epoch, outcome, buckets };
         let until_us = now_us.saturating_add(exchange.open_us);
-        self.charges.insert(exchange.charge.clone(), Charge { until_us, holds, answer: answer.clone() });
+        let known_until_us = now_us.saturating_add(exchange.known_us);
+        let charge = Charge { until_us, known_until_us, holds, answer: answer.clone() };
+        self.charges.insert(exchange.charge.clone(), charge);
         if self.buckets.len() > BUCKETS_MAX {
             self.buckets.retain(|_, kept| kept.rate.used_at(kept.level, now_us) > 0.0);
         }

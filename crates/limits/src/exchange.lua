@@ -15,19 +15,27 @@ if ARGV[1] == 'beat' then
   redis.call('ZADD', KEYS[1], text(now + alive_us), ARGV[3])
   redis.call('PEXPIRE', KEYS[1], math.ceil(alive_us / 1000))
   local fresh = redis.call('SET', KEYS[2], ARGV[5], 'NX')
-  return {text(redis.call('ZCARD', KEYS[1])), fresh and ARGV[5] or redis.call('GET', KEYS[2])}
+  -- Another one after a restart or a fail-over. Who may not ask for it is told nothing.
+  local info = redis.pcall('INFO', 'server')
+  local server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+  return {text(redis.call('ZCARD', KEYS[1])), fresh and ARGV[5] or redis.call('GET', KEYS[2]), server}
 end
 
 local BUCKETS_MAX, CHARGES_MAX, KEEP_MS = 4096, 4096, 172800000
 local call = cjson.decode(ARGV[3])
 local buckets_key, charges_key = KEYS[1], KEYS[2]
 
--- Open charges; those whose time is over go.
+-- Charges that are known; those that ended hold nothing, and go when their time is over.
 local charges, count = {}, 0
 local flat = redis.call('HGETALL', charges_key)
 for i = 1, #flat, 2 do
   local charge = cmsgpack.unpack(flat[i + 1])
-  if charge.until_us > now then
+  -- Gateways of before this was kept may still run beside us.
+  if (charge.known_until_us or charge.until_us) > now then
+    if charge.until_us <= now and next(charge.holds) then
+      charge.holds = {}
+      redis.call('HSET', charges_key, flat[i], cmsgpack.pack(charge))
+    end
     charges[flat[i]] = charge
     count = count + 1
   else
@@ -57,8 +65,11 @@ local function write(name, limit, period, used, alone)
   redis.call('HSET', buckets_key, 'b:' .. name, table.concat(kept, ' '))
 end
 
+-- What the gateway was last answered is not here: this is another book than the one that it knew, or an older state of
+-- it. Where it is here, everything that the gateway saw is.
 local epoch = redis.call('HGET', buckets_key, 'epoch')
-if call.epoch ~= '' and call.epoch ~= epoch then
+local knows_another = call.epoch ~= epoch or (call.closes ~= cjson.null and not charges[call.closes])
+if call.epoch ~= '' and knows_another then
   if call.floors == cjson.null then return {epoch or '', 'unknown_epoch', '0', '0'} end
   for _, floor in ipairs(call.floors) do
     local remembered = drained(floor.used, floor.at_us, floor.limit, floor.period_us)
@@ -72,6 +83,15 @@ if call.closes ~= cjson.null and charges[call.closes] then
   charges[call.closes] = nil
   count = count - 1
   redis.call('HDEL', charges_key, call.closes)
+end
+if count >= CHARGES_MAX then
+  for id, charge in pairs(charges) do
+    if charge.until_us <= now then
+      charges[id] = nil
+      count = count - 1
+      redis.call('HDEL', charges_key, id)
+    end
+  end
 end
 if count >= CHARGES_MAX then return {epoch or '', 'full', '0', '0'} end
 if not epoch then
@@ -126,8 +146,8 @@ for index, ask in ipairs(call.asks) do
   answer[#answer + 1] = text(now)
 end
 
-local record = cmsgpack.pack({until_us = now + call.open_us, holds = holds, answer = answer})
-redis.call('HSET', charges_key, call.charge, record)
+local record = {until_us = now + call.open_us, known_until_us = now + call.known_us, holds = holds, answer = answer}
+redis.call('HSET', charges_key, call.charge, cmsgpack.pack(record))
 redis.call('PEXPIRE', charges_key, KEEP_MS)
 redis.call('PEXPIRE', buckets_key, KEEP_MS)
 if redis.call('HLEN', buckets_key) > BUCKETS_MAX then

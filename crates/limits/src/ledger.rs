@@ -14,8 +14,11 @@ use std::time::Duration;
 ///   come off the buckets, units that were used beyond it go on.
 /// - *Idempotent by charge*: a call with a charge that was answered before changes nothing and is answered the same. So is
 ///   closing a charge that is closed already: units come back once.
-/// - *A charge that nobody closes ends by itself* after its time: its slots come free, its units count as used.
-/// - *What is lost is noticed*: a ledger that forgot everything has another epoch. It then asks for what the gateway
+///   This holds for as long as a charge is known ([`Exchange::known_us`]), which is longer than it is open.
+/// - *A charge that nobody closes ends by itself* after its time: its slots come free, its units count as used. Closed
+///   after that and while it is known, what comes back still comes back.
+/// - *What is lost is noticed*: a ledger that forgot everything has another epoch, and one that forgot the last of it, as when
+///   it comes back from an older copy, does not know the charge that the gateway closes. It then asks for what the gateway
 ///   remembers ([`Exchange::floors`]), and no bucket is emptier than the fullest memory of it.
 #[async_trait]
 pub trait Ledger: Send + Sync + 'static {
@@ -26,8 +29,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// the same call again is safe.
     async fn exchange(&self, tenant: &str, exchange: &Exchange) -> Result<Answer, Error>;
 
-    /// Says that a gateway lives, for so long; answers how many do, and the ledger's own epoch, which is a new one after
-    /// everything was forgotten: then each gateway should tell what it remembers without waiting for requests.
+    /// Says that a gateway lives, for so long; answers how many do, and the ledger's own epoch and server, of which one is new
+    /// after something was or may have been forgotten: then each gateway should tell what it remembers without waiting for
+    /// requests.
     ///
     /// # Errors
     /// The ledger is away or too slow.
@@ -39,8 +43,11 @@ pub trait Ledger: Send + Sync + 'static {
 pub struct Beat {
     /// Gateways that live, this one included.
     pub gateways: u64,
-    /// The ledger's own epoch.
+    /// The ledger's own epoch: a new one after everything was forgotten.
     pub epoch: String,
+    /// The server that answered: a new one after a restart or a fail-over, by which the last calls may have been forgotten. None:
+    /// it does not say.
+    pub server: Option<String>,
 }
 
 /// Why there is no answer.
@@ -60,7 +67,8 @@ pub enum Error {
     Full(usize),
 }
 
-/// Open charges of one tenant: one for each gateway that serves it.
+/// Charges of one tenant that are kept: the last one of each gateway that serves it or did of late. Beyond it, those that ended
+/// are forgotten.
 pub const CHARGES_MAX: usize = 4096;
 
 /// One call.
@@ -76,6 +84,8 @@ pub struct Exchange {
     pub charge: String,
     /// How long the charge stays open by itself.
     pub open_us: u64,
+    /// How long it is known: more than `open_us`.
+    pub known_us: u64,
     /// What is given back and asked for, each bucket at most once.
     pub asks: Vec<Ask>,
     /// What the gateway remembers of the tenant's buckets, after [`Outcome::UnknownEpoch`].
@@ -164,7 +174,7 @@ pub enum Outcome {
         /// Microseconds until it could be granted; 0 for slots, of which nobody knows.
         retry_after_us: u64,
     },
-    /// Nothing was done: the ledger is not the one that the gateway knew. Call again with floors.
+    /// Nothing was done: the ledger is not the one that the gateway knew, or an older state of it. Call again with floors.
     UnknownEpoch,
 }
 

@@ -24,7 +24,7 @@ mod redis_settings;
 pub use account::Window;
 pub use charge::Charge;
 pub use ledger::Ledger;
-pub use limiter::{Keeper, Limiter, Options, Refusal, Standing, State};
+pub use limiter::{Health, Keeper, Limiter, Options, Refusal, Standing, State};
 pub use memory::{Clock, MemoryLedger};
 pub use need::{Whose, Wish};
 pub use redis::RedisLedger;

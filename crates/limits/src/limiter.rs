@@ -1,7 +1,7 @@
 //! One gateway's side of the limits: who may go on now, from slices where they last, with the ledger where they do not, and
 //! alone where the ledger is away.
 
-use crate::account::{Account, Here, NewCall, Slice, Window};
+use crate::account::{Account, Here, NewCall, SERIES_MAX, Said, Say, Slice, Window};
 use crate::charge::Charge;
 use crate::ledger::{Answer, Beat, Error, Exchange, Ledger, Outcome};
 use crate::memory::Clock;
@@ -31,6 +31,11 @@ const IDLE_US: u64 = 1_000_000;
 const FORGET_US: u64 = 600_000_000;
 /// How long the slots of a gateway that died are kept from others.
 const OPEN_US: u64 = 30_000_000;
+/// How long the ledger knows a call that was answered, so that the same call after an outage counts once. It keeps one for
+/// each process of a gateway that served the tenant within this time, and reads them with each call: hence not for ever.
+/// Longer than [`FORGET_US`]: while a tenant is remembered here and the ledger can be reached, a charge that it does not know
+/// was lost.
+const KNOWN_US: u64 = 900_000_000;
 /// Slots in use are named to the ledger this often.
 const RENEW_US: u64 = 10_000_000;
 
@@ -78,7 +83,16 @@ pub struct Standing {
     pub tokens: Option<Window>,
 }
 
-/// How the ledger is.
+/// Whether limits are shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Why the ledger is away; none: it answers.
+    pub away: Option<String>,
+    /// Gateways that share the limits, at least 1.
+    pub gateways: u64,
+}
+
+/// How the ledger is, and what is held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Why it is away; none: it answers.
@@ -108,7 +122,7 @@ pub struct Limiter {
     next_charge: AtomicU64,
     accounts: Mutex<HashMap<String, Arc<Shared>>>,
     up: AtomicBool,
-    health: Mutex<Health>,
+    contact: Mutex<Contact>,
     calls: AtomicU64,
     calls_failed: AtomicU64,
     admitted_alone: AtomicU64,
@@ -116,16 +130,28 @@ pub struct Limiter {
 
 /// What a sign of life brought to light.
 struct Heard {
+    /// The ledger forgot something, or may have.
     forgot: bool,
     was_away: bool,
 }
 
+/// What was last heard of the ledger.
 #[derive(Default)]
-struct Health {
+struct Contact {
     away: Option<String>,
     gateways: u64,
     gateways_us: u64,
+    /// Of the ledger that was told everything which is remembered here.
     epoch: String,
+    server: Option<String>,
+}
+
+impl Contact {
+    /// The ledger that gave this sign has been told all that it may not know. Returns whether it was away before.
+    fn told(&mut self, beat: Beat) -> bool {
+        (self.epoch, self.server) = (beat.epoch, beat.server);
+        self.away.take().is_some()
+    }
 }
 
 /// A tenant's account, and whose turn it is to call the ledger for it.
@@ -163,7 +189,7 @@ impl Limiter {
             accounts: Mutex::default(),
             // The first call tells.
             up: AtomicBool::new(true),
-            health: Mutex::new(Health { away, ..Health::default() }),
+            contact: Mutex::new(Contact { away, ..Contact::default() }),
             calls: AtomicU64::new(0),
             calls_failed: AtomicU64::new(0),
             admitted_alone: AtomicU64::new(0),
@@ -241,10 +267,8 @@ impl Limiter {
     async fn ask(&self, shared: &Shared, needs: &[Need]) -> Option<Outcome> {
         let pending = self.pending(shared);
         if let Some(pending) = pending {
+            // Slots that its answer tells of may have come free meanwhile: nothing is taken before the next one.
             self.call(shared, pending, &[]).await?;
-            if shared.account().take(needs) {
-                return Some(Outcome::Granted);
-            }
         }
         let exchange = shared.account().ask(needs, self.new_call());
         Some(self.call(shared, exchange, needs).await?.outcome)
@@ -303,19 +327,20 @@ impl Limiter {
     pub async fn beat(&self) -> bool {
         match self.ledger.beat(&self.id, ALIVE).await {
             Ok(beat) => {
-                let heard = self.heard(beat);
+                let heard = self.heard(&beat);
                 self.up.store(true, Ordering::Relaxed);
                 if heard.forgot {
-                    tracing::warn!("the ledger of limits forgot everything; telling it what is remembered here");
+                    tracing::warn!("the ledger of limits was restarted or replaced: telling it what is known here");
                 }
                 if heard.forgot || heard.was_away {
                     self.tell(heard.forgot).await;
                 }
-                // Unless a call failed meanwhile.
-                if self.up.load(Ordering::Relaxed) && self.health().away.take().is_some() {
+                // If a call failed meanwhile, it is all told again.
+                let is_up = self.up.load(Ordering::Relaxed);
+                if is_up && self.contact().told(beat) {
                     tracing::info!(gateways = self.gateways(), "limits are shared");
                 }
-                self.up.load(Ordering::Relaxed)
+                is_up
             }
             Err(error) => {
                 self.away(error.to_string());
@@ -324,36 +349,40 @@ impl Limiter {
         }
     }
 
-    fn heard(&self, beat: Beat) -> Heard {
+    fn heard(&self, beat: &Beat) -> Heard {
         let now = self.now();
-        let mut health = self.health();
-        if beat.gateways >= health.gateways || now.saturating_sub(health.gateways_us) > GATEWAYS_US {
-            (health.gateways, health.gateways_us) = (beat.gateways, now);
+        let mut contact = self.contact();
+        if beat.gateways >= contact.gateways || now.saturating_sub(contact.gateways_us) > GATEWAYS_US {
+            (contact.gateways, contact.gateways_us) = (beat.gateways, now);
         }
-        let forgot = !health.epoch.is_empty() && health.epoch != beat.epoch;
-        health.epoch = beat.epoch;
-        Heard { forgot, was_away: health.away.is_some() }
+        let is_known = !contact.epoch.is_empty();
+        let was_away = contact.away.is_some();
+        let is_same_server = match (&contact.server, &beat.server) {
+            (Some(before), Some(now)) => before == now,
+            // One that does not say which it is was perhaps restarted while it was away.
+            _ => !was_away,
+        };
+        let forgot = is_known && (contact.epoch != beat.epoch || !is_same_server);
+        Heard { forgot, was_away }
     }
 
     fn away(&self, why: String) {
         self.up.store(false, Ordering::Relaxed);
-        let mut health = self.health();
-        if health.away.is_none() {
+        let mut contact = self.contact();
+        if contact.away.is_none() {
             tracing::warn!(reason = why, "limits are not shared now: this gateway goes on with its part of them");
         }
-        health.away = Some(why);
+        contact.away = Some(why);
     }
 
     /// Gives back what is held and was not used of late, and names what is in use. With `all`, whatever is held: at the end.
     pub async fn sweep(&self, all: bool) {
         for shared in self.each() {
             let now = self.now();
-            // One is in the map, one is here; each charge that has not ended has one.
-            let is_open = Arc::strong_count(&shared) > 2;
             let say = {
                 let account = shared.account();
                 let idle = all || now.saturating_sub(account.asked_us) >= IDLE_US;
-                if account.must_renew(is_open, now, RENEW_US) {
+                if account.must_renew(is_open(&shared), now, RENEW_US) {
                     Some(Say::StillThere)
                 } else {
                     (idle && account.holds_unused()).then_some(Say::Unused)
@@ -369,19 +398,29 @@ impl Limiter {
         }
     }
 
-    /// Tells a ledger that is back what was used alone, and one that forgot everything what is remembered here, at once: the
-    /// more is known of what others used, the less is given twice.
+    /// Tells a ledger that is back what was used alone and which slots are in use, and one that forgot something what is
+    /// remembered here, at once: the more is known of what others used, the less is given twice.
     async fn tell(&self, forgot: bool) {
         for shared in self.each() {
             let _turn = shared.turn.lock().await;
-            let was_alone = shared.account().was_alone();
-            if forgot || was_alone {
-                self.give_back(&shared, if forgot { Say::Everything } else { Say::Unused }).await;
+            let say = {
+                let account = shared.account();
+                if forgot {
+                    Some(Say::Everything)
+                } else if account.must_renew(is_open(&shared), self.now(), RENEW_US) {
+                    Some(Say::StillThere)
+                } else {
+                    account.was_alone().then_some(Say::Unused)
+                }
+            };
+            if let Some(say) = say {
+                self.give_back(&shared, say).await;
             }
         }
     }
 
-    /// Makes the call again whose outcome is not known, and gives back what is not used. Whoever calls has the turn.
+    /// Makes the call again whose outcome is not known, and gives back what is not used, in as many calls as it takes. Whoever
+    /// calls has the turn.
     async fn give_back(&self, shared: &Shared, say: Say) {
         let pending = self.pending(shared);
         if let Some(pending) = pending
@@ -389,25 +428,24 @@ impl Limiter {
         {
             return;
         }
-        let exchange = {
-            let call = self.new_call();
-            let mut account = shared.account();
-            match say {
-                Say::Unused => account.give_back(call),
-                Say::StillThere => account.renew(call),
-                Say::Everything => account.remind(call),
+        let mut said = Said::default();
+        for _ in 0..SERIES_MAX {
+            let exchange = shared.account().say(say, &mut said, self.new_call());
+            let Some(exchange) = exchange else { break };
+            if self.call(shared, exchange, &[]).await.is_none() {
+                return;
             }
-        };
-        if let Some(exchange) = exchange {
-            self.call(shared, exchange, &[]).await;
+        }
+        if say != Say::Unused {
+            shared.account().named_all();
         }
     }
 
     /// Forgets a tenant of whom nothing is held and no request came for long, and what else nobody needs.
     fn forget(&self, shared: &Arc<Shared>) {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        // One is in the map, one is the caller's: nobody else has it, and nobody gets it meanwhile.
-        if Arc::strong_count(shared) > 2 {
+        // Nobody else has it, and nobody gets it meanwhile.
+        if is_open(shared) {
             return;
         }
         let mut account = shared.account();
@@ -418,7 +456,15 @@ impl Limiter {
         }
     }
 
-    /// How the ledger is, and what is held. Cost: one step a tenant and bucket.
+    /// Whether limits are shared. Cost: one lock, which no request holds for longer than a few reads; the same however many
+    /// tenants there are.
+    pub fn health(&self) -> Health {
+        let away = self.contact().away.clone();
+        Health { away, gateways: self.gateways() }
+    }
+
+    /// How the ledger is, and what is held. Cost: one step a tenant and bucket, in part under a lock that requests need: for
+    /// who may ask seldom. [`Limiter::health`] is for others.
     pub fn state(&self) -> State {
         let (mut units_held, mut slots_held, mut tenants) = (0, 0, 0);
         for shared in self.each() {
@@ -427,10 +473,10 @@ impl Limiter {
             slots_held += slots;
             tenants += 1;
         }
-        let away = self.health().away.clone();
+        let Health { away, gateways } = self.health();
         State {
             away,
-            gateways: self.gateways(),
+            gateways,
             units_held,
             slots_held,
             tenants,
@@ -468,7 +514,7 @@ impl Limiter {
     fn new_call(&self) -> NewCall {
         let number = self.next_charge.fetch_add(1, Ordering::Relaxed);
         let new_epoch = uuid::Uuid::new_v4().simple().to_string();
-        NewCall { charge: format!("{}.{number}", self.id), new_epoch, open_us: OPEN_US }
+        NewCall { charge: format!("{}.{number}", self.id), new_epoch, open_us: OPEN_US, known_us: KNOWN_US }
     }
 
     fn standing(&self, account: &Account, needs: &[Need]) -> Standing {
@@ -488,11 +534,11 @@ impl Limiter {
     }
 
     fn gateways(&self) -> u64 {
-        self.health().gateways.max(self.options.gateways_min).max(1)
+        self.contact().gateways.max(self.options.gateways_min).max(1)
     }
 
-    fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> u64 {
@@ -500,15 +546,9 @@ impl Limiter {
     }
 }
 
-/// What a ledger is told unasked.
-#[derive(Clone, Copy)]
-enum Say {
-    /// What is held and not used.
-    Unused,
-    /// That, and that the rest is in use.
-    StillThere,
-    /// That, and all that is remembered: it forgot.
-    Everything,
+/// Whether a request is under way: one is in the map, one is the caller's; each charge that has not ended has one.
+fn is_open(shared: &Arc<Shared>) -> bool {
+    Arc::strong_count(shared) > 2
 }
 
 /// A call that is under way. Unless it ends, it is pending.

@@ -17,12 +17,15 @@ const TENANTS_MAX: usize = 20_000;
 pub struct MemoryLedger {
     clock: Clock,
     books: Mutex<HashMap<String, Book>>,
+    saved: Mutex<HashMap<String, Book>>,
     alive: Mutex<Alive>,
 }
 
 #[derive(Default)]
 struct Alive {
     epoch: Option<String>,
+    /// Times that it went back.
+    restored: u64,
     until: HashMap<String, u64>,
 }
 
@@ -37,13 +40,27 @@ impl MemoryLedger {
     /// A ledger on this clock, for simulations.
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
-        Self { clock, books: Mutex::default(), alive: Mutex::default() }
+        Self { clock, books: Mutex::default(), saved: Mutex::default(), alive: Mutex::default() }
     }
 
     /// Forgets everything, as a Redis does that is started again without its data.
     pub fn forget(&self) {
         self.books.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Alive::default();
+    }
+
+    /// Takes a snapshot of all tenants, in place of the last one.
+    pub fn save(&self) {
+        let books = self.books.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = books;
+    }
+
+    /// Goes back to the snapshot, as a Redis does that is restarted from one, or a replica that lagged and took over. Without
+    /// one: to nothing.
+    pub fn restore(&self) {
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        *self.books.lock().unwrap_or_else(PoisonError::into_inner) = saved;
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).restored += 1;
     }
 }
 
@@ -63,6 +80,7 @@ impl Ledger for MemoryLedger {
         alive.until.retain(|_, until| *until > now);
         alive.until.insert(gateway.to_owned(), now + lifetime.as_micros() as u64);
         let epoch = alive.epoch.get_or_insert_with(|| uuid::Uuid::new_v4().to_string()).clone();
-        Ok(Beat { gateways: alive.until.len() as u64, epoch })
+        let server = Some(alive.restored.to_string());
+        Ok(Beat { gateways: alive.until.len() as u64, epoch, server })
     }
 }

@@ -173,9 +173,10 @@ impl Ledger for RedisLedger {
         let new_epoch = uuid::Uuid::new_v4().to_string();
         let args = [gateway, &alive.as_micros().to_string(), &new_epoch];
         match self.call("beat", &keys, &args).await?.as_slice() {
-            [gateways, epoch] => {
+            [gateways, epoch, server] => {
                 let gateways = gateways.parse().map_err(|_| Error::Wrong(format!("{gateways:?} is no count")))?;
-                Ok(Beat { gateways, epoch: epoch.clone() })
+                let server = Some(server.clone()).filter(|server| !server.is_empty());
+                Ok(Beat { gateways, epoch: epoch.clone(), server })
             }
             other => Err(Error::Wrong(format!("unreadable answer of {} parts", other.len()))),
         }

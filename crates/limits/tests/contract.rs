@@ -9,7 +9,7 @@ use std::time::Duration;
 use support::redis::Redis;
 use support::{MINUTE, Time, after, at, floor, reserve, slots, units, until};
 use weft_limits::gcra::Rate;
-use weft_limits::ledger::{Ask, Error, Exchange, Outcome};
+use weft_limits::ledger::{Ask, Beat, Error, Exchange, Outcome};
 use weft_limits::{Ledger, MemoryLedger, RedisLedger};
 
 /// A time of day as Redis has it.
@@ -44,6 +44,7 @@ macro_rules! contract {
 contract!(
     all_or_nothing_over_many_buckets,
     a_charge_that_comes_again_changes_nothing,
+    a_charge_that_ended_counts_once_and_holds_no_slots,
     settling_twice_gives_back_once,
     what_was_used_beyond_the_reservation_is_owed,
     what_was_used_alone_fills_a_bucket_at_most,
@@ -52,6 +53,7 @@ contract!(
     a_lower_limit_shuts_nobody_out_for_long,
     a_slice_is_as_large_as_there_is_room,
     a_ledger_that_forgot_everything_is_told,
+    a_ledger_that_forgot_the_last_of_it_is_told_too,
     a_clock_that_goes_back_gives_nothing_away,
     tenants_have_nothing_to_do_with_each_other,
     open_charges_are_bounded,
@@ -105,6 +107,29 @@ async fn a_charge_that_comes_again_changes_nothing(under: Under) {
     );
     let (_, buckets) = call(&under, reserve("c", vec![units("t", MINUTE, 0.0, 0, 0)])).await;
     assert_eq!(buckets, [(0, 26.0)]);
+}
+
+async fn a_charge_that_ended_counts_once_and_holds_no_slots(under: Under) {
+    let day = Rate { limit: 1_000, period_us: 86_400_000_000_000 };
+    call(&under, reserve("a", vec![units("t", day, 0.0, 10, 10)])).await;
+    let owes = units("t", day, -50.0, 20, 20);
+    let alone = Ask::Units { bucket: "u".into(), rate: day, back: 0.0, alone: 30.0, at_least: 5, at_most: 5 };
+    let asked = after("a", reserve("b", vec![owes, alone, slots("c", 2, 2, 2, 2)]));
+    let first = under.ledger.exchange("harbour", &asked).await.unwrap();
+    assert_eq!(first.outcome, Outcome::Granted);
+    under.time.pass(40_000_000);
+    assert_eq!(under.ledger.exchange("harbour", &asked).await.unwrap(), first);
+    let look = vec![units("t", day, 0.0, 0, 0), units("u", day, 0.0, 0, 0), slots("c", 2, 0, 2, 2)];
+    let levels = |told: Vec<(u64, f64)>| told.into_iter().map(|(_, level)| level.ceil()).collect::<Vec<_>>();
+    assert_eq!(levels(call(&under, reserve("c", look)).await.1), [80.0, 35.0, 2.0], "its slots are free");
+    // Whoever comes back late gives back what was not used.
+    let back = after("b", reserve("d", vec![units("t", day, 20.0, 0, 0)]));
+    assert_eq!(levels(call(&under, back).await.1), [60.0]);
+    // It is forgotten in the end.
+    let owes = reserve("e", vec![units("t", day, -50.0, 0, 0)]);
+    assert_eq!(levels(call(&under, owes.clone()).await.1), [110.0]);
+    under.time.pass(601_000_000);
+    assert_eq!(levels(call(&under, owes).await.1), [160.0]);
 }
 
 async fn settling_twice_gives_back_once(under: Under) {
@@ -201,8 +226,9 @@ async fn a_ledger_that_forgot_everything_is_told(under: Under) {
     assert_eq!((told.outcome, told.buckets[0].level.used, told.epoch.as_str()), (Outcome::Granted, 45.0, "one"));
     let (_, buckets) = call(&under, reserve("d", vec![units("u", MINUTE, 0.0, 0, 0)])).await;
     assert_eq!(buckets, [(0, 20.0)]);
-    // Whoever knows the epoch is not believed.
+    // Whoever knows the epoch and is known is not believed.
     let known = knowing("one", "e", Some(vec![floor("u", MINUTE, 60.0, at_us)]));
+    let known = Exchange { closes: Some("c".to_owned()), ..known };
     under.ledger.exchange("harbour", &known).await.unwrap();
     let (_, buckets) = call(&under, reserve("f", vec![units("u", MINUTE, 0.0, 0, 0)])).await;
     assert_eq!(buckets, [(0, 20.0)]);
@@ -216,6 +242,25 @@ async fn a_ledger_that_forgot_everything_is_told(under: Under) {
         Outcome::Refused { ask: 0, retry_after_us: 3_000_000 },
         "nothing came back of a charge that is gone"
     );
+}
+
+async fn a_ledger_that_forgot_the_last_of_it_is_told_too(under: Under) {
+    let first = under.ledger.exchange("harbour", &reserve("a", vec![units("t", MINUTE, 0.0, 5, 5)])).await.unwrap();
+    // The gateway was answered 58 units and a charge of which this ledger, as it is now, knows nothing.
+    let knowing = |closes: &str, charge: &str, used: Option<f64>| Exchange {
+        epoch: first.epoch.clone(),
+        floors: used.map(|used| vec![floor("t", MINUTE, used, under.time.now())]),
+        ..after(closes, reserve(charge, vec![units("t", MINUTE, 0.0, 0, 0)]))
+    };
+    let asked = under.ledger.exchange("harbour", &knowing("lost", "b", None)).await.unwrap();
+    assert_eq!((asked.outcome, asked.epoch.as_str(), asked.buckets.len()), (Outcome::UnknownEpoch, "one", 0));
+    let told = under.ledger.exchange("harbour", &knowing("lost", "b", Some(58.0))).await.unwrap();
+    assert_eq!((told.outcome, told.buckets[0].level.used), (Outcome::Granted, 58.0));
+    // Who lost nothing fills nothing up.
+    let knows = under.ledger.exchange("harbour", &knowing("a", "c", Some(60.0))).await.unwrap();
+    assert_eq!(knows.buckets[0].level.used, 58.0);
+    let knows = under.ledger.exchange("harbour", &knowing("b", "d", None)).await.unwrap();
+    assert_eq!((knows.outcome, knows.buckets[0].level.used), (Outcome::Granted, 58.0));
 }
 
 async fn a_clock_that_goes_back_gives_nothing_away(under: Under) {
@@ -257,9 +302,10 @@ async fn gateways_that_live_are_counted(under: Under) {
     let first = count("a").await;
     assert_eq!((first.gateways, count("b").await.gateways, count("a").await.gateways), (1, 2, 2));
     under.time.pass(4_000_000);
-    assert_eq!(count("b").await, weft_limits::ledger::Beat { gateways: 2, epoch: first.epoch.clone() });
+    assert_eq!(count("b").await, Beat { gateways: 2, ..first.clone() });
     under.time.pass(4_000_000);
-    assert_eq!(count("b").await, weft_limits::ledger::Beat { gateways: 1, epoch: first.epoch });
+    assert_eq!(count("b").await, Beat { gateways: 1, ..first.clone() });
+    assert!(first.server.is_some_and(|server| !server.is_empty()));
 }
 
 #[derive(Clone, Debug)]
@@ -325,6 +371,7 @@ fn redis_and_memory_give_the_same_answers() {
             let exchange = Exchange {
                 epoch: call.epoch.to_owned(),
                 closes: call.closes.map(|id| format!("c{id}")),
+                known_us: 90_000_000,
                 floors: call.floors.clone(),
                 ..reserve(&format!("c{}", call.charge), call.asks.clone())
             };

@@ -2,59 +2,8 @@
 
 mod support;
 
-use std::sync::Arc;
-use std::time::Duration;
+use support::gateways::{LIMIT, SLICE, gateways, shared_by, use_up};
 use support::redis::Redis;
-use support::{Time, at, until};
-use weft_limits::{Keeper, Limiter, Options, RedisLedger, Whose, Wish};
-use weft_types::Limits;
-
-/// Enough for a busy machine, little enough for a test.
-const TIMEOUT: Duration = Duration::from_millis(500);
-/// So that nothing of a limit comes back while the test runs: units in a day.
-const LIMIT: u64 = 1_000;
-const SLICE: u64 = 20;
-
-struct Gateway {
-    limiter: Arc<Limiter>,
-    _keeper: Keeper,
-}
-
-/// Gateways on one Redis, on its own clock.
-fn gateways(url: &str, count: usize) -> Vec<Gateway> {
-    let gateway = |_| {
-        let ledger = RedisLedger::new(at(url, TIMEOUT)).unwrap();
-        // Local time stands still: what a gateway alone may use is its slice, and no refill blurs the count.
-        let options = Options { slice_percent: 2.0, clock: Time::starting(1).clock(), gateways_min: 1 };
-        let limiter = Limiter::new(Arc::new(ledger), options);
-        Gateway { _keeper: limiter.keep(), limiter }
-    };
-    (0..count).map(gateway).collect()
-}
-
-async fn shared_by(gateways: &[Gateway], count: u64) {
-    until("sharing", async || {
-        gateways.iter().all(|gateway| {
-            let state = gateway.limiter.state();
-            state.away.is_none() && state.gateways == count
-        })
-    })
-    .await;
-}
-
-/// Units of the day that can be used now, one by one, at most so many.
-async fn use_up(gateway: &Gateway, most: u64) -> u64 {
-    let limits = Limits { tokens_per_day: Some(LIMIT), ..Limits::default() };
-    let none = Limits::default();
-    let whose = Whose { tenant: "harbour", limits: &limits, key: "k", key_limits: &none };
-    for used in 0..most {
-        match gateway.limiter.reserve(&whose, &Wish { answers: 1, tokens: 1, tokens_more: 0 }).await {
-            Ok(charge) => charge.used(1),
-            Err(_) => return used,
-        }
-    }
-    most
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gateways_share_one_limit_and_few_calls() {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use support::Time;
 use weft_limits::ledger::{Answer, Beat, Error, Exchange};
-use weft_limits::{Charge, Ledger, Limiter, MemoryLedger, Options, Refusal, Whose, Wish};
+use weft_limits::{Charge, Health, Ledger, Limiter, MemoryLedger, Options, Refusal, Whose, Wish};
 use weft_types::{LimitKind, Limits};
 
 const MINUTE_US: u64 = 60_000_000;
@@ -96,12 +96,18 @@ fn requests(limit: u64) -> Limits {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Ask { gateway: usize, times: usize },
+    Ask {
+        gateway: usize,
+        times: usize,
+    },
     Pass(u64),
     Beat,
     Sweep,
     Mode(u8),
     Forget,
+    Save,
+    /// It is again what it was when it was last saved.
+    Restore,
     HangUp(usize),
 }
 
@@ -113,6 +119,8 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Sweep),
         2 => (WELL..=UNANSWERED).prop_map(Event::Mode),
         1 => Just(Event::Forget),
+        1 => Just(Event::Save),
+        1 => Just(Event::Restore),
         1 => (0usize..4).prop_map(Event::HangUp),
     ]
 }
@@ -149,6 +157,12 @@ async fn play(gateways: usize, limit: u64, percent: u32, events: Vec<Event>) -> 
             Event::Forget => {
                 // Gateways hear of it with their next sign of life.
                 world.ledger.inner.forget();
+                world.set(WELL);
+                world.beat().await;
+            }
+            Event::Save => world.ledger.inner.save(),
+            Event::Restore => {
+                world.ledger.inner.restore();
                 world.set(WELL);
                 world.beat().await;
             }
@@ -282,6 +296,20 @@ async fn a_ledger_that_was_never_there_leaves_each_its_part() {
     let refusal = late.reserve(&whose, &wish).await.err().unwrap();
     assert!(refusal.retry_after.unwrap() <= Duration::from_millis(401), "{refusal:?}");
     assert!(late.state().away.is_some() && late.state().admitted_alone == 13);
+}
+
+#[tokio::test]
+async fn health_says_of_the_ledger_what_the_state_says() {
+    let world = World::new(3, requests(10_000), 2.0).await;
+    let agrees = |limiter: &Limiter| {
+        let (health, state) = (limiter.health(), limiter.state());
+        assert_eq!((&health.away, health.gateways), (&state.away, state.gateways));
+        health
+    };
+    assert_eq!(agrees(&world.gateways[0]), Health { away: None, gateways: 3 });
+    world.set(AWAY);
+    world.beat().await;
+    assert!(agrees(&world.gateways[0]).away.is_some_and(|why| why.contains("unplugged")));
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
-//! A clock that tests set, and a real Redis of their own.
+//! A clock that tests set, a real Redis of their own, an address before it, and gateways that share it.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod gateways;
+pub(crate) mod proxy;
 pub(crate) mod redis;
 
 use std::sync::Arc;
@@ -48,6 +50,7 @@ pub(crate) fn reserve(charge: &str, asks: Vec<Ask>) -> Exchange {
         closes: None,
         charge: charge.to_owned(),
         open_us: 30_000_000,
+        known_us: 600_000_000,
         asks,
         floors: None,
     }

@@ -4,11 +4,11 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// A `redis-server` on a free port, with nothing on disk. Killed when dropped.
+/// A `redis-server` on a free port, with nothing on disk but what [`Redis::save`] puts there. Killed when dropped.
 pub(crate) struct Redis {
     child: Child,
     pub(crate) port: u16,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Redis {
@@ -23,7 +23,11 @@ impl Redis {
 
     /// On a port that these arguments name.
     pub(crate) fn start_with(port: u16, arguments: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), port, arguments)
+    }
+
+    /// With the snapshot that another one left in this folder.
+    pub(crate) fn start_in(dir: tempfile::TempDir, port: u16, arguments: &[&str]) -> Self {
         let child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .args(arguments)
@@ -32,7 +36,7 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server runs (Debian package redis-server: scripts/setup.sh test)");
-        let redis = Self { child, port, _dir: dir };
+        let redis = Self { child, port, dir };
         redis.until_it_answers();
         redis
     }
@@ -52,10 +56,27 @@ impl Redis {
     }
 
     /// Ends it at once, with everything in it.
-    pub(crate) fn kill(mut self) -> u16 {
+    pub(crate) fn kill(self) -> u16 {
+        self.kill_keeping_the_snapshot().0
+    }
+
+    /// Ends it at once, with everything that came after the last [`Redis::save`].
+    pub(crate) fn kill_keeping_the_snapshot(mut self) -> (u16, tempfile::TempDir) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.port
+        (self.port, std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap()))
+    }
+
+    /// Writes a snapshot, as it does by itself now and then if it is told to.
+    pub(crate) async fn save(&self) {
+        self.ask(&["SAVE"]).await;
+    }
+
+    /// Its answer to a command, as text.
+    pub(crate) async fn ask(&self, command: &[&str]) -> String {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await.unwrap()
     }
 
     /// It answers nothing, though its port stays open.
