@@ -74,7 +74,7 @@ pub(crate) async fn readyz_in_full(State(gateway): State<Arc<Gateway>>) -> Respo
 }
 
 fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>, degraded: Vec<Waiting>, in_full: bool) -> Response {
-    let limits = gateway.quota.limiter.state();
+    let limits = gateway.quota.limiter.health();
     let ready = Ready {
         ready: waiting_for.is_empty(),
         waiting_for,
