@@ -174,6 +174,16 @@ impl Admin {
         Ok(serde_json::from_value(self.send(self.request(Method::POST, &path).multipart(form)).await?)?)
     }
 
+    /// Merges versions into a new version of `name`; `merge` is the body of the admin API's call.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn merge(&self, tenant: &str, name: &str, merge: &Value, alias: Option<&str>) -> Result<Value> {
+        let alias = segment(alias.unwrap_or("none")).to_string();
+        let path = format!("tenants/{}/adapters/{}/merges?alias={alias}", segment(tenant), segment(name));
+        self.send(self.request(Method::POST, &path).json(merge)).await
+    }
+
     /// The tenant's adapters.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! - [`up`]: its settings and life.
 //! - [`client`]: the HTTP clients behind the subcommands; they know the services only through HTTP.
 //! - [`limits`]: the flags of limits.
+//! - [`merge`]: the flags of merges.
 //! - [`probe`]: a health check.
 //! - [`demo`], [`bench`]: stories told and measured through that client.
 
@@ -12,6 +13,7 @@ pub mod client;
 pub mod demo;
 pub mod embedded;
 pub mod limits;
+pub mod merge;
 pub mod model;
 pub mod probe;
 pub mod synthetic;

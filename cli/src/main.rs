@@ -1,14 +1,15 @@
 //! The `weft` program: the embedded mesh, and a command line for the admin API.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use weft_cli::client::Admin;
 use weft_cli::limits::LimitFlags;
-use weft_cli::{bench, demo, embedded, model, probe, up};
+use weft_cli::{bench, demo, embedded, merge, model, probe, up};
 
 #[derive(Parser)]
 #[command(name = "weft", version, about = "Many LoRA adapters over one resident base model")]
@@ -52,6 +53,20 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
         /// Alias to move to the new version, or `none`
+        #[arg(long, default_value = "live")]
+        alias: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Merge versions of a tenant's adapters into a new version of one
+    Merge {
+        #[arg(long)]
+        tenant: String,
+        /// The adapter that gets the version
+        name: String,
+        #[command(flatten)]
+        merge: merge::Flags,
+        /// Alias to move to it; `none` moves none
         #[arg(long, default_value = "live")]
         alias: String,
         #[command(flatten)]
@@ -220,8 +235,21 @@ struct Api {
 
 impl Api {
     fn client(&self) -> Result<Admin> {
+        if !self.admin_url.starts_with("http://") {
+            bail!("--admin-url {}: must begin with http:// (https is not spoken)", self.admin_url);
+        }
+        // A flag wins over the variable of the other form.
+        let of_variable = |name: &str, value: &str| std::env::var(name).is_ok_and(|set| set == value);
         let key = match (&self.admin_key, &self.admin_key_file) {
-            (Some(key), _) => key.clone(),
+            (Some(key), Some(path)) => {
+                let path_text = path.to_string_lossy();
+                match (of_variable("WEFT_ADMIN_KEY", key), of_variable("WEFT_ADMIN_KEY_FILE", &path_text)) {
+                    (true, false) => up::read_key_file(path)?,
+                    (false, true) => key.clone(),
+                    _ => bail!("both an admin key and an admin key file are given: leave one of them out"),
+                }
+            }
+            (Some(key), None) => key.clone(),
             (None, Some(path)) => up::read_key_file(path)?,
             (None, None) => {
                 let path = up::default_data_dir().join(up::ADMIN_KEY_FILE);
@@ -283,6 +311,10 @@ async fn run(command: Command) -> Result<()> {
             let alias = (alias != "none").then_some(alias.as_str());
             print_json(&serde_json::to_value(api.client()?.publish(&tenant, &name, &folder, alias).await?)?)
         }
+        Command::Merge { tenant, name, merge, alias, api } => {
+            let alias = (alias != "none").then_some(alias.as_str());
+            print_json(&api.client()?.merge(&tenant, &name, &merge.json()?, alias).await?)
+        }
         Command::Adapters { tenant, name: None, api } => print_json(&api.client()?.adapters(&tenant).await?),
         Command::Adapters { tenant, name: Some(name), api } => {
             print_json(&api.client()?.versions(&tenant, &name).await?)
@@ -323,6 +355,9 @@ async fn run(command: Command) -> Result<()> {
 }
 
 fn print_json(value: &Value) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    match writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(value)?) {
+        // `| head` has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }

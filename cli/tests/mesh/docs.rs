@@ -10,6 +10,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/performance.md",
     "docs/fairness.md",
     "docs/limits.md",
+    "docs/merging.md",
     "docs/mesh.md",
     "docs/security.md",
     "docs/failures.md",

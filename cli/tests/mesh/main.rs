@@ -9,6 +9,7 @@ mod docs;
 mod failover;
 mod four_binaries;
 mod losses;
+mod merge;
 mod mutual_tls;
 mod over_nats;
 mod placement;

@@ -67,6 +67,102 @@ pub struct Published {
     pub created: bool,
 }
 #[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MergeRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// The adapter that gets the version.
+    #[prost(string, tag = "2")]
+    pub adapter: ::prost::alloc::string::String,
+    /// As in PublishStart.
+    #[prost(string, tag = "3")]
+    pub alias: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub actor: ::prost::alloc::string::String,
+    /// 1 to 32, each version once.
+    #[prost(message, repeated, tag = "5")]
+    pub parents: ::prost::alloc::vec::Vec<MergeParent>,
+    /// "linear", "svd", "ties", "dare_linear" or "dare_ties".
+    #[prost(string, tag = "6")]
+    pub method: ::prost::alloc::string::String,
+    /// For ties and dare_*: the share of elements that stay.
+    #[prost(double, optional, tag = "7")]
+    pub density: ::core::option::Option<f64>,
+    /// For ties and dare_ties: "total" (default) or "frequency".
+    #[prost(string, tag = "8")]
+    pub majority_sign: ::prost::alloc::string::String,
+    /// For dare_*: which elements stay.
+    #[prost(uint64, optional, tag = "9")]
+    pub seed: ::core::option::Option<u64>,
+    /// The rank to cut to; required by every method but linear.
+    #[prost(uint32, optional, tag = "10")]
+    pub target_rank: ::core::option::Option<u32>,
+    /// "delta" (default) or "lorax".
+    #[prost(string, tag = "11")]
+    pub space: ::prost::alloc::string::String,
+    /// "F32" (default) or "BF16".
+    #[prost(string, tag = "12")]
+    pub dtype: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MergeParent {
+    #[prost(string, tag = "1")]
+    pub adapter: ::prost::alloc::string::String,
+    /// As ResolveRequest.selector.
+    #[prost(string, tag = "2")]
+    pub selector: ::prost::alloc::string::String,
+    #[prost(double, tag = "3")]
+    pub weight: f64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MergeResponse {
+    #[prost(message, optional, tag = "3")]
+    pub lineage: ::core::option::Option<Lineage>,
+    #[prost(oneof = "merge_response::Result", tags = "1, 2")]
+    pub result: ::core::option::Option<merge_response::Result>,
+}
+/// Nested message and enum types in `MergeResponse`.
+pub mod merge_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "1")]
+        Published(super::Published),
+        #[prost(message, tag = "2")]
+        Refusal(super::Refusal),
+    }
+}
+/// Where a merged version comes from.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Lineage {
+    /// Of the recipe in its canonical order.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub recipe_digest: ::prost::bytes::Bytes,
+    /// The recipe as JSON; its parents are digests.
+    #[prost(string, tag = "2")]
+    pub recipe: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub parents: ::prost::alloc::vec::Vec<LineageParent>,
+    /// Relative Frobenius error of the cut to the target rank, over all modules.
+    #[prost(double, tag = "4")]
+    pub error: f64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LineageParent {
+    #[prost(string, tag = "1")]
+    pub adapter: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub digest: ::prost::bytes::Bytes,
+    #[prost(double, tag = "4")]
+    pub weight: f64,
+}
+#[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refusal {
     /// Every reason at once; each names the key or tensor, the value and the limit.
@@ -131,7 +227,7 @@ pub struct ListVersionsResponse {
     pub versions: ::prost::alloc::vec::Vec<Version>,
 }
 #[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Version {
     #[prost(string, tag = "1")]
     pub tenant: ::prost::alloc::string::String,
@@ -160,6 +256,9 @@ pub struct Version {
     pub actor: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "13")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Unset: it was uploaded.
+    #[prost(message, optional, tag = "14")]
+    pub lineage: ::core::option::Option<Lineage>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -173,7 +272,7 @@ pub struct ResolveRequest {
     pub selector: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResolveResponse {
     #[prost(message, optional, tag = "1")]
     pub version: ::core::option::Option<Version>,
@@ -701,6 +800,29 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "Publish"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// Merges versions of a tenant's adapters into a new version, with its lineage. All-or-nothing. The same merge again returns the
+        /// existing version. What the package check refuses answers with `refusal`, as Publish does.
+        pub async fn merge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MergeRequest>,
+        ) -> std::result::Result<tonic::Response<super::MergeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/Merge",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "Merge"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_adapters(
             &mut self,
             request: impl tonic::IntoRequest<super::ListAdaptersRequest>,
@@ -1093,6 +1215,12 @@ pub mod registry_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::PublishRequest>>,
         ) -> std::result::Result<tonic::Response<super::PublishResponse>, tonic::Status>;
+        /// Merges versions of a tenant's adapters into a new version, with its lineage. All-or-nothing. The same merge again returns the
+        /// existing version. What the package check refuses answers with `refusal`, as Publish does.
+        async fn merge(
+            &self,
+            request: tonic::Request<super::MergeRequest>,
+        ) -> std::result::Result<tonic::Response<super::MergeResponse>, tonic::Status>;
         async fn list_adapters(
             &self,
             request: tonic::Request<super::ListAdaptersRequest>,
@@ -1343,6 +1471,49 @@ pub mod registry_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/Merge" => {
+                    #[allow(non_camel_case_types)]
+                    struct MergeSvc<T: Registry>(pub Arc<T>);
+                    impl<T: Registry> tonic::server::UnaryService<super::MergeRequest>
+                    for MergeSvc<T> {
+                        type Response = super::MergeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MergeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::merge(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MergeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -25,6 +25,7 @@ fn version(number: u64) -> (Place, Record, ETag) {
         created_ms: 100 + number,
         actor: String::new(),
         warnings: Vec::new(),
+        lineage: None,
     };
     (Place::Version(tenant(), adapter(), number), record.into(), ETag::new(format!("v{number}")))
 }

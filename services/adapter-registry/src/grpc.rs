@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::layout::{ROOT, adapter_prefix, tenant_prefix};
 use crate::metrics::Running;
 use crate::placing::{DesiredWatcher, PlacementWatcher, Placing};
-use crate::publish::{Outcome, Publisher};
+use crate::publish::{Asked, Outcome, Publisher};
 use crate::wire;
 use futures::stream::BoxStream;
 use std::str::FromStr;
@@ -21,6 +21,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
+use weft_proto::registry::v1::merge_response::Result as Merged;
 use weft_proto::registry::v1::publish_response::Result::{Published, Refusal};
 use weft_proto::registry::v1::registry_server::Registry;
 use weft_service_kit::shutdown::Shutdown;
@@ -130,6 +131,19 @@ impl Registry for Service {
             Ok(pb::PublishResponse { result: Some(result) })
         };
         self.call("publish", work).await
+    }
+
+    async fn merge(&self, request: Request<pb::MergeRequest>) -> Answer<pb::MergeResponse> {
+        let work = async {
+            let merge = self.publisher.merge(Asked::read(request.into_inner())?).await?;
+            let result = match merge.outcome {
+                Outcome::Created(version) => Merged::Published(wire::published(&merge.adapter, version, true)),
+                Outcome::Existing(version) => Merged::Published(wire::published(&merge.adapter, version, false)),
+                Outcome::Refused(refusal) => Merged::Refusal(wire::refusal(refusal.reasons)),
+            };
+            Ok(pb::MergeResponse { result: Some(result), lineage: Some(wire::lineage(&merge.lineage)) })
+        };
+        self.call("merge", work).await
     }
 
     async fn list_adapters(&self, request: Request<pb::ListAdaptersRequest>) -> Answer<pb::ListAdaptersResponse> {

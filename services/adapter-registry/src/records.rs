@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use weft_adapter_format::{BaseShape, LinearShape};
-use weft_types::{Digest, Limits, TenantName, Weight};
+use weft_adapter_merge::Recipe;
+use weft_types::{AdapterName, Digest, Limits, TenantName, Weight};
 
 /// Moves of an alias that are kept.
 pub(crate) const HISTORY_MAX: usize = 100;
@@ -111,7 +112,7 @@ pub(crate) struct Revocation {
 }
 
 /// A version; written once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct VersionRecord {
     pub(crate) number: u64,
     pub(crate) digest: Digest,
@@ -126,6 +127,30 @@ pub(crate) struct VersionRecord {
     pub(crate) actor: String,
     #[serde(default)]
     pub(crate) warnings: Vec<String>,
+    /// None: it was uploaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lineage: Option<Box<Lineage>>,
+}
+
+/// Where a merged version comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lineage {
+    /// Identity of the recipe; its parents are digests.
+    pub(crate) recipe_digest: Digest,
+    pub(crate) recipe: Recipe,
+    /// What the digests were called when they were merged.
+    pub(crate) parents: Vec<LineageParent>,
+    /// Relative Frobenius error of the cut to the target rank, over all modules.
+    pub(crate) error: f64,
+}
+
+/// A parent of a merge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LineageParent {
+    pub(crate) adapter: AdapterName,
+    pub(crate) version: u64,
+    pub(crate) digest: Digest,
+    pub(crate) weight: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,7 +192,7 @@ impl AliasRecord {
 }
 
 /// Any record, as it is merged into the catalog.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Record {
     Base(BaseRecord),
     Tenant(TenantRecord),

@@ -104,6 +104,9 @@ impl Settings {
             problems.push(format!("spool_dir {} is no folder", dir.display()));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
+        if let Err(weft_object_store::Error::Settings { field, problem }) = self.s3().validate() {
+            problems.push(format!("s3_{field}: {problem}"));
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
     }
 }

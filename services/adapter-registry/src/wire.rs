@@ -2,7 +2,7 @@
 
 use crate::catalog::Adapter;
 use crate::publish::cut;
-use crate::records::{AliasRecord, KeyRecord, Places, TenantRecord, VersionRecord};
+use crate::records::{AliasRecord, KeyRecord, Lineage, LineageParent, Places, TenantRecord, VersionRecord};
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, LimitChange, LimitKind, Limits, TenantName};
@@ -47,6 +47,23 @@ pub(crate) fn version(tenant: &TenantName, adapter: &AdapterName, record: &Versi
         created_ms: record.created_ms,
         actor: record.actor.clone(),
         warnings: record.warnings.clone(),
+        lineage: record.lineage.as_deref().map(lineage),
+    }
+}
+
+pub(crate) fn lineage(lineage: &Lineage) -> pb::Lineage {
+    let parent = |parent: &LineageParent| pb::LineageParent {
+        adapter: parent.adapter.to_string(),
+        version: parent.version,
+        digest: parent.digest.to_vec().into(),
+        weight: parent.weight,
+    };
+    pb::Lineage {
+        recipe_digest: lineage.recipe_digest.to_vec().into(),
+        // Plain data: it always serializes.
+        recipe: serde_json::to_string(&lineage.recipe).unwrap_or_default(),
+        parents: lineage.parents.iter().map(parent).collect(),
+        error: lineage.error,
     }
 }
 

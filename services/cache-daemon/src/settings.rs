@@ -150,6 +150,9 @@ impl Settings {
         if !(10..=60_000).contains(&self.residency_interval_ms) {
             problems.push(format!("residency_interval_ms is {}, allowed is 10 to 60000", self.residency_interval_ms));
         }
+        if let Err(weft_object_store::Error::Settings { field, problem }) = self.s3().validate() {
+            problems.push(format!("s3_{field}: {problem}"));
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
     }
 

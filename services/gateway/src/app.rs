@@ -2,7 +2,7 @@
 
 use crate::authenticate::AdminKeys;
 use crate::demand::Demand;
-use crate::directory::{Directory, Registry, registry_client};
+use crate::directory::{Directory, Registry, SILENCE_MAX, registry_client};
 use crate::error::BuildError;
 use crate::generate::Mesh;
 use crate::http::{self, Addresses, Waiting};
@@ -290,10 +290,16 @@ impl Gateway {
 
     /// What the gateway does without now.
     pub(crate) fn degraded(&self) -> Vec<Waiting> {
-        match self.bus_state.get().map(|state| state.borrow().clone()) {
-            Some(State::Away { why }) => vec![Waiting { condition: "bus", why }],
-            Some(State::Connected) | None => Vec::new(),
-        }
+        let bus = match self.bus_state.get().map(|state| state.borrow().clone()) {
+            Some(State::Away { why }) => Some(why),
+            Some(State::Connected) | None => None,
+        };
+        // Without any directory nothing is answered: that is waited for, not done without.
+        let old = self.directory.age().filter(|age| *age > SILENCE_MAX);
+        let directory = old.map(|age| format!("the last directory is {} s old", age.as_secs()));
+        let limits = self.quota.limiter.health().away;
+        let all = [("bus", bus), ("directory", directory), ("limits", limits)];
+        all.into_iter().filter_map(|(condition, why)| Some(Waiting { condition, why: why? })).collect()
     }
 
     /// Keeps the process' readiness in step with ours. Never ends.

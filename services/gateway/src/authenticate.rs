@@ -41,6 +41,9 @@ impl AdminKeys {
     /// The name of the key that the request carries. Every key is compared, each in constant time.
     pub(crate) fn operator(&self, headers: &HeaderMap) -> Result<String, Error> {
         let secret = bearer(headers).ok_or(Error::NoCredentials)?;
+        if self.is_empty() {
+            return Err(Error::NoAdminKeys);
+        }
         let hash: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
         let mut found = None;
         for (name, known) in &self.0 {

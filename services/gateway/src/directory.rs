@@ -25,7 +25,7 @@ use weft_types::{Digest, Limits};
 
 /// The registry speaks at least every few seconds; a stream silent for this long is given up, soon enough to see a write made elsewhere
 /// within 15 s.
-const SILENCE_MAX: Duration = Duration::from_secs(12);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// Another registry's directory that is older than this is not taken for the one we have: that registry sees no writes any more.
 const BEHIND_MAX: Duration = SILENCE_MAX;
 /// Tags what the salt is for, so that the same secret can serve other ends later.

@@ -27,6 +27,8 @@ pub(crate) enum Error {
     NoCredentials,
     #[error("incorrect API key")]
     WrongKey,
+    #[error("this gateway has no admin key: set admin_key, admin_key_file or admin_keys")]
+    NoAdminKeys,
     #[error("the model `{0}` does not exist or you do not have access to it")]
     UnknownModel(String),
     #[error("the registry has not been reached yet")]
@@ -105,7 +107,9 @@ impl From<Error> for Fault {
         let message = error.to_string();
         let fault = |kind| Fault::new(kind, message.clone());
         match &error {
-            Error::NoCredentials | Error::WrongKey => fault(Kind::Unauthenticated).with_code(code::INVALID_API_KEY),
+            Error::NoCredentials | Error::WrongKey | Error::NoAdminKeys => {
+                fault(Kind::Unauthenticated).with_code(code::INVALID_API_KEY)
+            }
             Error::UnknownModel(_) => fault(Kind::NotFound).with_code(code::MODEL_NOT_FOUND).with_param("model"),
             Error::DirectoryMissing | Error::DirectoryStale { .. } => {
                 fault(Kind::Unavailable).with_code("directory_unavailable").with_retry_after_ms(RETRY_AWAY_MS)

@@ -9,7 +9,7 @@ use weft_types::Digest;
 
 use crate::Error;
 use crate::error::chain;
-use crate::settings::Checked;
+use crate::settings::{Checked, machine_memory_bytes};
 
 /// Positions in a KV block: small enough to waste little at the end of a request, large enough for the kernels.
 pub(crate) const BLOCK_SIZE: usize = 16;
@@ -135,6 +135,11 @@ fn sizes(config: &ModelConfig, checked: &Checked) -> Result<(usize, usize, usize
     if kv_blocks < 2 {
         let message =
             format!("{} bytes hold no two KV blocks of {} bytes", settings.kv_memory_bytes, token_bytes * BLOCK_SIZE);
+        return Err(Error::setting("kv_memory_bytes", message));
+    }
+    let wanted = (kv_blocks as u64).saturating_mul((token_bytes * BLOCK_SIZE) as u64);
+    if let Some(there) = machine_memory_bytes().filter(|there| wanted > *there) {
+        let message = format!("{wanted} bytes of KV blocks do not fit the {there} bytes of memory of this machine");
         return Err(Error::setting("kv_memory_bytes", message));
     }
     let context_limit = config.context_length.min(kv_blocks * BLOCK_SIZE);

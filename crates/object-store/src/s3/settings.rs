@@ -49,6 +49,14 @@ impl S3Settings {
         self.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"))
     }
 
+    /// Checks the values, without asking anybody.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] with the first that is wrong.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.check().map(drop)
+    }
+
     pub(super) fn check(&self) -> Result<Keys, Error> {
         let wrong = |field, problem: &str| Err(Error::Settings { field, problem: problem.to_owned() });
         if self.bucket.is_empty() {
@@ -71,12 +79,12 @@ impl S3Settings {
         }
         match (&self.access_key_id, &self.secret_access_key) {
             (Some(id), Some(secret)) if id.is_empty() || secret.is_empty() => {
-                wrong("access_key_id", "and secret_access_key must not be empty")
+                wrong("access_key_id", "must not be empty, nor must secret_access_key")
             }
             (Some(id), Some(secret)) => Ok(Keys::Given { id: id.clone(), secret: secret.clone() }),
             (None, None) if self.endpoint.is_none() => Ok(Keys::AwsChain),
-            (None, None) => wrong("access_key_id", "and secret_access_key are required with an endpoint"),
-            _ => wrong("access_key_id", "and secret_access_key must be given together"),
+            (None, None) => wrong("access_key_id", "is required with an endpoint, and so is secret_access_key"),
+            _ => wrong("access_key_id", "must be given together with secret_access_key"),
         }
     }
 }

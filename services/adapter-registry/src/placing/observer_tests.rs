@@ -42,6 +42,7 @@ fn known(places: Places) -> Known {
             created_ms: 1,
             actor: String::new(),
             warnings: Vec::new(),
+            lineage: None,
         };
         catalog.merge(&Place::Version(tenant(), "a".parse().unwrap(), n + 1), version.into(), etag());
     }

@@ -1,4 +1,4 @@
-//! From an upload to a version: receive, check against the base, blob, version, alias.
+//! From an upload, or from a merge of versions ([`merge`]), to a version: receive, check against the base, blob, version, alias.
 //!
 //! What is refused leaves nothing in the store: everything that can refuse comes before the first write. A publish
 //! that is broken off later leaves at most a blob or a version without its alias; the same publish again goes on there.
@@ -6,13 +6,16 @@
 //! **One version for the same bytes.** Numbers have no gaps: a publisher writes number n + 1 only after it has seen
 //! that none of 1 to n has its digest, and only if n + 1 is not there. A loser looks again.
 
+mod merge;
 mod upload;
+
+pub(crate) use merge::Asked;
 
 use crate::Error;
 use crate::admin::Expected;
 use crate::core::{Core, now_ms};
 use crate::layout::{Place, adapter_prefix};
-use crate::records::{BaseRecord, VersionRecord};
+use crate::records::{BaseRecord, Lineage, VersionRecord};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -110,11 +113,7 @@ impl Publisher {
             return Ok(Outcome::Existing(version));
         }
         let _check = Arc::clone(&self.checks).acquire_owned().await.expect("the semaphore is never closed");
-        let limits = Limits {
-            rank_max: self.core.settings.rank_max,
-            weights_bytes_max: self.core.settings.package_bytes_max,
-            ..Limits::default()
-        };
+        let limits = self.limits();
         let base_of_check = base.clone();
         let is_small = upload.weights().len() <= SMALL_BYTES_MAX;
         let check = move || -> Result<(CheckedPackage, Digest), Refusal> {
@@ -128,14 +127,34 @@ impl Publisher {
             Ok(checked) => checked,
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
-        self.check_room(&target)?;
+        self.store(&target, checked, digest, &base, None).await
+    }
 
-        let record = describe(&checked, digest, &base, &target);
+    /// What a package may be.
+    fn limits(&self) -> Limits {
+        Limits {
+            rank_max: self.core.settings.rank_max,
+            weights_bytes_max: self.core.settings.package_bytes_max,
+            ..Limits::default()
+        }
+    }
+
+    /// A package that was checked becomes a version.
+    async fn store(
+        &self,
+        target: &Target,
+        checked: CheckedPackage,
+        digest: Digest,
+        base: &BaseRecord,
+        lineage: Option<Lineage>,
+    ) -> Result<Outcome, Error> {
+        self.check_room(target)?;
+        let record = VersionRecord { lineage: lineage.map(Box::new), ..describe(&checked, digest, base, target) };
         self.put_blob(digest, checked.into_canonical_blob().into()).await?;
-        let outcome = self.put_version(&target, record).await?;
+        let outcome = self.put_version(target, record).await?;
         if let Outcome::Created(version) | Outcome::Existing(version) = &outcome {
-            self.move_alias(&target, version).await?;
-            let Target { tenant, adapter, actor, .. } = &target;
+            self.move_alias(target, version).await?;
+            let Target { tenant, adapter, actor, .. } = target;
             tracing::info!(%tenant, %adapter, version = version.number, %digest, bytes = version.bytes, actor, "published");
         }
         Ok(outcome)
@@ -243,6 +262,7 @@ fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target:
         created_ms: now_ms(),
         actor: target.actor.clone(),
         warnings: warnings.collect(),
+        lineage: None,
     }
 }
 

@@ -4,6 +4,7 @@
 mod aliases;
 mod directory;
 mod kill;
+mod merge;
 mod operations;
 mod placement;
 mod publish;

@@ -4,6 +4,7 @@
 
 use super::InPath;
 use super::admin_limits::{LimitsAsked, LimitsBody};
+use super::admin_merge::LineageBody;
 use super::admin_placement::PlacesBody;
 use super::errors::{OpenAiBody, OpenAiError};
 use super::{admin_update, body};
@@ -366,6 +367,8 @@ pub(crate) struct VersionBody {
     created_ms: u64,
     actor: String,
     warnings: Vec<String>,
+    /// Null: it was uploaded.
+    lineage: Option<LineageBody>,
 }
 
 /// An adapter's versions.
@@ -398,6 +401,7 @@ pub(crate) async fn list_versions(
         created_ms: version.created_ms,
         actor: version.actor,
         warnings: version.warnings,
+        lineage: version.lineage.map(Into::into),
     });
     Ok(Json(VersionList { versions: versions.collect() }))
 }

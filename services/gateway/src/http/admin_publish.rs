@@ -37,7 +37,11 @@ const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Pieces on their way.
 const PIECES_IN_FLIGHT: usize = 4;
 /// How long the registry may take to judge and store a package after its last byte.
-const JUDGE_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const JUDGE_TIMEOUT: Duration = Duration::from_secs(300);
+/// A piece found nobody who takes it.
+const STOPPED: &str = "registry_stopped";
+/// How long the answer of a call that takes no more pieces may take.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Files that are pickles: executable, so never opened.
 const PICKLES: &[&str] = &[".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"];
 
@@ -92,13 +96,7 @@ pub(crate) async fn publish(
 ) -> Result<Response, OpenAiError> {
     let tenant: TenantName = checked("tenant", &tenant)?;
     let name: AdapterName = checked("name", &name)?;
-    let wish =
-        Query::<Wish>::try_from_uri(request.uri()).map_err(|error| Fault::invalid("alias", error.body_text()))?;
-    let alias = match wish.0.alias.as_deref() {
-        Some("none") => String::new(),
-        Some(alias) => checked::<AliasName>("alias", alias)?.to_string(),
-        None => AliasName::live().to_string(),
-    };
+    let alias = wished_alias(request.uri())?;
     let _room = gateway.mesh.limits.upload()?;
     let (parts, stream) = request.into_parts();
     let start = pb::PublishStart {
@@ -111,28 +109,52 @@ pub(crate) async fn publish(
     let multipart = multipart.map_err(|error| Fault::invalid("content-type", error.body_text()))?;
     let published = send(&gateway, start, multipart).await?;
 
-    let shown = |snapshot: &Snapshot| {
-        let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
-        adapter.is_some_and(|adapter| {
-            let aliased =
-                alias.is_empty() || !published.created || adapter.aliases.get(&alias) >= Some(&published.version);
-            aliased && adapter.versions.contains_key(&published.version)
-        })
-    };
-    gateway.show(shown).await;
-    let mut warnings = published.warnings;
-    if !published.created && !alias.is_empty() {
-        let aliases = gateway.aliases(&tenant, &name).await?;
-        warnings.extend(elsewhere(&aliases, &alias, published.version));
-    }
-    let status = if published.created { StatusCode::CREATED } else { StatusCode::OK };
-    let body = PublishedBody {
-        adapter: published.adapter,
-        version: published.version,
-        digest: Digest::try_from(published.digest.as_ref()).ok(),
-        warnings,
-    };
+    let (status, body) = gateway.show_published(&tenant, &name, &alias, published).await?;
     Ok((status, Json(body)).into_response())
+}
+
+/// `?alias=`: the alias to move; empty for none.
+pub(super) fn wished_alias(uri: &http::Uri) -> Result<String, Fault> {
+    let wish = Query::<Wish>::try_from_uri(uri).map_err(|error| Fault::invalid("alias", error.body_text()))?;
+    Ok(match wish.0.alias.as_deref() {
+        Some("none") => String::new(),
+        Some(alias) => checked::<AliasName>("alias", alias)?.to_string(),
+        None => AliasName::live().to_string(),
+    })
+}
+
+impl Gateway {
+    /// Waits until this gateway serves the version, and says how that is answered.
+    pub(super) async fn show_published(
+        &self,
+        tenant: &TenantName,
+        name: &AdapterName,
+        alias: &str,
+        published: pb::Published,
+    ) -> Result<(StatusCode, PublishedBody), Fault> {
+        let shown = |snapshot: &Snapshot| {
+            let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
+            adapter.is_some_and(|adapter| {
+                let aliased =
+                    alias.is_empty() || !published.created || adapter.aliases.get(alias) >= Some(&published.version);
+                aliased && adapter.versions.contains_key(&published.version)
+            })
+        };
+        self.show(shown).await;
+        let mut warnings = published.warnings;
+        if !published.created && !alias.is_empty() {
+            let aliases = self.aliases(tenant, name).await?;
+            warnings.extend(elsewhere(&aliases, alias, published.version));
+        }
+        let status = if published.created { StatusCode::CREATED } else { StatusCode::OK };
+        let body = PublishedBody {
+            adapter: published.adapter,
+            version: published.version,
+            digest: Digest::try_from(published.digest.as_ref()).ok(),
+            warnings,
+        };
+        Ok((status, body))
+    }
 }
 
 /// Old bytes again move no alias back: whoever expects to have published something new is told so.
@@ -154,6 +176,13 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipa
         let upload = pin!(forward(gateway, start, &mut multipart, pieces));
         match select(call, upload).await {
             Either::Left((answer, _upload)) => Ok(answer),
+            // The registry has ended the call: why is in its answer.
+            Either::Right((Err(fault), call)) if fault.code == STOPPED => {
+                match tokio::time::timeout(LAST_WORD, call).await {
+                    Ok(answer) => Ok(answer),
+                    Err(_) => Err(fault),
+                }
+            }
             Either::Right((Err(fault), _call)) => Err(fault),
             Either::Right((Ok(()), call)) => tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| {
                 Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
@@ -172,7 +201,7 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipa
     }
 }
 
-fn refused(reasons: Vec<String>) -> Fault {
+pub(super) fn refused(reasons: Vec<String>) -> Fault {
     Fault::new(Kind::Refused, format!("the package is refused: {}", reasons.join("; ")))
         .with_code("package_refused")
         .with_reasons(reasons)
@@ -199,7 +228,7 @@ impl Pieces {
     async fn put(&self, part: Part) -> Result<(), Fault> {
         let message = pb::PublishRequest { part: Some(part) };
         // A closed channel means that the call has its answer already; that one counts.
-        let stopped = || Fault::unavailable("the registry stopped listening");
+        let stopped = || Fault::unavailable("the registry stopped listening").with_code(STOPPED);
         let sent = self.sender.as_ref().ok_or_else(stopped)?.send(message);
         let sent = tokio::time::timeout(self.limit, sent).await.map_err(|_| registry_silent(self.limit))?;
         sent.map_err(|_| stopped())

@@ -7,6 +7,7 @@
 mod admin;
 mod admin_aliases;
 mod admin_limits;
+mod admin_merge;
 mod admin_placement;
 mod admin_publish;
 mod admin_residency;
@@ -112,6 +113,7 @@ fn admin_routes() -> Vec<Route> {
         ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key).patch(admin_update::update_key)),
         ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions", get(admin::list_versions).post(admin_publish::publish)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/merges", post(admin_merge::merge)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases)),
         (
             "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",

@@ -289,6 +289,11 @@ impl Registry for FakeRegistry {
         Ok(Response::new(pb::PublishResponse { result: Some(pb::publish_response::Result::Published(published)) }))
     }
 
+    /// Merges are tested with a real registry (`cli/tests/mesh/merge.rs`).
+    async fn merge(&self, _: Request<pb::MergeRequest>) -> Result<Response<pb::MergeResponse>, Status> {
+        Err(Status::unimplemented("merge"))
+    }
+
     async fn list_adapters(
         &self,
         request: Request<pb::ListAdaptersRequest>,
