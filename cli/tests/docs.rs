@@ -13,6 +13,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/fairness.md",
     "docs/limits.md",
     "docs/mesh.md",
+    "docs/merging.md",
     "docs/security.md",
     "docs/failures.md",
     "docs/placement.md",
