@@ -34,8 +34,9 @@ pub const BET_RATIO: f64 = 1.6;
 pub const BET_FADE: f64 = 0.85;
 /// The share of α for the confidence sequence of the control's mean.
 pub const NUISANCE_SHARE: f64 = 0.1;
-/// Values of the control's mean that are tried; the worst counts. Between two of them the bound is nearly linear.
-const NUISANCE_STEPS: usize = 17;
+/// Cells into which the confidence sequence of the control's mean is cut. In each the worst corner counts, so that nothing
+/// between is missed; that makes intervals about a hundredth wider than they need be.
+const NUISANCE_CELLS: usize = 128;
 /// Halvings of an interval: to 10⁻¹² of the range.
 const HALVINGS: usize = 40;
 
@@ -189,55 +190,65 @@ impl Contrast {
         (self.arm.sum(arm) - self.control.sum(control), squares)
     }
 
-    /// The control's means that are tried, its observed mean among them. The confidence sequence at `alpha` holds
-    /// them all.
-    fn nuisance(&self, alpha: f64) -> [f64; NUISANCE_STEPS] {
-        let Interval { low, high } = mean_interval(&self.control_sample, alpha);
-        let centre = self.control_sample.mean();
-        let half = NUISANCE_STEPS / 2;
-        std::array::from_fn(|at| {
-            let (end, steps) = if at < half { (low, half - at) } else { (high, at - half) };
-            centre + (end - centre) * steps as f64 / half as f64
-        })
+    /// The confidence sequence of the control's mean at `alpha`, in cells (from, to).
+    fn cells(&self, alpha: f64) -> impl Iterator<Item = (f64, f64)> {
+        let range = mean_interval(&self.control_sample, alpha);
+        let end = move |at: usize| range.low + range.width() * at as f64 / NUISANCE_CELLS as f64;
+        (0..NUISANCE_CELLS).map(move |at| (end(at), end(at + 1)))
     }
 
-    /// The confidence sequence of arm's mean minus control's mean: each end is wrong with probability at most
-    /// `side_alpha`, and both with another `nuisance_alpha` together. Cost: some 20,000 exponentials, well below a
-    /// millisecond.
+    /// Evidence that the arm's mean is above `arm` if the control's is `control`: falls with `arm`, rises with `control`.
+    fn above_ln(&self, control: f64, arm: f64) -> f64 {
+        let (sum, squares) = self.sums(control, arm);
+        evidence_ln(sum, squares)
+    }
+
+    /// Evidence that it is below: rises with `arm`, falls with `control`.
+    fn below_ln(&self, control: f64, arm: f64) -> f64 {
+        let (sum, squares) = self.sums(control, arm);
+        evidence_ln(-sum, squares)
+    }
+
+    /// The confidence sequence of arm's mean minus control's mean: each end is wrong with probability at most `side_alpha`,
+    /// and both with another `nuisance_alpha` together. Cost: some 50,000 exponentials, about a millisecond.
     #[must_use]
     pub fn interval(&self, side_alpha: f64, nuisance_alpha: f64) -> Interval {
         let threshold_ln = -side_alpha.ln();
+        let is_too_low = |control: f64, arm: f64| {
+            let (sum, squares) = self.sums(control, arm);
+            reaches(sum, squares, threshold_ln)
+        };
+        let is_too_high = |control: f64, arm: f64| {
+            let (sum, squares) = self.sums(control, arm);
+            reaches(-sum, squares, threshold_ln)
+        };
         let mut interval = Interval { low: 1.0, high: -1.0 };
-        for control in self.nuisance(nuisance_alpha) {
-            let is_too_low = |arm: f64| {
-                let (sum, squares) = self.sums(control, arm);
-                reaches(sum, squares, threshold_ln)
-            };
-            let is_too_high = |arm: f64| {
-                let (sum, squares) = self.sums(control, arm);
-                reaches(-sum, squares, threshold_ln)
-            };
-            // If even the largest mean is too low, no mean goes with this one of the control.
-            if !is_too_low(1.0) && !is_too_high(0.0) {
-                interval.low = interval.low.min(last_excluded(0.0, 1.0, is_too_low) - control);
-                interval.high = interval.high.max(last_excluded(1.0, 0.0, is_too_high) - control);
+        for (from, to) in self.cells(nuisance_alpha) {
+            // Least evidence against a low mean at the cell's lower end; if even the largest mean is too low there, no
+            // mean goes with this cell.
+            if !is_too_low(from, 1.0) {
+                let lowest = last_excluded(0.0, 1.0, |arm| is_too_low(from, arm));
+                interval.low = interval.low.min(lowest - to);
+            }
+            if !is_too_high(to, 0.0) {
+                let highest = last_excluded(1.0, 0.0, |arm| is_too_high(to, arm));
+                interval.high = interval.high.max(highest - from);
             }
         }
         interval
     }
 
-    /// Always-valid p-value of "the difference is `difference`", two-sided, with `nuisance_alpha` for the control's
-    /// mean. It is at most α exactly if [`Contrast::interval`] at ((α - `nuisance_alpha`) / 2, `nuisance_alpha`)
-    /// leaves `difference` out.
+    /// Always-valid p-value of "the difference is `difference`", two-sided, with `nuisance_alpha` for the control's mean. It
+    /// is at most α if, and but for rounding only if, [`Contrast::interval`] at ((α - `nuisance_alpha`) / 2,
+    /// `nuisance_alpha`) leaves `difference` out. Cost: some 3,000 exponentials.
     #[must_use]
     pub fn p_value(&self, difference: f64, nuisance_alpha: f64) -> f64 {
         let (mut above, mut below) = (f64::INFINITY, f64::INFINITY);
-        for control in self.nuisance(nuisance_alpha) {
-            let arm = control + difference;
-            if (0.0..=1.0).contains(&arm) {
-                let (sum, squares) = self.sums(control, arm);
-                above = above.min(evidence_ln(sum, squares));
-                below = below.min(evidence_ln(-sum, squares));
+        for (from, to) in self.cells(nuisance_alpha) {
+            let (lowest, highest) = (from + difference, to + difference);
+            if lowest <= 1.0 && highest >= 0.0 {
+                above = above.min(self.above_ln(from, highest.min(1.0)));
+                below = below.min(self.below_ln(to, lowest.max(0.0)));
             }
         }
         (nuisance_alpha + 2.0 * (-above.max(below)).exp()).min(1.0)
@@ -252,8 +263,7 @@ impl Contrast {
         let control = self.control_sample.mean();
         let arm = control + difference;
         if (0.0..=1.0).contains(&arm) {
-            // The observed mean is one of those that are tried: if the evidence does not reach there, it does not at
-            // the worst.
+            // The observed mean is in one of the cells: if the evidence does not reach there, it does not at the worst.
             let threshold_ln = (2.0 / (alpha - nuisance_alpha)).ln();
             let (sum, squares) = self.sums(control, arm);
             if !reaches(sum, squares, threshold_ln) && !reaches(-sum, squares, threshold_ln) {
