@@ -16,6 +16,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/failures.md",
     "docs/placement.md",
     "docs/deployment.md",
+    "docs/experiments.md",
     "charts/weft/README.md",
 ];
 const ROOTS: &[&str] = &[
