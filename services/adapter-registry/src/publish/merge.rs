@@ -77,6 +77,9 @@ fn word(text: &str) -> Option<serde_json::Value> {
     (!text.is_empty()).then(|| text.into())
 }
 
+/// What the check of a merged package came to.
+type Checked = Result<(CheckedPackage, Digest), Refusal>;
+
 /// What a merge came to.
 pub(crate) struct Merge {
     pub(crate) adapter: AdapterName,
@@ -174,7 +177,7 @@ impl Publisher {
             blobs.push(self.blob(&parent.digest).await?);
         }
         let of_check = base.clone();
-        let work = move || -> Result<(Result<(CheckedPackage, Digest), Refusal>, merging::Merged), merging::Error> {
+        let work = move || -> Result<(Checked, merging::Merged), merging::Error> {
             let opened = blobs.iter().map(|blob| Parent::open(blob)).collect::<Result<Vec<_>, _>>()?;
             let merged = merging::merge(&recipe, &opened, &of_check.shape(), &of_merge)?;
             let name = Some(of_check.served_name.as_str());
