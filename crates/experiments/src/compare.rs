@@ -144,7 +144,7 @@ fn difference_of_marginals(
     Interval { low: ours.low - theirs.high, high: ours.high - theirs.low }
 }
 
-/// Every arm but the control, with every metric: in the order of the description. Cost: below a millisecond for each.
+/// Every arm but the control, with every metric: in the order of the description. Cost: about a millisecond for each.
 #[must_use]
 pub fn compare(experiment: &Experiment, statistics: &Statistics) -> Vec<Comparison> {
     let metrics = 0..experiment.metrics.len();

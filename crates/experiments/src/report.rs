@@ -88,7 +88,7 @@ pub struct SplitReport {
     pub is_broken: bool,
 }
 
-/// Computes the results. `now_ms`: Unix milliseconds. Cost: some milliseconds with every limit reached.
+/// Computes the results. `now_ms`: Unix milliseconds. Cost: that of [`compare`] and [`crate::decide`].
 #[must_use]
 pub fn report(experiment: &Experiment, statistics: &Statistics, now_ms: u64) -> Report {
     let comparisons = compare(experiment, statistics);

@@ -34,8 +34,8 @@ pub const BET_RATIO: f64 = 1.6;
 pub const BET_FADE: f64 = 0.85;
 /// The share of α for the confidence sequence of the control's mean.
 pub const NUISANCE_SHARE: f64 = 0.1;
-/// Cells into which the confidence sequence of the control's mean is cut. In each the worst corner counts, so that nothing
-/// between is missed; that makes intervals about a hundredth wider than they need be.
+/// Cells into which the confidence sequence of the control's mean is cut. In each the worst corner counts, so that
+/// nothing between is missed; that makes intervals about a hundredth wider than they need be.
 const NUISANCE_CELLS: usize = 128;
 /// Halvings of an interval: to 10⁻¹² of the range.
 const HALVINGS: usize = 40;
@@ -197,7 +197,8 @@ impl Contrast {
         (0..NUISANCE_CELLS).map(move |at| (end(at), end(at + 1)))
     }
 
-    /// Evidence that the arm's mean is above `arm` if the control's is `control`: falls with `arm`, rises with `control`.
+    /// Evidence that the arm's mean is above `arm` if the control's is `control`: falls with `arm`, rises with
+    /// `control`.
     fn above_ln(&self, control: f64, arm: f64) -> f64 {
         let (sum, squares) = self.sums(control, arm);
         evidence_ln(sum, squares)
@@ -209,8 +210,9 @@ impl Contrast {
         evidence_ln(-sum, squares)
     }
 
-    /// The confidence sequence of arm's mean minus control's mean: each end is wrong with probability at most `side_alpha`,
-    /// and both with another `nuisance_alpha` together. Cost: some 50,000 exponentials, about a millisecond.
+    /// The confidence sequence of arm's mean minus control's mean: each end is wrong with probability at most
+    /// `side_alpha`, and both with another `nuisance_alpha` together. Cost: some 50,000 exponentials, about a
+    /// millisecond.
     #[must_use]
     pub fn interval(&self, side_alpha: f64, nuisance_alpha: f64) -> Interval {
         let threshold_ln = -side_alpha.ln();
@@ -238,8 +240,8 @@ impl Contrast {
         interval
     }
 
-    /// Always-valid p-value of "the difference is `difference`", two-sided, with `nuisance_alpha` for the control's mean. It
-    /// is at most α if, and but for rounding only if, [`Contrast::interval`] at ((α - `nuisance_alpha`) / 2,
+    /// Always-valid p-value of "the difference is `difference`", two-sided, with `nuisance_alpha` for the control's
+    /// mean. It is at most α if, and but for rounding only if, [`Contrast::interval`] at ((α - `nuisance_alpha`) / 2,
     /// `nuisance_alpha`) leaves `difference` out. Cost: some 3,000 exponentials.
     #[must_use]
     pub fn p_value(&self, difference: f64, nuisance_alpha: f64) -> f64 {

@@ -124,10 +124,10 @@ pub fn split_false_alarms(weights: &[u32], length: u32, runs: u32, alpha: f64, s
     (0..runs).filter(is_flagged).count() as u32
 }
 
-/// The largest number of alarms in `runs` runs that is still taken for a rate of `alpha`: 4.75 standard deviations and one
-/// more above the mean. A rate of `alpha` exceeds it about once in a million seeds where hundreds are expected, and once in
-/// a hundred thousand where ten are. A test with a fixed seed that holds its count to this fails if the rate is truly
-/// above, and never by chance.
+/// The largest number of alarms in `runs` runs that is still taken for a rate of `alpha`: 4.75 standard deviations
+/// and one more above the mean. A rate of `alpha` exceeds it about once in a million seeds where hundreds are
+/// expected, and once in a hundred thousand where ten are. A test with a fixed seed that holds its count to this
+/// fails if the rate is truly above, and never by chance.
 #[must_use]
 pub fn binomial_limit(runs: u32, alpha: f64) -> u32 {
     let mean = f64::from(runs) * alpha;

@@ -106,8 +106,8 @@ fn an_estimate_weighs_phases_and_is_not_deceived_by_a_drift() {
     assert_eq!(estimate(&[stratum((10.0, 5.0), (0.0, 0.0), 0.5)]), None);
 }
 
-/// What the cells are for: no mean of the control that its sequence allows makes the evidence smaller than the p-value says,
-/// also where the real split is far from the planned one and the evidence is not monotone.
+/// What the cells are for: no mean of the control that its sequence allows makes the evidence smaller than the
+/// p-value says, also where the real split is far from the planned one and the evidence is not monotone.
 #[test]
 fn nothing_between_cells_is_missed() {
     for (control, arm, arm_share) in [((21.0, 5.0), (7.0, 5.0), 0.93), ((400.0, 10.0), (40.0, 12.0), 0.5)] {

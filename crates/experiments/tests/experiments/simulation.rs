@@ -1,7 +1,8 @@
 //! False alarms, coverage and power by simulation.
 //!
-//! Seeds are fixed, so these cannot flake; the limits are what a rate of α hardly ever exceeds (`binomial_limit`), so they
-//! fail if a rate is really above α. The full tables are those of `weft-experiments-simulator` (`docs/experiments.md`).
+//! Seeds are fixed, so these cannot flake; the limits are what a rate of α hardly ever exceeds (`binomial_limit`), so
+//! they fail if a rate is really above α. The full tables are those of `weft-experiments-simulator`
+//! (`docs/experiments.md`).
 
 use weft_experiments::SPLIT_ALPHA;
 use weft_experiments::simulation::{
