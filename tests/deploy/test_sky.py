@@ -116,6 +116,14 @@ def test_the_settings_of_the_pool_hold(tmp_path, binaries):
 
 
 def test_a_pool_that_was_told_too_little_does_not_start(tmp_path, binaries):
-    done, _ = run("worker-pool", tmp_path, binaries, REGISTRY="nowhere", **certificates(tmp_path))
-    assert done.returncode != 0 and "registry" in done.stderr, done.stderr
-
+    store = {"S3_ENDPOINT": "https://s3.example", "WEFT_S3_ACCESS_KEY_ID": "AKIA", "WEFT_S3_SECRET_ACCESS_KEY": "hush"}
+    cases = [
+        ("s3_endpoint", {"REGISTRY": "registry.example:7001"}),
+        ("s3_access_key_id", {"REGISTRY": "registry.example:7001", "S3_ENDPOINT": "https://s3.example"}),
+        ("registry", {"REGISTRY": "nowhere", **store}),
+    ]
+    for index, (missing, told) in enumerate(cases):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        done, _ = run("worker-pool", folder, binaries, **told, **certificates(folder))
+        assert done.returncode != 0 and missing in done.stderr, done.stderr
