@@ -34,7 +34,7 @@ def options():
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--kill-every", type=float, default=5)
     parser.add_argument("--no-kills", action="store_true", help="only the rolling restart: then nothing may break at all")
-    parser.add_argument("--concurrency", type=int, default=24)
+    parser.add_argument("--concurrency", type=int, default=20)
     parser.add_argument("--requests-min", type=int, help="what is enough; 2,000 in two minutes, and as many in other times")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--model", required=True, help="the demo model (weft model fetch demo)")

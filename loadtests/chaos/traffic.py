@@ -35,7 +35,7 @@ class Ask:
 
     def body(self):
         sampling = {"temperature": 1.0, "seed": 11, "top_p": 0.9} if self.drawn else {"temperature": 0}
-        return {"model": self.model, "messages": [{"role": "user", "content": self.question}], "max_tokens": 12, **sampling}
+        return {"model": self.model, "messages": [{"role": "user", "content": self.question}], "max_tokens": 8, **sampling}
 
 
 @dataclasses.dataclass
