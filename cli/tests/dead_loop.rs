@@ -4,38 +4,19 @@
 
 #[path = "mesh/support/mod.rs"]
 mod support;
+#[path = "../../services/worker/tests/trap/mod.rs"]
+mod trap;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{tiny_adapter, tiny_model};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
 use weft_cli::client::{Admin, Data};
 use weft_cli::embedded;
 
 static ARMED: AtomicBool = AtomicBool::new(false);
 
-struct Trap;
-
-impl Subscriber for Trap {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn event(&self, _: &Event<'_>) {
-        let is_loop = std::thread::current().name() == Some("weft-step-loop");
-        assert!(!is_loop || !ARMED.load(Ordering::SeqCst), "provoked");
-    }
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_step_loop_ends_the_mesh_with_an_error() {
-    tracing::subscriber::set_global_default(Trap).unwrap();
+    trap::set(|| assert!(!ARMED.load(Ordering::SeqCst), "provoked"));
     let model = tiny_model().display().to_string();
     let (mesh, _shutdown) = embedded::start_private(vec!["--model".to_owned(), model]).await.unwrap();
     let admin = Admin::new(&mesh.admin_url(), mesh.admin_key());

@@ -3,13 +3,12 @@
 
 #[path = "worker/support/mod.rs"]
 mod support;
+mod trap;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::shelf::Shelf;
 use support::{HELLO, blob, request, settings};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1::worker_client::WorkerClient;
 use weft_service_kit::shutdown::Shutdown;
@@ -18,28 +17,9 @@ use weft_worker::{App, Components, Error};
 
 static ARMED: AtomicBool = AtomicBool::new(false);
 
-struct Trap;
-
-impl Subscriber for Trap {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn event(&self, _: &Event<'_>) {
-        let is_loop = std::thread::current().name() == Some("weft-step-loop");
-        assert!(!is_loop || !ARMED.load(Ordering::SeqCst), "provoked");
-    }
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_step_loop_fails_what_runs_and_ends_the_worker() {
-    tracing::subscriber::set_global_default(Trap).unwrap();
+    trap::set(|| assert!(!ARMED.load(Ordering::SeqCst), "provoked"));
     let shelf = Shelf::new().await;
     let digest = shelf.put(&blob("rank8"));
     let components = Components { cache_daemon: shelf.channel(), registry: None };

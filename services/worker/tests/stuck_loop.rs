@@ -3,14 +3,13 @@
 
 #[path = "worker/support/mod.rs"]
 mod support;
+mod trap;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use support::shelf::Shelf;
 use support::{Answer, HELLO, blob, golden_greedy, request, settings};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
 use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_proto::worker::v1::worker_client::WorkerClient;
@@ -20,29 +19,13 @@ use weft_worker::{App, Components, Settings};
 
 static ARMED: AtomicBool = AtomicBool::new(false);
 
-struct Trap;
-
-impl Subscriber for Trap {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn event(&self, _: &Event<'_>) {
-        while std::thread::current().name() == Some("weft-step-loop") && ARMED.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stuck_step_loop_shows_until_it_goes_on() {
-    tracing::subscriber::set_global_default(Trap).unwrap();
+    trap::set(|| {
+        while ARMED.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
     let shelf = Shelf::new().await;
     let digest = shelf.put(&blob("rank8"));
     let components = Components { cache_daemon: shelf.channel(), registry: None };
