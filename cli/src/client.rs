@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// A name as one path segment: a slash becomes `%2F`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-fn segment(name: &str) -> String {
+pub(crate) fn segment(name: &str) -> String {
     utf8_percent_encode(name, SEGMENT).to_string()
 }
 
@@ -243,6 +243,50 @@ impl Admin {
         }
         self.send(request).await
     }
+
+    /// Moves an alias back to what it meant before its last move; with `if_match` only if its ETag is still that.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn roll_back(&self, tenant: &str, name: &str, alias: &str, if_match: Option<&str>) -> Result<Value> {
+        let mut request = self.request(Method::POST, &alias_path(tenant, name, alias, "rollback"));
+        if let Some(etag) = if_match {
+            request = request.header("if-match", etag);
+        }
+        self.send(request).await
+    }
+
+    /// What an alias meant before.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn alias_history(&self, tenant: &str, name: &str, alias: &str) -> Result<Value> {
+        self.get(&alias_path(tenant, name, alias, "history")).await
+    }
+
+    /// Posts JSON to a path below `/admin/v1/`.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// The text at a path below `/admin/v1/`.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let response = self.request(Method::GET, path).send().await?;
+        if !response.status().is_success() {
+            return answer(response).await.map(|value| value.to_string());
+        }
+        Ok(response.text().await?)
+    }
+}
+
+fn alias_path(tenant: &str, name: &str, alias: &str, what: &str) -> String {
+    format!("tenants/{}/adapters/{}/aliases/{}/{what}", segment(tenant), segment(name), segment(alias))
 }
 
 fn residency(tenant: &str, name: &str, what: &str) -> String {

@@ -5,6 +5,7 @@
 //! - [`client`]: the HTTP clients behind the subcommands; they know the services only through HTTP.
 //! - [`limits`]: the flags of limits.
 //! - [`merge`]: the flags of merges.
+//! - [`experiment`]: split tests.
 //! - [`probe`]: a health check.
 //! - [`demo`], [`bench`]: stories told and measured through that client.
 
@@ -12,6 +13,7 @@ pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod embedded;
+pub mod experiment;
 pub mod limits;
 pub mod merge;
 pub mod model;

@@ -1,13 +1,14 @@
 //! The `weft` program: the embedded mesh, and a command line for the admin API.
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use weft_cli::client::Admin;
+use weft_cli::experiment::{self, Printed};
 use weft_cli::limits::LimitFlags;
 use weft_cli::{bench, demo, embedded, merge, model, probe, up};
 
@@ -94,6 +95,40 @@ enum Command {
         #[command(flatten)]
         api: Api,
     },
+    /// Move an alias back to what it meant before its last move
+    Rollback {
+        #[arg(long)]
+        tenant: String,
+        name: String,
+        #[arg(default_value = "live")]
+        alias: String,
+        /// Only if the alias still has this ETag
+        #[arg(long)]
+        if_match: Option<String>,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Show what an alias meant before, when and by whom it was moved
+    History {
+        #[arg(long)]
+        tenant: String,
+        name: String,
+        #[arg(default_value = "live")]
+        alias: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Split an alias over versions and compare them
+    Experiment {
+        #[arg(long, global = true, default_value = "")]
+        tenant: String,
+        #[command(subcommand)]
+        command: experiment::Command,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Print a script that completes this program's arguments: bash, zsh, fish, elvish or powershell
+    Completion { shell: clap_complete::Shell },
     /// Keep an adapter in its slot on every worker: `name`, `name@alias` or `name@3`
     Pin(Named),
     /// End a pin
@@ -224,12 +259,12 @@ struct Named {
 #[derive(Args)]
 struct Api {
     /// Admin listener
-    #[arg(long, env = "WEFT_ADMIN_URL", default_value = "http://127.0.0.1:8081")]
+    #[arg(long, global = true, env = "WEFT_ADMIN_URL", default_value = "http://127.0.0.1:8081")]
     admin_url: String,
-    #[arg(long, env = "WEFT_ADMIN_KEY", hide_env_values = true)]
+    #[arg(long, global = true, env = "WEFT_ADMIN_KEY", hide_env_values = true)]
     admin_key: Option<String>,
     /// File that holds the admin key
-    #[arg(long, env = "WEFT_ADMIN_KEY_FILE")]
+    #[arg(long, global = true, env = "WEFT_ADMIN_KEY_FILE")]
     admin_key_file: Option<PathBuf>,
 }
 
@@ -322,6 +357,26 @@ async fn run(command: Command) -> Result<()> {
         Command::Alias { tenant, name, alias, version, if_match, api } => {
             print_json(&api.client()?.set_alias(&tenant, &name, &alias, version, if_match.as_deref()).await?)
         }
+        Command::Rollback { tenant, name, alias, if_match, api } => {
+            print_json(&api.client()?.roll_back(&tenant, &name, &alias, if_match.as_deref()).await?)
+        }
+        Command::History { tenant, name, alias, api } => {
+            print_json(&api.client()?.alias_history(&tenant, &name, &alias).await?)
+        }
+        Command::Experiment { tenant, command, api } => {
+            if tenant.is_empty() {
+                bail!("--tenant is missing: whose experiments?");
+            }
+            match experiment::run(&api.client()?, &tenant, command).await? {
+                Printed::Json(value) => print_json(&value),
+                Printed::Text(text) => print(&text),
+            }
+        }
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+            print(&String::from_utf8(script)?)
+        }
         Command::Pin(Named { tenant, name, api }) => print_json(&api.client()?.pin(&tenant, &name).await?),
         Command::Unpin(Named { tenant, name, api }) => print_json(&api.client()?.unpin(&tenant, &name).await?),
         Command::Evict(Named { tenant, name, api }) => print_json(&api.client()?.evict(&tenant, &name).await?),
@@ -355,7 +410,11 @@ async fn run(command: Command) -> Result<()> {
 }
 
 fn print_json(value: &Value) -> Result<()> {
-    match writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(value)?) {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
         // `| head` has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),

@@ -158,7 +158,7 @@ fn every_flag_of_a_documented_command_exists() {
         for (program, words) in commands(&text) {
             let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name(&program);
             assert!(path.exists(), "{document} runs {program}, which is not built: cargo build --release --workspace");
-            let groups = ["tenant", "key", "model"];
+            let groups = ["tenant", "key", "model", "experiment"];
             let depth = match words.first() {
                 _ if program != "weft" => 0,
                 Some(group) if groups.contains(&group.as_str()) => 2,

@@ -6,6 +6,7 @@ mod bench;
 mod clock;
 mod command_line;
 mod docs;
+mod experiments;
 mod failover;
 mod four_binaries;
 mod losses;

@@ -18,6 +18,12 @@ impl RecentKeys {
         Self { capacity: capacity.max(1), order: VecDeque::new(), known: HashSet::new() }
     }
 
+    /// Whether this key is remembered. Cost: constant.
+    #[must_use]
+    pub fn contains(&self, key: u64) -> bool {
+        self.known.contains(&key)
+    }
+
     /// Whether this key ([`crate::Assignment::key`]) is new; it is known from now on. No key is always new. Cost:
     /// constant.
     pub fn is_new(&mut self, key: Option<u64>) -> bool {

@@ -211,6 +211,9 @@ pub struct Alias {
     pub moved_ms: u64,
     #[prost(string, tag = "6")]
     pub actor: ::prost::alloc::string::String,
+    /// The experiment that splits its requests; while there is one, the alias is not moved. Empty: none.
+    #[prost(string, tag = "7")]
+    pub experiment: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -299,6 +302,213 @@ pub struct SetAliasRequest {
 pub struct SetAliasResponse {
     #[prost(message, optional, tag = "1")]
     pub alias: ::core::option::Option<Alias>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollBackAliasRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub adapter: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub alias: ::prost::alloc::string::String,
+    /// As SetAliasRequest.expected_etag.
+    #[prost(string, tag = "4")]
+    pub expected_etag: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub actor: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAliasMovesRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub adapter: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub alias: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAliasMovesResponse {
+    #[prost(message, optional, tag = "1")]
+    pub alias: ::core::option::Option<Alias>,
+    /// Before that, newest first; at most 100.
+    #[prost(message, repeated, tag = "2")]
+    pub earlier: ::prost::alloc::vec::Vec<AliasMove>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AliasMove {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub moved_ms: u64,
+    #[prost(string, tag = "4")]
+    pub actor: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateExperimentRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// JSON as crates/experiments reads it, without tenant, state, revision and earlier_weights; an arm may have `version` (an alias, a
+    /// number or a digest) in place of `digest`. At most 64 KiB.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub description: ::prost::bytes::Bytes,
+    /// To running at once.
+    #[prost(bool, tag = "3")]
+    pub start: bool,
+    #[prost(string, tag = "4")]
+    pub actor: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListExperimentsRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListExperimentsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub experiments: ::prost::alloc::vec::Vec<Experiment>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetExperimentRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExperimentResponse {
+    #[prost(message, optional, tag = "1")]
+    pub experiment: ::core::option::Option<Experiment>,
+    /// JSON of a report; empty where no results were asked for.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub report: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Experiment {
+    /// JSON, with tenant, state, revision and earlier weights.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub description: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub created_ms: u64,
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    /// Oldest first.
+    #[prost(message, repeated, tag = "4")]
+    pub changes: ::prost::alloc::vec::Vec<ExperimentChange>,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExperimentChange {
+    #[prost(uint64, tag = "1")]
+    pub at_ms: u64,
+    /// The name of an admin key, or "guardrail" or "schedule".
+    #[prost(string, tag = "2")]
+    pub actor: ::prost::alloc::string::String,
+    /// What was done, and why.
+    #[prost(string, tag = "3")]
+    pub what: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeExperimentRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    #[prost(oneof = "change_experiment_request::Change", tags = "4, 5, 6, 7")]
+    pub change: ::core::option::Option<change_experiment_request::Change>,
+}
+/// Nested message and enum types in `ChangeExperimentRequest`.
+pub mod change_experiment_request {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        #[prost(message, tag = "4")]
+        Start(super::StartExperiment),
+        #[prost(message, tag = "5")]
+        Weigh(super::WeighArm),
+        #[prost(message, tag = "6")]
+        Promote(super::PromoteArm),
+        #[prost(message, tag = "7")]
+        Stop(super::StopExperiment),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartExperiment {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WeighArm {
+    #[prost(string, tag = "1")]
+    pub arm: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub weight: u32,
+}
+/// Moves the alias to this arm's version and ends the experiment, in one step.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PromoteArm {
+    #[prost(string, tag = "1")]
+    pub arm: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StopExperiment {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportObservationsRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub experiment: ::prost::alloc::string::String,
+    /// The gateway's incarnation.
+    #[prost(string, tag = "3")]
+    pub gateway: ::prost::alloc::string::String,
+    /// Of this gateway and experiment, from 1.
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    /// All that this gateway observed, as JSON; the larger sequence replaces the smaller one.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub statistics: ::prost::bytes::Bytes,
+    /// JSON lines since the report before, at most 1 MiB; empty: none.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub exposures: ::prost::bytes::Bytes,
+    /// When the gateway made this report: the day of its exposures. The same for every try.
+    #[prost(uint64, tag = "7")]
+    pub at_ms: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportObservationsResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadExposuresRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub experiment: ::prost::alloc::string::String,
+    /// `2026-01-31`, UTC; empty: today.
+    #[prost(string, tag = "3")]
+    pub day: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadExposuresResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub lines: ::prost::bytes::Bytes,
 }
 /// What a tenant or a key may use. 0: no limit; else 1 to 10^12.
 #[allow(clippy::all)]
@@ -561,6 +771,9 @@ pub struct DirectoryTenant {
     pub weight: f64,
     #[prost(message, optional, tag = "7")]
     pub limits: ::core::option::Option<Limits>,
+    /// Descriptions of the running experiments, as JSON.
+    #[prost(bytes = "bytes", repeated, tag = "8")]
+    pub experiments: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -921,6 +1134,211 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "SetAlias"));
             self.inner.unary(req, path, codec).await
         }
+        /// Moves an alias back to the version that it meant before its last move; compare-and-swap, and a move like any other.
+        pub async fn roll_back_alias(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollBackAliasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetAliasResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/RollBackAlias",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "RollBackAlias"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What an alias meant, newest first.
+        pub async fn list_alias_moves(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAliasMovesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAliasMovesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/ListAliasMoves",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "ListAliasMoves"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A split test of an alias over versions (crates/experiments). It begins as a draft that splits nothing.
+        pub async fn create_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/CreateExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("weft.registry.v1.Registry", "CreateExperiment"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_experiments(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListExperimentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListExperimentsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/ListExperiments",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "ListExperiments"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// With its results, computed now.
+        pub async fn get_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/GetExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "GetExperiment"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Starts, weighs, promotes or stops.
+        pub async fn change_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChangeExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/ChangeExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("weft.registry.v1.Registry", "ChangeExperiment"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a gateway observed since its last report; the same report again changes nothing.
+        pub async fn report_observations(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportObservationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportObservationsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/ReportObservations",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("weft.registry.v1.Registry", "ReportObservations"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// The exposure log of one day, in pieces of JSON lines.
+        pub async fn read_exposures(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadExposuresRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadExposuresResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/ReadExposures",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "ReadExposures"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn create_tenant(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateTenantRequest>,
@@ -1246,6 +1664,75 @@ pub mod registry_server {
             request: tonic::Request<super::SetAliasRequest>,
         ) -> std::result::Result<
             tonic::Response<super::SetAliasResponse>,
+            tonic::Status,
+        >;
+        /// Moves an alias back to the version that it meant before its last move; compare-and-swap, and a move like any other.
+        async fn roll_back_alias(
+            &self,
+            request: tonic::Request<super::RollBackAliasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetAliasResponse>,
+            tonic::Status,
+        >;
+        /// What an alias meant, newest first.
+        async fn list_alias_moves(
+            &self,
+            request: tonic::Request<super::ListAliasMovesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAliasMovesResponse>,
+            tonic::Status,
+        >;
+        /// A split test of an alias over versions (crates/experiments). It begins as a draft that splits nothing.
+        async fn create_experiment(
+            &self,
+            request: tonic::Request<super::CreateExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExperimentResponse>,
+            tonic::Status,
+        >;
+        async fn list_experiments(
+            &self,
+            request: tonic::Request<super::ListExperimentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListExperimentsResponse>,
+            tonic::Status,
+        >;
+        /// With its results, computed now.
+        async fn get_experiment(
+            &self,
+            request: tonic::Request<super::GetExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExperimentResponse>,
+            tonic::Status,
+        >;
+        /// Starts, weighs, promotes or stops.
+        async fn change_experiment(
+            &self,
+            request: tonic::Request<super::ChangeExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExperimentResponse>,
+            tonic::Status,
+        >;
+        /// What a gateway observed since its last report; the same report again changes nothing.
+        async fn report_observations(
+            &self,
+            request: tonic::Request<super::ReportObservationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportObservationsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ReadExposures method.
+        type ReadExposuresStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadExposuresResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The exposure log of one day, in pieces of JSON lines.
+        async fn read_exposures(
+            &self,
+            request: tonic::Request<super::ReadExposuresRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ReadExposuresStream>,
             tonic::Status,
         >;
         async fn create_tenant(
@@ -1690,6 +2177,367 @@ pub mod registry_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/RollBackAlias" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollBackAliasSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::RollBackAliasRequest>
+                    for RollBackAliasSvc<T> {
+                        type Response = super::SetAliasResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollBackAliasRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::roll_back_alias(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollBackAliasSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/ListAliasMoves" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAliasMovesSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::ListAliasMovesRequest>
+                    for ListAliasMovesSvc<T> {
+                        type Response = super::ListAliasMovesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAliasMovesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::list_alias_moves(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAliasMovesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/CreateExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateExperimentSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::CreateExperimentRequest>
+                    for CreateExperimentSvc<T> {
+                        type Response = super::ExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::create_experiment(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/ListExperiments" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListExperimentsSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::ListExperimentsRequest>
+                    for ListExperimentsSvc<T> {
+                        type Response = super::ListExperimentsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListExperimentsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::list_experiments(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListExperimentsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/GetExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetExperimentSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::GetExperimentRequest>
+                    for GetExperimentSvc<T> {
+                        type Response = super::ExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::get_experiment(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/ChangeExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChangeExperimentSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::ChangeExperimentRequest>
+                    for ChangeExperimentSvc<T> {
+                        type Response = super::ExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChangeExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::change_experiment(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChangeExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/ReportObservations" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportObservationsSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::ReportObservationsRequest>
+                    for ReportObservationsSvc<T> {
+                        type Response = super::ReportObservationsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReportObservationsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::report_observations(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportObservationsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/ReadExposures" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadExposuresSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::ServerStreamingService<super::ReadExposuresRequest>
+                    for ReadExposuresSvc<T> {
+                        type Response = super::ReadExposuresResponse;
+                        type ResponseStream = T::ReadExposuresStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadExposuresRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::read_exposures(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadExposuresSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

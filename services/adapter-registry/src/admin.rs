@@ -340,6 +340,9 @@ impl Core {
                     return Ok(Change::Keep(record.clone()));
                 }
                 (_, Some((record, _))) if record.version == version => return Ok(Change::Keep(record.clone())),
+                (_, Some((AliasRecord { experiment: Some(experiment), .. }, _))) => {
+                    return conflict(format!("is split by experiment {experiment}: promote an arm or stop it first"));
+                }
                 _ => {}
             }
             let earlier = found.map(|(record, _)| record);
@@ -351,6 +354,62 @@ impl Core {
             self.tell_alias_moved(&before, &record.digest);
         }
         Ok((record, etag))
+    }
+
+    /// Moves an alias back to what it meant before its last move.
+    pub(crate) async fn roll_back_alias(
+        &self,
+        tenant: TenantName,
+        adapter: AdapterName,
+        alias: AliasName,
+        expected: Expected,
+        actor: &str,
+    ) -> Result<(AliasRecord, ETag), Error> {
+        let (record, etag) = self.fresh_alias(&tenant, &adapter, &alias).await?;
+        let earlier = record.history.iter().find(|earlier| earlier.version != record.version);
+        let Some(earlier) = earlier else {
+            return Err(Error::Conflict(format!(
+                "alias {alias} of {adapter} meant nothing before version {}",
+                record.version
+            )));
+        };
+        let expected = match expected {
+            // What is rolled back is the state that was looked at.
+            Expected::Any | Expected::Present => Expected::State(etag),
+            expected => expected,
+        };
+        self.set_alias(tenant, adapter, alias, earlier.version, expected, actor).await
+    }
+
+    /// An alias as the store has it.
+    pub(crate) async fn fresh_alias(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        alias: &AliasName,
+    ) -> Result<(AliasRecord, ETag), Error> {
+        self.require_tenant(tenant).await?;
+        self.refresh(&adapter_prefix(tenant, adapter)).await?;
+        let catalog = self.catalog();
+        let found = catalog.adapter(tenant, adapter).and_then(|adapter| adapter.aliases.get(alias));
+        found.cloned().ok_or_else(|| Error::NotFound(format!("tenant {tenant} has no alias {adapter}@{alias}")))
+    }
+
+    /// Refuses a move of an alias that an experiment splits.
+    pub(crate) fn check_alias_is_free(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        alias: &AliasName,
+    ) -> Result<(), Error> {
+        let catalog = self.catalog();
+        let found = catalog.adapter(tenant, adapter).and_then(|adapter| adapter.aliases.get(alias));
+        match found.and_then(|(record, _)| record.experiment.as_ref()) {
+            Some(experiment) => Err(Error::Conflict(format!(
+                "alias {alias} of {adapter} is split by experiment {experiment}: publish without an alias, or stop it first"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Keeps what a worker serves, so that packages can be checked while no worker runs. The base of the mesh is that of most workers

@@ -1,6 +1,7 @@
 //! Wires the registry together and runs it.
 
 use crate::core::Core;
+use crate::experiments::{self, Observed};
 use crate::grpc::Service;
 use crate::layout::ROOT;
 use crate::metrics::Metrics;
@@ -98,7 +99,9 @@ impl App {
         let closing = shutdown.delayed(Duration::from_millis(self.core.settings.drain_delay_ms));
         let stopping = closing.child();
         let placing = &self.placing;
-        let service = RegistryServer::new(Service::new(Arc::clone(&self.core), Arc::clone(placing), stopping.clone()))
+        let observed = Arc::new(Observed::default());
+        let parts = (Arc::clone(&self.core), Arc::clone(placing), Arc::clone(&observed));
+        let service = RegistryServer::new(Service::new(parts.0, parts.1, parts.2, stopping.clone()))
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         // The server as a whole serves before a base is announced: the worker that announces it must get through, and
@@ -121,6 +124,7 @@ impl App {
                 office.spawn(placing::stand(core, placing, bus, stopping));
             }
         }
+        telling.spawn(experiments::evaluate(Arc::clone(&self.core), observed, stopping.clone()));
         telling.spawn(placing::follow(Arc::clone(&self.core), Arc::clone(placing), self.bus.clone(), stopping.clone()));
         let background = async {
             tokio::join!(

@@ -6,7 +6,7 @@
 //! their ids are random and never used again.
 
 use crate::layout::Place;
-use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
+use crate::records::{AliasRecord, BaseRecord, ExperimentRecord, KeyRecord, Record, TenantRecord, VersionRecord};
 use crate::wire;
 use std::collections::{BTreeMap, HashMap};
 use weft_object_store::ETag;
@@ -28,6 +28,7 @@ pub(crate) struct Tenant {
     pub(crate) record: Option<TenantRecord>,
     pub(crate) keys: BTreeMap<String, KeyRecord>,
     pub(crate) adapters: BTreeMap<AdapterName, Adapter>,
+    pub(crate) experiments: BTreeMap<String, ExperimentRecord>,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +94,14 @@ impl Catalog {
                 let is_newer = aliases.get(alias).is_none_or(|(old, _)| new.revision > old.revision);
                 if is_newer {
                     aliases.insert(alias.clone(), (new, etag));
+                }
+                is_newer
+            }
+            (Place::Experiment(tenant, id), Record::Experiment(new)) => {
+                let experiments = &mut self.tenant_mut(tenant).experiments;
+                let is_newer = experiments.get(id).is_none_or(|old| new.revision > old.revision);
+                if is_newer {
+                    experiments.insert(id.clone(), new);
                 }
                 is_newer
             }
@@ -171,6 +180,7 @@ impl Catalog {
                 salt: record.salt.to_vec().into(),
                 weight: record.weight.value(),
                 limits: (!record.limits.is_empty()).then(|| wire::limits(&record.limits)),
+                experiments: tenant.splits().map(|split| wire::description(&split.experiment)).collect(),
             })
         });
         pb::Directory { generation, incarnation: incarnation.to_owned(), tenants: tenants.collect(), age_ms: 0 }
@@ -181,6 +191,17 @@ impl Tenant {
     /// Keys that are not revoked.
     pub(crate) fn live_keys(&self) -> usize {
         self.keys.values().filter(|key| key.revoked.is_none()).count()
+    }
+
+    /// Experiments that split an alias now: running, and named by the alias.
+    pub(crate) fn splits(&self) -> impl Iterator<Item = &ExperimentRecord> {
+        let is_named = |record: &&ExperimentRecord| {
+            let experiment = &record.experiment;
+            let alias =
+                self.adapters.get(&experiment.adapter).and_then(|adapter| adapter.aliases.get(&experiment.alias));
+            alias.is_some_and(|(alias, _)| alias.experiment.as_ref() == Some(&experiment.id))
+        };
+        self.experiments.values().filter(|record| record.is_running()).filter(is_named)
     }
 
     /// Ids of the revoked keys beyond the `kept` newest, the oldest first.

@@ -3,7 +3,7 @@
 use crate::catalog::{Catalog, Counts};
 use crate::layout::{Place, ROOT};
 use crate::metrics::Metrics;
-use crate::records::{AliasRecord, BaseRecord, KeyRecord, Record, TenantRecord, VersionRecord};
+use crate::records::{AliasRecord, BaseRecord, ExperimentRecord, KeyRecord, Record, TenantRecord, VersionRecord};
 use crate::tell::{alias_moved, event};
 use crate::{Error, Settings};
 use bytes::Bytes;
@@ -194,9 +194,13 @@ impl Core {
                 Err(error) => failure = Some(error),
             }
         }
-        let read: Vec<String> = found.iter().map(|(place, ..)| place.key()).collect();
+        // Nothing is damaged nearly always: then nobody needs to know what was read.
+        let is_any_damaged = !self.damaged.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let read = is_any_damaged.then(|| found.iter().map(|(place, ..)| place.key()).collect::<Vec<_>>());
         self.merge(found);
-        self.report_mended(prefix, &listed, &read);
+        if let Some(read) = read {
+            self.report_mended(prefix, &listed, &read);
+        }
         failure.map_or(Ok(()), Err)
     }
 
@@ -221,9 +225,6 @@ impl Core {
     /// Objects that were damaged and now read well, or are gone.
     fn report_mended(&self, prefix: &str, listed: &[ObjectMeta], read: &[String]) {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-        if damaged.is_empty() {
-            return;
-        }
         let listed: HashSet<&str> = listed.iter().map(|object| object.key.as_str()).collect();
         let read: HashSet<&str> = read.iter().map(String::as_str).collect();
         damaged.retain(|key| {
@@ -246,6 +247,7 @@ impl Core {
             Place::Key(..) => parse::<KeyRecord>(&key, &object)?.into(),
             Place::Version(..) => parse::<VersionRecord>(&key, &object)?.into(),
             Place::Alias(..) => parse::<AliasRecord>(&key, &object)?.into(),
+            Place::Experiment(..) => parse::<ExperimentRecord>(&key, &object)?.into(),
         };
         Ok(Some((place, record, object.etag)))
     }

@@ -7,11 +7,13 @@
 use crate::Error;
 use crate::admin::{Expected, check_text};
 use crate::core::Core;
+use crate::experiments::{Change, Observed};
 use crate::layout::{ROOT, adapter_prefix, tenant_prefix};
 use crate::metrics::Running;
 use crate::placing::{DesiredWatcher, PlacementWatcher, Placing};
 use crate::publish::{Asked, Outcome, Publisher};
 use crate::wire;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 use weft_fault::Fault;
+use weft_object_store::ObjectMeta;
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::merge_response::Result as Merged;
 use weft_proto::registry::v1::publish_response::Result::{Published, Refusal};
@@ -43,6 +46,7 @@ pub(crate) struct Service {
     publisher: Publisher,
     watchers: Arc<Semaphore>,
     placing: Arc<Placing>,
+    observed: Arc<Observed>,
     placement_watchers: Arc<Semaphore>,
     desired_watchers: Arc<Semaphore>,
     stopping: Shutdown,
@@ -55,7 +59,7 @@ fn name<T: FromStr<Err = NameError>>(param: &'static str, text: &str) -> Result<
 }
 
 impl Service {
-    pub(crate) fn new(core: Arc<Core>, placing: Arc<Placing>, stopping: Shutdown) -> Self {
+    pub(crate) fn new(core: Arc<Core>, placing: Arc<Placing>, observed: Arc<Observed>, stopping: Shutdown) -> Self {
         let watchers_max = core.settings.watchers_max;
         let streams = |max: usize| Arc::new(Semaphore::new(max));
         Self {
@@ -63,6 +67,7 @@ impl Service {
             core,
             watchers: streams(watchers_max),
             placing,
+            observed,
             placement_watchers: streams(watchers_max),
             desired_watchers: streams(DESIRED_WATCHERS_MAX),
             stopping,
@@ -116,12 +121,7 @@ impl Registry for Service {
     async fn publish(&self, request: Request<tonic::Streaming<pb::PublishRequest>>) -> Answer<pb::PublishResponse> {
         let work = async {
             let outcome = self.publisher.publish(request.into_inner()).await;
-            self.core.metrics.published(match &outcome {
-                Ok((_, Outcome::Created(_))) => "created",
-                Ok((_, Outcome::Existing(_))) => "existing",
-                Ok((_, Outcome::Refused(_))) => "refused",
-                Err(_) => "failed",
-            });
+            self.core.metrics.published(outcome.as_ref().ok().map(|(_, outcome)| outcome));
             let (adapter, outcome) = outcome?;
             let result = match outcome {
                 Outcome::Created(version) => Published(wire::published(&adapter, version, true)),
@@ -135,7 +135,9 @@ impl Registry for Service {
 
     async fn merge(&self, request: Request<pb::MergeRequest>) -> Answer<pb::MergeResponse> {
         let work = async {
-            let merge = self.publisher.merge(Asked::read(request.into_inner())?).await?;
+            let merge = self.publisher.merge(Asked::read(request.into_inner())?).await;
+            self.core.metrics.published(merge.as_ref().ok().map(|merge| &merge.outcome));
+            let merge = merge?;
             let result = match merge.outcome {
                 Outcome::Created(version) => Merged::Published(wire::published(&merge.adapter, version, true)),
                 Outcome::Existing(version) => Merged::Published(wire::published(&merge.adapter, version, false)),
@@ -201,6 +203,121 @@ impl Registry for Service {
             Ok(pb::SetAliasResponse { alias: Some(wire::alias(&alias, &record, &etag)) })
         };
         self.call("set_alias", work).await
+    }
+
+    async fn roll_back_alias(&self, request: Request<pb::RollBackAliasRequest>) -> Answer<pb::SetAliasResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
+            let alias = name("alias", &request.alias)?;
+            let expected = Expected::from_wire(&request.expected_etag);
+            let moved = self.core.roll_back_alias(tenant, adapter, Clone::clone(&alias), expected, &request.actor);
+            let (record, etag) = moved.await?;
+            Ok(pb::SetAliasResponse { alias: Some(wire::alias(&alias, &record, &etag)) })
+        };
+        self.call("roll_back_alias", work).await
+    }
+
+    async fn list_alias_moves(
+        &self,
+        request: Request<pb::ListAliasMovesRequest>,
+    ) -> Answer<pb::ListAliasMovesResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
+            let alias = name("alias", &request.alias)?;
+            let (record, etag) = self.core.fresh_alias(&tenant, &adapter, &alias).await?;
+            let earlier = record.history.iter().map(wire::alias_move).collect();
+            Ok(pb::ListAliasMovesResponse { alias: Some(wire::alias(&alias, &record, &etag)), earlier })
+        };
+        self.call("list_alias_moves", work).await
+    }
+
+    async fn create_experiment(&self, request: Request<pb::CreateExperimentRequest>) -> Answer<pb::ExperimentResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let tenant: TenantName = name("tenant", &request.tenant)?;
+            let created = self.core.create_experiment(tenant.clone(), &request.description, &request.actor);
+            let mut record = created.await?;
+            if request.start {
+                let id = record.experiment.id.clone();
+                record = self.core.change_experiment(tenant, &id, Change::Start, &request.actor).await?;
+            }
+            Ok(pb::ExperimentResponse { experiment: Some(wire::experiment(&record)), report: Default::default() })
+        };
+        self.call("create_experiment", work).await
+    }
+
+    async fn list_experiments(
+        &self,
+        request: Request<pb::ListExperimentsRequest>,
+    ) -> Answer<pb::ListExperimentsResponse> {
+        let work = async {
+            let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
+            let away = self.freshen(&tenant_prefix(&tenant)).await?;
+            let catalog = self.core.catalog();
+            let unknown = || Error::NotFound(format!("there is no tenant {tenant}"));
+            let found = catalog.tenant(&tenant).ok_or_else(|| away.unwrap_or_else(unknown))?;
+            Ok(pb::ListExperimentsResponse { experiments: found.experiments.values().map(wire::experiment).collect() })
+        };
+        self.call("list_experiments", work).await
+    }
+
+    async fn get_experiment(&self, request: Request<pb::GetExperimentRequest>) -> Answer<pb::ExperimentResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let tenant: TenantName = name("tenant", &request.tenant)?;
+            let record = self.core.fresh_experiment(&tenant, &request.id).await?;
+            let report = self.core.experiment_report(&record, &self.observed).await?;
+            let report = serde_json::to_vec(&report).expect("reports are plain data with text keys").into();
+            Ok(pb::ExperimentResponse { experiment: Some(wire::experiment(&record)), report })
+        };
+        self.call("get_experiment", work).await
+    }
+
+    async fn change_experiment(&self, request: Request<pb::ChangeExperimentRequest>) -> Answer<pb::ExperimentResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let tenant: TenantName = name("tenant", &request.tenant)?;
+            let change =
+                request.change.ok_or_else(|| Error::invalid("change", "no change that is known is asked for"))?;
+            let changed = self.core.change_experiment(tenant, &request.id, Change::read(change), &request.actor);
+            let record = changed.await?;
+            Ok(pb::ExperimentResponse { experiment: Some(wire::experiment(&record)), report: Default::default() })
+        };
+        self.call("change_experiment", work).await
+    }
+
+    async fn report_observations(
+        &self,
+        request: Request<pb::ReportObservationsRequest>,
+    ) -> Answer<pb::ReportObservationsResponse> {
+        let work = async {
+            self.core.keep_observations(request.into_inner()).await?;
+            Ok(pb::ReportObservationsResponse {})
+        };
+        self.call("report_observations", work).await
+    }
+
+    type ReadExposuresStream = BoxStream<'static, Result<pb::ReadExposuresResponse, Status>>;
+
+    async fn read_exposures(&self, request: Request<pb::ReadExposuresRequest>) -> Answer<Self::ReadExposuresStream> {
+        let work = async {
+            let request = request.into_inner();
+            let tenant: TenantName = name("tenant", &request.tenant)?;
+            let objects = self.core.exposure_log(&tenant, &request.experiment, &request.day).await?;
+            let core = Arc::clone(&self.core);
+            let read = move |object: ObjectMeta| {
+                let core = Arc::clone(&core);
+                async move {
+                    let found = core.store.get(&object.key).await.map_err(|error| Status::from(Fault::from(error)))?;
+                    Ok(pb::ReadExposuresResponse { lines: found.map(|found| found.bytes).unwrap_or_default() })
+                }
+            };
+            let stream: Self::ReadExposuresStream = Box::pin(futures::stream::iter(objects).then(read));
+            Ok(stream)
+        };
+        self.call("read_exposures", work).await
     }
 
     async fn create_tenant(&self, request: Request<pb::CreateTenantRequest>) -> Answer<pb::CreateTenantResponse> {

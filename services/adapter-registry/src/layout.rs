@@ -6,6 +6,9 @@
 //! registry/tenants/<tenant>/keys/<id>.json
 //! registry/tenants/<tenant>/adapters/<adapter>/versions/000000000001.json
 //! registry/tenants/<tenant>/adapters/<adapter>/aliases/<alias>.json
+//! registry/tenants/<tenant>/experiments/<id>.json
+//! experiments/<tenant>/<id>/statistics/<gateway>.json   (no records: see `experiments`)
+//! experiments/<tenant>/<id>/exposures/<day>/<gateway>-<sequence>.jsonl
 //! blobs/sha256/<hex>                                    (weft_object_store::keys::blob)
 //! ```
 
@@ -24,6 +27,17 @@ pub(crate) enum Place {
     Key(TenantName, String),
     Version(TenantName, AdapterName, VersionNumber),
     Alias(TenantName, AdapterName, AliasName),
+    Experiment(TenantName, String),
+}
+
+/// What every key of what was observed in an experiment begins with.
+pub(crate) fn observations_prefix(tenant: &TenantName, id: &str) -> String {
+    format!("experiments/{tenant}/{id}/")
+}
+
+/// Ids of experiments are `[a-z0-9][a-z0-9-]{0,62}`: nothing else names an object.
+pub(crate) fn is_experiment_id(id: &str) -> bool {
+    id.parse::<TenantName>().is_ok()
 }
 
 /// What every key of a tenant begins with.
@@ -44,6 +58,7 @@ impl Place {
             Self::Tenant(tenant) | Self::Key(tenant, _) | Self::Version(tenant, ..) | Self::Alias(tenant, ..) => {
                 Some(tenant)
             }
+            Self::Experiment(tenant, _) => Some(tenant),
         }
     }
 
@@ -57,6 +72,7 @@ impl Place {
                 format!("{}versions/{number:0VERSION_DIGITS$}.json", adapter_prefix(tenant, adapter))
             }
             Self::Alias(tenant, adapter, alias) => format!("{}aliases/{alias}.json", adapter_prefix(tenant, adapter)),
+            Self::Experiment(tenant, id) => format!("{}experiments/{id}.json", tenant_prefix(tenant)),
         }
     }
 
@@ -68,6 +84,9 @@ impl Place {
             ["base"] => Self::Base,
             ["tenants", tenant, "tenant"] => Self::Tenant(tenant.parse().ok()?),
             ["tenants", tenant, "keys", id] => Self::Key(tenant.parse().ok()?, id.to_owned()),
+            ["tenants", tenant, "experiments", id] if is_experiment_id(id) => {
+                Self::Experiment(tenant.parse().ok()?, id.to_owned())
+            }
             ["tenants", tenant, "adapters", adapter, kind, name] => {
                 let (tenant, adapter) = (tenant.parse().ok()?, adapter.replace('!', "/").parse().ok()?);
                 match kind {
@@ -97,6 +116,7 @@ mod tests {
                 Place::Key(tenant.clone(), "0a".to_owned()),
                 Place::Version(tenant.clone(), adapter.clone(), 7),
                 Place::Alias(tenant.clone(), adapter.clone(), AliasName::live()),
+                Place::Experiment(tenant.clone(), "summaries-2".to_owned()),
             ] {
                 assert_eq!(Place::parse(&place.key()), Some(place.clone()), "{}", place.key());
             }
@@ -112,6 +132,7 @@ mod tests {
             "registry/tenants/Harbour/tenant.json",
             "registry/tenants/t/adapters/a/versions/7.json",
             "registry/tenants/t/adapters/a/other/7.json",
+            "registry/tenants/t/experiments/A.json",
             "blobs/sha256/00",
             "",
         ] {

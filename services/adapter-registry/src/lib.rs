@@ -11,13 +11,15 @@
 //! 4. [`catalog`]: what is known, and the [`weft_proto::registry::v1::Directory`] made of it.
 //! 5. [`layout`] and [`records`]: keys and content of the objects.
 //! 6. [`tell`]: what registries tell each other, so that a write is seen before the next listing.
-//! 7. [`placing`]: the authority for placement, and who is told of its epochs.
+//! 7. [`experiments`]: split tests of an alias, what gateways observed in them, and guardrails.
+//! 8. [`placing`]: the authority for placement, and who is told of its epochs.
 
 mod admin;
 mod app;
 mod catalog;
 mod core;
 mod error;
+mod experiments;
 mod grpc;
 mod layout;
 mod metrics;

@@ -2,6 +2,7 @@
 //! kinds of faults.
 
 use crate::catalog::Counts;
+use crate::publish::Outcome;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub(crate) struct Metrics {
     versions: IntGauge,
     pub(crate) watchers: IntGauge,
     pub(crate) damaged_objects: IntGauge,
+    experiment_evaluations: IntCounterVec,
+    pub(crate) experiment_arms_stopped: IntCounter,
     pub(crate) placement: PlacementMetrics,
 }
 
@@ -115,7 +118,7 @@ impl Metrics {
         Ok(Self {
             calls: counters("registry_calls_total", "calls by method and kind of fault or ok", &["method", "kind"])?,
             call_seconds: registered(registry, call_seconds)?,
-            publishes: counters("registry_publishes_total", "complete uploads by outcome", &["outcome"])?,
+            publishes: counters("registry_publishes_total", "complete uploads and merges by outcome", &["outcome"])?,
             upload_bytes: registered(
                 registry,
                 IntCounter::new("registry_upload_bytes_total", "bytes of complete uploads")?,
@@ -130,6 +133,15 @@ impl Metrics {
             versions: gauge("registry_versions", "versions known")?,
             watchers: gauge("registry_directory_watchers", "directory streams open")?,
             damaged_objects: gauge("registry_damaged_objects", "objects that are no records, left out")?,
+            experiment_evaluations: counters(
+                "registry_experiment_evaluations_total",
+                "looks at running experiments by outcome",
+                &["outcome"],
+            )?,
+            experiment_arms_stopped: registered(
+                registry,
+                IntCounter::new("registry_experiment_arms_stopped_total", "arms that a guardrail stopped here")?,
+            )?,
             placement: PlacementMetrics::new(registry)?,
         })
     }
@@ -139,8 +151,19 @@ impl Metrics {
         self.call_seconds.with_label_values(&[method]).observe(took.as_secs_f64());
     }
 
-    pub(crate) fn published(&self, outcome: &str) {
+    /// What a publish or a merge came to.
+    pub(crate) fn published(&self, outcome: Option<&Outcome>) {
+        let outcome = match outcome {
+            Some(Outcome::Created(_)) => "created",
+            Some(Outcome::Existing(_)) => "existing",
+            Some(Outcome::Refused(_)) => "refused",
+            None => "failed",
+        };
         self.publishes.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn experiments_evaluated(&self, succeeded: bool) {
+        self.experiment_evaluations.with_label_values(&[if succeeded { "ok" } else { "failed" }]).inc();
     }
 
     pub(crate) fn upload_started(&self) -> Running {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use weft_adapter_format::{BaseShape, LinearShape};
 use weft_adapter_merge::Recipe;
+use weft_experiments::{Experiment, State};
 use weft_types::{AdapterName, Digest, Limits, TenantName, Weight};
 
 /// Moves of an alias that are kept.
@@ -160,6 +161,9 @@ pub(crate) struct AliasRecord {
     pub(crate) digest: Digest,
     pub(crate) moved_ms: u64,
     pub(crate) actor: String,
+    /// Id of the experiment that splits its requests. While there is one, nothing but its end moves the alias.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) experiment: Option<String>,
     /// Earlier targets, newest first, at most [`HISTORY_MAX`].
     #[serde(default)]
     pub(crate) history: Vec<AliasMove>,
@@ -187,7 +191,48 @@ impl AliasRecord {
             history.extend(earlier.history.iter().take(HISTORY_MAX - 1).cloned());
         }
         let revision = earlier.map_or(1, |earlier| earlier.revision + 1);
-        Self { revision, version, digest, moved_ms: now_ms, actor: actor.to_owned(), history }
+        Self { revision, version, digest, moved_ms: now_ms, actor: actor.to_owned(), experiment: None, history }
+    }
+
+    /// The same alias, split by this experiment or by none.
+    pub(crate) fn claimed(&self, experiment: Option<String>) -> Self {
+        Self { revision: self.revision + 1, experiment, ..self.clone() }
+    }
+}
+
+/// A split test, and what was done to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExperimentRecord {
+    pub(crate) revision: u64,
+    pub(crate) experiment: Experiment,
+    pub(crate) created_ms: u64,
+    pub(crate) actor: String,
+    /// How it ends: written before the alias is let go, so that whoever finds it half done knows what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ending: Option<State>,
+    /// Oldest first; bounded by the phases and states that an experiment can go through.
+    #[serde(default)]
+    pub(crate) changes: Vec<ExperimentChange>,
+}
+
+/// Something that was done to an experiment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExperimentChange {
+    pub(crate) at_ms: u64,
+    pub(crate) actor: String,
+    pub(crate) what: String,
+}
+
+impl ExperimentRecord {
+    /// The record with another description, and who did what.
+    pub(crate) fn changed(&self, experiment: Experiment, now_ms: u64, actor: &str, what: String) -> Self {
+        let mut next = Self { revision: self.revision + 1, experiment, ..self.clone() };
+        next.changes.push(ExperimentChange { at_ms: now_ms, actor: actor.to_owned(), what });
+        next
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.experiment.state == State::Running
     }
 }
 
@@ -199,6 +244,7 @@ pub(crate) enum Record {
     Key(KeyRecord),
     Version(VersionRecord),
     Alias(AliasRecord),
+    Experiment(ExperimentRecord),
 }
 
 macro_rules! is_record {
@@ -210,7 +256,10 @@ macro_rules! is_record {
         }
     )+};
 }
-is_record!(BaseRecord => Base, TenantRecord => Tenant, KeyRecord => Key, VersionRecord => Version, AliasRecord => Alias);
+is_record!(
+    BaseRecord => Base, TenantRecord => Tenant, KeyRecord => Key, VersionRecord => Version, AliasRecord => Alias,
+    ExperimentRecord => Experiment
+);
 
 mod hex_salt {
     use super::SALT_BYTES;

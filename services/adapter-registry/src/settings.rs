@@ -37,6 +37,8 @@ weft_bus::mesh_settings! {
         /// Milliseconds without a sign of life after which another registry takes the office, 300 to 3,600,000. All registries must
         /// have the same.
         pub placement_silence_ms: u64 = 10_000,
+        /// Milliseconds between two looks at running experiments, whether a guardrail stops an arm or one has ended.
+        pub experiment_evaluate_ms: u64 = 5_000,
         /// How long a start waits for the object store.
         pub store_wait_ms: u64 = 60_000,
         /// Milliseconds of being "not serving" before no new call is taken, so that balancers turn away first.
@@ -89,6 +91,7 @@ impl Settings {
             ("upload_timeout_ms", self.upload_timeout_ms),
             ("directory_refresh_ms", self.directory_refresh_ms),
             ("watchers_max", self.watchers_max as u64),
+            ("experiment_evaluate_ms", self.experiment_evaluate_ms),
         ];
         let zero = at_least_one.iter().filter(|(_, value)| *value == 0);
         let mut problems: Vec<String> = zero.map(|(name, _)| format!("{name} must be at least 1")).collect();

@@ -2,7 +2,11 @@
 
 use crate::catalog::Adapter;
 use crate::publish::cut;
-use crate::records::{AliasRecord, KeyRecord, Lineage, LineageParent, Places, TenantRecord, VersionRecord};
+use crate::records::{
+    AliasMove, AliasRecord, ExperimentRecord, KeyRecord, Lineage, LineageParent, Places, TenantRecord, VersionRecord,
+};
+use bytes::Bytes;
+use weft_experiments::Experiment;
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, LimitChange, LimitKind, Limits, TenantName};
@@ -29,6 +33,35 @@ pub(crate) fn alias(name: &AliasName, record: &AliasRecord, etag: &ETag) -> pb::
         etag: etag.as_str().to_owned(),
         moved_ms: record.moved_ms,
         actor: record.actor.clone(),
+        experiment: record.experiment.clone().unwrap_or_default(),
+    }
+}
+
+pub(crate) fn alias_move(earlier: &AliasMove) -> pb::AliasMove {
+    pb::AliasMove {
+        version: earlier.version,
+        digest: earlier.digest.to_vec().into(),
+        moved_ms: earlier.moved_ms,
+        actor: earlier.actor.clone(),
+    }
+}
+
+/// As [`Experiment::parse`] reads it.
+pub(crate) fn description(experiment: &Experiment) -> Bytes {
+    serde_json::to_vec(experiment).expect("descriptions are plain data with text keys").into()
+}
+
+pub(crate) fn experiment(record: &ExperimentRecord) -> pb::Experiment {
+    let changes = record.changes.iter().map(|change| pb::ExperimentChange {
+        at_ms: change.at_ms,
+        actor: change.actor.clone(),
+        what: change.what.clone(),
+    });
+    pb::Experiment {
+        description: description(&record.experiment),
+        created_ms: record.created_ms,
+        actor: record.actor.clone(),
+        changes: changes.collect(),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::authenticate::AdminKeys;
 use crate::demand::Demand;
 use crate::directory::{Directory, Registry, SILENCE_MAX, registry_client};
 use crate::error::BuildError;
+use crate::experiments::{self, Experiments};
 use crate::generate::Mesh;
 use crate::http::{self, Addresses, Waiting};
 use crate::limits::Limits;
@@ -56,6 +57,9 @@ pub(crate) struct Gateway {
     pub(crate) registry: Registry,
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) quota: Quota,
+    pub(crate) experiments: Arc<Experiments>,
+    /// This process' life.
+    pub(crate) incarnation: String,
     pub(crate) addresses: Addresses,
     pub(crate) admin_keys: AdminKeys,
     pub(crate) prometheus: prometheus::Registry,
@@ -94,6 +98,10 @@ impl App {
         if settings.registry_timeout_ms == 0 {
             return Err(BuildError::Setting { name: "registry_timeout_ms", problem: "0 is less than 1".to_owned() });
         }
+        if settings.experiment_report_ms < 100 {
+            let problem = format!("{} is less than 100", settings.experiment_report_ms);
+            return Err(BuildError::Setting { name: "experiment_report_ms", problem });
+        }
         if settings.worker_silence_ms == 0 {
             return Err(BuildError::Setting { name: "worker_silence_ms", problem: "0 is less than 1".to_owned() });
         }
@@ -117,7 +125,7 @@ impl App {
             mesh: Arc::new(Mesh {
                 pool: Arc::new(Pool::new(workers, pace)),
                 limits: Limits::new(&settings),
-                metrics,
+                metrics: metrics.clone(),
                 demand: Arc::new(Demand::default()),
                 prefixes: Prefixes::default(),
                 retries_max: settings.retries_max,
@@ -126,6 +134,8 @@ impl App {
                 silence: Duration::from_millis(settings.worker_silence_ms),
             }),
             quota: Quota::new(&settings)?,
+            experiments: Arc::new(Experiments::new(settings.experiment_shadows_max, metrics.clone())),
+            incarnation: uuid::Uuid::new_v4().to_string(),
             addresses: Addresses::new(&settings)?,
             admin_keys,
             prometheus: components.metrics,
@@ -192,6 +202,7 @@ impl App {
             background.spawn(discover(Arc::clone(pool), bus, dial, workers_max, metrics.clone()));
         }
         background.spawn(Arc::clone(&gateway).tell(self.readiness.clone()));
+        background.spawn(experiments::report(Arc::clone(&gateway)));
         background.spawn({
             let gateway = Arc::clone(&gateway);
             async move { gateway.addresses.forget().await }
@@ -224,6 +235,8 @@ impl App {
             serve("data", data, self.data_router(), bounds, metrics, &ending, || http::unasked_lines(&gateway)),
             serve("admin", admin, self.admin_router(), bounds, metrics, &ending, || http::unasked_lines(&gateway)),
         );
+        // What was observed since the last report, once all answers have ended.
+        experiments::report_once(&gateway).await;
         // What is held in advance is of use to other gateways.
         gateway.quota.limiter.sweep(true).await;
         // Dropping `background` ends the followers.

@@ -17,6 +17,7 @@ use tonic::GrpcMethod;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use weft_experiments::Experiment;
 use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::registry_client::RegistryClient;
@@ -91,6 +92,23 @@ pub(crate) struct Tenant {
     pub(crate) adapters: BTreeMap<String, Adapter>,
     /// Length of each version's blob.
     pub(crate) adapter_bytes: HashMap<Digest, u64>,
+    /// That split an alias now.
+    pub(crate) experiments: Vec<Arc<Experiment>>,
+}
+
+impl Tenant {
+    /// The experiment that splits this alias. Of two, the one whose id is smaller, at every gateway.
+    pub(crate) fn split(&self, adapter: &str, alias: &str) -> Option<&Arc<Experiment>> {
+        let splits = |experiment: &&Arc<Experiment>| {
+            experiment.adapter.as_str() == adapter && experiment.alias.as_str() == alias
+        };
+        self.experiments.iter().filter(splits).min_by(|one, other| one.id.cmp(&other.id))
+    }
+
+    /// The running experiment with this id.
+    pub(crate) fn experiment(&self, id: &str) -> Option<&Arc<Experiment>> {
+        self.experiments.iter().find(|experiment| experiment.id == id)
+    }
 }
 
 /// An adapter's versions and aliases.
@@ -118,6 +136,7 @@ impl Snapshot {
                 default_adapter: Some(tenant.default_adapter).filter(|name| !name.is_empty()),
                 adapters: adapters.collect(),
                 adapter_bytes,
+                experiments: tenant.experiments.iter().filter_map(|json| experiment(&tenant.name, json)).collect(),
                 name: tenant.name.clone(),
             });
             for key in tenant.keys {
@@ -175,6 +194,17 @@ impl Adapter {
             created_ms: adapter.created_ms,
             versions: versions.collect(),
             aliases: adapter.aliases.into_iter().map(|alias| (alias.name, alias.version)).collect(),
+        }
+    }
+}
+
+/// A description that this gateway cannot read splits nothing here: its alias means what it points to.
+fn experiment(tenant: &str, json: &[u8]) -> Option<Arc<Experiment>> {
+    match Experiment::parse(json) {
+        Ok(experiment) => Some(Arc::new(experiment)),
+        Err(error) => {
+            tracing::error!(tenant, error = &error as &dyn std::error::Error, "an experiment splits nothing here");
+            None
         }
     }
 }

@@ -26,6 +26,7 @@ mod authenticate;
 mod demand;
 mod directory;
 mod error;
+mod experiments;
 mod generate;
 mod http;
 mod limit_metrics;

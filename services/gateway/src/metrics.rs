@@ -38,6 +38,12 @@ pub(crate) struct Metrics {
     pub(crate) panics: IntCounter,
     pub(crate) addresses_refused: IntCounter,
     pub(crate) limits: LimitMetrics,
+    /// By tenant, experiment and arm: of experiments that run.
+    pub(crate) experiment_exposures: IntCounterVec,
+    pub(crate) experiment_shadows: IntCounterVec,
+    pub(crate) experiment_reports: IntCounterVec,
+    pub(crate) experiment_log_dropped: IntCounter,
+    pub(crate) feedback: IntCounterVec,
 }
 
 const SECONDS: &[f64] =
@@ -127,7 +133,41 @@ impl Metrics {
                 "Requests over address_requests_per_second",
             )?,
             limits: LimitMetrics::register(registry)?,
+            experiment_exposures: IntCounterVec::new(
+                Opts::new(
+                    "gateway_experiment_exposures_total",
+                    "Requests of running experiments, by tenant, experiment and arm",
+                ),
+                &["tenant", "experiment", "arm"],
+            )?,
+            experiment_shadows: IntCounterVec::new(
+                Opts::new(
+                    "gateway_experiment_shadows_total",
+                    "Mirrored requests, by result: answered, failed, or dropped for want of room",
+                ),
+                &["result"],
+            )?,
+            experiment_reports: IntCounterVec::new(
+                Opts::new("gateway_experiment_reports_total", "Reports of observations to the registry, by result"),
+                &["result"],
+            )?,
+            experiment_log_dropped: IntCounter::new(
+                "gateway_experiment_log_dropped_total",
+                "Lines of exposure logs that had no room until the next report",
+            )?,
+            feedback: IntCounterVec::new(
+                Opts::new(
+                    "gateway_feedback_total",
+                    "Feedback of clients, by result: counted, or ignored with a reason",
+                ),
+                &["result"],
+            )?,
         };
+        registry.register(Box::new(metrics.experiment_exposures.clone()))?;
+        registry.register(Box::new(metrics.experiment_shadows.clone()))?;
+        registry.register(Box::new(metrics.experiment_reports.clone()))?;
+        registry.register(Box::new(metrics.experiment_log_dropped.clone()))?;
+        registry.register(Box::new(metrics.feedback.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.request_seconds.clone()))?;
         registry.register(Box::new(metrics.first_token_seconds.clone()))?;

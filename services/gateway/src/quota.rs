@@ -92,7 +92,8 @@ impl Quota {
         let whose = Whose { tenant: &tenant.name, limits: &limits, key: &key.id, key_limits: &key.limits };
         match self.limiter.reserve(&whose, &wish).await {
             Ok(charge) => {
-                Ok(Meter(Arc::new(Metered { charge, prompts: Mutex::default(), answer_tokens: AtomicU64::new(0) })))
+                let metered = Metered { charge, prompts: Mutex::default(), answer_tokens: AtomicU64::new(0) };
+                Ok(Meter(Some(Arc::new(metered))))
             }
             Err(refusal) => {
                 let standing = refusal.standing;
@@ -130,7 +131,7 @@ pub(crate) fn estimate(prompt: &Prompt) -> u64 {
 
 /// Counts what a request really uses. Clones are the same; when the last goes, however the request ended, it is settled.
 #[derive(Clone)]
-pub(crate) struct Meter(Arc<Metered>);
+pub(crate) struct Meter(Option<Arc<Metered>>);
 
 struct Metered {
     charge: Charge,
@@ -140,21 +141,29 @@ struct Metered {
 }
 
 impl Meter {
+    /// Of work that is nobody's to pay: the mirrored requests of an experiment.
+    pub(crate) fn free() -> Self {
+        Self(None)
+    }
+
     /// For the headers of the answer.
     pub(crate) fn standing(&self) -> Standing {
-        self.0.charge.standing()
+        self.0.as_ref().map_or_else(Standing::default, |metered| metered.charge.standing())
     }
 
     /// One answer to this prompt, which has so many tokens, has begun. However many answers it has, a prompt counts once.
     pub(crate) fn began(&self, prompt: &Arc<Prompt>, tokens: u32) {
-        self.0.charge.began();
-        let mut prompts = self.0.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(metered) = &self.0 else { return };
+        metered.charge.began();
+        let mut prompts = metered.prompts.lock().unwrap_or_else(PoisonError::into_inner);
         prompts.insert(Arc::as_ptr(prompt) as usize, u64::from(tokens));
     }
 
     /// One answer has so many tokens more.
     pub(crate) fn answered(&self, tokens: usize) {
-        self.0.answer_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        if let Some(metered) = &self.0 {
+            metered.answer_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::directory::Tenant;
 use crate::error::Error;
+use crate::experiments::{Assigned, assign};
 use weft_types::{AdapterName, Digest, ModelRef, Selector, model_ref};
 
 /// What a request runs on.
@@ -42,18 +43,48 @@ impl Resolved {
 /// # Errors
 /// One and the same for a malformed name, an unknown one and another tenant's.
 pub(crate) fn resolve(tenant: &Tenant, model: Option<&str>, base_served_name: &str) -> Result<Resolved, Error> {
+    resolve_with(model, base_served_name, tenant, |name, selector| version(tenant, name, selector))
+}
+
+/// The same for a request: an alias that an experiment splits means what this key's arm serves.
+pub(crate) fn resolve_split(
+    tenant: &Tenant,
+    model: Option<&str>,
+    base_served_name: &str,
+    key: Option<&str>,
+) -> Result<(Resolved, Option<Assigned>), Error> {
+    let mut assigned = None;
+    let resolved = resolve_with(model, base_served_name, tenant, |name, selector| {
+        let Selector::Alias(alias) = selector else { return version(tenant, name, selector) };
+        let arm = tenant.split(name, alias.as_str()).and_then(|experiment| assign(experiment, key));
+        let digest = arm.as_ref().map(|arm| arm.experiment.arms[arm.assignment.arm].digest);
+        match digest.and_then(|digest| version(tenant, name, &Selector::Digest(digest))) {
+            Some(found) => {
+                assigned = arm;
+                Some(found)
+            }
+            None => version(tenant, name, selector),
+        }
+    })?;
+    Ok((resolved, assigned))
+}
+
+fn resolve_with(
+    model: Option<&str>,
+    base_served_name: &str,
+    tenant: &Tenant,
+    mut version: impl FnMut(&str, &Selector) -> Option<Resolved>,
+) -> Result<Resolved, Error> {
     let asked = model.unwrap_or("");
     let unknown = || Error::UnknownModel(asked.chars().take(200).collect());
     match model_ref(asked, base_served_name).map_err(|_| unknown())? {
         ModelRef::Base => Ok(Resolved::Base),
         ModelRef::Default => match &tenant.default_adapter {
             None => Ok(Resolved::Base),
-            Some(name) => version(tenant, name, &Selector::Alias(weft_types::AliasName::live()))
+            Some(name) => version(name, &Selector::Alias(weft_types::AliasName::live()))
                 .ok_or_else(|| Error::UnknownModel(name.clone())),
         },
-        ModelRef::Adapter { name, selector } => {
-            version(tenant, AdapterName::as_str(&name), &selector).ok_or_else(unknown)
-        }
+        ModelRef::Adapter { name, selector } => version(AdapterName::as_str(&name), &selector).ok_or_else(unknown),
     }
 }
 
@@ -88,6 +119,7 @@ mod tests {
             weight: 1.0,
             adapters: BTreeMap::from([("org/a".into(), adapter)]),
             adapter_bytes: Default::default(),
+            experiments: Vec::new(),
         }
     }
 

@@ -84,6 +84,12 @@ weft_bus::mesh_settings! {
         pub registry_timeout_ms: u64 = 30_000,
         /// Milliseconds that an admin write waits until this gateway's directory shows it.
         pub admin_visible_ms: u64 = 2000,
+        /// Milliseconds between two reports of what was observed in experiments, 100 or more. Feedback is told at once.
+        pub experiment_report_ms: u64 = 5_000,
+        /// Requests of experiments that are mirrored at once; more are not mirrored.
+        pub experiment_shadows_max: usize = 16,
+        /// Milliseconds that an alias waits with its move until its new version is in slots where the old one is. 0: it does not wait.
+        pub prewarm_ms: u64 = 10_000,
         /// Milliseconds between two looks over gRPC at a worker whose heartbeats do not come.
         pub worker_poll_ms: u64 = 1000,
         /// Milliseconds between two looks over gRPC at a worker whose heartbeats do come.

@@ -176,6 +176,7 @@ impl Publisher {
     fn check_room(&self, target: &Target) -> Result<(), Error> {
         if let Some(alias) = &target.alias {
             self.core.check_room_for_alias(&target.tenant, &target.adapter, alias)?;
+            self.core.check_alias_is_free(&target.tenant, &target.adapter, alias)?;
         }
         let versions =
             self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions.len());

@@ -3,6 +3,7 @@
 
 mod aliases;
 mod directory;
+mod experiments;
 mod kill;
 mod merge;
 mod operations;

@@ -9,6 +9,7 @@ mod resume;
 use crate::demand::Demand;
 use crate::directory::Tenant;
 use crate::error::{Error, code};
+use crate::experiments::Trial;
 use crate::http::Known;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -26,9 +27,6 @@ use weft_fault::{Fault, Kind};
 use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
-/// The end of a generation that never began: another worker is asked for it, or none is left.
-const UNBEGUN: &str = "";
-
 /// A request that was let in: who, on what, since when.
 #[derive(Clone)]
 pub(crate) struct Admission {
@@ -41,6 +39,10 @@ pub(crate) struct Admission {
     pub(crate) timeout: Duration,
     /// Counts what it uses.
     pub(crate) meter: Meter,
+    /// The answer's id.
+    pub(crate) response_id: String,
+    /// What becomes of it, if it is of an experiment.
+    pub(crate) trial: Option<Arc<Trial>>,
 }
 
 /// What to generate, in the worker's own words.
@@ -115,7 +117,18 @@ pub(crate) struct Generation {
     /// Attempts so far, the running one included.
     attempts: usize,
     continuations: usize,
-    end: Option<&'static str>,
+    end: End,
+}
+
+/// How a generation ended, as far as it has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It never began: another worker is asked for it, or none is left.
+    Unbegun,
+    /// It runs; one that is dropped now was cancelled.
+    Cancelled,
+    Failed,
+    Finished,
 }
 
 /// Where a generation is.
@@ -141,6 +154,14 @@ impl Mesh {
     /// # Errors
     /// Of the last worker tried; [`Error::NoWorker`] if there is none.
     pub(crate) async fn start(self: &Arc<Self>, admission: &Admission, wanted: &Wanted) -> Result<Generation, Fault> {
+        let started = self.start_somewhere(admission, wanted).await;
+        if let (Err(fault), Some(trial)) = (&started, &admission.trial) {
+            trial.failed(fault);
+        }
+        started
+    }
+
+    async fn start_somewhere(self: &Arc<Self>, admission: &Admission, wanted: &Wanted) -> Result<Generation, Fault> {
         self.limits.retries.deposit();
         let adapter = admission.resolved.digest();
         if let Some(adapter) = &adapter {
@@ -230,7 +251,7 @@ impl Generation {
             delivered: Delivered::default(),
             attempts,
             continuations: 0,
-            end: None,
+            end: End::Cancelled,
         }
     }
 
@@ -239,7 +260,7 @@ impl Generation {
         let Place::Running(attempt) = &mut self.place else { return Err(Error::CutShort.into()) };
         let first = attempt.piece(&self.mesh, &self.admission).await;
         if first.is_err() {
-            self.end = Some(UNBEGUN);
+            self.end = End::Unbegun;
         }
         self.delivered.began(&started);
         let first = first?;
@@ -261,6 +282,9 @@ impl Generation {
         metrics.prompt_tokens.inc_by(u64::from(started.prompt_tokens));
         metrics.cached_tokens.inc_by(u64::from(started.cached_tokens));
         metrics.first_token_seconds.observe(self.facts.first_token_after.as_secs_f64());
+        if let Some(trial) = &self.admission.trial {
+            trial.first_token(self.facts.first_token_after);
+        }
         Ok(())
     }
 
@@ -296,7 +320,10 @@ impl Generation {
                 }
             };
             self.place = Place::Over;
-            self.end = Some("failed");
+            self.end = End::Failed;
+            if let Some(trial) = &self.admission.trial {
+                trial.failed(&fault);
+            }
             return Err(fault);
         }
     }
@@ -312,7 +339,10 @@ impl Generation {
         }
         if let Piece::Finished(finished) = &piece {
             self.place = Place::Over;
-            self.end = Some("finished");
+            self.end = End::Finished;
+            if let Some(trial) = &self.admission.trial {
+                trial.finished(finished);
+            }
             let metrics = &self.mesh.metrics;
             metrics.completion_tokens.inc_by(u64::from(finished.completion_tokens));
             metrics.generation_seconds.observe(self.admission.arrived.elapsed().as_secs_f64());
@@ -363,9 +393,12 @@ impl Drop for Generation {
     fn drop(&mut self) {
         let metrics = &self.mesh.metrics;
         metrics.generations_in_flight.dec();
-        match self.end.unwrap_or("cancelled") {
-            UNBEGUN => {}
-            end => metrics.generations.with_label_values(&[end]).inc(),
-        }
+        let end = match self.end {
+            End::Unbegun => return,
+            End::Cancelled => "cancelled",
+            End::Failed => "failed",
+            End::Finished => "finished",
+        };
+        metrics.generations.with_label_values(&[end]).inc();
     }
 }

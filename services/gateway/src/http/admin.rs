@@ -48,7 +48,7 @@ pub(super) fn registry_silent(limit: Duration) -> Fault {
 
 impl Gateway {
     /// One call of the registry, within its time.
-    pub(super) async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, Fault> {
@@ -285,6 +285,15 @@ pub(crate) struct AliasBody {
     moved_ms: u64,
     /// The admin key that moved it.
     actor: String,
+    /// The experiment that splits its requests; while there is one, the alias is not moved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experiment: Option<String>,
+}
+
+impl AliasBody {
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
 }
 
 impl From<pb::Alias> for AliasBody {
@@ -296,6 +305,7 @@ impl From<pb::Alias> for AliasBody {
             etag: alias.etag,
             moved_ms: alias.moved_ms,
             actor: alias.actor,
+            experiment: Some(alias.experiment).filter(|id| !id.is_empty()),
         }
     }
 }

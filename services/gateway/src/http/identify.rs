@@ -28,6 +28,12 @@ pub(super) const ADAPTER: &str = "x-weft-adapter";
 pub(super) const ADAPTER_DIGEST: &str = "x-weft-adapter-digest";
 pub(super) const BASE_DIGEST: &str = "x-weft-base-digest";
 pub(super) const WORKER: &str = "x-weft-worker";
+/// What feedback about the answer names.
+pub(super) const RESPONSE_ID: &str = "x-weft-response-id";
+/// `experiment/arm`, where the request is of an experiment.
+pub(super) const EXPERIMENT: &str = "x-weft-experiment";
+/// In a request: whose requests get the same arm of an experiment.
+pub(super) const SESSION: &str = "x-weft-session";
 /// Microseconds until the answer's adapter was resident; 0 if it was.
 pub(super) const ADAPTER_WAIT_US: &str = "x-weft-adapter-wait-us";
 
@@ -61,6 +67,16 @@ impl Known {
         if let Some(digest) = resolved.digest() {
             put(&mut headers, ADAPTER_DIGEST, &digest.to_string());
         }
+    }
+
+    /// What the answer is called.
+    pub(super) fn response_id(&self, id: &str) {
+        put(&mut self.headers(), RESPONSE_ID, id);
+    }
+
+    /// Which arm of which experiment answers.
+    pub(super) fn experiment(&self, label: &str) {
+        put(&mut self.headers(), EXPERIMENT, label);
     }
 
     /// What is left of the limits.

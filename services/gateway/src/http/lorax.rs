@@ -210,7 +210,7 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
     let Asked { call, request, body } = asked;
     let checked = request.check(stream, &gateway.settings)?;
     let mut body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
-    let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), &checked.wanted).await?;
+    let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), None, &checked.wanted).await?;
     let validated = Instant::now();
     let starting = checked.wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted));
     match try_join_all(starting).await {

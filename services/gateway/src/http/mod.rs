@@ -6,6 +6,7 @@
 
 mod admin;
 mod admin_aliases;
+mod admin_experiments;
 mod admin_limits;
 mod admin_merge;
 mod admin_placement;
@@ -15,6 +16,8 @@ mod admin_update;
 mod admin_workers;
 mod body;
 mod errors;
+mod experiment_page;
+mod feedback;
 mod identify;
 mod lorax;
 mod lorax_request;
@@ -28,6 +31,7 @@ mod openai_completions_answer;
 mod openapi;
 mod ops;
 mod per_address;
+mod prewarm;
 mod response_format;
 mod sse;
 mod standing;
@@ -41,9 +45,10 @@ use crate::app::Gateway;
 use crate::authenticate;
 use crate::directory::Key;
 use crate::error::Error;
+use crate::experiments::{ResponseId, mirror};
 use crate::generate::{Admission, Collected, Facts, Wanted};
 use crate::quota::Meter;
-use crate::resolve::resolve;
+use crate::resolve::resolve_split;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State};
@@ -69,6 +74,7 @@ fn openai_routes() -> Vec<Route> {
     vec![
         ("/v1/chat/completions", post(openai_chat::chat)),
         ("/v1/completions", post(openai_completions::completions)),
+        ("/v1/feedback", post(feedback::feedback)),
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::one)),
     ]
@@ -119,6 +125,15 @@ fn admin_routes() -> Vec<Route> {
             "/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}",
             get(admin_aliases::get_alias).put(admin_aliases::set_alias),
         ),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}/history", get(admin_aliases::history)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases/{alias}/rollback", post(admin_aliases::roll_back)),
+        ("/admin/v1/tenants/{tenant}/experiments", get(admin_experiments::list).post(admin_experiments::create)),
+        ("/admin/v1/tenants/{tenant}/experiments/{id}", get(admin_experiments::show)),
+        ("/admin/v1/tenants/{tenant}/experiments/{id}/start", post(admin_experiments::start)),
+        ("/admin/v1/tenants/{tenant}/experiments/{id}/weight", post(admin_experiments::weigh)),
+        ("/admin/v1/tenants/{tenant}/experiments/{id}/promote", post(admin_experiments::promote)),
+        ("/admin/v1/tenants/{tenant}/experiments/{id}/stop", post(admin_experiments::stop)),
+        ("/admin/v1/tenants/{tenant}/experiments/{id}/exposures", get(admin_experiments::exposures)),
         (
             "/admin/v1/tenants/{tenant}/adapters/{name}/pin",
             axum::routing::put(admin_residency::pin).delete(admin_residency::unpin),
@@ -175,12 +190,14 @@ fn around(router: Router<Arc<Gateway>>, gateway: &Arc<Gateway>, cors: Option<Cor
 }
 
 /// Headers of an answer that a page may read, besides those that it always may.
-const EXPOSED: [HeaderName; 18] = [
+const EXPOSED: [HeaderName; 20] = [
     identify::REQUEST_ID,
     HeaderName::from_static(identify::ADAPTER),
     HeaderName::from_static(identify::ADAPTER_DIGEST),
     HeaderName::from_static(identify::BASE_DIGEST),
     HeaderName::from_static(identify::WORKER),
+    HeaderName::from_static(identify::RESPONSE_ID),
+    HeaderName::from_static(identify::EXPERIMENT),
     HeaderName::from_static("x-weft-first-step"),
     HeaderName::from_static("x-weft-last-step"),
     HeaderName::from_static("x-weft-adapters-in-step-max"),
@@ -281,6 +298,8 @@ pub(crate) struct Call {
     key: Arc<Key>,
     request_id: String,
     known: Known,
+    /// `x-weft-session`: whose requests get the same arm of an experiment.
+    session: Option<String>,
     arrived: Instant,
     room: OwnedSemaphorePermit,
 }
@@ -292,7 +311,9 @@ impl Gateway {
         let (key, tenant) = authenticate::tenant(&*self.directory.snapshot()?, &parts.headers)?;
         let room = self.mesh.limits.generations(1)?;
         let request_id = parts.extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
-        Ok(Call { tenant, key, request_id, known: Known::of(&parts.extensions), arrived, room })
+        let session = parts.headers.get(identify::SESSION).and_then(|value| value.to_str().ok());
+        let session = session.filter(|text| !text.is_empty()).map(ToOwned::to_owned);
+        Ok(Call { tenant, key, request_id, known: Known::of(&parts.extensions), session, arrived, room })
     }
 
     /// Reads the body within the limits of the data listener.
@@ -301,16 +322,19 @@ impl Gateway {
         Ok(body::read(&parts.headers, body, bounds, &self.mesh.limits).await?)
     }
 
-    /// From a name to bytes, room for every answer that the request asks for, and leave to use what they may cost.
+    /// From a name to bytes, room for every answer that the request asks for, and leave to use what they may cost. `user`: whose request
+    /// it is among the tenant's own; a session that the headers name goes before.
     pub(crate) async fn admit(
         &self,
         call: Call,
         model: Option<&str>,
+        user: Option<&str>,
         wanted: &[Wanted],
     ) -> Result<(Admission, OwnedSemaphorePermit), Fault> {
         let base = self.mesh.pool.base()?;
         call.known.base(&base);
-        let resolved = resolve(&call.tenant, model, base.served_name())?;
+        let key = call.session.as_deref().or(user).filter(|key| !key.is_empty());
+        let (resolved, assigned) = resolve_split(&call.tenant, model, base.served_name(), key)?;
         call.known.resolved(&call.tenant.name, &resolved);
         let more = if wanted.len() > 1 { Some(self.mesh.limits.generations(wanted.len() - 1)?) } else { None };
         let meter = self.reserve(&call, wanted, u64::from(base.description.context_tokens_max)).await?;
@@ -318,6 +342,17 @@ impl Gateway {
         if let Some(more) = more {
             room.merge(more);
         }
+        // From here on the request counts: what the limits refused was not shown to an arm.
+        let entered =
+            assigned.map(|assigned| (self.experiments.enter(&call.tenant, &assigned, &call.request_id), assigned));
+        let (response_id, trial) = match &entered {
+            Some((entered, assigned)) => {
+                call.known.experiment(&assigned.label());
+                (entered.response_id(assigned), Some(entered.trial(assigned)))
+            }
+            None => (ResponseId::new(None).plain(), None),
+        };
+        call.known.response_id(&response_id);
         let admission = Admission {
             request_id: call.request_id,
             known: call.known,
@@ -327,7 +362,12 @@ impl Gateway {
             arrived: call.arrived,
             timeout: self.settings.request_timeout(),
             meter,
+            response_id,
+            trial,
         };
+        if let Some((entered, assigned)) = &entered {
+            mirror(self, entered, assigned, &admission, wanted);
+        }
         Ok((admission, room))
     }
 

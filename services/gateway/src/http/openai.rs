@@ -64,6 +64,8 @@ pub(crate) struct Common {
     pub(crate) guided_json: Option<Box<RawValue>>,
     /// vLLM's way to give a regular expression.
     pub(crate) guided_regex: Option<String>,
+    /// Whose request it is: the same user gets the same arm of an experiment. The header `x-weft-session` goes before.
+    pub(crate) user: Option<String>,
 }
 
 /// How to stream.

@@ -234,12 +234,12 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
         wanted.push(Wanted { prompt, sampling, stopping, logprobs, priority, grammar });
     }
 
-    let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
+    let (admission, room) = gateway.admit(call, common.model.as_deref(), common.user.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_chat_words)?;
     body.keep_prompts(&wanted);
     let head = Head {
-        id: format!("chatcmpl-{}", uuid::Uuid::now_v7().simple()),
+        id: format!("chatcmpl-{}", admission.response_id),
         created: openai::unix_now(),
         model: openai::echoed_model(common.model.as_deref(), &admission),
         system_fingerprint: admission.base.fingerprint(),

@@ -246,12 +246,12 @@ pub(crate) async fn completions(
     let mut body = body.parsed().for_answers(plan.answers(), &gateway.mesh.limits)?;
 
     let wanted = plan.wanted(&common, gateway.settings.max_stop_sequences)?;
-    let (admission, room) = gateway.admit(call, common.model.as_deref(), &wanted).await?;
+    let (admission, room) = gateway.admit(call, common.model.as_deref(), common.user.as_deref(), &wanted).await?;
     let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
     let generations = starting.await.map_err(in_our_words)?;
     body.keep_prompts(&wanted);
     let head = Head {
-        id: format!("cmpl-{}", uuid::Uuid::now_v7().simple()),
+        id: format!("cmpl-{}", admission.response_id),
         created: openai::unix_now(),
         model: openai::echoed_model(common.model.as_deref(), &admission),
         system_fingerprint: admission.base.fingerprint(),

@@ -1,8 +1,8 @@
 //! The routes as an OpenAPI document, and a page that shows it without any other server's help.
 
 use super::{
-    admin, admin_aliases, admin_merge, admin_placement, admin_publish, admin_residency, admin_update, admin_workers,
-    errors, lorax, lorax_request, lorax_stream, models,
+    admin, admin_aliases, admin_experiments, admin_merge, admin_placement, admin_publish, admin_residency,
+    admin_update, admin_workers, errors, feedback, lorax, lorax_request, lorax_stream, models,
 };
 use super::{openai_chat, openai_chat_answer, openai_completions, openai_completions_answer, ops};
 use axum::response::{Html, IntoResponse, Response};
@@ -14,13 +14,15 @@ use utoipa::{Modify, OpenApi};
 #[openapi(
     info(title = "Weft", description = "One base model, many LoRA adapters. `/admin/v1` and `/metrics` are on the admin listener, all else that generates on the data listener."),
     paths(
-        openai_chat::chat, openai_completions::completions, models::list, models::one,
+        openai_chat::chat, openai_completions::completions, feedback::feedback, models::list, models::one,
         lorax::compat, lorax::generate, lorax::generate_stream, lorax::invocations, lorax::tokenize, lorax::info,
         lorax::health, lorax::ping, document, page, ops::livez, ops::readyz, ops::metrics,
         admin::create_tenant, admin::list_tenants, admin_update::update_tenant, admin::create_key, admin::list_keys, admin_update::update_key,
         admin::revoke_key,
         admin::list_adapters, admin::list_versions, admin_publish::publish, admin_merge::merge, admin_aliases::list_aliases, admin_aliases::get_alias,
-        admin_aliases::set_alias, admin_workers::workers, admin_workers::residency,
+        admin_aliases::set_alias, admin_aliases::history, admin_aliases::roll_back, admin_experiments::create, admin_experiments::list,
+        admin_experiments::show, admin_experiments::start, admin_experiments::weigh, admin_experiments::promote, admin_experiments::stop,
+        admin_experiments::exposures, admin_workers::workers, admin_workers::residency,
         admin_residency::pin, admin_residency::unpin, admin_residency::evict, admin_placement::placement,
     ),
     components(schemas(

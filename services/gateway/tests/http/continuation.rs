@@ -81,7 +81,7 @@ fn routes() -> Vec<(&'static str, Value)> {
 async fn answer(mesh: &Mesh, path: &str, body: &Value) -> (Vec<(String, String)>, String) {
     let response = mesh.post(path, body).send().await.unwrap();
     assert_eq!(response.status(), 200, "{path}");
-    let changing = ["date", "x-request-id", "x-weft-worker", "content-length"];
+    let changing = ["date", "x-request-id", "x-weft-response-id", "x-weft-worker", "content-length"];
     let changes = |name: &str| changing.contains(&name) || name.contains("time") || name.contains("queue");
     let headers = response.headers().iter().filter(|(name, _)| !changes(name.as_str()));
     let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();

@@ -9,6 +9,7 @@ mod continuation;
 mod deadlines;
 mod disconnect;
 mod discovery;
+mod experiments;
 mod failing_workers;
 mod headers;
 mod limits;

@@ -34,6 +34,8 @@ struct State {
     tenants: BTreeMap<String, Tenant>,
     uploads: Vec<Upload>,
     refusal: Option<Vec<String>>,
+    reports: Vec<pb::ReportObservationsRequest>,
+    refuses_reports: bool,
 }
 
 #[derive(Default)]
@@ -42,6 +44,8 @@ struct Tenant {
     limits: pb::Limits,
     keys: BTreeMap<String, Key>,
     adapters: BTreeMap<String, Adapter>,
+    /// Descriptions of experiments that run.
+    experiments: Vec<Vec<u8>>,
 }
 
 #[derive(Default)]
@@ -103,6 +107,27 @@ impl FakeRegistry {
         spawn_server(server().add_service(service).serve_with_incoming(listener.incoming()))
     }
 
+    /// Splits an alias of `harbour`'s by this experiment, which runs.
+    pub(crate) fn split(&self, description: &serde_json::Value) {
+        let description = serde_json::to_vec(description).unwrap();
+        self.change(|state| state.tenants.get_mut("harbour").unwrap().experiments = vec![description]);
+    }
+
+    /// All experiments have ended.
+    pub(crate) fn split_nothing(&self) {
+        self.change(|state| state.tenants.values_mut().for_each(|tenant| tenant.experiments.clear()));
+    }
+
+    /// What gateways observed.
+    pub(crate) fn reports(&self) -> Vec<pb::ReportObservationsRequest> {
+        self.0.state.lock().unwrap().reports.clone()
+    }
+
+    /// Whether reports are answered with "unavailable" from now on.
+    pub(crate) fn refuse_reports(&self, refuses: bool) {
+        self.0.state.lock().unwrap().refuses_reports = refuses;
+    }
+
     pub(crate) fn refuse_packages(&self, reasons: &[&str]) {
         self.0.state.lock().unwrap().refusal = Some(reasons.iter().map(|reason| (*reason).to_owned()).collect());
     }
@@ -151,6 +176,7 @@ impl FakeRegistry {
                 })
                 .collect(),
             adapters: tenant.adapters.iter().map(|(name, adapter)| directory_adapter(name, adapter)).collect(),
+            experiments: tenant.experiments.iter().map(|json| json.clone().into()).collect(),
         });
         let tenants = tenants.collect();
         self.0.directory.send_modify(|directory| {
@@ -186,6 +212,7 @@ fn alias(name: &str, adapter: &Adapter) -> pb::Alias {
         etag: format!("e{etag}"),
         moved_ms: 1,
         actor: "admin".into(),
+        experiment: String::new(),
     }
 }
 
@@ -216,6 +243,7 @@ fn unknown(what: &str) -> Status {
 
 #[tonic::async_trait]
 impl Registry for FakeRegistry {
+    type ReadExposuresStream = BoxStream<'static, Result<pb::ReadExposuresResponse, Status>>;
     type WatchPlacementStream = BoxStream<'static, Result<pb::Placement, Status>>;
     type WatchDesiredStream = BoxStream<'static, Result<pb::Desired, Status>>;
     type WatchDirectoryStream = BoxStream<'static, Result<pb::Directory, Status>>;
@@ -292,6 +320,69 @@ impl Registry for FakeRegistry {
     /// Merges are tested with a real registry (`cli/tests/mesh/merge.rs`).
     async fn merge(&self, _: Request<pb::MergeRequest>) -> Result<Response<pb::MergeResponse>, Status> {
         Err(Status::unimplemented("merge"))
+    }
+
+    async fn report_observations(
+        &self,
+        request: Request<pb::ReportObservationsRequest>,
+    ) -> Result<Response<pb::ReportObservationsResponse>, Status> {
+        let mut state = self.0.state.lock().unwrap();
+        if state.refuses_reports {
+            return Err(Fault::unavailable("the store is away").into());
+        }
+        state.reports.push(request.into_inner());
+        Ok(Response::new(pb::ReportObservationsResponse {}))
+    }
+
+    // What follows is tested with a real registry (`cli/tests/mesh/experiments.rs`).
+
+    async fn roll_back_alias(
+        &self,
+        _: Request<pb::RollBackAliasRequest>,
+    ) -> Result<Response<pb::SetAliasResponse>, Status> {
+        Err(Status::unimplemented("roll_back_alias"))
+    }
+
+    async fn list_alias_moves(
+        &self,
+        _: Request<pb::ListAliasMovesRequest>,
+    ) -> Result<Response<pb::ListAliasMovesResponse>, Status> {
+        Err(Status::unimplemented("list_alias_moves"))
+    }
+
+    async fn create_experiment(
+        &self,
+        _: Request<pb::CreateExperimentRequest>,
+    ) -> Result<Response<pb::ExperimentResponse>, Status> {
+        Err(Status::unimplemented("create_experiment"))
+    }
+
+    async fn list_experiments(
+        &self,
+        _: Request<pb::ListExperimentsRequest>,
+    ) -> Result<Response<pb::ListExperimentsResponse>, Status> {
+        Err(Status::unimplemented("list_experiments"))
+    }
+
+    async fn get_experiment(
+        &self,
+        _: Request<pb::GetExperimentRequest>,
+    ) -> Result<Response<pb::ExperimentResponse>, Status> {
+        Err(Status::unimplemented("get_experiment"))
+    }
+
+    async fn change_experiment(
+        &self,
+        _: Request<pb::ChangeExperimentRequest>,
+    ) -> Result<Response<pb::ExperimentResponse>, Status> {
+        Err(Status::unimplemented("change_experiment"))
+    }
+
+    async fn read_exposures(
+        &self,
+        _: Request<pb::ReadExposuresRequest>,
+    ) -> Result<Response<Self::ReadExposuresStream>, Status> {
+        Err(Status::unimplemented("read_exposures"))
     }
 
     async fn list_adapters(

@@ -55,6 +55,8 @@ struct Inner {
     /// Pinned ones; "full" refuses the next pin.
     pinned: Mutex<Vec<Digest>>,
     pins_full: AtomicBool,
+    /// Every digest that was ever pinned.
+    warmed: Mutex<Vec<Digest>>,
     /// Of residency, as a listing tells it.
     generation: AtomicU64,
     lists: AtomicUsize,
@@ -186,6 +188,7 @@ impl FakeWorker {
             resident: Mutex::default(),
             pinned: Mutex::default(),
             pins_full: AtomicBool::new(false),
+            warmed: Mutex::default(),
             generation: AtomicU64::new(0),
             lists: AtomicUsize::new(0),
             mute: AtomicBool::new(false),
@@ -226,6 +229,11 @@ impl FakeWorker {
 
     pub(crate) fn pinned(&self) -> Vec<Digest> {
         self.inner.pinned.lock().unwrap().clone()
+    }
+
+    /// What it was ever asked to pin, and did.
+    pub(crate) fn warmed(&self) -> Vec<Digest> {
+        self.inner.warmed.lock().unwrap().clone()
     }
 
     pub(crate) fn refuse_pins(&self) {
@@ -340,6 +348,7 @@ impl Worker for FakeWorker {
         }
         let digest = Digest::try_from(&request.into_inner().digest[..]).unwrap();
         self.inner.pinned.lock().unwrap().push(digest);
+        self.inner.warmed.lock().unwrap().push(digest);
         Ok(Response::new(pb::PinResponse { bytes: 77 }))
     }
 

@@ -1,0 +1,91 @@
+//! Telling the registry what was observed: every few seconds, and soon when a client waits for its feedback to be kept.
+
+use super::record::Recorder;
+use super::{Experiments, locked};
+use crate::app::Gateway;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use weft_fault::{Fault, Kind};
+
+/// Feedback that comes within this time is told with the first of it.
+const GROUP: Duration = Duration::from_millis(50);
+/// Longest wait of a client for its feedback to be kept.
+const FEEDBACK_WAIT: Duration = Duration::from_secs(10);
+/// Between two tries while the registry is away.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Tells what was observed, for ever. Cancel safe: what was not answered is told again.
+pub(crate) async fn report(gateway: Arc<Gateway>) {
+    let interval = Duration::from_millis(gateway.settings.experiment_report_ms);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = gateway.experiments.hurry.notified() => tokio::time::sleep(GROUP).await,
+        }
+        if !report_once(&gateway).await {
+            tokio::time::sleep(AGAIN).await;
+            // Whoever waits still does.
+            gateway.experiments.hurry.notify_one();
+        }
+    }
+}
+
+/// Tells all that is to be told. Returns whether the registry has it.
+pub(crate) async fn report_once(gateway: &Gateway) -> bool {
+    let experiments = &gateway.experiments;
+    let recorders: Vec<_> =
+        experiments.recorders().iter().map(|(key, recorder)| (key.clone(), Arc::clone(recorder))).collect();
+    let mut all_told = true;
+    for ((tenant, id), recorder) in recorders {
+        let report = locked(&recorder).report(&tenant, &gateway.incarnation);
+        if let Some(report) = report {
+            let told = gateway.ask(gateway.registry.clone().report_observations(report)).await;
+            let result = if told.is_ok() { "ok" } else { "failed" };
+            experiments.metrics.experiment_reports.with_label_values(&[result]).inc();
+            match told {
+                Ok(_) => locked(&recorder).was_told(),
+                // The registry will never take it: the experiment is gone, or the report is wrong.
+                Err(fault) if matches!(fault.kind, Kind::Invalid | Kind::NotFound | Kind::Conflict) => {
+                    tracing::error!(tenant, experiment = id, fault = %fault, "observations are dropped");
+                    locked(&recorder).was_told();
+                }
+                Err(fault) => {
+                    tracing::warn!(tenant, experiment = id, fault = %fault, "observations wait to be told");
+                    all_told = false;
+                }
+            }
+        }
+        forget(gateway, experiments, &tenant, &id, recorder);
+    }
+    all_told
+}
+
+/// Forgets an experiment that does not run any more, once all of it is told and no request of it is under way.
+fn forget(gateway: &Gateway, experiments: &Experiments, tenant: &str, id: &str, recorder: Arc<Mutex<Recorder>>) {
+    let Some(snapshot) = gateway.directory.last() else { return };
+    if snapshot.tenant(tenant).is_some_and(|tenant| tenant.experiment(id).is_some()) {
+        return;
+    }
+    let mut recorders = experiments.recorders();
+    // This one and the map's: nobody else has it, and while the map is locked nobody gets it.
+    if Arc::strong_count(&recorder) > 2 || !locked(&recorder).is_quiet() {
+        return;
+    }
+    recorders.remove(&(tenant.to_owned(), id.to_owned()));
+    for arm in &locked(&recorder).experiment.arms {
+        // An arm that nobody got has none.
+        let _ = experiments.metrics.experiment_exposures.remove_label_values(&[tenant, id, &arm.name]);
+    }
+}
+
+/// Waits until the registry has report number `report`.
+pub(super) async fn told(recorder: &Mutex<Recorder>, report: u64) -> Result<(), Fault> {
+    let mut told = locked(recorder).told.subscribe();
+    let kept = told.wait_for(|last| *last >= report);
+    match tokio::time::timeout(FEEDBACK_WAIT, kept).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Fault::unavailable("the registry does not answer: send the feedback again")
+            .with_code("registry_unavailable")
+            .with_retry_after_ms(1_000)),
+    }
+}
