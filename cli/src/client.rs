@@ -264,6 +264,15 @@ impl Admin {
         self.get(&alias_path(tenant, name, alias, "history")).await
     }
 
+    /// Deletes a version that nothing holds.
+    ///
+    /// # Errors
+    /// As [`Admin::get`]; what holds it is one.
+    pub async fn delete_version(&self, tenant: &str, name: &str, version: u64) -> Result<()> {
+        let path = format!("tenants/{}/adapters/{}/versions/{version}", segment(tenant), segment(name));
+        self.send(self.request(Method::DELETE, &path)).await.map(drop)
+    }
+
     /// Posts JSON to a path below `/admin/v1/`.
     ///
     /// # Errors

@@ -118,6 +118,35 @@ enum Command {
         #[command(flatten)]
         api: Api,
     },
+    /// Delete a version that nothing holds; its number is never given again
+    Delete {
+        #[arg(long)]
+        tenant: String,
+        name: String,
+        version: u64,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Clean up: versions that nothing holds, and the bytes of those that went long enough ago
+    Gc {
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// One tenant; absent: all
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Newest versions of an adapter to keep, in place of the registry's setting
+        #[arg(long)]
+        keep_versions: Option<u64>,
+        /// Seconds for which a new version stays, in place of the registry's setting
+        #[arg(long)]
+        age_min_s: Option<u64>,
+        /// Seconds for which what an alias meant stays, in place of the registry's setting
+        #[arg(long)]
+        rollback_s: Option<u64>,
+        #[command(flatten)]
+        api: Api,
+    },
     /// Split an alias over versions and compare them
     Experiment {
         #[arg(long, global = true, default_value = "")]
@@ -362,6 +391,18 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::History { tenant, name, alias, api } => {
             print_json(&api.client()?.alias_history(&tenant, &name, &alias).await?)
+        }
+        Command::Delete { tenant, name, version, api } => api.client()?.delete_version(&tenant, &name, version).await,
+        Command::Gc { dry_run, tenant, keep_versions, age_min_s, rollback_s, api } => {
+            let mut asked = serde_json::json!({ "dry_run": dry_run });
+            let numbers = [("keep_versions", keep_versions), ("age_min_s", age_min_s), ("rollback_s", rollback_s)];
+            for (name, number) in numbers.into_iter().filter_map(|(name, number)| Some((name, number?))) {
+                asked[name] = number.into();
+            }
+            if let Some(tenant) = tenant {
+                asked["tenant"] = tenant.into();
+            }
+            print_json(&api.client()?.post("gc", &asked).await?)
         }
         Command::Experiment { tenant, command, api } => {
             if tenant.is_empty() {

@@ -349,6 +349,7 @@ impl Core {
             Ok(Change::Write(AliasRecord::moved(earlier, version, target.digest, now_ms(), actor)))
         });
         let (record, etag) = moved.await?;
+        self.revive(&tenant, &adapter, record.version).await?;
         tracing::info!(%tenant, %adapter, %alias, version = record.version, actor, "alias is set");
         if let Some(before) = before.filter(|before| *before != record.digest) {
             self.tell_alias_moved(&before, &record.digest);

@@ -6,7 +6,7 @@ use crate::grpc::Service;
 use crate::layout::ROOT;
 use crate::metrics::Metrics;
 use crate::placing::{self, Placing};
-use crate::{Error, Settings, tell};
+use crate::{Error, Settings, gc, tell};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,6 +125,7 @@ impl App {
             }
         }
         telling.spawn(experiments::evaluate(Arc::clone(&self.core), observed, stopping.clone()));
+        telling.spawn(gc::keep_clean(Arc::clone(&self.core), Arc::clone(placing), stopping.clone()));
         telling.spawn(placing::follow(Arc::clone(&self.core), Arc::clone(placing), self.bus.clone(), stopping.clone()));
         let background = async {
             tokio::join!(

@@ -2,7 +2,7 @@
 //!
 //! Records only grow newer, so merging is a join: in whatever order and however often records arrive, from a listing or
 //! from our own write, the catalog ends up with the newest of each. A listing that began before a write therefore cannot
-//! undo it. Only records of revoked keys are ever deleted, the oldest when there are too many ([`Catalog::forget_key`]);
+//! undo it. A condemned version is a newer state of its record. Only records of revoked keys are ever deleted, the oldest when there are too many ([`Catalog::forget_key`]);
 //! their ids are random and never used again.
 
 use crate::layout::Place;
@@ -33,7 +33,8 @@ pub(crate) struct Tenant {
 
 #[derive(Debug, Default)]
 pub(crate) struct Adapter {
-    pub(crate) versions: BTreeMap<VersionNumber, VersionRecord>,
+    /// Condemned ones among them.
+    records: BTreeMap<VersionNumber, VersionRecord>,
     pub(crate) aliases: BTreeMap<AliasName, (AliasRecord, ETag)>,
 }
 
@@ -82,10 +83,10 @@ impl Catalog {
                 is_newer
             }
             (Place::Version(tenant, adapter, number), Record::Version(new)) => {
-                let versions = &mut self.tenant_mut(tenant).adapters.entry(adapter.clone()).or_default().versions;
-                let is_newer = !versions.contains_key(number);
+                let records = &mut self.tenant_mut(tenant).adapters.entry(adapter.clone()).or_default().records;
+                let is_newer = records.get(number).is_none_or(|old| new.revision > old.revision);
                 if is_newer {
-                    versions.insert(*number, new);
+                    records.insert(*number, new);
                 }
                 is_newer
             }
@@ -138,7 +139,7 @@ impl Catalog {
 
     /// The adapter, if it has a version.
     pub(crate) fn adapter(&self, tenant: &TenantName, adapter: &AdapterName) -> Option<&Adapter> {
-        self.tenant(tenant)?.adapters.get(adapter).filter(|adapter| !adapter.versions.is_empty())
+        self.tenant(tenant)?.adapters.get(adapter).filter(|adapter| adapter.is_visible())
     }
 
     /// The version that the selector means.
@@ -150,8 +151,8 @@ impl Catalog {
     ) -> Option<&VersionRecord> {
         let adapter = self.adapter(tenant, name)?;
         match selector {
-            Selector::Alias(alias) => adapter.versions.get(&adapter.aliases.get(alias)?.0.version),
-            Selector::Version(number) => adapter.versions.get(number),
+            Selector::Alias(alias) => adapter.version(adapter.aliases.get(alias)?.0.version),
+            Selector::Version(number) => adapter.version(*number),
             Selector::Digest(digest) => adapter.version_with(digest),
         }
     }
@@ -162,7 +163,7 @@ impl Catalog {
         for tenant in self.tenants.values() {
             counts.keys += tenant.live_keys();
             counts.adapters += tenant.adapters.len();
-            counts.versions += tenant.adapters.values().map(|adapter| adapter.versions.len()).sum::<usize>();
+            counts.versions += tenant.adapters.values().map(|adapter| adapter.versions().count()).sum::<usize>();
             counts.aliases += tenant.adapters.values().map(|adapter| adapter.aliases.len()).sum::<usize>();
         }
         counts
@@ -215,14 +216,49 @@ impl Tenant {
 }
 
 impl Adapter {
-    /// The version with this digest; there is at most one.
+    /// The versions that can be asked for, by number: not condemned, or named by an alias all the same, as long as it takes until the
+    /// mark is taken away.
+    pub(crate) fn versions(&self) -> impl DoubleEndedIterator<Item = &VersionRecord> {
+        self.records.values().filter(|version| self.shows(version))
+    }
+
+    /// All that were ever published.
+    pub(crate) fn all(&self) -> impl DoubleEndedIterator<Item = &VersionRecord> {
+        self.records.values()
+    }
+
+    /// Those that cannot be asked for any more.
+    pub(crate) fn condemned(&self) -> impl Iterator<Item = &VersionRecord> {
+        self.records.values().filter(|version| !self.shows(version))
+    }
+
+    fn shows(&self, version: &VersionRecord) -> bool {
+        version.condemned.is_none() || self.aliases.values().any(|(alias, _)| alias.version == version.number)
+    }
+
+    /// The version with this number, if it can be asked for.
+    pub(crate) fn version(&self, number: VersionNumber) -> Option<&VersionRecord> {
+        self.records.get(&number).filter(|version| self.shows(version))
+    }
+
+    /// Whether it has a version that can be asked for.
+    pub(crate) fn is_visible(&self) -> bool {
+        self.versions().next().is_some()
+    }
+
+    /// The number given last; 0: none was.
+    pub(crate) fn last_number(&self) -> VersionNumber {
+        self.records.keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// The version with this digest; there is at most one that can be asked for.
     pub(crate) fn version_with(&self, digest: &Digest) -> Option<&VersionRecord> {
-        self.versions.values().find(|version| version.digest == *digest)
+        self.versions().find(|version| version.digest == *digest)
     }
 
     /// When its first version was published.
     pub(crate) fn created_ms(&self) -> u64 {
-        self.versions.values().next().map_or(0, |first| first.created_ms)
+        self.records.values().next().map_or(0, |first| first.created_ms)
     }
 }
 
@@ -235,16 +271,16 @@ fn directory_key(key: &KeyRecord) -> pb::DirectoryKey {
 }
 
 fn directory_adapter((name, adapter): (&AdapterName, &Adapter)) -> Option<pb::DirectoryAdapter> {
-    if adapter.versions.is_empty() {
+    if !adapter.is_visible() {
         return None;
     }
-    let versions = adapter.versions.values().map(|version| pb::DirectoryVersion {
+    let versions = adapter.versions().map(|version| pb::DirectoryVersion {
         number: version.number,
         digest: version.digest.to_vec().into(),
         bytes: version.bytes,
     });
     // An alias may be seen before the version it names: it is shown once both are known.
-    let aliases = adapter.aliases.iter().filter(|(_, (alias, _))| adapter.versions.contains_key(&alias.version));
+    let aliases = adapter.aliases.iter().filter(|(_, (alias, _))| adapter.version(alias.version).is_some());
     let aliases =
         aliases.map(|(name, (alias, _))| pb::DirectoryAlias { name: name.to_string(), version: alias.version });
     Some(pb::DirectoryAdapter {
@@ -258,3 +294,59 @@ fn directory_adapter((name, adapter): (&AdapterName, &Adapter)) -> Option<pb::Di
 #[cfg(test)]
 #[path = "catalog_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+pub(crate) mod tests_support {
+    //! Small adapters and tenants for tests of what goes by the catalog.
+
+    use super::*;
+    use crate::records::Places;
+
+    /// An adapter with versions 1 to `versions`, published at the milliseconds of their numbers, whose alias `live` was moved to these versions
+    /// at these times.
+    pub(crate) fn adapter_with(versions: u64, moves: &[(VersionNumber, u64)]) -> Adapter {
+        let digest = |number: u64| Digest::of(&number.to_le_bytes());
+        let record = |number| VersionRecord {
+            revision: 0,
+            number,
+            digest: digest(number),
+            bytes: 1,
+            rank_max: 8,
+            target_modules: Vec::new(),
+            config_sha256: digest(number),
+            weights_sha256: digest(number),
+            base_digest: digest(0),
+            created_ms: number,
+            actor: String::new(),
+            warnings: Vec::new(),
+            lineage: None,
+            condemned: None,
+            collected_ms: None,
+        };
+        let mut alias: Option<AliasRecord> = None;
+        for (version, moved_ms) in moves {
+            alias = Some(AliasRecord::moved(alias.as_ref(), *version, digest(*version), *moved_ms, "ada"));
+        }
+        let aliases = alias.map(|alias| (AliasName::live(), (alias, ETag::new("e"))));
+        Adapter {
+            records: (1..=versions).map(|number| (number, record(number))).collect(),
+            aliases: aliases.into_iter().collect(),
+        }
+    }
+
+    /// A tenant with these pins.
+    pub(crate) fn tenant_with(pins: &[Digest]) -> Tenant {
+        let record = TenantRecord {
+            revision: 1,
+            name: "t".parse().expect("a name"),
+            created_ms: 1,
+            actor: String::new(),
+            salt: [1; 32],
+            default_adapter: String::new(),
+            weight: Default::default(),
+            limits: Default::default(),
+            places: Places { pins: pins.iter().map(|digest| (*digest, 0)).collect(), ..Places::default() },
+        };
+        Tenant { record: Some(record), ..Tenant::default() }
+    }
+}

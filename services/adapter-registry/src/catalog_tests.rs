@@ -14,6 +14,7 @@ fn adapter() -> AdapterName {
 fn version(number: u64) -> (Place, Record, ETag) {
     let digest = Digest::of(&number.to_le_bytes());
     let record = VersionRecord {
+        revision: 0,
         number,
         digest,
         bytes: number,
@@ -26,6 +27,8 @@ fn version(number: u64) -> (Place, Record, ETag) {
         actor: String::new(),
         warnings: Vec::new(),
         lineage: None,
+        condemned: None,
+        collected_ms: None,
     };
     (Place::Version(tenant(), adapter(), number), record.into(), ETag::new(format!("v{number}")))
 }

@@ -94,6 +94,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Somebody deletes the blob of a version that was just written, and does not come to an end.
+    #[error("blob {0} is being deleted: publish again")]
+    BlobInMotion(weft_types::Digest),
     /// A task of ours panicked.
     #[error("a task ended without an answer: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -126,6 +129,7 @@ impl From<Error> for Fault {
             Error::UploadBroke(_) => Fault::new(Kind::Invalid, message).with_code("upload_incomplete"),
             Error::UploadIdle(_) | Error::UploadSlow(_) => Fault::new(Kind::Timeout, message),
             Error::Spool(_) => Fault::unavailable(message),
+            Error::BlobInMotion(_) => Fault::unavailable(message).with_retry_after_ms(10_000),
             Error::Damaged { .. } => Fault::new(Kind::Corrupt, message),
             Error::Metrics(source) => Fault::internal(format!("{message}: {source}")),
             Error::Transport(source) => Fault::internal(format!("{message}: {source}")),

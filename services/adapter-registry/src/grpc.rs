@@ -155,7 +155,7 @@ impl Registry for Service {
             let catalog = self.core.catalog();
             let unknown = || Error::NotFound(format!("there is no tenant {tenant}"));
             let found = catalog.tenant(&tenant).ok_or_else(|| away.unwrap_or_else(unknown))?;
-            let adapters = found.adapters.iter().filter(|(_, adapter)| !adapter.versions.is_empty());
+            let adapters = found.adapters.iter().filter(|(_, adapter)| adapter.is_visible());
             let adapters = adapters.map(|(name, adapter)| wire::adapter(&tenant, name, adapter));
             Ok(pb::ListAdaptersResponse { adapters: adapters.collect() })
         };
@@ -171,10 +171,40 @@ impl Registry for Service {
             let catalog = self.core.catalog();
             let unknown = || Error::NotFound(format!("tenant {tenant} has no adapter {adapter}"));
             let found = catalog.adapter(&tenant, &adapter).ok_or_else(|| away.unwrap_or_else(unknown))?;
-            let versions = found.versions.values().map(|version| wire::version(&tenant, &adapter, version));
+            let versions = found.versions().map(|version| wire::version(&tenant, &adapter, version));
             Ok(pb::ListVersionsResponse { versions: versions.collect() })
         };
         self.call("list_versions", work).await
+    }
+
+    async fn delete_version(&self, request: Request<pb::DeleteVersionRequest>) -> Answer<pb::DeleteVersionResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
+            let asked = self.placing.asked_lately();
+            self.core.delete_version(&tenant, &adapter, request.version, &asked, &request.actor).await?;
+            Ok(pb::DeleteVersionResponse {})
+        };
+        self.call("delete_version", work).await
+    }
+
+    async fn collect_garbage(&self, request: Request<pb::CollectGarbageRequest>) -> Answer<pb::CollectGarbageResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let only: Option<TenantName> =
+                (!request.tenant.is_empty()).then(|| name("tenant", &request.tenant)).transpose()?;
+            let rules = wire::rules(&request, self.core.gc_rules());
+            let asked = self.placing.asked_lately();
+            let found = self.core.collect_garbage(only.as_ref(), rules, &asked, request.dry_run).await?;
+            tracing::info!(
+                actor = request.actor,
+                dry_run = request.dry_run,
+                versions = found.len(),
+                "clean-up was asked for"
+            );
+            Ok(pb::CollectGarbageResponse { garbage: found.iter().map(wire::garbage).collect() })
+        };
+        self.call("collect_garbage", work).await
     }
 
     async fn resolve(&self, request: Request<pb::ResolveRequest>) -> Answer<pb::ResolveResponse> {

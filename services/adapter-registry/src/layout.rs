@@ -7,12 +7,13 @@
 //! registry/tenants/<tenant>/adapters/<adapter>/versions/000000000001.json
 //! registry/tenants/<tenant>/adapters/<adapter>/aliases/<alias>.json
 //! registry/tenants/<tenant>/experiments/<id>.json
+//! gc/<hex>.json                                         (markers: see `gc`)
 //! experiments/<tenant>/<id>/statistics/<gateway>.json   (no records: see `experiments`)
 //! experiments/<tenant>/<id>/exposures/<day>/<gateway>-<sequence>.jsonl
 //! blobs/sha256/<hex>                                    (weft_object_store::keys::blob)
 //! ```
 
-use weft_types::{AdapterName, AliasName, TenantName, VersionNumber};
+use weft_types::{AdapterName, AliasName, Digest, TenantName, VersionNumber};
 
 /// What every key of a record begins with.
 pub(crate) const ROOT: &str = "registry/";
@@ -28,6 +29,14 @@ pub(crate) enum Place {
     Version(TenantName, AdapterName, VersionNumber),
     Alias(TenantName, AdapterName, AliasName),
     Experiment(TenantName, String),
+}
+
+/// What every marker of a blob that is being deleted begins with.
+pub(crate) const GC_PREFIX: &str = "gc/";
+
+/// The marker of a blob that is being deleted.
+pub(crate) fn gc_key(digest: &Digest) -> String {
+    format!("{GC_PREFIX}{}.json", digest.hex())
 }
 
 /// What every key of what was observed in an experiment begins with.

@@ -12,7 +12,8 @@
 //! 5. [`layout`] and [`records`]: keys and content of the objects.
 //! 6. [`tell`]: what registries tell each other, so that a write is seen before the next listing.
 //! 7. [`experiments`]: split tests of an alias, what gateways observed in them, and guardrails.
-//! 8. [`placing`]: the authority for placement, and who is told of its epochs.
+//! 8. [`gc`]: versions that nobody can still need, in two phases.
+//! 9. [`placing`]: the authority for placement, and who is told of its epochs.
 
 mod admin;
 mod app;
@@ -20,6 +21,7 @@ mod catalog;
 mod core;
 mod error;
 mod experiments;
+mod gc;
 mod grpc;
 mod layout;
 mod metrics;

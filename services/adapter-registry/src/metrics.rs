@@ -2,6 +2,7 @@
 //! kinds of faults.
 
 use crate::catalog::Counts;
+use crate::gc::Stage;
 use crate::publish::Outcome;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -26,6 +27,8 @@ pub(crate) struct Metrics {
     pub(crate) damaged_objects: IntGauge,
     experiment_evaluations: IntCounterVec,
     pub(crate) experiment_arms_stopped: IntCounter,
+    garbage: IntCounterVec,
+    garbage_bytes: IntCounter,
     pub(crate) placement: PlacementMetrics,
 }
 
@@ -142,6 +145,15 @@ impl Metrics {
                 registry,
                 IntCounter::new("registry_experiment_arms_stopped_total", "arms that a guardrail stopped here")?,
             )?,
+            garbage: counters(
+                "registry_garbage_versions_total",
+                "versions by what clean-up did with them: condemned or collected",
+                &["stage"],
+            )?,
+            garbage_bytes: registered(
+                registry,
+                IntCounter::new("registry_garbage_bytes_total", "bytes of versions that were collected")?,
+            )?,
             placement: PlacementMetrics::new(registry)?,
         })
     }
@@ -160,6 +172,15 @@ impl Metrics {
             None => "failed",
         };
         self.publishes.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn garbage(&self, stage: Stage, bytes: u64) {
+        match stage {
+            Stage::Waiting => return,
+            Stage::Condemned => {}
+            Stage::Collected => self.garbage_bytes.inc_by(bytes),
+        }
+        self.garbage.with_label_values(&[stage.as_str()]).inc();
     }
 
     pub(crate) fn experiments_evaluated(&self, succeeded: bool) {

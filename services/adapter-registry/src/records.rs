@@ -112,9 +112,11 @@ pub(crate) struct Revocation {
     pub(crate) actor: String,
 }
 
-/// A version; written once.
+/// A version. What it says of its bytes is written once; only its end is added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct VersionRecord {
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) revision: u64,
     pub(crate) number: u64,
     pub(crate) digest: Digest,
     /// Length of the canonical blob.
@@ -131,6 +133,23 @@ pub(crate) struct VersionRecord {
     /// None: it was uploaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lineage: Option<Box<Lineage>>,
+    /// Nobody is shown it any more; its bytes stay for a while (`gc`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) condemned: Option<Condemned>,
+    /// When its bytes went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) collected_ms: Option<u64>,
+}
+
+fn is_zero(revision: &u64) -> bool {
+    *revision == 0
+}
+
+/// Who found that nobody needs a version, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Condemned {
+    pub(crate) at_ms: u64,
+    pub(crate) actor: String,
 }
 
 /// Where a merged version comes from.

@@ -39,6 +39,17 @@ weft_bus::mesh_settings! {
         pub placement_silence_ms: u64 = 10_000,
         /// Milliseconds between two looks at running experiments, whether a guardrail stops an arm or one has ended.
         pub experiment_evaluate_ms: u64 = 5_000,
+        /// Seconds between two turns of clean-up. 0: only when it is asked for.
+        pub gc_every_s: u64 = 0,
+        /// Newest versions of an adapter that clean-up keeps.
+        pub gc_keep_versions: usize = 10,
+        /// Seconds for which clean-up keeps a new version.
+        pub gc_age_min_s: u64 = 7 * 86_400,
+        /// Seconds for which clean-up keeps what an alias meant, so that it can be rolled back.
+        pub gc_rollback_s: u64 = 30 * 86_400,
+        /// Seconds between a version's leaving the directory and the end of its bytes. Longer than any gateway serves from an old
+        /// directory (`directory_age_max_s`) and any request runs.
+        pub gc_grace_s: u64 = 7_200,
         /// How long a start waits for the object store.
         pub store_wait_ms: u64 = 60_000,
         /// Milliseconds of being "not serving" before no new call is taken, so that balancers turn away first.

@@ -1,6 +1,7 @@
 //! From records to messages, and limits both ways.
 
 use crate::catalog::Adapter;
+use crate::gc::{Found, Rules};
 use crate::publish::cut;
 use crate::records::{
     AliasMove, AliasRecord, ExperimentRecord, KeyRecord, Lineage, LineageParent, Places, TenantRecord, VersionRecord,
@@ -20,7 +21,7 @@ pub(crate) fn adapter(tenant: &TenantName, name: &AdapterName, adapter: &Adapter
         tenant: tenant.to_string(),
         name: name.to_string(),
         aliases: adapter.aliases.iter().map(|(name, (record, etag))| alias(name, record, etag)).collect(),
-        latest_version: adapter.versions.keys().next_back().copied().unwrap_or(0),
+        latest_version: adapter.versions().next_back().map_or(0, |last| last.number),
         created_ms: adapter.created_ms(),
     }
 }
@@ -62,6 +63,29 @@ pub(crate) fn experiment(record: &ExperimentRecord) -> pb::Experiment {
         created_ms: record.created_ms,
         actor: record.actor.clone(),
         changes: changes.collect(),
+    }
+}
+
+/// The rules of a request, over those of the settings.
+pub(crate) fn rules(request: &pb::CollectGarbageRequest, rules: Rules) -> Rules {
+    let ms = |seconds: Option<u64>, or: u64| seconds.map_or(or, |seconds| seconds.saturating_mul(1_000));
+    Rules {
+        keep_versions: request
+            .keep_versions
+            .map_or(rules.keep_versions, |keep| usize::try_from(keep).unwrap_or(usize::MAX)),
+        age_min_ms: ms(request.age_min_s, rules.age_min_ms),
+        rollback_ms: ms(request.rollback_s, rules.rollback_ms),
+    }
+}
+
+pub(crate) fn garbage(found: &Found) -> pb::Garbage {
+    pb::Garbage {
+        tenant: found.tenant.to_string(),
+        adapter: found.adapter.to_string(),
+        version: found.version,
+        digest: found.digest.to_vec().into(),
+        bytes: found.bytes,
+        stage: found.stage.as_str().to_owned(),
     }
 }
 

@@ -78,6 +78,8 @@ impl Core {
             changes: Vec::new(),
         };
         if self.create(&place, &record).await?.is_some() {
+            let digests: Vec<Digest> = experiment.arms.iter().map(|arm| arm.digest).collect();
+            self.revive_all(&tenant, &experiment.adapter, &digests).await?;
             tracing::info!(%tenant, experiment = experiment.id, actor, "created an experiment");
             return Ok(record);
         }

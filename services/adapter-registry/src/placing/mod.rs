@@ -25,6 +25,7 @@ pub(crate) use watchers::{DesiredWatcher, PlacementWatcher};
 use crate::metrics::PlacementMetrics;
 use epochs::Published;
 use observer::Observer;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
@@ -53,6 +54,11 @@ impl Placing {
     /// Workers with this base that are heard of and do not drain.
     pub(crate) fn workers_with(&self, base: &Digest) -> usize {
         self.observer().workers_with(base, self.now_ms())
+    }
+
+    /// Adapters that were asked for lately, as far as gateways were heard.
+    pub(crate) fn asked_lately(&self) -> HashSet<Digest> {
+        self.observer().asked(self.now_ms())
     }
 
     fn observer(&self) -> MutexGuard<'_, Observer> {

@@ -1,7 +1,7 @@
 //! What was heard of workers and gateways, and what a plan is made of. Pure: times are arguments.
 
 use super::records::Known;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use weft_bus::residency::Follower;
 use weft_placement::{
     Adapter, Demand, DemandSettings, Observed, Rates, Speeds, WORKER_NAME_BYTES_MAX, WORKERS_MAX, Worker,
@@ -225,6 +225,11 @@ impl Observer {
         let unasked = known.pins.keys().filter(|digest| self.demand.of(digest, now_ms) == Rates::default());
         adapters.extend(unasked.filter_map(|digest| known.adapter(digest)));
         Observed { adapters, workers: workers.collect(), tenants: known.tenants.clone() }
+    }
+
+    /// Adapters that were asked for lately.
+    pub(super) fn asked(&self, now_ms: u64) -> HashSet<Digest> {
+        self.demand.iter(now_ms).map(|(digest, _)| digest).collect()
     }
 
     pub(super) fn adapters_heard(&self) -> usize {

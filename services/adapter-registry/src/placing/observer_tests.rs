@@ -31,6 +31,7 @@ fn known(places: Places) -> Known {
     catalog.merge(&Place::Tenant(tenant()), record.into(), etag());
     for n in 0..3 {
         let version = VersionRecord {
+            revision: 0,
             number: n + 1,
             digest: digest(n),
             bytes: 1000 + n,
@@ -43,6 +44,8 @@ fn known(places: Places) -> Known {
             actor: String::new(),
             warnings: Vec::new(),
             lineage: None,
+            condemned: None,
+            collected_ms: None,
         };
         catalog.merge(&Place::Version(tenant(), "a".parse().unwrap(), n + 1), version.into(), etag());
     }

@@ -28,7 +28,7 @@ impl Known {
     pub(super) fn of(catalog: &Catalog) -> Self {
         let mut known = Self { base: catalog.base.as_ref().map(|base| base.digest), ..Self::default() };
         for (name, tenant) in &catalog.tenants {
-            for version in tenant.adapters.values().flat_map(|adapter| adapter.versions.values()) {
+            for version in tenant.adapters.values().flat_map(|adapter| adapter.versions()) {
                 let (tenant, rank, bytes) = (name.clone(), version.rank_max, version.bytes);
                 // Of two tenants with the same bytes the first one counts.
                 known.versions.entry(version.digest).or_insert(Version { tenant, rank, bytes });

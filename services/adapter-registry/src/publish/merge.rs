@@ -201,7 +201,7 @@ impl Publisher {
     /// The version that this very recipe made against the same base.
     fn known_merge(&self, target: &Target, recipe: Digest, base: &BaseRecord) -> Option<VersionRecord> {
         let catalog = self.core.catalog();
-        let mut versions = catalog.adapter(&target.tenant, &target.adapter)?.versions.values();
+        let mut versions = catalog.adapter(&target.tenant, &target.adapter)?.versions();
         let same = |version: &&VersionRecord| {
             version.base_digest == base.digest
                 && version.lineage.as_ref().is_some_and(|lineage| lineage.recipe_digest == recipe)

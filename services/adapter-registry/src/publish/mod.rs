@@ -4,7 +4,7 @@
 //! that is broken off later leaves at most a blob or a version without its alias; the same publish again goes on there.
 //!
 //! **One version for the same bytes.** Numbers have no gaps: a publisher writes number n + 1 only after it has seen
-//! that none of 1 to n has its digest, and only if n + 1 is not there. A loser looks again.
+//! that none of 1 to n has its digest (but for condemned ones), and only if n + 1 is not there. A loser looks again.
 
 mod merge;
 mod upload;
@@ -150,8 +150,14 @@ impl Publisher {
     ) -> Result<Outcome, Error> {
         self.check_room(target)?;
         let record = VersionRecord { lineage: lineage.map(Box::new), ..describe(&checked, digest, base, target) };
-        self.put_blob(digest, checked.into_canonical_blob().into()).await?;
+        let blob: Bytes = checked.into_canonical_blob().into();
+        self.put_blob(digest, blob.clone()).await?;
         let outcome = self.put_version(target, record).await?;
+        let is_new = matches!(outcome, Outcome::Created(_));
+        if is_new && !self.core.blob_outlives_collection(&digest).await? {
+            // The clean-up took it for nobody's, before the version was there.
+            self.put_blob(digest, blob).await?;
+        }
         if let Outcome::Created(version) | Outcome::Existing(version) = &outcome {
             self.move_alias(target, version).await?;
             let Target { tenant, adapter, actor, .. } = target;
@@ -163,7 +169,7 @@ impl Publisher {
     /// The version made of the very same two files against the same base: there is nothing to check again.
     fn known_source(&self, target: &Target, upload: &Upload, base: &BaseRecord) -> Option<VersionRecord> {
         let catalog = self.core.catalog();
-        let mut versions = catalog.adapter(&target.tenant, &target.adapter)?.versions.values();
+        let mut versions = catalog.adapter(&target.tenant, &target.adapter)?.versions();
         let same = |version: &&VersionRecord| {
             version.config_sha256 == upload.config_sha256
                 && version.weights_sha256 == upload.weights_sha256
@@ -179,7 +185,7 @@ impl Publisher {
             self.core.check_alias_is_free(&target.tenant, &target.adapter, alias)?;
         }
         let versions =
-            self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions.len());
+            self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions().count());
         let counts = self.core.counts();
         let adapters = if versions.is_some() { 0 } else { counts.adapters };
         for (what, count, max) in [
@@ -213,11 +219,11 @@ impl Publisher {
         loop {
             let last = {
                 let catalog = self.core.catalog();
-                let adapter = catalog.adapter(&target.tenant, &target.adapter);
+                let adapter = catalog.tenant(&target.tenant).and_then(|tenant| tenant.adapters.get(&target.adapter));
                 if let Some(existing) = adapter.and_then(|adapter| adapter.version_with(&record.digest)) {
                     return Ok(Outcome::Existing(existing.clone()));
                 }
-                adapter.and_then(|adapter| adapter.versions.keys().next_back().copied()).unwrap_or(0)
+                adapter.map_or(0, |adapter| adapter.last_number())
             };
             self.check_room(target)?;
             record.number = last + 1;
@@ -226,11 +232,10 @@ impl Publisher {
                 return Ok(Outcome::Created(record));
             }
             self.core.refresh(&prefix).await?;
-            let is_known = |number| {
+            let is_known = |number: &u64| {
                 let catalog = self.core.catalog();
-                catalog
-                    .adapter(&target.tenant, &target.adapter)
-                    .is_some_and(|adapter| adapter.versions.contains_key(number))
+                let adapter = catalog.tenant(&target.tenant).and_then(|tenant| tenant.adapters.get(&target.adapter));
+                adapter.is_some_and(|adapter| adapter.all().any(|version| version.number == *number))
             };
             if !is_known(&record.number) {
                 // The object is there and is no record: without its digest nobody can tell what number comes next.
@@ -252,6 +257,7 @@ impl Publisher {
 fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target: &Target) -> VersionRecord {
     let warnings = checked.warnings.iter().take(WARNINGS_MAX).map(|warning| cut(warning, WARNING_BYTES_MAX));
     VersionRecord {
+        revision: 0,
         number: 0,
         digest,
         bytes: checked.canonical_bytes().len() as u64,
@@ -264,6 +270,8 @@ fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target:
         actor: target.actor.clone(),
         warnings: warnings.collect(),
         lineage: None,
+        condemned: None,
+        collected_ms: None,
     }
 }
 

@@ -4,6 +4,7 @@
 mod aliases;
 mod directory;
 mod experiments;
+mod gc;
 mod kill;
 mod merge;
 mod operations;

@@ -7,6 +7,7 @@
 mod admin;
 mod admin_aliases;
 mod admin_experiments;
+mod admin_gc;
 mod admin_limits;
 mod admin_merge;
 mod admin_placement;
@@ -119,6 +120,8 @@ fn admin_routes() -> Vec<Route> {
         ("/admin/v1/tenants/{tenant}/keys/{id}", delete(admin::revoke_key).patch(admin_update::update_key)),
         ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions", get(admin::list_versions).post(admin_publish::publish)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/versions/{version}", delete(admin_gc::delete_version)),
+        ("/admin/v1/gc", post(admin_gc::collect)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/merges", post(admin_merge::merge)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases)),
         (

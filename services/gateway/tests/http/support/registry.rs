@@ -336,6 +336,20 @@ impl Registry for FakeRegistry {
 
     // What follows is tested with a real registry (`cli/tests/mesh/experiments.rs`).
 
+    async fn delete_version(
+        &self,
+        _: Request<pb::DeleteVersionRequest>,
+    ) -> Result<Response<pb::DeleteVersionResponse>, Status> {
+        Err(Status::unimplemented("delete_version"))
+    }
+
+    async fn collect_garbage(
+        &self,
+        _: Request<pb::CollectGarbageRequest>,
+    ) -> Result<Response<pb::CollectGarbageResponse>, Status> {
+        Err(Status::unimplemented("collect_garbage"))
+    }
+
     async fn roll_back_alias(
         &self,
         _: Request<pb::RollBackAliasRequest>,

@@ -1,0 +1,66 @@
+//! After a hold was written: the version that it holds is not condemned any more.
+
+use crate::Error;
+use crate::core::{Change, Core};
+use crate::layout::Place;
+use crate::records::VersionRecord;
+use weft_object_store::ETag;
+use weft_types::{AdapterName, Digest, TenantName, VersionNumber};
+
+impl Core {
+    /// To be called after a hold on this version was written. Cost: a read of its record.
+    ///
+    /// # Errors
+    /// It was collected: its bytes are gone. The hold is on nothing.
+    pub(crate) async fn revive(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        number: VersionNumber,
+    ) -> Result<(), Error> {
+        let place = Place::Version(tenant.clone(), adapter.clone(), number);
+        let updated = self.update(&place, |found: Option<(&VersionRecord, &ETag)>| {
+            let gone = || Error::NotFound(format!("version {number} of {adapter} is gone"));
+            let (record, _) = found.ok_or_else(gone)?;
+            if record.collected_ms.is_some() {
+                return Err(gone());
+            }
+            Ok(match record.condemned {
+                None => Change::Keep(record.clone()),
+                Some(_) => {
+                    tracing::info!(%tenant, %adapter, version = number, "a condemned version is needed again");
+                    let revision = record.revision + 1;
+                    Change::Write(VersionRecord { revision, condemned: None, ..record.clone() })
+                }
+            })
+        });
+        updated.await.map(drop)
+    }
+
+    /// The same for an adapter's version of each of these digests: the newest that has its bytes.
+    pub(crate) async fn revive_all(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        digests: &[Digest],
+    ) -> Result<(), Error> {
+        for digest in digests {
+            let numbers: Vec<VersionNumber> = {
+                let catalog = self.catalog();
+                let adapter = catalog.tenant(tenant).and_then(|tenant| tenant.adapters.get(adapter));
+                let all = adapter.into_iter().flat_map(|adapter| adapter.all().rev());
+                all.filter(|version| version.digest == *digest).map(|version| version.number).collect()
+            };
+            let mut revived = Err(Error::NotFound(format!("{digest} is no version of {adapter} any more")));
+            for number in numbers {
+                // The same bytes may have been collected before they were published again.
+                revived = self.revive(tenant, adapter, number).await;
+                if !matches!(revived, Err(Error::NotFound(_))) {
+                    break;
+                }
+            }
+            revived?;
+        }
+        Ok(())
+    }
+}
