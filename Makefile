@@ -27,6 +27,7 @@ test: ## Every test there is on a machine without a GPU
 	scripts/asan.sh
 	scripts/test-clients.sh
 	scripts/test-chaos.sh
+	scripts/lifecycle.sh short
 	scripts/test-deploy.sh files
 
 .PHONY: test-deploy
@@ -49,6 +50,12 @@ chaos: ## Real processes under kill -9 and rolling restarts for two minutes, wit
 	@scripts/setup.sh build demo test
 	$(CARGO) build --release --workspace --bins
 	@$(PYTHON_VENV)/bin/python loadtests/chaos/chaos.py --model "$${WEFT_DEMO_MODEL:-$$($(TARGET)/release/weft model fetch demo)}" $(CHAOS_FLAGS)
+
+.PHONY: lifecycle
+lifecycle: ## The life of a release: a story with a client that asks all the while, racing registries under kills, false alarms of experiments
+	@scripts/setup.sh build demo
+	$(CARGO) build --release --workspace --bins
+	@WEFT_DEMO_MODEL="$${WEFT_DEMO_MODEL:-$$($(TARGET)/release/weft model fetch demo)}" scripts/lifecycle.sh
 
 .PHONY: simulate
 simulate: ## The mesh in simulated time, under faults drawn from seeds: SEEDS=N of them (1000), or SEED=N alone with all that happens in it

@@ -6,9 +6,11 @@ use weft_proto::registry::v1 as pb;
 use weft_types::Digest;
 
 /// Width of the one linear of the base.
-const WIDTH: usize = 64;
+const WIDTH: usize = 1024;
 /// Layers of the base: so that a package can have a hundred megabytes.
-const LAYERS: usize = 4096;
+const LAYERS: usize = 256;
+/// What packages may have.
+const RANK_MAX: usize = 64;
 const BASE: &str = "racing-base";
 
 /// A package.
@@ -40,15 +42,15 @@ pub fn base() -> pb::AnnounceBaseRequest {
 }
 
 impl Package {
-    /// About so many bytes of weights (half a kilobyte at least); other seeds, other bytes.
+    /// About so many bytes of weights (8 KiB at least, 128 MiB at most); other seeds, other bytes.
     ///
     /// # Errors
     /// The weights cannot be written as safetensors.
     pub fn of(bytes: usize, seed: u64) -> Result<Self> {
-        // A layer at rank r has 2 · 64 · r elements of four bytes.
+        // A layer at rank r has 2 · 1,024 · r elements of four bytes.
         let per_rank = 2 * WIDTH * 4;
-        let layers = bytes.div_ceil(per_rank * WIDTH).clamp(1, LAYERS);
-        let rank = (bytes / (per_rank * layers)).clamp(1, WIDTH);
+        let layers = bytes.div_ceil(per_rank * RANK_MAX).clamp(1, LAYERS);
+        let rank = (bytes / (per_rank * layers)).clamp(1, RANK_MAX);
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let mut random = |count: usize| -> Vec<u8> {
             let values = (0..count).map(|_| {

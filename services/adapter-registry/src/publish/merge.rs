@@ -97,6 +97,7 @@ impl Publisher {
         let busy = |_| Error::Busy { what: "uploads and merges", max, setting: "publishes_max" };
         let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(busy)?;
         let target = self.admit(asked.start.clone()).await?;
+        self.core.refresh(&adapter_prefix(&target.tenant, &target.adapter)).await?;
         let base = self.core.require_base().await?;
         let versions = self.parents(&target.tenant, &asked.parents, &base).await?;
         let recipe = asked.recipe(&versions.iter().map(|(parent, _)| parent.clone()).collect::<Vec<_>>());

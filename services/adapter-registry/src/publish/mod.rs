@@ -79,7 +79,9 @@ impl Publisher {
         let _running = self.core.metrics.upload_started();
         let (start, parts) = upload::start(parts, &self.core.settings).await?;
         let target = self.admit(start).await?;
-        let upload = parts.receive().await?;
+        // What others published meanwhile is read while the upload comes.
+        let known = adapter_prefix(&target.tenant, &target.adapter);
+        let (upload, ()) = futures::future::try_join(parts.receive(), self.core.refresh(&known)).await?;
         self.core.metrics.uploaded(upload.bytes());
         let (this, adapter) = (self.clone(), target.adapter.clone());
         let outcome = tokio::spawn(async move { this.commit(target, upload, permit).await }).await??;
@@ -101,7 +103,6 @@ impl Publisher {
         if adapter.as_str() == base.served_name {
             return Err(Error::invalid("adapter", format!("adapter {adapter} is the name of the base model")));
         }
-        self.core.refresh(&adapter_prefix(&tenant, &adapter)).await?;
         Ok(Target { tenant, adapter, alias, actor: start.actor })
     }
 
@@ -153,12 +154,13 @@ impl Publisher {
         let blob: Bytes = checked.into_canonical_blob().into();
         self.put_blob(digest, blob.clone()).await?;
         let outcome = self.put_version(target, record).await?;
-        let is_new = matches!(outcome, Outcome::Created(_));
-        if is_new && !self.core.blob_outlives_collection(&digest).await? {
-            // The clean-up took it for nobody's, before the version was there.
-            self.put_blob(digest, blob).await?;
-        }
         if let Outcome::Created(version) | Outcome::Existing(version) = &outcome {
+            let is_new = matches!(outcome, Outcome::Created(_));
+            // Before traffic follows.
+            if is_new && !self.core.blob_outlives_collection(&digest).await? {
+                // The clean-up took it for nobody's, before the version was there.
+                self.put_blob(digest, blob).await?;
+            }
             self.move_alias(target, version).await?;
             let Target { tenant, adapter, actor, .. } = target;
             tracing::info!(%tenant, %adapter, version = version.number, %digest, bytes = version.bytes, actor, "published");
