@@ -30,7 +30,7 @@ async fn a_segment_that_was_shipped_and_not_forgotten_is_shipped_again_without_e
     assert!(log.unshipped().is_empty());
 
     let key = format!("usage/v1/{}/{}-00000000.jsonl", noon(), segment.writer());
-    assert_eq!(mesh.keys("usage/").await, [key.clone()]);
+    assert_eq!(mesh.keys("usage/").await, [key.as_str()]);
     let object = mesh.store.get(&key).await.unwrap().unwrap();
     let expected: Vec<u8> =
         appended.iter().flat_map(|record| [record.to_json().unwrap(), b"\n".to_vec()].concat()).collect();
