@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use weft_usage::{Log, LogSettings};
 
-const RUN: Duration = Duration::from_secs(3);
+const RUN: Duration = Duration::from_secs(2);
 
 /// Where the disk is that is measured; default: the system's folder for temporary files.
 fn folder() -> tempfile::TempDir {
@@ -34,9 +34,10 @@ fn disk_rate() -> f64 {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement; run with --ignored --nocapture"]
 async fn appends_a_second() {
-    let disk = tokio::task::spawn_blocking(disk_rate).await.unwrap();
-    println!("the disk: {disk:.0} fsyncs/s");
     for appenders in [1, 16, 256] {
+        // Each time anew: others use the disk as well.
+        let disk = tokio::task::spawn_blocking(disk_rate).await.unwrap();
+        println!("the disk: {disk:.0} fsyncs/s");
         let dir = folder();
         let log = Arc::new(Log::open(dir.path(), LogSettings::default()).unwrap());
         let next = Arc::new(AtomicU64::new(0));
