@@ -52,7 +52,9 @@ fn a_file_without_certificates_is_refused_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ca.pem");
     for (content, problem) in [(None, "cannot be read"), (Some("nonsense"), "no certificate")] {
-        content.map(|content| std::fs::write(&path, content).unwrap());
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
         let error = Sources::new(Access { hub_ca_file: Some(path.clone()), ..Access::default() }).unwrap_err();
         assert!(error.to_string().contains("hub_ca_file") && error.to_string().contains(problem), "{error}");
     }
