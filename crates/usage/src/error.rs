@@ -72,6 +72,12 @@ pub enum Error {
     /// The object store fails.
     #[error("usage ledger cannot be used")]
     Store(#[from] weft_object_store::Error),
+    /// Who keeps the ledger cannot be reached, or cannot keep anything now.
+    #[error("usage cannot be told: {problem}")]
+    Away {
+        /// Why not.
+        problem: String,
+    },
     /// A key holds other bytes than the same segment would have: the disk or the store altered them.
     #[error("object {key:?} has other bytes than the segment that is to be written there")]
     OtherBytes {
@@ -149,7 +155,11 @@ impl Error {
         match self {
             Self::Setting { .. } | Self::Field { .. } | Self::Range { .. } | Self::TooEarly { .. } => Kind::Invalid,
             Self::Full { .. } => Kind::Overloaded,
-            Self::NoRoom { .. } | Self::Poisoned { .. } | Self::DirectoryTaken { .. } | Self::Moved { .. } => {
+            Self::NoRoom { .. }
+            | Self::Poisoned { .. }
+            | Self::DirectoryTaken { .. }
+            | Self::Away { .. }
+            | Self::Moved { .. } => {
                 Kind::Unavailable
             }
             Self::Unreadable { .. } | Self::OtherBytes { .. } | Self::Line { .. } => Kind::Corrupt,

@@ -29,5 +29,5 @@ pub use ledger::{Compaction, Ledger, Reader, Shipped};
 pub use log::{Log, LogSettings, LogState, Segment};
 pub use record::{ID_BYTES_MAX, Outcome, RECORD_BYTES_MAX, Record, Request, Residency};
 pub use share::{Owner, Share};
-pub use shipper::{Shipper, ShipperState};
+pub use shipper::{Destination, Shipper, ShipperState};
 pub use totals::{Amounts, Key, Totals};

@@ -1,6 +1,7 @@
 //! Carries the log's closed segments into the ledger, for ever.
 
 use crate::{Error, Ledger, Log, Segment, Shipped};
+use futures::future::BoxFuture;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,10 +29,26 @@ pub struct ShipperState {
     pub oldest_unshipped_age_ms: u64,
 }
 
-/// Ships one log into one ledger.
+/// Where closed segments go: the ledger itself, or whoever keeps it for others.
+pub trait Destination: Send + Sync + 'static {
+    /// Keeps the records of a closed segment, as [`crate::Log::read`] gave them. Success means that they are durable; the same segment again
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// As [`Ledger::ship`]; [`Error::Away`] for one that cannot be reached.
+    fn ship<'a>(&'a self, segment: &'a Segment, records: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Shipped, Error>>;
+}
+
+impl Destination for Ledger {
+    fn ship<'a>(&'a self, segment: &'a Segment, records: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Shipped, Error>> {
+        Box::pin(Self::ship(self, segment, records))
+    }
+}
+
+/// Ships one log to one destination.
 pub struct Shipper {
     log: Arc<Log>,
-    ledger: Ledger,
+    destination: Arc<dyn Destination>,
     every: Duration,
     shipped_segments: AtomicU64,
     failures: AtomicU64,
@@ -52,13 +69,13 @@ impl Shipper {
     ///
     /// # Errors
     /// [`Error::Setting`].
-    pub fn new(log: Arc<Log>, ledger: Ledger, every_ms: u64) -> Result<Self, Error> {
+    pub fn new(log: Arc<Log>, destination: impl Destination, every_ms: u64) -> Result<Self, Error> {
         if !(100..=3_600_000).contains(&every_ms) {
             return Err(Error::Setting { field: "every_ms", value: every_ms, limit: "100 to 3600000" });
         }
         Ok(Self {
             log,
-            ledger,
+            destination: Arc::new(destination),
             every: Duration::from_millis(every_ms),
             shipped_segments: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -78,7 +95,7 @@ impl Shipper {
         let mut retry = RETRY_FIRST;
         while shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
             match self.ship_once().await {
-                Err(Error::Store(_)) => {
+                Err(Error::Store(_) | Error::Away { .. }) => {
                     // A quarter less or more, so that gateways do not come together.
                     pause = retry.mul_f64(0.75 + 0.5 * fraction());
                     retry = (retry * 2).min(RETRY_MAX);
@@ -137,7 +154,7 @@ impl Shipper {
             self.failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(segment = segment.name(), error = describe(&error), "cannot ship usage");
             match error {
-                Error::Store(_) => return Err(error),
+                Error::Store(_) | Error::Away { .. } => return Err(error),
                 Error::OtherBytes { .. } => {
                     self.refused.fetch_add(1, Ordering::Relaxed);
                     self.blocking(segment, Log::set_aside).await?;
@@ -153,7 +170,7 @@ impl Shipper {
 
     async fn ship(&self, segment: &Segment) -> Result<(), Error> {
         let records = self.blocking(segment, Log::read).await?;
-        if self.ledger.ship(segment, &records).await? == Shipped::Nothing {
+        if self.destination.ship(segment, &records).await? == Shipped::Nothing {
             tracing::error!(segment = segment.name(), "a segment of the usage log has no readable record");
         }
         self.blocking(segment, Log::forget).await?;

@@ -259,9 +259,12 @@ pub struct Version {
     pub actor: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "13")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Unset: it was uploaded.
+    /// Unset: it was no merge.
     #[prost(message, optional, tag = "14")]
     pub lineage: ::core::option::Option<Lineage>,
+    /// Empty: it was uploaded.
+    #[prost(string, tag = "15")]
+    pub origin: ::prost::alloc::string::String,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -565,6 +568,72 @@ pub struct ReadExposuresRequest {
 pub struct ReadExposuresResponse {
     #[prost(bytes = "bytes", tag = "1")]
     pub lines: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportRequest {
+    #[prost(message, optional, tag = "1")]
+    pub start: ::core::option::Option<PublishStart>,
+    /// `hf://org/name\[@revision\]`, `s3://bucket/prefix` or `file:///path`.
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportResponse {
+    /// What was read: of a hub the commit, of S3 the states of the objects.
+    #[prost(string, tag = "3")]
+    pub origin: ::prost::alloc::string::String,
+    #[prost(oneof = "import_response::Result", tags = "1, 2")]
+    pub result: ::core::option::Option<import_response::Result>,
+}
+/// Nested message and enum types in `ImportResponse`.
+pub mod import_response {
+    #[allow(clippy::all)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "1")]
+        Published(super::Published),
+        #[prost(message, tag = "2")]
+        Refusal(super::Refusal),
+    }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepUsageRequest {
+    /// As crates/usage names it.
+    #[prost(string, tag = "1")]
+    pub segment: ::prost::alloc::string::String,
+    /// A record each, as crates/usage writes it; at most 1.5 MiB.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub lines: ::prost::bytes::Bytes,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepUsageResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadUsageRequest {
+    /// Empty: all tenants.
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// Unix milliseconds; at most 400 days.
+    #[prost(uint64, tag = "2")]
+    pub from_ms: u64,
+    #[prost(uint64, tag = "3")]
+    pub to_ms: u64,
+    /// "json" (totals alone), "csv" or "parquet".
+    #[prost(string, tag = "4")]
+    pub format: ::prost::alloc::string::String,
+    /// Each record in place of totals by day, adapter and version.
+    #[prost(bool, tag = "5")]
+    pub records: bool,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadUsageResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub piece: ::prost::bytes::Bytes,
 }
 /// What a tenant or a key may use. 0: no limit; else 1 to 10^12.
 #[allow(clippy::all)]
@@ -1445,6 +1514,78 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "ReadExposures"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Publishes a package from elsewhere: what PublishStart says, and where it comes from. As Publish otherwise.
+        pub async fn import(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ImportRequest>,
+        ) -> std::result::Result<tonic::Response<super::ImportResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/Import",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "Import"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Keeps a closed segment of a gateway's usage log. The same again changes nothing; success means that it is durable.
+        pub async fn keep_usage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KeepUsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KeepUsageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/KeepUsage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "KeepUsage"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Totals or records of a time, as a table in pieces.
+        pub async fn read_usage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadUsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadUsageResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/ReadUsage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "ReadUsage"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn create_tenant(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateTenantRequest>,
@@ -1857,6 +1998,30 @@ pub mod registry_server {
             tonic::Response<Self::ReadExposuresStream>,
             tonic::Status,
         >;
+        /// Publishes a package from elsewhere: what PublishStart says, and where it comes from. As Publish otherwise.
+        async fn import(
+            &self,
+            request: tonic::Request<super::ImportRequest>,
+        ) -> std::result::Result<tonic::Response<super::ImportResponse>, tonic::Status>;
+        /// Keeps a closed segment of a gateway's usage log. The same again changes nothing; success means that it is durable.
+        async fn keep_usage(
+            &self,
+            request: tonic::Request<super::KeepUsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KeepUsageResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ReadUsage method.
+        type ReadUsageStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadUsageResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Totals or records of a time, as a table in pieces.
+        async fn read_usage(
+            &self,
+            request: tonic::Request<super::ReadUsageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ReadUsageStream>, tonic::Status>;
         async fn create_tenant(
             &self,
             request: tonic::Request<super::CreateTenantRequest>,
@@ -2739,6 +2904,140 @@ pub mod registry_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReadExposuresSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/Import" => {
+                    #[allow(non_camel_case_types)]
+                    struct ImportSvc<T: Registry>(pub Arc<T>);
+                    impl<T: Registry> tonic::server::UnaryService<super::ImportRequest>
+                    for ImportSvc<T> {
+                        type Response = super::ImportResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ImportRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::import(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ImportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/KeepUsage" => {
+                    #[allow(non_camel_case_types)]
+                    struct KeepUsageSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::KeepUsageRequest>
+                    for KeepUsageSvc<T> {
+                        type Response = super::KeepUsageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KeepUsageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::keep_usage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = KeepUsageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/ReadUsage" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadUsageSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::ServerStreamingService<super::ReadUsageRequest>
+                    for ReadUsageSvc<T> {
+                        type Response = super::ReadUsageResponse;
+                        type ResponseStream = T::ReadUsageStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadUsageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::read_usage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadUsageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -75,6 +75,25 @@ impl Ledger {
         self.put_once(&keys::batch(segment), batch.into()).await
     }
 
+    /// The same for the lines of a batch, as another process sent them: each must be a record, none longer than a record may be.
+    ///
+    /// # Errors
+    /// As [`Ledger::ship`]; [`Error::Line`] for one that is no record, and nothing is written.
+    pub async fn ship_lines(&self, segment: &Segment, lines: Bytes) -> Result<Shipped, Error> {
+        let key = keys::batch(segment);
+        for (at, line) in lines.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+            crate::Record::from_json(line).map_err(|error| Error::Line {
+                key: key.clone(),
+                line: at as u64 + 1,
+                problem: error.to_string(),
+            })?;
+        }
+        if lines.is_empty() {
+            return Ok(Shipped::Nothing);
+        }
+        self.put_once(&key, lines).await
+    }
+
     /// Writes what is a function of its key.
     async fn put_once(&self, key: &str, bytes: Bytes) -> Result<Shipped, Error> {
         if let PutOutcome::Written(_) = self.store.put_if_absent(key, bytes.clone()).await? {

@@ -19,8 +19,9 @@ impl Segment {
         Self { writer: writer.to_owned(), sequence, time_ms }
     }
 
-    /// Reads a file's name without its ending.
-    pub(super) fn parse(name: &str) -> Option<Self> {
+    /// Reads [`Segment::name`]; `None`: it is no such name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('-');
         let (writer, sequence, time) = (parts.next()?, parts.next()?, parts.next()?);
         let is_hex = writer.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
