@@ -13,7 +13,7 @@ FROM ${BASE} AS base
 RUN [ -e /etc/ssl/certs/ca-certificates.crt ] \
     || (apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*)
 # A volume that is mounted for the first time takes over the owner of the folder that it covers.
-RUN for dir in /run/weft /var/lib/weft/cache /var/lib/weft/s3 /var/lib/weft/digests /models; do \
+RUN for dir in /run/weft /var/lib/weft/cache /var/lib/weft/s3 /var/lib/weft/digests /var/lib/weft/usage /models; do \
         mkdir -p "$dir" && chown 10001:10001 "$dir"; \
     done
 USER 10001:10001

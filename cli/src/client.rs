@@ -8,8 +8,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tokio_util::io::ReaderStream;
 
 /// A name as one path segment: a slash becomes `%2F`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -133,11 +135,14 @@ impl Admin {
         self.send(self.request(Method::DELETE, &path)).await.map(drop)
     }
 
-    /// Publishes the PEFT package in `folder`. `alias` is moved to the new version; `None` moves none.
+    /// Publishes the PEFT package in `folder`, which may be an archive (.tar, .tar.gz, .tgz). `alias` is moved to the new version; `None` moves none.
     ///
     /// # Errors
     /// A file is missing, or as [`Admin::get`]; a refusal lists every reason.
     pub async fn publish(&self, tenant: &str, name: &str, folder: &Path, alias: Option<&str>) -> Result<Published> {
+        if folder.is_file() {
+            return self.publish_archive(tenant, name, folder, alias).await;
+        }
         let config = std::fs::read(folder.join("adapter_config.json"))
             .with_context(|| format!("{} has no adapter_config.json", folder.display()))?;
         let weights_path = folder.join("adapter_model.safetensors");
@@ -147,6 +152,46 @@ impl Admin {
         let weights = std::fs::read(&weights_path)
             .with_context(|| format!("{} has no adapter_model.safetensors", folder.display()))?;
         self.publish_bytes(tenant, name, config, weights, alias).await
+    }
+
+    async fn publish_archive(
+        &self,
+        tenant: &str,
+        name: &str,
+        archive: &Path,
+        alias: Option<&str>,
+    ) -> Result<Published> {
+        let path =
+            format!("{}?alias={}", versions_path(tenant, name), alias.map_or_else(|| "none".to_owned(), segment));
+        let file = tokio::fs::File::open(archive).await.with_context(|| archive.display().to_string())?;
+        let body = reqwest::Body::wrap_stream(ReaderStream::new(file));
+        let request = self.request(Method::POST, &path).header("content-type", "application/x-tar").body(body);
+        Ok(serde_json::from_value(self.send(request).await?)?)
+    }
+
+    /// Publishes a package from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Admin::get`]; a refusal lists every reason.
+    pub async fn import(&self, tenant: &str, name: &str, source: &str, alias: Option<&str>) -> Result<Value> {
+        let alias = alias.map_or_else(|| "none".to_owned(), segment);
+        let path = format!("tenants/{}/adapters/{}/imports?alias={alias}", segment(tenant), segment(name));
+        self.post(&path, &json!({ "source": source })).await
+    }
+
+    /// Writes what is at a path below `/admin/v1/`, piece by piece.
+    ///
+    /// # Errors
+    /// As [`Admin::get`]; or `out` takes no more.
+    pub async fn stream(&self, path: &str, out: &mut (dyn Write + Send)) -> Result<()> {
+        let mut response = self.request(Method::GET, path).send().await?;
+        if !response.status().is_success() {
+            return answer(response).await.map(drop);
+        }
+        while let Some(piece) = response.chunk().await? {
+            out.write_all(&piece)?;
+        }
+        Ok(out.flush()?)
     }
 
     /// Publishes a package from memory.
@@ -292,6 +337,10 @@ impl Admin {
         }
         Ok(response.text().await?)
     }
+}
+
+fn versions_path(tenant: &str, name: &str) -> String {
+    format!("tenants/{}/adapters/{}/versions", segment(tenant), segment(name))
 }
 
 fn alias_path(tenant: &str, name: &str, alias: &str, what: &str) -> String {

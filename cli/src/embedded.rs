@@ -373,12 +373,14 @@ async fn wire(
     workers.spawn(run("worker", async move { Ok(app.run(listener, stop).await?) }));
     let (served_name, base_digest) = describe(worker_channel.clone()).await?;
 
+    gateway.usage_dir.get_or_insert_with(|| data_dir.join("usage"));
     gateway.admin_key = Some(admin_key.clone());
     gateway.admin_key_file = None;
     let endpoints = vec![weft_gateway::WorkerEndpoint { address: "memory".to_owned(), channel: worker_channel }];
     let components = weft_gateway::Components { registry: registry_channel, workers: endpoints, metrics };
     let stranger = |address: &str| Err(format!("{address} is not of this process"));
-    let app = weft_gateway::App::build(gateway, components).context("gateway")?.with_bus(bus, stranger);
+    let app = weft_gateway::App::build(gateway, components).and_then(weft_gateway::App::open);
+    let app = app.context("gateway")?.with_bus(bus, stranger);
     ready.push(app.readiness());
     let gateway = tokio::spawn(app.run(data, admin, shutdown.clone()));
     // All of it: a mesh whose registry knows no base yet would refuse the first publish.

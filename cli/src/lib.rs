@@ -7,6 +7,7 @@
 //! - [`merge`]: the flags of merges.
 //! - [`experiment`]: split tests.
 //! - [`probe`]: a health check.
+//! - [`usage`]: the ledger.
 //! - [`demo`], [`bench`]: stories told and measured through that client.
 
 pub mod bench;
@@ -20,3 +21,4 @@ pub mod model;
 pub mod probe;
 pub mod synthetic;
 pub mod up;
+pub mod usage;

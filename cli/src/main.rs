@@ -10,7 +10,7 @@ use std::time::Duration;
 use weft_cli::client::Admin;
 use weft_cli::experiment::{self, Printed};
 use weft_cli::limits::LimitFlags;
-use weft_cli::{bench, demo, embedded, merge, model, probe, up};
+use weft_cli::{bench, demo, embedded, merge, model, probe, up, usage};
 
 #[derive(Parser)]
 #[command(name = "weft", version, about = "Many LoRA adapters over one resident base model")]
@@ -44,18 +44,38 @@ enum Command {
         #[command(subcommand)]
         command: ModelCommand,
     },
-    /// Publish a PEFT package (a folder) as the next version of an adapter
+    /// Publish a PEFT package (a folder, or a .tar or .tar.gz of one) as the next version of an adapter
     Publish {
-        /// Folder with adapter_config.json and adapter_model.safetensors
+        /// Folder or archive with adapter_config.json and adapter_model.safetensors
         folder: PathBuf,
         #[arg(long)]
         tenant: String,
-        /// Name of the adapter; default: the folder's name
+        /// Name of the adapter; default: the folder's or the archive's name
         #[arg(long)]
         name: Option<String>,
         /// Alias to move to the new version, or `none`
         #[arg(long, default_value = "live")]
         alias: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Publish a package from elsewhere: hf://org/name[@revision], s3://bucket/prefix or file:///path on the registry's machine
+    Import {
+        source: String,
+        #[arg(long)]
+        tenant: String,
+        #[arg(long)]
+        name: String,
+        /// Alias to move to the new version, or `none`
+        #[arg(long, default_value = "live")]
+        alias: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Show what tenants used, by day, adapter and version
+    Usage {
+        #[command(flatten)]
+        usage: usage::Flags,
         #[command(flatten)]
         api: Api,
     },
@@ -369,12 +389,18 @@ async fn run(command: Command) -> Result<()> {
                 Some(name) => name,
                 None => {
                     let last = folder.file_name().context("the folder has no name: give --name")?;
-                    last.to_string_lossy().into_owned()
+                    let last = last.to_string_lossy();
+                    last.trim_end_matches(".gz").trim_end_matches(".tgz").trim_end_matches(".tar").to_owned()
                 }
             };
             let alias = (alias != "none").then_some(alias.as_str());
             print_json(&serde_json::to_value(api.client()?.publish(&tenant, &name, &folder, alias).await?)?)
         }
+        Command::Import { source, tenant, name, alias, api } => {
+            let alias = (alias != "none").then_some(alias.as_str());
+            print_json(&api.client()?.import(&tenant, &name, &source, alias).await?)
+        }
+        Command::Usage { usage, api } => usage::run(&api.client()?, usage).await,
         Command::Merge { tenant, name, merge, alias, api } => {
             let alias = (alias != "none").then_some(alias.as_str());
             print_json(&api.client()?.merge(&tenant, &name, &merge.json()?, alias).await?)

@@ -17,6 +17,8 @@ const DOCUMENTS: &[&str] = &[
     "docs/placement.md",
     "docs/deployment.md",
     "docs/experiments.md",
+    "docs/releases.md",
+    "docs/usage.md",
     "charts/weft/README.md",
 ];
 const ROOTS: &[&str] = &[

@@ -159,9 +159,7 @@ impl Error {
             | Self::Poisoned { .. }
             | Self::DirectoryTaken { .. }
             | Self::Away { .. }
-            | Self::Moved { .. } => {
-                Kind::Unavailable
-            }
+            | Self::Moved { .. } => Kind::Unavailable,
             Self::Unreadable { .. } | Self::OtherBytes { .. } | Self::Line { .. } => Kind::Corrupt,
             Self::Store(source) => source.kind(),
             Self::TooLarge { .. } => Kind::TooLarge,

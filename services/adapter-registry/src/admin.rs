@@ -172,6 +172,7 @@ impl Core {
             Ok(Change::Write(TenantRecord { revision: record.revision + 1, ..changed }))
         });
         let (record, _) = updated.await?;
+        self.revive_pinned(&name, &asked.pinned()).await?;
         tracing::info!(
             tenant = %name, weight = record.weight.value(), limits = ?record.limits, floor = record.places.floor,
             ceiling = record.places.ceiling, pins = record.places.pins.len(), actor, "updated a tenant"
@@ -341,7 +342,13 @@ impl Core {
                 }
                 (_, Some((record, _))) if record.version == version => return Ok(Change::Keep(record.clone())),
                 (_, Some((AliasRecord { experiment: Some(experiment), .. }, _))) => {
-                    return conflict(format!("is split by experiment {experiment}: promote an arm or stop it first"));
+                    let why = "promote an arm or stop it first";
+                    return Err(Error::Split {
+                        alias: alias.to_string(),
+                        adapter: adapter.to_string(),
+                        experiment: experiment.clone(),
+                        why,
+                    });
                 }
                 _ => {}
             }
@@ -406,9 +413,12 @@ impl Core {
         let catalog = self.catalog();
         let found = catalog.adapter(tenant, adapter).and_then(|adapter| adapter.aliases.get(alias));
         match found.and_then(|(record, _)| record.experiment.as_ref()) {
-            Some(experiment) => Err(Error::Conflict(format!(
-                "alias {alias} of {adapter} is split by experiment {experiment}: publish without an alias, or stop it first"
-            ))),
+            Some(experiment) => Err(Error::Split {
+                alias: alias.to_string(),
+                adapter: adapter.to_string(),
+                experiment: experiment.clone(),
+                why: "publish without an alias, or stop it first",
+            }),
             None => Ok(()),
         }
     }

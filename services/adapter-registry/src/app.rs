@@ -6,12 +6,13 @@ use crate::grpc::Service;
 use crate::layout::ROOT;
 use crate::metrics::Metrics;
 use crate::placing::{self, Placing};
-use crate::{Error, Settings, gc, tell};
+use crate::{Error, Settings, gc, tell, usage};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use weft_adapter_sources::Sources;
 use weft_bus::Bus;
 use weft_object_store::ObjectStore;
 use weft_proto::registry::v1::registry_server::{RegistryServer, SERVICE_NAME};
@@ -28,6 +29,7 @@ const BASE_CONDITION: &str = "base";
 pub struct App {
     core: Arc<Core>,
     placing: Arc<Placing>,
+    sources: Arc<Sources>,
     readiness: Readiness,
     bus: Option<Arc<dyn Bus>>,
 }
@@ -52,6 +54,7 @@ impl App {
         metrics: &prometheus::Registry,
     ) -> Result<Self, Error> {
         settings.check()?;
+        let sources = Arc::new(Sources::new(settings.sources())?);
         let metrics = Metrics::new(metrics).map_err(Error::Metrics)?;
         let wait = Duration::from_millis(settings.store_wait_ms);
         let core = Arc::new(Core::new(store, settings, metrics));
@@ -69,7 +72,7 @@ impl App {
             readiness.wait_for(BASE_CONDITION, "no worker has announced its base model yet");
         }
         let placing = Arc::new(Placing::new(core.metrics.placement.clone()));
-        Ok(Self { core, placing, readiness, bus: None })
+        Ok(Self { core, placing, sources, readiness, bus: None })
     }
 
     /// Tells the other registries on this bus what is written here, and hears them, while it runs.
@@ -100,8 +103,14 @@ impl App {
         let stopping = closing.child();
         let placing = &self.placing;
         let observed = Arc::new(Observed::default());
-        let parts = (Arc::clone(&self.core), Arc::clone(placing), Arc::clone(&observed));
-        let service = RegistryServer::new(Service::new(parts.0, parts.1, parts.2, stopping.clone()))
+        let service = Service::new(
+            Arc::clone(&self.core),
+            Arc::clone(placing),
+            Arc::clone(&observed),
+            Arc::clone(&self.sources),
+            stopping.clone(),
+        );
+        let service = RegistryServer::new(service)
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         // The server as a whole serves before a base is announced: the worker that announces it must get through, and
@@ -125,6 +134,7 @@ impl App {
             }
         }
         telling.spawn(experiments::evaluate(Arc::clone(&self.core), observed, stopping.clone()));
+        telling.spawn(usage::compact(Arc::clone(&self.core), stopping.clone()));
         telling.spawn(gc::keep_clean(Arc::clone(&self.core), Arc::clone(placing), stopping.clone()));
         telling.spawn(placing::follow(Arc::clone(&self.core), Arc::clone(placing), self.bus.clone(), stopping.clone()));
         let background = async {

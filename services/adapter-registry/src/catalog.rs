@@ -196,13 +196,14 @@ impl Tenant {
 
     /// Experiments that split an alias now: running, and named by the alias.
     pub(crate) fn splits(&self) -> impl Iterator<Item = &ExperimentRecord> {
-        let is_named = |record: &&ExperimentRecord| {
-            let experiment = &record.experiment;
-            let alias =
-                self.adapters.get(&experiment.adapter).and_then(|adapter| adapter.aliases.get(&experiment.alias));
-            alias.is_some_and(|(alias, _)| alias.experiment.as_ref() == Some(&experiment.id))
-        };
-        self.experiments.values().filter(|record| record.is_running()).filter(is_named)
+        self.experiments.values().filter(|record| record.is_running()).filter(|record| self.is_claimed_by(record))
+    }
+
+    /// Whether the alias of this experiment names it.
+    pub(crate) fn is_claimed_by(&self, record: &ExperimentRecord) -> bool {
+        let experiment = &record.experiment;
+        let alias = self.adapters.get(&experiment.adapter).and_then(|adapter| adapter.aliases.get(&experiment.alias));
+        alias.is_some_and(|(alias, _)| alias.experiment.as_ref() == Some(&experiment.id))
     }
 
     /// Ids of the revoked keys beyond the `kept` newest, the oldest first.
@@ -225,11 +226,6 @@ impl Adapter {
     /// All that were ever published.
     pub(crate) fn all(&self) -> impl DoubleEndedIterator<Item = &VersionRecord> {
         self.records.values()
-    }
-
-    /// Those that cannot be asked for any more.
-    pub(crate) fn condemned(&self) -> impl Iterator<Item = &VersionRecord> {
-        self.records.values().filter(|version| !self.shows(version))
     }
 
     fn shows(&self, version: &VersionRecord) -> bool {
@@ -320,6 +316,7 @@ pub(crate) mod tests_support {
             actor: String::new(),
             warnings: Vec::new(),
             lineage: None,
+            origin: None,
             condemned: None,
             collected_ms: None,
         };

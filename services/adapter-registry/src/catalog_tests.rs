@@ -27,6 +27,7 @@ fn version(number: u64) -> (Place, Record, ETag) {
         actor: String::new(),
         warnings: Vec::new(),
         lineage: None,
+        origin: None,
         condemned: None,
         collected_ms: None,
     };

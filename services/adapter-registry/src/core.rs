@@ -238,6 +238,20 @@ impl Core {
         self.metrics.damaged_objects.set(damaged.len() as i64);
     }
 
+    /// Refuses while objects are damaged: what they would have said might hold something.
+    ///
+    /// # Errors
+    /// Some are.
+    pub(crate) fn check_undamaged(&self) -> Result<(), Error> {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        match damaged.first() {
+            Some(key) => {
+                Err(Error::Damaged { key: key.clone(), problem: "nothing is cleaned up until it is mended".to_owned() })
+            }
+            None => Ok(()),
+        }
+    }
+
     async fn read(&self, place: Place) -> Result<Option<(Place, Record, ETag)>, Error> {
         let key = place.key();
         let Some(object) = self.store.get(&key).await? else { return Ok(None) };

@@ -21,6 +21,12 @@ pub enum Error {
     /// The object store failed.
     #[error(transparent)]
     Store(#[from] weft_object_store::Error),
+    /// A source of packages failed, or is not allowed.
+    #[error(transparent)]
+    Source(#[from] weft_adapter_sources::Error),
+    /// The usage ledger failed.
+    #[error(transparent)]
+    Usage(#[from] weft_usage::Error),
     /// A name breaks its rule.
     #[error("{source}")]
     Name {
@@ -43,6 +49,18 @@ pub enum Error {
     /// Somebody else changed it first.
     #[error("{0}")]
     Conflict(String),
+    /// An experiment splits the alias.
+    #[error("alias {alias} of {adapter} is split by experiment {experiment}: {why}")]
+    Split {
+        /// The alias.
+        alias: String,
+        /// Its adapter.
+        adapter: String,
+        /// The experiment.
+        experiment: String,
+        /// What can be done.
+        why: &'static str,
+    },
     /// A part of an upload is over its limit.
     #[error("{part} has more than {bytes_max} bytes, the limit of {setting}")]
     TooLarge {
@@ -118,10 +136,13 @@ impl From<Error> for Fault {
         let message = error.to_string();
         match error {
             Error::Store(error) => error.into(),
+            Error::Source(error) => error.into(),
+            Error::Usage(error) => error.into(),
             Error::Settings { .. } => Fault::new(Kind::Invalid, message),
             Error::Name { param, .. } | Error::Invalid { param, .. } => Fault::invalid(param, message),
             Error::NotFound(_) => Fault::not_found(message),
             Error::Conflict(_) => Fault::new(Kind::Conflict, message),
+            Error::Split { .. } => Fault::new(Kind::Conflict, message).with_code("alias_split"),
             Error::TooLarge { .. } => Fault::new(Kind::TooLarge, message).with_code("package_too_large"),
             Error::Full { .. } => Fault::new(Kind::Refused, message).with_code("limit_reached"),
             Error::Busy { .. } => Fault::new(Kind::Overloaded, message).with_retry_after_ms(1_000),

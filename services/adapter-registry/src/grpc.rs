@@ -12,7 +12,7 @@ use crate::layout::{ROOT, adapter_prefix, tenant_prefix};
 use crate::metrics::Running;
 use crate::placing::{DesiredWatcher, PlacementWatcher, Placing};
 use crate::publish::{Asked, Outcome, Publisher};
-use crate::wire;
+use crate::{usage, wire};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::str::FromStr;
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
+use weft_adapter_sources::Sources;
 use weft_fault::Fault;
 use weft_object_store::ObjectMeta;
 use weft_proto::registry::v1 as pb;
@@ -59,11 +60,17 @@ fn name<T: FromStr<Err = NameError>>(param: &'static str, text: &str) -> Result<
 }
 
 impl Service {
-    pub(crate) fn new(core: Arc<Core>, placing: Arc<Placing>, observed: Arc<Observed>, stopping: Shutdown) -> Self {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        placing: Arc<Placing>,
+        observed: Arc<Observed>,
+        sources: Arc<Sources>,
+        stopping: Shutdown,
+    ) -> Self {
         let watchers_max = core.settings.watchers_max;
         let streams = |max: usize| Arc::new(Semaphore::new(max));
         Self {
-            publisher: Publisher::new(Arc::clone(&core)),
+            publisher: Publisher::new(Arc::clone(&core), sources),
             core,
             watchers: streams(watchers_max),
             placing,
@@ -148,6 +155,45 @@ impl Registry for Service {
         self.call("merge", work).await
     }
 
+    async fn import(&self, request: Request<pb::ImportRequest>) -> Answer<pb::ImportResponse> {
+        use pb::import_response::Result as Imported;
+        let work = async {
+            let imported = self.publisher.import(request.into_inner()).await;
+            self.core.metrics.published(imported.as_ref().ok().map(|(_, outcome, _)| outcome));
+            let (adapter, outcome, origin) = imported?;
+            let result = match outcome {
+                Outcome::Created(version) => Imported::Published(wire::published(&adapter, version, true)),
+                Outcome::Existing(version) => Imported::Published(wire::published(&adapter, version, false)),
+                Outcome::Refused(refusal) => Imported::Refusal(wire::refusal(refusal.reasons)),
+            };
+            Ok(pb::ImportResponse { result: Some(result), origin })
+        };
+        self.call("import", work).await
+    }
+
+    async fn keep_usage(&self, request: Request<pb::KeepUsageRequest>) -> Answer<pb::KeepUsageResponse> {
+        let work = async {
+            self.core.keep_usage(request.into_inner()).await?;
+            Ok(pb::KeepUsageResponse {})
+        };
+        self.call("keep_usage", work).await
+    }
+
+    type ReadUsageStream = BoxStream<'static, Result<pb::ReadUsageResponse, Status>>;
+
+    async fn read_usage(&self, request: Request<pb::ReadUsageRequest>) -> Answer<Self::ReadUsageStream> {
+        let work = async {
+            let mut pieces = self.core.read_usage(usage::Asked::read(request.get_ref())?)?;
+            let next = futures::stream::poll_fn(move |cx| pieces.poll_recv(cx));
+            let stream: Self::ReadUsageStream = Box::pin(next.map(|piece| match piece {
+                Ok(piece) => Ok(pb::ReadUsageResponse { piece }),
+                Err(error) => Err(Fault::from(error).into()),
+            }));
+            Ok(stream)
+        };
+        self.call("read_usage", work).await
+    }
+
     async fn list_adapters(&self, request: Request<pb::ListAdaptersRequest>) -> Answer<pb::ListAdaptersResponse> {
         let work = async {
             let tenant: TenantName = name("tenant", &request.get_ref().tenant)?;
@@ -182,7 +228,12 @@ impl Registry for Service {
             let request = request.into_inner();
             let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
             let asked = self.placing.asked_lately();
-            self.core.delete_version(&tenant, &adapter, request.version, &asked, &request.actor).await?;
+            let core = Arc::clone(&self.core);
+            // Whoever stops waiting does not stop it between mark and second look.
+            let deleted = tokio::spawn(async move {
+                core.delete_version(&tenant, &adapter, request.version, &asked, &request.actor).await
+            });
+            deleted.await??;
             Ok(pb::DeleteVersionResponse {})
         };
         self.call("delete_version", work).await
@@ -195,7 +246,9 @@ impl Registry for Service {
                 (!request.tenant.is_empty()).then(|| name("tenant", &request.tenant)).transpose()?;
             let rules = wire::rules(&request, self.core.gc_rules());
             let asked = self.placing.asked_lately();
-            let found = self.core.collect_garbage(only.as_ref(), rules, &asked, request.dry_run).await?;
+            let (core, dry_run) = (Arc::clone(&self.core), request.dry_run);
+            let turn = tokio::spawn(async move { core.collect_garbage(only.as_ref(), rules, &asked, dry_run).await });
+            let found = turn.await??;
             tracing::info!(
                 actor = request.actor,
                 dry_run = request.dry_run,

@@ -13,7 +13,8 @@
 //! 6. [`tell`]: what registries tell each other, so that a write is seen before the next listing.
 //! 7. [`experiments`]: split tests of an alias, what gateways observed in them, and guardrails.
 //! 8. [`gc`]: versions that nobody can still need, in two phases.
-//! 9. [`placing`]: the authority for placement, and who is told of its epochs.
+//! 9. [`usage`]: the ledger of what tenants used, for gateways that write it and operators that read it.
+//! 10. [`placing`]: the authority for placement, and who is told of its epochs.
 
 mod admin;
 mod app;
@@ -31,6 +32,7 @@ mod publish;
 mod records;
 mod settings;
 mod tell;
+mod usage;
 mod wire;
 
 pub use app::App;

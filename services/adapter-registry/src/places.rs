@@ -5,7 +5,7 @@ use crate::core::Core;
 use crate::layout::tenant_prefix;
 use crate::records::Places;
 use weft_proto::registry::v1 as pb;
-use weft_types::{Digest, TenantName};
+use weft_types::{AdapterName, Digest, TenantName};
 
 /// Pins of one tenant.
 const PINS_MAX: usize = 256;
@@ -23,6 +23,11 @@ pub(crate) struct PlacesAsked {
 }
 
 impl PlacesAsked {
+    /// What is to be pinned.
+    pub(crate) fn pinned(&self) -> Vec<Digest> {
+        self.pin.iter().map(|(digest, _)| *digest).collect()
+    }
+
     /// These places with the change.
     pub(crate) fn changed(&self, places: &Places) -> Result<Places, Error> {
         let mut places = places.clone();
@@ -78,6 +83,27 @@ impl Core {
             return Err(Error::NotFound(format!("what is to be pinned is no version of tenant {tenant}'s")));
         }
         Ok(PlacesAsked { floor, ceiling, pin, unpin })
+    }
+
+    /// What was just pinned is not condemned any more.
+    pub(crate) async fn revive_pinned(&self, tenant: &TenantName, digests: &[Digest]) -> Result<(), Error> {
+        for digest in digests {
+            let adapters: Vec<AdapterName> = {
+                let catalog = self.catalog();
+                let known = catalog.tenant(tenant).into_iter().flat_map(|known| &known.adapters);
+                let has = known.filter(|(_, adapter)| adapter.all().any(|version| version.digest == *digest));
+                has.map(|(name, _)| name.clone()).collect()
+            };
+            let mut revived = Err(Error::NotFound(format!("what is to be pinned, {digest}, is gone")));
+            for adapter in adapters {
+                revived = self.revive_all(tenant, &adapter, std::slice::from_ref(digest)).await;
+                if !matches!(revived, Err(Error::NotFound(_))) {
+                    break;
+                }
+            }
+            revived?;
+        }
+        Ok(())
     }
 
     fn owns_all(&self, tenant: &TenantName, pin: &[(Digest, u32)]) -> bool {

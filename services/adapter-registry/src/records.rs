@@ -133,6 +133,9 @@ pub(crate) struct VersionRecord {
     /// None: it was uploaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lineage: Option<Box<Lineage>>,
+    /// Where it was read from; none: it was uploaded or merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) origin: Option<String>,
     /// Nobody is shown it any more; its bytes stay for a while (`gc`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) condemned: Option<Condemned>,

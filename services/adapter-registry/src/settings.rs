@@ -2,6 +2,7 @@
 
 use crate::Error;
 use std::path::PathBuf;
+use weft_adapter_sources::{Access, S3Access};
 use weft_object_store::S3Settings;
 
 weft_bus::mesh_settings! {
@@ -50,6 +51,28 @@ weft_bus::mesh_settings! {
         /// Seconds between a version's leaving the directory and the end of its bytes. Longer than any gateway serves from an old
         /// directory (`directory_age_max_s`) and any request runs.
         pub gc_grace_s: u64 = 7_200,
+        /// Folders beneath which `file://` sources may lie. Empty: there are none.
+        pub source_file_roots: Vec<String> = Vec::new(),
+        /// Buckets that `s3://` sources may name. Empty: none. Never the mesh's own: it holds what all tenants have.
+        pub source_s3_buckets: Vec<String> = Vec::new(),
+        /// S3 endpoint of these buckets. None: AWS.
+        pub source_s3_endpoint: Option<String> = None,
+        /// Region that requests to these buckets are signed for.
+        pub source_s3_region: String = "us-east-1".to_owned(),
+        /// Access key for these buckets.
+        pub source_s3_access_key_id: Option<String> = None,
+        /// Secret of that access key.
+        secret pub source_s3_secret_access_key: Option<String> = None,
+        /// Owners whose repositories `hf://` sources may name; `*`: all. Empty: none.
+        pub source_hub_owners: Vec<String> = Vec::new(),
+        /// The hub: `https://host`, or `http://host` for a mirror inside a network that is trusted.
+        pub source_hub_endpoint: String = "https://huggingface.co".to_owned(),
+        /// File with the hub's token. None: public repositories only.
+        pub source_hub_token_file: Option<PathBuf> = None,
+        /// File with certificates in PEM that vouch for the hub beside the system's.
+        pub source_hub_ca_file: Option<PathBuf> = None,
+        /// Hosts that the hub may redirect downloads to; `*.domain` for those below one, by https and at public addresses only.
+        pub source_hub_redirect_hosts: Vec<String> = vec!["*.huggingface.co".to_owned(), "*.hf.co".to_owned()],
         /// How long a start waits for the object store.
         pub store_wait_ms: u64 = 60_000,
         /// Milliseconds of being "not serving" before no new call is taken, so that balancers turn away first.
@@ -88,6 +111,31 @@ impl Settings {
         }
     }
 
+    /// Where packages may be imported from.
+    #[must_use]
+    pub fn sources(&self) -> Access {
+        Access {
+            file_roots: self.source_file_roots.iter().map(PathBuf::from).collect(),
+            s3_buckets: self.source_s3_buckets.clone(),
+            s3: S3Access {
+                endpoint: self.source_s3_endpoint.clone(),
+                region: self.source_s3_region.clone(),
+                access_key_id: self.source_s3_access_key_id.clone(),
+                secret_access_key: self.source_s3_secret_access_key.clone(),
+                path_style: true,
+            },
+            hub_endpoint: self.source_hub_endpoint.clone(),
+            hub_owners: self.source_hub_owners.clone(),
+            hub_token_file: self.source_hub_token_file.clone(),
+            hub_ca_file: self.source_hub_ca_file.clone(),
+            hub_redirect_hosts: self.source_hub_redirect_hosts.clone(),
+            weights_bytes_max: self.package_bytes_max,
+            idle_timeout_ms: self.upload_idle_timeout_ms,
+            whole_timeout_ms: self.upload_timeout_ms,
+            ..Access::default()
+        }
+    }
+
     /// Checks what single values cannot tell.
     ///
     /// # Errors
@@ -118,6 +166,9 @@ impl Settings {
             problems.push(format!("spool_dir {} is no folder", dir.display()));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
+        if let Err(error) = self.sources().check() {
+            problems.push(format!("source_…: {error}"));
+        }
         if let Err(weft_object_store::Error::Settings { field, problem }) = self.s3().validate() {
             problems.push(format!("s3_{field}: {problem}"));
         }

@@ -105,6 +105,7 @@ pub(crate) fn version(tenant: &TenantName, adapter: &AdapterName, record: &Versi
         actor: record.actor.clone(),
         warnings: record.warnings.clone(),
         lineage: record.lineage.as_deref().map(lineage),
+        origin: record.origin.clone().unwrap_or_default(),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::placement;
 use crate::quota::Quota;
 use crate::serve::{Bounds, Ending, serve};
 use crate::settings::Settings;
+use crate::usage::Usage;
 use crate::workers::{Dial, Pace, Pool, Prefixes, discover, watch_all};
 use axum::Router;
 use futures::future::BoxFuture;
@@ -58,8 +59,6 @@ pub(crate) struct Gateway {
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) quota: Quota,
     pub(crate) experiments: Arc<Experiments>,
-    /// This process' life.
-    pub(crate) incarnation: String,
     pub(crate) addresses: Addresses,
     pub(crate) admin_keys: AdminKeys,
     pub(crate) prometheus: prometheus::Registry,
@@ -119,15 +118,17 @@ impl App {
             intervals_max: settings.heartbeats_missed_max,
             forget: Duration::from_secs(settings.worker_forget_s),
         };
+        let registry = registry_client(components.registry, Duration::from_millis(settings.registry_timeout_ms));
         let gateway = Gateway {
             directory: Directory::new(Duration::from_secs(settings.directory_age_max_s)),
-            registry: registry_client(components.registry, Duration::from_millis(settings.registry_timeout_ms)),
+            registry,
             mesh: Arc::new(Mesh {
                 pool: Arc::new(Pool::new(workers, pace)),
                 limits: Limits::new(&settings),
                 metrics: metrics.clone(),
                 demand: Arc::new(Demand::default()),
                 prefixes: Prefixes::default(),
+                usage: OnceLock::new(),
                 retries_max: settings.retries_max,
                 continuations_max: settings.continuations_max,
                 patience: Duration::from_millis(settings.continuation_wait_ms),
@@ -135,7 +136,6 @@ impl App {
             }),
             quota: Quota::new(&settings)?,
             experiments: Arc::new(Experiments::new(settings.experiment_shadows_max, metrics.clone())),
-            incarnation: uuid::Uuid::new_v4().to_string(),
             addresses: Addresses::new(&settings)?,
             admin_keys,
             prometheus: components.metrics,
@@ -151,6 +151,19 @@ impl App {
             readiness.wait_for(waiting.condition, waiting.why);
         }
         Ok(Self { gateway: Arc::new(gateway), readiness, bus: None })
+    }
+
+    /// Takes the folder of the usage log, if there is one. To be called once, before [`App::run`]; a check of settings does not.
+    ///
+    /// # Errors
+    /// The folder cannot be used, or another process has it.
+    pub fn open(self) -> Result<Self, BuildError> {
+        let gateway = &self.gateway;
+        if let Some(usage) = Usage::open(&gateway.settings, gateway.registry.clone(), &gateway.mesh.metrics)? {
+            // An error means that it was opened before.
+            let _ = gateway.mesh.usage.set(usage);
+        }
+        Ok(self)
     }
 
     /// Hears of workers on this bus too, and reaches them through `dial`.
@@ -203,6 +216,9 @@ impl App {
         }
         background.spawn(Arc::clone(&gateway).tell(self.readiness.clone()));
         background.spawn(experiments::report(Arc::clone(&gateway)));
+        if let Some(usage) = gateway.mesh.usage.get() {
+            background.spawn(Arc::clone(usage).ship());
+        }
         background.spawn({
             let gateway = Arc::clone(&gateway);
             async move { gateway.addresses.forget().await }
@@ -236,7 +252,10 @@ impl App {
             serve("admin", admin, self.admin_router(), bounds, metrics, &ending, || http::unasked_lines(&gateway)),
         );
         // What was observed since the last report, once all answers have ended.
-        experiments::report_once(&gateway).await;
+        experiments::report_rest(&gateway).await;
+        if let Some(usage) = gateway.mesh.usage.get() {
+            usage.finish().await;
+        }
         // What is held in advance is of use to other gateways.
         gateway.quota.limiter.sweep(true).await;
         // Dropping `background` ends the followers.
@@ -279,6 +298,9 @@ impl Gateway {
         }
         if let Err(error) = self.directory.snapshot() {
             waiting.push(Waiting { condition: "directory", why: error.to_string() });
+        }
+        if let Some(why) = self.mesh.usage.get().and_then(|usage| usage.problem()) {
+            waiting.push(Waiting { condition: "usage", why });
         }
         if self.mesh.pool.ready() == 0 {
             waiting.push(Waiting { condition: "worker", why: self.why_no_worker() });

@@ -40,8 +40,10 @@ pub(crate) type Registry = RegistryClient<InterceptedService<Channel, Deadline>>
 #[derive(Clone, Copy)]
 pub(crate) struct Deadline(Duration);
 
-/// Calls that last: an upload is bounded piece by piece, the directory is followed.
-const LASTING: [&str; 2] = ["Publish", "WatchDirectory"];
+/// Calls that last: an upload is bounded piece by piece, the directory is followed, logs and tables come in pieces, and what the registry judges
+/// or cleans up has a time of its own.
+const LASTING: [&str; 7] =
+    ["Publish", "WatchDirectory", "ReadExposures", "ReadUsage", "Merge", "Import", "CollectGarbage"];
 
 impl Interceptor for Deadline {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {

@@ -75,6 +75,8 @@ pub(crate) mod code {
     pub(crate) const BODY_TIMEOUT: &str = "body_timeout";
     pub(crate) const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
     pub(crate) const PRECONDITION_FAILED: &str = "precondition_failed";
+    /// Of the registry: an experiment splits the alias.
+    pub(crate) const ALIAS_SPLIT: &str = "alias_split";
     pub(crate) const CONTEXT_LENGTH_EXCEEDED: &str = "context_length_exceeded";
     /// A worker's word for a `response_format` that it cannot follow.
     pub(crate) const INVALID_GRAMMAR: &str = "invalid_grammar";

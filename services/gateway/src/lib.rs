@@ -37,6 +37,7 @@ mod quota;
 mod resolve;
 mod serve;
 mod settings;
+mod usage;
 mod workers;
 
 pub use app::{App, Components, WorkerEndpoint};

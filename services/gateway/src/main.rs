@@ -29,7 +29,8 @@ async fn main() -> ExitCode {
         }
     };
     // What is wrong with the settings ends with 2, what is wrong with the machine with 1.
-    let (app, data, admin) = match build(settings).map_err(failed(2)) {
+    let opened = build(settings).and_then(|(app, data, admin)| Ok((app.open()?, data, admin)));
+    let (app, data, admin) = match opened.map_err(failed(2)) {
         Ok(built) => built,
         Err(code) => return code,
     };

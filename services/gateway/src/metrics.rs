@@ -44,6 +44,9 @@ pub(crate) struct Metrics {
     pub(crate) experiment_reports: IntCounterVec,
     pub(crate) experiment_log_dropped: IntCounter,
     pub(crate) feedback: IntCounterVec,
+    pub(crate) usage_records: IntCounterVec,
+    pub(crate) usage_unshipped_bytes: IntGauge,
+    pub(crate) usage_unshipped_age_ms: IntGauge,
 }
 
 const SECONDS: &[f64] =
@@ -155,6 +158,18 @@ impl Metrics {
                 "gateway_experiment_log_dropped_total",
                 "Lines of exposure logs that had no room until the next report",
             )?,
+            usage_records: IntCounterVec::new(
+                Opts::new("gateway_usage_records_total", "Answers written to the usage log, by result: ok or failed"),
+                &["result"],
+            )?,
+            usage_unshipped_bytes: IntGauge::new(
+                "gateway_usage_unshipped_bytes",
+                "Bytes of the usage log that the registry does not have yet",
+            )?,
+            usage_unshipped_age_ms: IntGauge::new(
+                "gateway_usage_unshipped_age_ms",
+                "Age of the oldest answer in the usage log that the registry does not have yet",
+            )?,
             feedback: IntCounterVec::new(
                 Opts::new(
                     "gateway_feedback_total",
@@ -168,6 +183,9 @@ impl Metrics {
         registry.register(Box::new(metrics.experiment_reports.clone()))?;
         registry.register(Box::new(metrics.experiment_log_dropped.clone()))?;
         registry.register(Box::new(metrics.feedback.clone()))?;
+        registry.register(Box::new(metrics.usage_records.clone()))?;
+        registry.register(Box::new(metrics.usage_unshipped_bytes.clone()))?;
+        registry.register(Box::new(metrics.usage_unshipped_age_ms.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.request_seconds.clone()))?;
         registry.register(Box::new(metrics.first_token_seconds.clone()))?;

@@ -75,8 +75,6 @@ weft_bus::mesh_settings! {
         pub package_weights_bytes_max: u64 = 1 << 30,
         /// Uploads at once; more are answered with 429.
         pub uploads_max: usize = 8,
-        /// Where weights wait that come before their config. Empty: the system's folder for temporary files.
-        pub upload_dir: Option<PathBuf> = None,
 
         /// Seconds for which the last directory is good while the registry is away.
         pub directory_age_max_s: u64 = 3600,
@@ -84,6 +82,10 @@ weft_bus::mesh_settings! {
         pub registry_timeout_ms: u64 = 30_000,
         /// Milliseconds that an admin write waits until this gateway's directory shows it.
         pub admin_visible_ms: u64 = 2000,
+        /// Folder of the usage log, this gateway's alone, on a disk that outlives the process. None: answers are not accounted for.
+        pub usage_dir: Option<PathBuf> = None,
+        /// Milliseconds between two passes that bring the usage log to the registry, 100 to 3,600,000.
+        pub usage_ship_ms: u64 = 5_000,
         /// Milliseconds between two reports of what was observed in experiments, 100 or more. Feedback is told at once.
         pub experiment_report_ms: u64 = 5_000,
         /// Requests of experiments that are mirrored at once; more are not mirrored.

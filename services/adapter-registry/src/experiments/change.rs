@@ -13,6 +13,8 @@ use weft_types::{Digest, TenantName, VersionNumber};
 
 /// Experiments of one tenant, ended ones among them.
 const EXPERIMENTS_PER_TENANT_MAX: usize = 1_000;
+/// Changes of a description: far more than a running one can go through.
+const CHANGES_MAX: usize = 200;
 /// That run at once: so that a directory with everything at its limit still fits one message.
 const RUNNING_PER_TENANT_MAX: usize = 16;
 pub(crate) const RUNNING_MAX: usize = 256;
@@ -85,7 +87,10 @@ impl Core {
         }
         self.refresh(&place.key()).await?;
         let there = self.experiment(&tenant, &experiment.id)?;
-        if there.experiment == experiment { Ok(there) } else { Err(taken(&experiment.id)) }
+        // Started or not: what was described.
+        let (State::Draft | State::Running) = there.experiment.state else { return Err(taken(&experiment.id)) };
+        let described = Experiment { state: State::Draft, revision: 0, ..there.experiment.clone() };
+        if described == experiment { Ok(there) } else { Err(taken(&experiment.id)) }
     }
 
     /// The record, as far as it is known here.
@@ -152,6 +157,9 @@ impl Core {
             if record.ending.is_some() {
                 return Err(Error::Conflict(format!("experiment {id} has ended")));
             }
+            if record.changes.len() >= CHANGES_MAX {
+                return Err(Error::Full { what: format!("changes of experiment {id}"), max: CHANGES_MAX });
+            }
             Ok(match change(record)? {
                 Some(experiment) => core::Change::Write(record.changed(experiment, now_ms(), actor, what.clone())),
                 None => core::Change::Keep(record.clone()),
@@ -192,7 +200,14 @@ impl Core {
             true => Ok(None),
             false => record.experiment.started().map(Some).map_err(refused),
         };
-        self.update_experiment(tenant, id, actor, "started".to_owned(), started).await
+        match self.update_experiment(tenant, id, actor, "started".to_owned(), started).await {
+            Err(Error::Conflict(why)) => {
+                // It was ended meanwhile, by somebody who found the alias unclaimed.
+                self.finish_experiment(self.fresh_experiment(tenant, id).await?).await?;
+                Err(Error::Conflict(why))
+            }
+            result => result,
+        }
     }
 
     fn check_room_to_run(&self, tenant: &TenantName, id: &str) -> Result<(), Error> {
@@ -247,6 +262,10 @@ impl Core {
         what: String,
     ) -> Result<ExperimentRecord, Error> {
         let place = Place::Experiment(tenant.clone(), id.to_owned());
+        if let State::Promoted { arm } = &end {
+            // Before anything is noted: an arm whose version is gone cannot win.
+            self.version_of_arm(&self.fresh_experiment(tenant, id).await?.experiment, arm).await?;
+        }
         let noted = self.update(&place, |found: Option<(&ExperimentRecord, &ETag)>| {
             let (record, _) = found.ok_or_else(|| unknown(tenant, id))?;
             let known = record.ending.as_ref().or(match &record.experiment.state {
@@ -272,11 +291,12 @@ impl Core {
 
     /// The rest of an end that is noted.
     pub(super) async fn finish_experiment(&self, record: ExperimentRecord) -> Result<ExperimentRecord, Error> {
-        let Some(end) = record.ending.clone().filter(|end| *end != record.experiment.state) else { return Ok(record) };
+        // Again where it is done already: a start that raced the end may have claimed the alias since.
+        let Some(end) = record.ending.clone() else { return Ok(record) };
         let experiment = &record.experiment;
         let actor = record.changes.last().map_or("", |change| change.actor.as_str()).to_owned();
         let winner = match &end {
-            State::Promoted { arm } => Some(self.version_of_arm(experiment, arm).await?),
+            State::Promoted { arm } if experiment.state != end => Some(self.version_of_arm(experiment, arm).await?),
             _ => None,
         };
         let let_go = self.claim_alias(experiment, |alias| {

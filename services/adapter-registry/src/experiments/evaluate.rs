@@ -3,6 +3,7 @@
 use super::change::gets_requests;
 use super::observations::Observed;
 use crate::Error;
+use crate::catalog::Tenant;
 use crate::core::{Core, now_ms};
 use crate::records::ExperimentRecord;
 use std::sync::Arc;
@@ -35,14 +36,16 @@ pub(crate) async fn evaluate(core: Arc<Core>, observed: Arc<Observed>, shutdown:
     }
 }
 
-/// Experiments that run, or whose end is not done.
+/// Experiments that run, or whose end is not done: the alias of one that has ended names nobody.
 fn open(core: &Core) -> Vec<ExperimentRecord> {
     let catalog = core.catalog();
-    let all = catalog.tenants.values().flat_map(|tenant| tenant.experiments.values());
-    let is_open = |record: &&ExperimentRecord| {
-        record.is_running() || record.ending.as_ref().is_some_and(|end| *end != record.experiment.state)
+    let all =
+        catalog.tenants.values().flat_map(|tenant| tenant.experiments.values().map(move |record| (tenant, record)));
+    let is_open = |(tenant, record): &(&Tenant, &ExperimentRecord)| {
+        let is_half_done = record.ending.as_ref().is_some_and(|end| *end != record.experiment.state);
+        record.is_running() || is_half_done || (record.ending.is_some() && tenant.is_claimed_by(record))
     };
-    all.filter(is_open).cloned().collect()
+    all.filter(is_open).map(|(_, record)| record.clone()).collect()
 }
 
 async fn evaluate_one(core: &Core, observed: &Observed, record: ExperimentRecord) -> Result<(), Error> {

@@ -36,27 +36,33 @@ struct Marker {
 }
 
 impl Core {
-    /// Deletes the blob of a condemned version, unless another version needs it. Returns whether the version is done with; a marker of
-    /// somebody else means that it is not.
-    pub(super) async fn collect(&self, named: &Named) -> Result<bool, Error> {
-        let digest = named.version.digest;
-        if !self.collect_blob(&digest).await? {
-            return Ok(false);
+    /// Deletes the blobs of condemned versions, unless another version needs them. Returns how many of the first are done with: one whose
+    /// marker is somebody else's is not.
+    pub(super) async fn collect(&self, all: &[Named]) -> Result<Vec<bool>, Error> {
+        let digests: Vec<Digest> = all.iter().map(|named| named.version.digest).collect();
+        let collected = self.collect_blobs(&digests).await?;
+        let mut done = Vec::with_capacity(all.len());
+        for (named, is_collected) in all.iter().zip(collected) {
+            done.push(is_collected && self.note_collected(named).await?);
         }
+        Ok(done)
+    }
+
+    async fn note_collected(&self, named: &Named) -> Result<bool, Error> {
         let place = Place::Version(named.tenant.clone(), named.adapter.clone(), named.version.number);
         let updated = self.update(&place, |found: Option<(&VersionRecord, &ETag)>| {
             let Some((record, _)) = found else {
                 return Err(Error::NotFound("the version's record is gone".to_owned()));
             };
-            // Revived meanwhile: then its blob was needed, and is there.
-            if record.condemned.is_none() || record.collected_ms.is_some() {
+            // Revived meanwhile, or condemned anew: whoever did that looks whether the blob is there.
+            if record.condemned != named.version.condemned || record.collected_ms.is_some() {
                 return Ok(Change::Keep(record.clone()));
             }
             let (revision, collected_ms) = (record.revision + 1, Some(now_ms()));
             Ok(Change::Write(VersionRecord { revision, collected_ms, ..record.clone() }))
         });
-        updated.await?;
-        Ok(true)
+        let (record, _) = updated.await?;
+        Ok(record.collected_ms.is_some())
     }
 
     /// Goes on where others died.
@@ -65,7 +71,7 @@ impl Core {
             let hex = object.key.strip_prefix(GC_PREFIX).and_then(|name| name.strip_suffix(".json"));
             let digest = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
             let Some(digest) = digest else { continue };
-            self.collect_blob(&digest).await?;
+            self.collect_blobs(&[digest]).await?;
         }
         Ok(())
     }
@@ -88,7 +94,7 @@ impl Core {
             }
             let since = known.0.get(&digest).copied().unwrap_or(now);
             let is_over = now.saturating_sub(since) >= self.settings.gc_grace_s.saturating_mul(1_000);
-            let is_gone = is_over && (dry_run || self.collect_blob(&digest).await?);
+            let is_gone = is_over && (dry_run || self.collect_blobs(&[digest]).await?[0]);
             if !is_gone {
                 next.0.insert(digest, since);
             }
@@ -105,12 +111,16 @@ impl Core {
         Ok(found)
     }
 
-    async fn collect_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        let is_mine = self.mark(digest).await?;
-        if is_mine {
-            self.collect_marked(digest).await?;
+    /// Deletes the blobs that no version needs. Returns for each whether it was ours to judge.
+    async fn collect_blobs(&self, digests: &[Digest]) -> Result<Vec<bool>, Error> {
+        let mut marked = Vec::with_capacity(digests.len());
+        for digest in digests {
+            marked.push(self.mark(digest).await?);
         }
-        Ok(is_mine)
+        let mine: Vec<Digest> =
+            digests.iter().zip(&marked).filter(|(_, is_mine)| **is_mine).map(|(digest, _)| *digest).collect();
+        self.collect_marked(&mine).await?;
+        Ok(marked)
     }
 
     /// Takes the marker. False: somebody else has it.
@@ -129,20 +139,27 @@ impl Core {
         Ok(self.store.put_if_match(&key, mine, &there.etag).await? != PutOutcome::Lost)
     }
 
-    /// Under the marker: the blob goes if no version needs it, then the marker.
-    async fn collect_marked(&self, digest: &Digest) -> Result<(), Error> {
+    /// Under their markers: the blobs go that no version needs, then the markers. One listing for all of them.
+    async fn collect_marked(&self, digests: &[Digest]) -> Result<(), Error> {
+        if digests.is_empty() {
+            return Ok(());
+        }
         let marked = Instant::now();
         self.refresh(ROOT).await?;
-        let is_needed = is_needed(&self.catalog(), digest);
-        if !is_needed {
-            if marked.elapsed() > DELETE_WITHIN {
-                let message = format!("listing took longer than {} s: the blob stays for now", DELETE_WITHIN.as_secs());
-                return Err(Error::Conflict(message));
+        self.check_undamaged()?;
+        let grace_ms = self.settings.gc_grace_s.saturating_mul(1_000);
+        for digest in digests {
+            if !is_needed(&self.catalog(), digest, grace_ms, now_ms()) {
+                if marked.elapsed() > DELETE_WITHIN {
+                    let seconds = DELETE_WITHIN.as_secs();
+                    let message = format!("listing and deleting took longer than {seconds} s: the rest stays for now");
+                    return Err(Error::Conflict(message));
+                }
+                self.store.delete(&keys::blob(digest)).await?;
+                tracing::info!(%digest, "a blob that no version needs is gone");
             }
-            self.store.delete(&keys::blob(digest)).await?;
-            tracing::info!(%digest, "a blob that no version needs is gone");
+            self.store.delete(&gc_key(digest)).await?;
         }
-        self.store.delete(&gc_key(digest)).await?;
         Ok(())
     }
 

@@ -129,12 +129,12 @@ pub(crate) fn unheld(
     found
 }
 
-/// Condemned versions whose blob is still there as far as is known.
+/// Condemned versions whose blob is still there as far as is known; those that an alias names all the same among them.
 pub(crate) fn condemned(catalog: &Catalog, only: Option<&TenantName>) -> Vec<Named> {
     let mut found = Vec::new();
     for (name, tenant) in catalog.tenants.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
         for (adapter_name, adapter) in &tenant.adapters {
-            let waiting = adapter.condemned().filter(|version| version.collected_ms.is_none());
+            let waiting = adapter.all().filter(|version| version.condemned.is_some() && version.collected_ms.is_none());
             let named = |version: &VersionRecord| Named {
                 tenant: name.clone(),
                 adapter: adapter_name.clone(),
@@ -146,11 +146,16 @@ pub(crate) fn condemned(catalog: &Catalog, only: Option<&TenantName>) -> Vec<Nam
     found
 }
 
-/// Whether any version that is not condemned has this digest, whoever's it is: then its blob is needed.
-pub(crate) fn is_needed(catalog: &Catalog, digest: &Digest) -> bool {
+/// Whether any version has this digest, whoever's it is, that is not condemned or whose own grace is not over: then its blob is needed.
+pub(crate) fn is_needed(catalog: &Catalog, digest: &Digest, grace_ms: u64, now_ms: u64) -> bool {
     let adapters = catalog.tenants.values().flat_map(|tenant| tenant.adapters.values());
-    let mut versions = adapters.flat_map(Adapter::versions);
-    versions.any(|version| version.digest == *digest)
+    let needs = |version: &VersionRecord| match &version.condemned {
+        _ if version.collected_ms.is_some() => false,
+        Some(condemned) => now_ms < condemned.at_ms.saturating_add(grace_ms),
+        None => true,
+    };
+    let mut versions = adapters.flat_map(Adapter::all);
+    versions.any(|version| version.digest == *digest && needs(version))
 }
 
 /// Whether any version has this digest whose bytes are not known to be gone.

@@ -1,14 +1,15 @@
 //! After a hold was written: the version that it holds is not condemned any more.
 
 use crate::Error;
-use crate::core::{Change, Core};
+use crate::core::{Change, Core, now_ms};
 use crate::layout::Place;
-use crate::records::VersionRecord;
+use crate::records::{Condemned, VersionRecord};
 use weft_object_store::ETag;
 use weft_types::{AdapterName, Digest, TenantName, VersionNumber};
 
 impl Core {
-    /// To be called after a hold on this version was written. Cost: a read of its record.
+    /// To be called after a hold on this version was written. Cost: a read of its record; where it was condemned, a wait for a collector
+    /// that has its blob under way.
     ///
     /// # Errors
     /// It was collected: its bytes are gone. The hold is on nothing.
@@ -19,6 +20,7 @@ impl Core {
         number: VersionNumber,
     ) -> Result<(), Error> {
         let place = Place::Version(tenant.clone(), adapter.clone(), number);
+        let mut was_condemned = false;
         let updated = self.update(&place, |found: Option<(&VersionRecord, &ETag)>| {
             let gone = || Error::NotFound(format!("version {number} of {adapter} is gone"));
             let (record, _) = found.ok_or_else(gone)?;
@@ -28,13 +30,26 @@ impl Core {
             Ok(match record.condemned {
                 None => Change::Keep(record.clone()),
                 Some(_) => {
+                    was_condemned = true;
                     tracing::info!(%tenant, %adapter, version = number, "a condemned version is needed again");
                     let revision = record.revision + 1;
                     Change::Write(VersionRecord { revision, condemned: None, ..record.clone() })
                 }
             })
         });
-        updated.await.map(drop)
+        let (record, _) = updated.await?;
+        if !was_condemned || self.blob_outlives_collection(&record.digest).await? {
+            return Ok(());
+        }
+        // A collector had listed before the mark was taken away.
+        let gone = self.update(&place, |found: Option<(&VersionRecord, &ETag)>| {
+            let Some((record, _)) = found else { return Err(Error::NotFound(format!("version {number} is gone"))) };
+            let condemned = Some(Condemned { at_ms: now_ms(), actor: "gc".to_owned() });
+            let (revision, collected_ms) = (record.revision + 1, Some(now_ms()));
+            Ok(Change::Write(VersionRecord { revision, condemned, collected_ms, ..record.clone() }))
+        });
+        gone.await?;
+        Err(Error::NotFound(format!("version {number} of {adapter} is gone")))
     }
 
     /// The same for an adapter's version of each of these digests: the newest that has its bytes.

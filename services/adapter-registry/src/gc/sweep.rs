@@ -15,6 +15,8 @@ use weft_types::{AdapterName, Digest, TenantName, VersionNumber};
 
 /// Who it is, in records.
 const ACTOR: &str = "gc";
+/// Blobs that are marked together and judged by one listing.
+const BATCH: usize = 50;
 /// Versions condemned, and blobs deleted, in one turn: the next turn goes on.
 const PER_TURN_MAX: usize = 1_000;
 
@@ -82,17 +84,34 @@ impl Core {
         dry_run: bool,
     ) -> Result<Vec<Found>, Error> {
         self.refresh(ROOT).await?;
+        self.check_undamaged()?;
         let now = now_ms();
         let (unheld, condemned) = {
             let catalog = self.catalog();
             (unheld(&catalog, only, &rules, asked, now), condemned(&catalog, only))
         };
         let mut done = Vec::new();
-        for named in condemned.iter().take(PER_TURN_MAX) {
+        let mut over = Vec::new();
+        for named in condemned.into_iter().take(PER_TURN_MAX) {
+            // Whoever marked it may not have come to look again.
+            if self
+                .hold_on(&named.tenant, &named.adapter, named.version.number, &Rules::NONE, &HashSet::new())
+                .is_some()
+            {
+                if !dry_run {
+                    self.revive(&named.tenant, &named.adapter, named.version.number).await?;
+                }
+                continue;
+            }
             let since = named.version.condemned.as_ref().map_or(now, |condemned| condemned.at_ms);
             let is_over = now.saturating_sub(since) >= self.settings.gc_grace_s.saturating_mul(1_000);
-            let is_collected = is_over && (dry_run || self.collect(named).await?);
-            done.push(found(named, if is_collected { Stage::Collected } else { Stage::Waiting }));
+            if is_over { over.push(named) } else { done.push(found(&named, Stage::Waiting)) }
+        }
+        for batch in over.chunks(BATCH) {
+            let collected = if dry_run { vec![true; batch.len()] } else { self.collect(batch).await? };
+            for (named, is_collected) in batch.iter().zip(collected) {
+                done.push(found(named, if is_collected { Stage::Collected } else { Stage::Waiting }));
+            }
         }
         for named in unheld.iter().take(PER_TURN_MAX) {
             if dry_run
@@ -193,6 +212,10 @@ pub(crate) async fn keep_clean(core: Arc<Core>, placing: Arc<Placing>, shutdown:
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(every_s)) => {}
             () = shutdown.wait() => return,
+        }
+        if core.settings.placement && !placing.is_warm() {
+            // Who has just begun to listen takes silence for no requests.
+            continue;
         }
         let asked = placing.asked_lately();
         match core.collect_garbage(None, core.gc_rules(), &asked, false).await {

@@ -56,6 +56,11 @@ impl Placing {
         self.observer().workers_with(base, self.now_ms())
     }
 
+    /// Whether it has listened for long enough to know what is asked for.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.observer().is_warm(self.now_ms())
+    }
+
     /// Adapters that were asked for lately, as far as gateways were heard.
     pub(crate) fn asked_lately(&self) -> HashSet<Digest> {
         self.observer().asked(self.now_ms())

@@ -44,6 +44,7 @@ fn known(places: Places) -> Known {
             actor: String::new(),
             warnings: Vec::new(),
             lineage: None,
+            origin: None,
             condemned: None,
             collected_ms: None,
         };

@@ -149,7 +149,9 @@ impl Publisher {
     ) -> Result<Merge, Error> {
         let recipe_digest = recipe.digest();
         let adapter = target.adapter.clone();
-        if let Some(version) = self.known_merge(&target, recipe_digest, &base) {
+        if let Some(version) = self.known_merge(&target, recipe_digest, &base)
+            && self.core.blob_outlives_collection(&version.digest).await?
+        {
             self.move_alias(&target, &version).await?;
             let lineage = version.lineage.as_deref().cloned().ok_or_else(|| {
                 Error::NotFound(format!("version {} of {adapter} has lost its lineage", version.number))

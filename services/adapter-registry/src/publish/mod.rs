@@ -21,6 +21,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use upload::{SMALL_BYTES_MAX, Upload};
 use weft_adapter_format::{CheckedPackage, Limits, Refusal, check_package};
+use weft_adapter_sources::{Source, Sources};
 use weft_object_store::{PutOutcome, keys};
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, Digest, TenantName};
@@ -48,6 +49,7 @@ pub(crate) enum Outcome {
 #[derive(Clone)]
 pub(crate) struct Publisher {
     core: Arc<Core>,
+    sources: Arc<Sources>,
     uploads: Arc<Semaphore>,
     checks: Arc<Semaphore>,
 }
@@ -59,13 +61,29 @@ pub(crate) struct Target {
     pub(crate) adapter: AdapterName,
     pub(crate) alias: Option<AliasName>,
     pub(crate) actor: String,
+    /// Where it was read from; none: it was uploaded.
+    pub(crate) origin: Option<String>,
+}
+
+/// Files that change what an adapter's prompts become: the base's template and vocabulary are the mesh's.
+const NOT_HONOURED: [(&str, &str); 3] = [
+    ("added_tokens.json", "it adds tokens to the vocabulary"),
+    ("chat_template.jinja", "it has a chat template of its own"),
+    ("chat_template.json", "it has a chat template of its own"),
+];
+
+fn refused_beside(files: &[String]) -> Option<Refusal> {
+    let found = NOT_HONOURED.iter().filter(|(name, _)| files.iter().any(|file| file == name));
+    let reasons: Vec<String> =
+        found.map(|(name, why)| format!("the package has {name}: {why}, which is not honoured")).collect();
+    (!reasons.is_empty()).then_some(Refusal { reasons })
 }
 
 impl Publisher {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
+    pub(crate) fn new(core: Arc<Core>, sources: Arc<Sources>) -> Self {
         let uploads = Arc::new(Semaphore::new(core.settings.publishes_max));
         let checks = Arc::new(Semaphore::new(core.settings.checks_max));
-        Self { core, uploads, checks }
+        Self { core, sources, uploads, checks }
     }
 
     /// Runs one publish. Once the upload is complete it goes on even if the caller goes away.
@@ -88,6 +106,31 @@ impl Publisher {
         Ok((adapter, outcome))
     }
 
+    /// Publishes a package from elsewhere. Also returns where exactly it came from.
+    ///
+    /// # Errors
+    /// `invalid` for a source that is none, or that settings do not allow; what reading it came to.
+    pub(crate) async fn import(&self, request: pb::ImportRequest) -> Result<(AdapterName, Outcome, String), Error> {
+        let max = self.core.settings.publishes_max;
+        let busy = |_| Error::Busy { what: "uploads and imports", max, setting: "publishes_max" };
+        let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(busy)?;
+        let source: Source = request.source.parse()?;
+        let target = self.admit(request.start.unwrap_or_default()).await?;
+        let known = adapter_prefix(&target.tenant, &target.adapter);
+        self.core.refresh(&known).await?;
+        let opened = self.sources.open(&source).await?;
+        let (origin, others) = (opened.origin.clone(), opened.other_files.clone());
+        if let Some(refusal) = refused_beside(&others) {
+            return Ok((target.adapter, Outcome::Refused(refusal), origin));
+        }
+        let upload = upload::import(opened, &self.core.settings).await?;
+        self.core.metrics.uploaded(upload.bytes());
+        let target = Target { origin: Some(origin.clone()), ..target };
+        let (this, adapter) = (self.clone(), target.adapter.clone());
+        let outcome = tokio::spawn(async move { this.commit(target, upload, permit).await }).await??;
+        Ok((adapter, outcome, origin))
+    }
+
     /// Everything that can be refused before the bytes are here.
     async fn admit(&self, start: pb::PublishStart) -> Result<Target, Error> {
         let name = |param, source| Error::Name { param, source };
@@ -103,13 +146,16 @@ impl Publisher {
         if adapter.as_str() == base.served_name {
             return Err(Error::invalid("adapter", format!("adapter {adapter} is the name of the base model")));
         }
-        Ok(Target { tenant, adapter, alias, actor: start.actor })
+        Ok(Target { tenant, adapter, alias, actor: start.actor, origin: None })
     }
 
     async fn commit(&self, target: Target, upload: Upload, _permit: OwnedSemaphorePermit) -> Result<Outcome, Error> {
         let base = self.core.require_base().await?;
+        // Its bytes may be on their way out, or gone with a collector that a publisher before did not outlive: then all is done again.
         let known = self.known_source(&target, &upload, &base);
-        if let Some(version) = known {
+        if let Some(version) = known
+            && self.core.blob_outlives_collection(&version.digest).await?
+        {
             self.move_alias(&target, &version).await?;
             return Ok(Outcome::Existing(version));
         }
@@ -155,9 +201,8 @@ impl Publisher {
         self.put_blob(digest, blob.clone()).await?;
         let outcome = self.put_version(target, record).await?;
         if let Outcome::Created(version) | Outcome::Existing(version) = &outcome {
-            let is_new = matches!(outcome, Outcome::Created(_));
-            // Before traffic follows.
-            if is_new && !self.core.blob_outlives_collection(&digest).await? {
+            // Before traffic follows, whoever wrote the version.
+            if !self.core.blob_outlives_collection(&digest).await? {
                 // The clean-up took it for nobody's, before the version was there.
                 self.put_blob(digest, blob).await?;
             }
@@ -272,6 +317,7 @@ fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target:
         actor: target.actor.clone(),
         warnings: warnings.collect(),
         lineage: None,
+        origin: target.origin.clone(),
         condemned: None,
         collected_ms: None,
     }

@@ -1,14 +1,16 @@
-//! Receiving a package: a start, then the config, then the weights, each part in order and under its cap.
+//! Receiving a package: a start, then config and weights, whichever comes first, each part in order and under its cap.
 //!
 //! Weights go to an unnamed temporary file that is then mapped, so that an upload takes disk and not memory, and vanishes with the
 //! process. Those of [`SMALL_BYTES_MAX`] or less stay in memory: a file takes more than they do.
 
 use crate::{Error, Settings};
+use futures::StreamExt;
 use memmap2::Mmap;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
+use weft_adapter_sources::Opened;
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::publish_request::Part;
 use weft_types::{Digest, DigestHasher};
@@ -46,6 +48,24 @@ impl Upload {
     pub(crate) fn bytes(&self) -> u64 {
         (self.config.len() + self.weights().len()) as u64
     }
+}
+
+/// Reads a package from elsewhere. Returns what it was, too.
+pub(crate) async fn import(mut opened: Opened, settings: &Settings) -> Result<Upload, Error> {
+    let config = opened.config.to_vec();
+    check_cap(CONFIG, config.len() as u64, CONFIG_BYTES_MAX, "the registry")?;
+    let mut spool = Spool::new(settings.spool_dir.clone());
+    while let Some(chunk) = opened.weights.next().await {
+        let chunk = chunk?;
+        check_cap(WEIGHTS, spool.bytes + chunk.len() as u64, settings.package_bytes_max, "package_bytes_max")?;
+        spool.write(&chunk).await?;
+    }
+    if spool.bytes == 0 {
+        return Err(Error::invalid("source", format!("{WEIGHTS} is empty")));
+    }
+    let config_sha256 = Digest::of(&config);
+    let (weights, weights_sha256) = spool.finish().await?;
+    Ok(Upload { config, config_sha256, weights_sha256, weights })
 }
 
 /// The parts of an upload that are still to come.
@@ -95,17 +115,11 @@ impl Parts<'_> {
         let mut spool: Option<Spool> = None;
         while let Some(part) = self.next().await? {
             match part {
-                Part::Config(_) if spool.is_some() => {
-                    return Err(Error::invalid("part", "a part of the config came after the weights"));
-                }
                 Part::Config(chunk) => {
                     check_chunk(CONFIG, &chunk)?;
                     check_cap(CONFIG, (config.len() + chunk.len()) as u64, CONFIG_BYTES_MAX, "the registry")?;
                     config_hasher.update(&chunk);
                     config.extend_from_slice(&chunk);
-                }
-                Part::Weights(_) if config.is_empty() => {
-                    return Err(Error::invalid("part", "the weights came before the config"));
                 }
                 Part::Weights(chunk) => {
                     check_chunk(WEIGHTS, &chunk)?;

@@ -358,3 +358,19 @@ async fn an_end_that_was_begun_is_finished_by_another_registry() {
     let again = change(&registry, "torn", promote("v2")).await.unwrap();
     assert_eq!(parsed(&again).state.as_str(), "promoted");
 }
+
+#[tokio::test]
+async fn an_alias_that_names_an_ended_experiment_is_let_go() {
+    let (world, registry) = ready(often()).await;
+    create(&registry, &description("ghost"), false).await.unwrap();
+    change(&registry, "ghost", stop()).await.unwrap();
+    // As a start leaves it that raced the stop: it claims the alias after the stop found it free.
+    let key = format!("registry/tenants/{TENANT}/adapters/pirate/aliases/live.json");
+    let object = world.store.get(&key).await.unwrap().unwrap();
+    let mut alias: Value = serde_json::from_slice(&object.bytes).unwrap();
+    alias["experiment"] = json!("ghost");
+    alias["revision"] = json!(alias["revision"].as_u64().unwrap() + 1);
+    world.store.put(&key, serde_json::to_vec(&alias).unwrap().into()).await.unwrap();
+    assert_eq!(move_live(&registry, 3).await.unwrap_err().kind, Kind::Conflict);
+    until("let go", async || move_live(&registry, 3).await.ok()).await;
+}

@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, Mac};
 use sha2::{Digest as _, Sha256};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq;
 use weft_experiments::Experiment;
 
@@ -46,10 +47,20 @@ impl Origin {
         self.experiment == short(&experiment.id)
     }
 
+    /// Of its experiment.
+    pub(super) fn number(&self) -> u64 {
+        u64::from(u32::from_le_bytes(self.experiment))
+    }
+
     fn facts(&self) -> [u8; FACTS_BYTES] {
         let [a, b, c, d] = self.experiment;
         [FORM, a, b, c, d, self.phase, self.arm, u8::from(self.counts)]
     }
+}
+
+/// What [`Origin::number`] is for this experiment.
+pub(super) fn short_number(id: &str) -> u64 {
+    u64::from(u32::from_le_bytes(short(id)))
 }
 
 fn short(id: &str) -> [u8; 4] {
@@ -89,6 +100,13 @@ impl ResponseId {
         let facts = origin.facts();
         let sealed = [facts, mac(key, &self.plain, &facts)].concat();
         format!("{}-{}", self.plain, URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// How long ago an answer's id was made, by its UUID of version 7; none: it says nothing of time, or of a time to come.
+    pub(crate) fn age(plain: &str) -> Option<Duration> {
+        let made_ms = u64::from_str_radix(plain.get(..12)?, 16).ok()?;
+        let made = UNIX_EPOCH.checked_add(Duration::from_millis(made_ms))?;
+        SystemTime::now().duration_since(made).ok()
     }
 
     /// Reads an id, with or without the prefix of OpenAI's dialect. `None`: it is none that this tenant got.
@@ -145,6 +163,9 @@ mod tests {
             assert_eq!(ResponseId::read(&text, Some(&[8; 32])), None);
             assert_eq!(ResponseId::read(&text, None), None);
         }
+        assert!(ResponseId::age(&id.plain()).unwrap() < Duration::from_secs(60));
+        assert!(ResponseId::age("00000000000000000000000000000000").unwrap() > Duration::from_secs(60));
+        assert_eq!((ResponseId::age("x"), ResponseId::age("ffffffffffffffff")), (None, None));
         assert_eq!(ResponseId::read(&id.plain(), None), Some(Answer { plain: id.plain(), origin: None }));
         assert_eq!(ResponseId::new(None).with_origin(&origin()).len(), PLAIN_BYTES);
     }

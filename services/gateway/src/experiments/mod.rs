@@ -17,8 +17,8 @@ mod shadow;
 mod trial;
 
 pub(crate) use id::{Origin, ResponseId};
-pub(crate) use record::{Feedback, Recorded};
-pub(crate) use report::{report, report_once};
+pub(crate) use record::{Feedback, Recorded, not_yet};
+pub(crate) use report::{report, report_rest};
 pub(crate) use shadow::mirror;
 pub(crate) use trial::Trial;
 
@@ -28,10 +28,16 @@ use record::Recorder;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, Semaphore};
-use weft_experiments::{Assignment, Experiment, Key};
+use weft_experiments::{Assignment, Experiment, Key, RecentKeys};
 
 /// A key that users or sessions send may have so many bytes; longer ones are as good as their hash.
 const KEY_BYTES_MAX: usize = 256;
+
+/// Clients that wait for their feedback to be kept; more are told to come back.
+const WAITING_MAX: usize = 512;
+
+/// Experiments that are remembered.
+const SEEN_MAX: usize = 4096;
 
 /// All experiments that this gateway has seen requests of.
 pub(crate) struct Experiments {
@@ -41,6 +47,10 @@ pub(crate) struct Experiments {
     hurry: Notify,
     /// Mirrored requests at once.
     pub(crate) shadows: Arc<Semaphore>,
+    /// Clients whose feedback is being kept.
+    waiting: Semaphore,
+    /// Experiments that had a recorder here: one that is not in the directory any more has ended.
+    seen: Mutex<RecentKeys>,
     metrics: Metrics,
 }
 
@@ -76,7 +86,9 @@ pub(crate) fn assign(experiment: &Arc<Experiment>, key: Option<&str>) -> Option<
 impl Experiments {
     pub(crate) fn new(shadows_max: usize, metrics: Metrics) -> Self {
         let shadows = Arc::new(Semaphore::new(shadows_max));
-        Self { recorders: Mutex::default(), hurry: Notify::new(), shadows, metrics }
+        let waiting = Semaphore::new(WAITING_MAX);
+        let seen = Mutex::new(RecentKeys::new(SEEN_MAX));
+        Self { recorders: Mutex::default(), hurry: Notify::new(), shadows, waiting, seen, metrics }
     }
 
     fn recorders(&self) -> MutexGuard<'_, HashMap<(String, String), Arc<Mutex<Recorder>>>> {
@@ -84,7 +96,13 @@ impl Experiments {
         self.recorders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the experiment of this answer had requests here.
+    pub(crate) fn has_seen(&self, origin: &Origin) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(origin.number())
+    }
+
     fn recorder(&self, tenant: &str, experiment: &Arc<Experiment>) -> Arc<Mutex<Recorder>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).is_new(Some(id::short_number(&experiment.id)));
         let mut recorders = self.recorders();
         let key = (tenant.to_owned(), experiment.id.clone());
         Arc::clone(recorders.entry(key).or_insert_with(|| Arc::new(Mutex::new(Recorder::new(experiment)))))
@@ -114,6 +132,11 @@ impl Experiments {
         answer: &str,
         feedback: &Feedback,
     ) -> Result<Recorded, weft_fault::Fault> {
+        let busy = |_| {
+            let message = format!("{WAITING_MAX} clients wait for their feedback to be kept");
+            weft_fault::Fault::new(weft_fault::Kind::Overloaded, message).with_retry_after_ms(1_000)
+        };
+        let _waiting = self.waiting.try_acquire().map_err(busy)?;
         let recorder = self.recorder(&tenant.name, experiment);
         let recorded = locked(&recorder).feedback(experiment, origin, answer, feedback)?;
         self.hurry.notify_one();

@@ -17,6 +17,16 @@ const LOG_BYTES_MAX: usize = 1 << 20;
 /// Of a shadow's answer so much is kept.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
+/// Metrics that the gateway measures: nobody else has a word in them.
+const OURS: [&str; 5] = ["error", "ttft_ms", "duration_ms", "tokens", "cut"];
+
+/// This gateway does not know enough yet.
+pub(crate) fn not_yet() -> Fault {
+    Fault::unavailable("this gateway does not know the experiment yet: send the feedback again")
+        .with_code("experiment_unknown")
+        .with_retry_after_ms(2_000)
+}
+
 /// A client's word about an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Feedback {
@@ -74,7 +84,16 @@ pub(super) struct Outcome {
     pub(super) answer: Option<String>,
 }
 
+/// How far reports got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) kept: u64,
+    pub(super) refused: u64,
+}
+
 pub(super) struct Recorder {
+    /// What the registry knows this recorder by: one life of it, for its sums start anew with each.
+    reporter: String,
     /// The newest description that was seen.
     pub(super) experiment: Arc<Experiment>,
     statistics: Statistics,
@@ -86,13 +105,14 @@ pub(super) struct Recorder {
     sequence: u64,
     /// Made and not answered: it is sent again as it is, so that it counts once.
     pub(super) pending: Option<pb::ReportObservationsRequest>,
-    /// The last report that the registry has.
-    pub(super) told: watch::Sender<u64>,
+    /// The last report that the registry has, and the last that it refused for good.
+    pub(super) told: watch::Sender<Told>,
 }
 
 impl Recorder {
     pub(super) fn new(experiment: &Arc<Experiment>) -> Self {
         Self {
+            reporter: uuid::Uuid::new_v4().to_string(),
             experiment: Arc::clone(experiment),
             statistics: Statistics::new(experiment),
             keys: RecentKeys::new(REMEMBERED_MAX),
@@ -101,7 +121,7 @@ impl Recorder {
             is_dirty: false,
             sequence: 0,
             pending: None,
-            told: watch::Sender::new(0),
+            told: watch::Sender::new(Told::default()),
         }
     }
 
@@ -173,6 +193,14 @@ impl Recorder {
             return Err(Fault::not_found("there is no such answer of yours"));
         };
         let name = described.name.clone();
+        if OURS.contains(&feedback.metric.as_str()) {
+            let message = format!("`metric` is {:?}, which the gateway measures itself", feedback.metric);
+            return Err(Fault::invalid("metric", message));
+        }
+        if phase > self.experiment.phase() {
+            // Another gateway has seen a change that this one has not.
+            return Err(not_yet());
+        }
         let Some(metric) = self.experiment.metric(&feedback.metric) else {
             let known: Vec<&str> = self.experiment.metrics.iter().map(|metric| metric.name.as_str()).collect();
             let message = format!("`metric` is {:?}, the experiment has {}", feedback.metric, known.join(", "));
@@ -216,14 +244,14 @@ impl Recorder {
     }
 
     /// What is to be told now: the report that is under way, or a new one if there is news.
-    pub(super) fn report(&mut self, tenant: &str, gateway: &str) -> Option<pb::ReportObservationsRequest> {
+    pub(super) fn report(&mut self, tenant: &str) -> Option<pb::ReportObservationsRequest> {
         if self.pending.is_none() && self.is_dirty {
             self.sequence += 1;
             self.is_dirty = false;
             self.pending = Some(pb::ReportObservationsRequest {
                 tenant: tenant.to_owned(),
                 experiment: self.experiment.id.clone(),
-                gateway: gateway.to_owned(),
+                gateway: self.reporter.clone(),
                 sequence: self.sequence,
                 statistics: serde_json::to_vec(&self.statistics).expect("statistics are plain data").into(),
                 exposures: Bytes::from(std::mem::take(&mut self.log)),
@@ -233,10 +261,13 @@ impl Recorder {
         self.pending.clone()
     }
 
-    /// The registry has the report that was under way.
-    pub(super) fn was_told(&mut self) {
-        if let Some(report) = self.pending.take() {
-            self.told.send_replace(report.sequence);
+    /// The registry has this report, or refuses it for good; another one may have been answered before.
+    pub(super) fn was_answered(&mut self, sequence: u64, is_kept: bool) {
+        if self.pending.take_if(|pending| pending.sequence == sequence).is_some() {
+            self.told.send_modify(|told| match is_kept {
+                true => told.kept = sequence,
+                false => told.refused = sequence,
+            });
         }
     }
 

@@ -3,6 +3,7 @@
 use super::record::Recorder;
 use super::{Experiments, locked};
 use crate::app::Gateway;
+use futures::StreamExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use weft_fault::{Fault, Kind};
@@ -11,6 +12,8 @@ use weft_fault::{Fault, Kind};
 const GROUP: Duration = Duration::from_millis(50);
 /// Longest wait of a client for its feedback to be kept.
 const FEEDBACK_WAIT: Duration = Duration::from_secs(10);
+/// Experiments that are told about at once.
+const AT_ONCE: usize = 16;
 /// Between two tries while the registry is away.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -31,33 +34,46 @@ pub(crate) async fn report(gateway: Arc<Gateway>) {
 }
 
 /// Tells all that is to be told. Returns whether the registry has it.
-pub(crate) async fn report_once(gateway: &Gateway) -> bool {
+async fn report_once(gateway: &Gateway) -> bool {
     let experiments = &gateway.experiments;
     let recorders: Vec<_> =
         experiments.recorders().iter().map(|(key, recorder)| (key.clone(), Arc::clone(recorder))).collect();
-    let mut all_told = true;
-    for ((tenant, id), recorder) in recorders {
-        let report = locked(&recorder).report(&tenant, &gateway.incarnation);
-        if let Some(report) = report {
-            let told = gateway.ask(gateway.registry.clone().report_observations(report)).await;
-            let result = if told.is_ok() { "ok" } else { "failed" };
-            experiments.metrics.experiment_reports.with_label_values(&[result]).inc();
-            match told {
-                Ok(_) => locked(&recorder).was_told(),
-                // The registry will never take it: the experiment is gone, or the report is wrong.
-                Err(fault) if matches!(fault.kind, Kind::Invalid | Kind::NotFound | Kind::Conflict) => {
-                    tracing::error!(tenant, experiment = id, fault = %fault, "observations are dropped");
-                    locked(&recorder).was_told();
-                }
-                Err(fault) => {
-                    tracing::warn!(tenant, experiment = id, fault = %fault, "observations wait to be told");
-                    all_told = false;
-                }
-            }
-        }
+    let telling = futures::stream::iter(recorders).map(|((tenant, id), recorder)| async move {
+        let is_told = tell(gateway, &tenant, &id, &recorder).await;
         forget(gateway, experiments, &tenant, &id, recorder);
+        is_told
+    });
+    // One that hangs holds up none of the others.
+    telling.buffer_unordered(AT_ONCE).fold(true, |all, is_told| async move { all && is_told }).await
+}
+
+/// Tells what one experiment has. Returns whether nothing is left to be tried again.
+async fn tell(gateway: &Gateway, tenant: &str, id: &str, recorder: &Mutex<Recorder>) -> bool {
+    let Some(report) = locked(recorder).report(tenant) else { return true };
+    let sequence = report.sequence;
+    let told = gateway.ask(gateway.registry.clone().report_observations(report)).await;
+    let result = if told.is_ok() { "ok" } else { "failed" };
+    gateway.mesh.metrics.experiment_reports.with_label_values(&[result]).inc();
+    match told {
+        Ok(_) => locked(recorder).was_answered(sequence, true),
+        // A later try would fare no better: the experiment is gone, the report wrong, or what it would replace damaged.
+        Err(fault) if !matches!(fault.kind, Kind::Unavailable | Kind::Timeout | Kind::Overloaded | Kind::Internal) => {
+            tracing::error!(tenant, experiment = id, fault = %fault, "observations are dropped");
+            locked(recorder).was_answered(sequence, false);
+        }
+        Err(fault) => {
+            tracing::warn!(tenant, experiment = id, fault = %fault, "observations wait to be told");
+            return false;
+        }
     }
-    all_told
+    true
+}
+
+/// Tells what is left, after the last answer: at most two passes, for a report may be under way when the first begins.
+pub(crate) async fn report_rest(gateway: &Gateway) {
+    for _ in 0..2 {
+        report_once(gateway).await;
+    }
 }
 
 /// Forgets an experiment that does not run any more, once all of it is told and no request of it is under way.
@@ -81,9 +97,10 @@ fn forget(gateway: &Gateway, experiments: &Experiments, tenant: &str, id: &str, 
 /// Waits until the registry has report number `report`.
 pub(super) async fn told(recorder: &Mutex<Recorder>, report: u64) -> Result<(), Fault> {
     let mut told = locked(recorder).told.subscribe();
-    let kept = told.wait_for(|last| *last >= report);
-    match tokio::time::timeout(FEEDBACK_WAIT, kept).await {
-        Ok(_) => Ok(()),
+    let answered = told.wait_for(|told| told.kept >= report || told.refused >= report);
+    match tokio::time::timeout(FEEDBACK_WAIT, answered).await {
+        Ok(Ok(told)) if told.kept >= report => Ok(()),
+        Ok(_) => Err(Fault::internal("the registry does not take this feedback")),
         Err(_) => Err(Fault::unavailable("the registry does not answer: send the feedback again")
             .with_code("registry_unavailable")
             .with_retry_after_ms(1_000)),

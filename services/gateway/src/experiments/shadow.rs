@@ -40,6 +40,7 @@ pub(crate) fn mirror(
             resolved: Resolved::Adapter { name: name.to_owned(), version: *version, digest },
             meter: Meter::free(),
             trial: Some(Arc::clone(&trial)),
+            account: None,
             ..admission.clone()
         };
         let wanted = Wanted { priority: PRIORITY, ..wanted.clone() };

@@ -15,12 +15,13 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::quota::{Meter, estimate};
 use crate::resolve::Resolved;
+use crate::usage::{Account, Tab, Usage};
 use crate::workers::{Asked, Base, Chain, Pool, Prefixes, WorkerId};
 use attempt::{Attempt, raw, request};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use resume::{Delivered, Move, is_worth_another_try};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_fault::{Fault, Kind};
@@ -43,6 +44,8 @@ pub(crate) struct Admission {
     pub(crate) response_id: String,
     /// What becomes of it, if it is of an experiment.
     pub(crate) trial: Option<Arc<Trial>>,
+    /// Where it is written down; none: nowhere.
+    pub(crate) account: Option<Arc<Account>>,
 }
 
 /// What to generate, in the worker's own words.
@@ -76,6 +79,8 @@ pub(crate) struct Mesh {
     pub(crate) metrics: Metrics,
     pub(crate) demand: Arc<Demand>,
     pub(crate) prefixes: Prefixes,
+    /// Empty: answers are not accounted for.
+    pub(crate) usage: OnceLock<Arc<Usage>>,
     /// Other workers tried before the first token.
     pub(crate) retries_max: usize,
     /// Times that one answer goes on at another worker.
@@ -114,6 +119,10 @@ pub(crate) struct Generation {
     place: Place,
     first: Option<Piece>,
     delivered: Delivered,
+    /// Its record in the making.
+    tab: Option<Tab>,
+    /// The end, while it is being written down.
+    last: Option<Piece>,
     /// Attempts so far, the running one included.
     attempts: usize,
     continuations: usize,
@@ -249,6 +258,8 @@ impl Generation {
             place: Place::Running(Box::new(attempt)),
             first: None,
             delivered: Delivered::default(),
+            tab: None,
+            last: None,
             attempts,
             continuations: 0,
             end: End::Cancelled,
@@ -265,6 +276,10 @@ impl Generation {
         self.delivered.began(&started);
         let first = first?;
         self.admission.meter.began(&self.wanted.prompt, started.prompt_tokens);
+        if let Some(account) = &self.admission.account {
+            let (tokens, cached) = (started.prompt_tokens, started.cached_tokens);
+            self.tab = Some(account.begun(&self.admission, &self.wanted.prompt, tokens, cached));
+        }
         self.first = Some(self.deliver(first));
         self.facts = Facts {
             worker: started.worker,
@@ -294,7 +309,10 @@ impl Generation {
     /// The worker's, if no other one goes on; a mismatch; the time limit. Nothing comes after an error.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Fault> {
         if let Some(first) = self.first.take() {
-            return Ok(Some(first));
+            return self.settled(first).await;
+        }
+        if let Some(last) = self.last.take() {
+            return self.settled(last).await;
         }
         loop {
             let fault = match &mut self.place {
@@ -310,7 +328,10 @@ impl Generation {
                 Place::Running(attempt) => {
                     let id = attempt.id;
                     match attempt.piece(&self.mesh, &self.admission).await {
-                        Ok(piece) => return Ok(Some(self.deliver(piece))),
+                        Ok(piece) => {
+                            let piece = self.deliver(piece);
+                            return self.settled(piece).await;
+                        }
                         Err(fault) if self.may_move(&fault) => {
                             self.place = Place::Moving(Box::pin(self.elsewhere((id, fault)).find()));
                             continue;
@@ -324,8 +345,26 @@ impl Generation {
             if let Some(trial) = &self.admission.trial {
                 trial.failed(&fault);
             }
+            if let Some(tab) = &mut self.tab {
+                tab.failed();
+            }
             return Err(fault);
         }
+    }
+
+    /// A piece may go out: the last one once the answer is written down. Cancel safe: who asks again waits for the same.
+    async fn settled(&mut self, piece: Piece) -> Result<Option<Piece>, Fault> {
+        let Piece::Finished(finished) = &piece else { return Ok(Some(piece)) };
+        let tokens = finished.completion_tokens;
+        self.last = Some(piece);
+        if let Some(tab) = &mut self.tab
+            && let Err(fault) = tab.settle(tokens).await
+        {
+            (self.last, self.end) = (None, End::Failed);
+            tab.failed();
+            return Err(fault);
+        }
+        Ok(self.last.take())
     }
 
     /// From here on it counts as delivered.
@@ -333,6 +372,9 @@ impl Generation {
         self.delivered.note(&piece);
         if let Piece::Tokens(tokens) = &piece {
             self.admission.meter.answered(tokens.len());
+            if let Some(tab) = &mut self.tab {
+                tab.answered(tokens.len());
+            }
             if let Some(adapter) = self.admission.resolved.digest() {
                 self.mesh.demand.answered(&adapter, tokens.len());
             }

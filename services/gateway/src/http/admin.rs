@@ -377,8 +377,10 @@ pub(crate) struct VersionBody {
     created_ms: u64,
     actor: String,
     warnings: Vec<String>,
-    /// Null: it was uploaded.
+    /// Null: it was no merge.
     lineage: Option<LineageBody>,
+    /// Where it was imported from; null: it was uploaded or merged.
+    origin: Option<String>,
 }
 
 /// An adapter's versions.
@@ -412,6 +414,7 @@ pub(crate) async fn list_versions(
         actor: version.actor,
         warnings: version.warnings,
         lineage: version.lineage.map(Into::into),
+        origin: Some(version.origin).filter(|origin| !origin.is_empty()),
     });
     Ok(Json(VersionList { versions: versions.collect() }))
 }

@@ -169,7 +169,7 @@ impl Gateway {
         is_conditional: bool,
     ) -> Result<Response, OpenAiError> {
         let answer = answer.map_err(|fault| {
-            let is_unmet = fault.kind == Kind::Conflict && is_conditional;
+            let is_unmet = fault.kind == Kind::Conflict && is_conditional && fault.code != code::ALIAS_SPLIT;
             if is_unmet { fault.with_code(code::PRECONDITION_FAILED) } else { fault }
         })?;
         let moved = answer.alias.unwrap_or_default();

@@ -70,7 +70,7 @@ pub(crate) async fn collect(
         age_min_s: asked.age_min_s,
         rollback_s: asked.rollback_s,
     };
-    let answer = gateway.ask(gateway.registry.clone().collect_garbage(request)).await?;
+    let answer = gateway.judged(gateway.registry.clone().collect_garbage(request)).await?;
     let is_collected = |garbage: &&pb::Garbage| garbage.stage == "collected";
     let bytes_collected = answer.garbage.iter().filter(is_collected).map(|garbage| garbage.bytes).sum();
     let versions = answer.garbage.into_iter().map(|garbage| GarbageBody {

@@ -2,17 +2,16 @@
 
 use super::InPath;
 use super::admin::{checked, digest};
-use super::admin_publish::{JUDGE_TIMEOUT, PublishedBody, refused, wished_alias};
+use super::admin_publish::{PublishedBody, refused, wished_alias};
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
-use crate::directory::registry_fault;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
-use weft_fault::{Fault, Kind};
+use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::merge_response::Result as Merged;
 use weft_types::{AdapterName, Digest, TenantName};
@@ -155,10 +154,7 @@ pub(crate) async fn merge(
         dtype: asked.dtype,
     };
     let mut registry = gateway.registry.clone();
-    let answer = tokio::time::timeout(JUDGE_TIMEOUT, registry.merge(request)).await.map_err(|_| {
-        Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
-    })?;
-    let answer = answer.map_err(|status| registry_fault(&status))?.into_inner();
+    let answer = gateway.judged(registry.merge(request)).await?;
     let published = match answer.result {
         Some(Merged::Published(published)) => published,
         Some(Merged::Refusal(refusal)) => return Err(refused(refusal.reasons).into()),

@@ -1,29 +1,29 @@
 //! `POST /admin/v1/tenants/{tenant}/adapters/{name}/versions`: an upload on its way to the registry.
 //!
 //! The weights are never whole in memory: pieces of at most 1 MiB go on as they come, and the registry's pace is the
-//! client's pace. The registry wants the config first; weights that come before it wait in a temporary file.
+//! client's pace. Config and weights go on in the order in which they come.
 //! When the upload breaks off, the call to the registry is dropped before its stream could end, so that half a package
 //! never looks like a whole one.
 
 use super::InPath;
 use super::admin::{checked, operator, registry_silent};
+use super::archive::{ARCHIVES, Archive};
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use crate::directory::{Snapshot, registry_fault};
 use crate::error::Error;
 use axum::Json;
-use axum::extract::multipart::{Field, Multipart};
+use axum::body::Body;
+use axum::extract::multipart::{Field, Multipart, MultipartRejection};
 use axum::extract::{FromRequest, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::future::{Either, select};
-use http::StatusCode;
+use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
-use std::io::SeekFrom;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::ToSchema;
@@ -32,12 +32,10 @@ use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::publish_request::Part;
 use weft_types::{AdapterName, AliasName, Digest, TenantName};
 
-/// Largest piece that goes to the registry.
-const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Pieces on their way.
 const PIECES_IN_FLIGHT: usize = 4;
 /// How long the registry may take to judge and store a package after its last byte.
-pub(super) const JUDGE_TIMEOUT: Duration = Duration::from_secs(300);
+const JUDGE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A piece found nobody who takes it.
 const STOPPED: &str = "registry_stopped";
 /// How long the answer of a call that takes no more pieces may take.
@@ -75,7 +73,8 @@ pub(crate) struct Package {
 
 /// Publish a package as a new version, and move the alias `live` to it.
 ///
-/// `?alias=none` moves no alias, `?alias=NAME` another one. The same bytes again are the version that they were.
+/// `?alias=none` moves no alias, `?alias=NAME` another one. The same bytes again are the version that they were. In place of the form the body may be an
+/// archive with the two files (`application/x-tar` or `application/gzip`), alone or in one folder.
 #[utoipa::path(
     post, path = "/admin/v1/tenants/{tenant}/adapters/{name}/versions", tag = "admin", security(("admin" = [])),
     params(("tenant" = String, Path), ("name" = String, Path, description = "One segment: a slash is `%2F`"),
@@ -105,9 +104,8 @@ pub(crate) async fn publish(
         alias: alias.clone(),
         actor: operator(&parts),
     };
-    let multipart = Multipart::from_request(Request::from_parts(parts, stream), &()).await;
-    let multipart = multipart.map_err(|error| Fault::invalid("content-type", error.body_text()))?;
-    let published = send(&gateway, start, multipart).await?;
+    let mut upload = Upload::of(&gateway, parts, stream).await?;
+    let published = send(&gateway, start, &mut upload).await?;
 
     let (status, body) = gateway.show_published(&tenant, &name, &alias, published).await?;
     Ok((status, Json(body)).into_response())
@@ -123,7 +121,20 @@ pub(super) fn wished_alias(uri: &http::Uri) -> Result<String, Fault> {
     })
 }
 
+fn too_long_judged() -> Fault {
+    Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
+}
+
 impl Gateway {
+    /// A call that makes the registry judge a package, within the time that this may take.
+    pub(super) async fn judged<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Fault> {
+        let answer = tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| too_long_judged())?;
+        Ok(answer.map_err(|status| registry_fault(&status))?.into_inner())
+    }
+
     /// Waits until this gateway serves the version, and says how that is answered.
     pub(super) async fn show_published(
         &self,
@@ -167,14 +178,14 @@ fn elsewhere(aliases: &[pb::Alias], alias: &str, version: u64) -> Option<String>
 }
 
 /// Runs the upload and the call side by side: a refusal half way ends the upload, a broken upload the call.
-async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipart) -> Result<pb::Published, Fault> {
+async fn send(gateway: &Gateway, start: pb::PublishStart, upload: &mut Upload) -> Result<pb::Published, Fault> {
     let (sender, received) = mpsc::channel(PIECES_IN_FLIGHT);
     let mut registry = gateway.registry.clone();
     let outcome = {
         let pieces = Pieces { sender: Some(sender), limit: gateway.settings.registry_timeout() };
         let call = pin!(registry.publish(ReceiverStream::new(received)));
-        let upload = pin!(forward(gateway, start, &mut multipart, pieces));
-        match select(call, upload).await {
+        let forwarding = pin!(upload.forward(gateway, start, pieces));
+        match select(call, forwarding).await {
             Either::Left((answer, _upload)) => Ok(answer),
             // The registry has ended the call: why is in its answer.
             Either::Right((Err(fault), call)) if fault.code == STOPPED => {
@@ -184,15 +195,15 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, mut multipart: Multipa
                 }
             }
             Either::Right((Err(fault), _call)) => Err(fault),
-            Either::Right((Ok(()), call)) => tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| {
-                Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
-            }),
+            Either::Right((Ok(()), call)) => {
+                tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| too_long_judged())
+            }
         }
     };
     // What the client still sends is read and dropped, so that it gets to read the answer; but who is too slow has
     // had its time.
     if outcome.as_ref().err().is_none_or(|fault| fault.kind != Kind::Timeout) {
-        discard(&mut multipart).await;
+        upload.discard().await;
     }
     match outcome?.map_err(|status| registry_fault(&status))?.into_inner().result {
         Some(pb::publish_response::Result::Published(published)) => Ok(published),
@@ -207,25 +218,52 @@ pub(super) fn refused(reasons: Vec<String>) -> Fault {
         .with_reasons(reasons)
 }
 
-async fn discard(multipart: &mut Multipart) {
-    let rest = async {
-        while let Ok(Some(mut field)) = multipart.next_field().await {
-            while let Ok(Some(_)) = field.chunk().await {}
+/// What comes in: the parts of a form, or one archive.
+enum Upload {
+    Form(Multipart),
+    Archive(Archive),
+}
+
+impl Upload {
+    async fn of(gateway: &Gateway, parts: http::request::Parts, stream: Body) -> Result<Self, Fault> {
+        let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if ARCHIVES.contains(&kind) {
+            return Ok(Self::Archive(Archive::new(gateway, stream)));
         }
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(10), rest).await;
+        let multipart = Multipart::from_request(Request::from_parts(parts, stream), &()).await;
+        let wrong = |error: MultipartRejection| Fault::invalid("content-type", error.body_text());
+        Ok(Self::Form(multipart.map_err(wrong)?))
+    }
+
+    async fn forward(&mut self, gateway: &Gateway, start: pb::PublishStart, pieces: Pieces) -> Result<(), Fault> {
+        match self {
+            Self::Form(multipart) => forward(gateway, start, multipart, pieces).await,
+            Self::Archive(archive) => archive.forward(start, pieces).await,
+        }
+    }
+
+    /// Reads and drops what is left, so that a client that is still sending gets to read the answer.
+    async fn discard(&mut self) {
+        let Self::Form(multipart) = self else { return };
+        let rest = async {
+            while let Ok(Some(mut field)) = multipart.next_field().await {
+                while let Ok(Some(_)) = field.chunk().await {}
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(10), rest).await;
+    }
 }
 
 /// The stream to the registry. Only [`Pieces::whole`] ends it; when dropped before, it stays open until the call that
 /// reads it is gone, so that the registry sees a cancelled call and never an early end.
-struct Pieces {
+pub(super) struct Pieces {
     sender: Option<mpsc::Sender<pb::PublishRequest>>,
     /// In which the registry must take a piece.
     limit: Duration,
 }
 
 impl Pieces {
-    async fn put(&self, part: Part) -> Result<(), Fault> {
+    pub(super) async fn put(&self, part: Part) -> Result<(), Fault> {
         let message = pb::PublishRequest { part: Some(part) };
         // A closed channel means that the call has its answer already; that one counts.
         let stopped = || Fault::unavailable("the registry stopped listening").with_code(STOPPED);
@@ -234,7 +272,7 @@ impl Pieces {
         sent.map_err(|_| stopped())
     }
 
-    fn whole(mut self) {
+    pub(super) fn whole(mut self) {
         self.sender = None;
     }
 }
@@ -247,7 +285,7 @@ impl Drop for Pieces {
     }
 }
 
-/// From the multipart body to the registry, in the registry's order.
+/// From the multipart body to the registry.
 async fn forward(
     gateway: &Gateway,
     start: pb::PublishStart,
@@ -257,7 +295,6 @@ async fn forward(
     let settings = &gateway.settings;
     pieces.put(Part::Start(start)).await?;
     let (mut config_seen, mut weights_seen) = (false, false);
-    let mut waiting: Option<Spool> = None;
     let timeout = settings.body_timeout();
     while let Some(field) = within(timeout, multipart.next_field()).await? {
         let name = field.name().unwrap_or_default().to_owned();
@@ -266,9 +303,6 @@ async fn forward(
                 config_seen = true;
                 let config = read_config(field, settings.package_config_bytes_max, timeout).await?;
                 pieces.put(Part::Config(config.into())).await?;
-                if let Some(spool) = waiting.take() {
-                    spool.forward(&pieces).await?;
-                }
             }
             "weights" if !weights_seen => {
                 weights_seen = true;
@@ -279,12 +313,8 @@ async fn forward(
                     max: settings.package_weights_bytes_max,
                     timeout,
                 };
-                if config_seen {
-                    while let Some(piece) = weights.next().await? {
-                        pieces.put(Part::Weights(piece)).await?;
-                    }
-                } else {
-                    waiting = Some(Spool::fill(weights, settings.upload_dir.as_deref()).await?);
+                while let Some(piece) = weights.next().await? {
+                    pieces.put(Part::Weights(piece)).await?;
                 }
             }
             "config" | "weights" => {
@@ -359,7 +389,7 @@ struct Weights<'a> {
 }
 
 impl Weights<'_> {
-    /// The next piece, of at most [`PIECE_BYTES_MAX`]: what the connection gave, which is far less.
+    /// The next piece: what the connection gave, which is far less than what the registry takes at once.
     async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         let Some(piece) = within(self.timeout, self.field.chunk()).await? else { return Ok(None) };
         let Some(left) = self.left.checked_sub(piece.len() as u64) else {
@@ -368,37 +398,4 @@ impl Weights<'_> {
         self.left = left;
         Ok(Some(piece))
     }
-}
-
-/// Weights that came before their config: on disk, gone when dropped.
-struct Spool(tokio::fs::File);
-
-impl Spool {
-    async fn fill(mut weights: Weights<'_>, dir: Option<&std::path::Path>) -> Result<Self, Fault> {
-        let dir = dir.map_or_else(std::env::temp_dir, ToOwned::to_owned);
-        let file = tokio::task::spawn_blocking(move || tempfile::tempfile_in(dir)).await;
-        let file = file.map_err(|error| Fault::internal(error.to_string()))?.map_err(|error| spool_fault(&error))?;
-        let mut file = tokio::fs::File::from_std(file);
-        while let Some(piece) = weights.next().await? {
-            file.write_all(&piece).await.map_err(|error| spool_fault(&error))?;
-        }
-        file.flush().await.map_err(|error| spool_fault(&error))?;
-        file.seek(SeekFrom::Start(0)).await.map_err(|error| spool_fault(&error))?;
-        Ok(Self(file))
-    }
-
-    async fn forward(mut self, pieces: &Pieces) -> Result<(), Fault> {
-        loop {
-            let mut piece = Vec::with_capacity(PIECE_BYTES_MAX);
-            let read = (&mut self.0).take(PIECE_BYTES_MAX as u64).read_to_end(&mut piece).await;
-            if read.map_err(|error| spool_fault(&error))? == 0 {
-                return Ok(());
-            }
-            pieces.put(Part::Weights(piece.into())).await?;
-        }
-    }
-}
-
-fn spool_fault(error: &std::io::Error) -> Fault {
-    Fault::unavailable(format!("the upload cannot be kept for a moment (setting upload_dir): {error}"))
 }

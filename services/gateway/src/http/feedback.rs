@@ -3,11 +3,12 @@
 use super::body;
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
-use crate::experiments::{Feedback, ResponseId};
+use crate::experiments::{Feedback, ResponseId, not_yet};
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 use utoipa::ToSchema;
 use weft_fault::Fault;
 
@@ -15,6 +16,8 @@ use weft_fault::Fault;
 const METRIC: &str = "feedback";
 const NAME_BYTES_MAX: usize = 63;
 const LABEL_BYTES_MAX: usize = 256;
+/// A gateway may learn of an experiment so late.
+const STALE: Duration = Duration::from_secs(15);
 const GOOD: [&str; 6] = ["up", "good", "accept", "accepted", "thumbs_up", "positive"];
 const BAD: [&str; 6] = ["down", "bad", "reject", "rejected", "thumbs_down", "negative"];
 
@@ -97,9 +100,12 @@ pub(crate) async fn feedback(
     let call = gateway.enter(&parts)?;
     let body = gateway.read_body(&parts, body).await?;
     let asked: FeedbackAsked = body::json(&body.bytes)?;
+    // A request like any other, to the tenant's limits; but it generates nothing, and gives its room back before it waits.
+    let _meter = gateway.reserve(&call, &[], 0).await?;
+    let tenant = call.leave();
     let said = read(&asked)?;
     let unknown = || Fault::not_found("there is no such answer of yours");
-    let answer = ResponseId::read(&asked.id, call.tenant.salt.as_ref()).ok_or_else(unknown)?;
+    let answer = ResponseId::read(&asked.id, tenant.salt.as_ref()).ok_or_else(unknown)?;
     let results = &gateway.mesh.metrics.feedback;
     let ignored = |reason: &'static str, label: &str| {
         results.with_label_values(&[label]).inc();
@@ -108,10 +114,13 @@ pub(crate) async fn feedback(
     let Some(origin) = answer.origin else {
         return ignored("the answer was part of no experiment", "no_experiment");
     };
-    let Some(experiment) = call.tenant.experiments.iter().find(|experiment| origin.is_of(experiment)) else {
+    let Some(experiment) = tenant.experiments.iter().find(|experiment| origin.is_of(experiment)) else {
+        if !gateway.experiments.has_seen(&origin) && ResponseId::age(&answer.plain).is_some_and(|age| age < STALE) {
+            return Err(not_yet().into());
+        }
         return ignored("the experiment has ended", "ended");
     };
-    let taken = gateway.experiments.feedback(&call.tenant, experiment, &origin, &answer.plain, &said).await?;
+    let taken = gateway.experiments.feedback(&tenant, experiment, &origin, &answer.plain, &said).await?;
     results.with_label_values(&[if taken.counted.is_ok() { "counted" } else { "repeated" }]).inc();
     Ok(Json(FeedbackTaken {
         counted: taken.counted.is_ok(),

@@ -8,13 +8,16 @@ mod admin;
 mod admin_aliases;
 mod admin_experiments;
 mod admin_gc;
+mod admin_import;
 mod admin_limits;
 mod admin_merge;
 mod admin_placement;
 mod admin_publish;
 mod admin_residency;
 mod admin_update;
+mod admin_usage;
 mod admin_workers;
+mod archive;
 mod body;
 mod errors;
 mod experiment_page;
@@ -50,6 +53,7 @@ use crate::experiments::{ResponseId, mirror};
 use crate::generate::{Admission, Collected, Facts, Wanted};
 use crate::quota::Meter;
 use crate::resolve::resolve_split;
+use crate::usage::Account;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State};
@@ -121,7 +125,9 @@ fn admin_routes() -> Vec<Route> {
         ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions", get(admin::list_versions).post(admin_publish::publish)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions/{version}", delete(admin_gc::delete_version)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/imports", post(admin_import::import)),
         ("/admin/v1/gc", post(admin_gc::collect)),
+        ("/admin/v1/usage", get(admin_usage::usage)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/merges", post(admin_merge::merge)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/aliases", get(admin_aliases::list_aliases)),
         (
@@ -307,6 +313,13 @@ pub(crate) struct Call {
     room: OwnedSemaphorePermit,
 }
 
+impl Call {
+    /// Gives its room back.
+    pub(crate) fn leave(self) -> Arc<crate::directory::Tenant> {
+        self.tenant
+    }
+}
+
 impl Gateway {
     /// Who asks? Is there room? Both before a byte of the body is read.
     pub(crate) fn enter(&self, parts: &http::request::Parts) -> Result<Call, Fault> {
@@ -367,6 +380,7 @@ impl Gateway {
             meter,
             response_id,
             trial,
+            account: self.mesh.usage.get().map(|usage| Account::new(Arc::clone(usage), &call.key.id)),
         };
         if let Some((entered, assigned)) = &entered {
             mirror(self, entered, assigned, &admission, wanted);

@@ -214,6 +214,7 @@ async fn feedback_counts_once_for_the_arm_that_answered_and_is_kept_when_it_is_a
     for (body, param) in [
         (json!({"id": id, "score": 0.5}), "score"),
         (json!({"id": id, "score": 1, "metric": "stars"}), "metric"),
+        (json!({"id": id, "score": 1, "metric": "error"}), "measures itself"),
         (json!({"id": id}), "score"),
         (json!({"id": id, "score": 1, "extra": 1}), "extra"),
     ] {

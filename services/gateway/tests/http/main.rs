@@ -24,3 +24,4 @@ mod random_bytes;
 mod registry_away;
 mod right_adapter;
 mod support;
+mod usage;

@@ -80,7 +80,7 @@ pub(crate) async fn start(
     let bus = weft_bus::connect(settings.nats("weft-gateway"), &metrics).unwrap();
     let components = Components { registry: registry_channel, workers: endpoints, metrics };
     let dial = |address: &str| Ok(connect(&address.parse::<Address>().map_err(|error| error.to_string())?));
-    let app = App::build(settings, components).unwrap().with_bus(bus, dial);
+    let app = App::build(settings, components).unwrap().open().unwrap().with_bus(bus, dial);
     let any = "127.0.0.1:0".parse().unwrap();
     let (data, admin) = (Listener::bind(&any).await.unwrap(), Listener::bind(&any).await.unwrap());
     let url = |listener: &Listener| format!("http://{}", listener.local_addr().unwrap());

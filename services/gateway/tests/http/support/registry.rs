@@ -35,6 +35,7 @@ struct State {
     uploads: Vec<Upload>,
     refusal: Option<Vec<String>>,
     reports: Vec<pb::ReportObservationsRequest>,
+    usage: Vec<pb::KeepUsageRequest>,
     refuses_reports: bool,
 }
 
@@ -121,6 +122,18 @@ impl FakeRegistry {
     /// What gateways observed.
     pub(crate) fn reports(&self) -> Vec<pb::ReportObservationsRequest> {
         self.0.state.lock().unwrap().reports.clone()
+    }
+
+    /// What gateways sent of their usage logs, as records.
+    pub(crate) fn usage(&self) -> Vec<weft_usage::Request> {
+        let state = self.0.state.lock().unwrap();
+        let lines = state.usage.iter().flat_map(|batch| batch.lines.split(|byte| *byte == b'\n'));
+        let lines = lines.filter(|line| !line.is_empty());
+        let record = |line: &[u8]| match weft_usage::Record::from_json(line).unwrap() {
+            weft_usage::Record::Request(request) => request,
+            other => panic!("{other:?}"),
+        };
+        lines.map(record).collect()
     }
 
     /// Whether reports are answered with "unavailable" from now on.
@@ -243,6 +256,7 @@ fn unknown(what: &str) -> Status {
 
 #[tonic::async_trait]
 impl Registry for FakeRegistry {
+    type ReadUsageStream = BoxStream<'static, Result<pb::ReadUsageResponse, Status>>;
     type ReadExposuresStream = BoxStream<'static, Result<pb::ReadExposuresResponse, Status>>;
     type WatchPlacementStream = BoxStream<'static, Result<pb::Placement, Status>>;
     type WatchDesiredStream = BoxStream<'static, Result<pb::Desired, Status>>;
@@ -268,11 +282,9 @@ impl Registry for FakeRegistry {
             match message.part {
                 Some(Part::Start(start)) => upload.start = start,
                 Some(Part::Config(piece)) => {
-                    assert!(upload.weights.is_empty(), "config after weights");
                     upload.config.extend(piece);
                 }
                 Some(Part::Weights(piece)) => {
-                    assert!(!upload.config.is_empty(), "weights before config");
                     upload.piece_bytes_max = upload.piece_bytes_max.max(piece.len());
                     upload.weights.extend(piece);
                 }
@@ -334,7 +346,23 @@ impl Registry for FakeRegistry {
         Ok(Response::new(pb::ReportObservationsResponse {}))
     }
 
+    async fn keep_usage(
+        &self,
+        request: Request<pb::KeepUsageRequest>,
+    ) -> Result<Response<pb::KeepUsageResponse>, Status> {
+        self.0.state.lock().unwrap().usage.push(request.into_inner());
+        Ok(Response::new(pb::KeepUsageResponse {}))
+    }
+
     // What follows is tested with a real registry (`cli/tests/mesh/experiments.rs`).
+
+    async fn import(&self, _: Request<pb::ImportRequest>) -> Result<Response<pb::ImportResponse>, Status> {
+        Err(Status::unimplemented("import"))
+    }
+
+    async fn read_usage(&self, _: Request<pb::ReadUsageRequest>) -> Result<Response<Self::ReadUsageStream>, Status> {
+        Err(Status::unimplemented("read_usage"))
+    }
 
     async fn delete_version(
         &self,

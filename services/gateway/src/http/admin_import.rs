@@ -1,0 +1,72 @@
+//! `POST /admin/v1/tenants/{tenant}/adapters/{name}/imports`: a package from a hub, from S3 or from a folder of the registry's machine.
+
+use super::InPath;
+use super::admin::checked;
+use super::admin_publish::{PublishedBody, refused, wished_alias};
+use super::errors::{OpenAiBody, OpenAiError};
+use crate::app::Gateway;
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+use weft_fault::Fault;
+use weft_proto::registry::v1 as pb;
+use weft_proto::registry::v1::import_response::Result as Imported;
+use weft_types::{AdapterName, TenantName};
+
+/// Where a package is.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImportAsked {
+    /// `hf://org/name[@revision]`, `s3://bucket/prefix`, or `file:///path` of a folder or an archive. The registry's settings `source_…` say
+    /// what is allowed.
+    source: String,
+}
+
+/// An imported version.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ImportedBody {
+    #[serde(flatten)]
+    published: PublishedBody,
+    /// What was read: of a hub the commit, of S3 the states of the objects.
+    origin: String,
+}
+
+/// Publish a package from elsewhere as a new version, and move the alias `live` to it. `?alias=` as for an upload.
+#[utoipa::path(
+    post, path = "/admin/v1/tenants/{tenant}/adapters/{name}/imports", tag = "admin", security(("admin" = [])),
+    params(("tenant" = String, Path), ("name" = String, Path, description = "One segment: a slash is `%2F`"),
+        ("alias" = Option<String>, Query, description = "`none`, or the alias to move; absent: `live`")),
+    request_body = ImportAsked,
+    responses(
+        (status = 201, description = "A new version", body = ImportedBody),
+        (status = 200, description = "These bytes were a version already", body = ImportedBody),
+        (status = 400, description = "The source is none, or not allowed", body = OpenAiBody),
+        (status = 404, description = "There is nothing there", body = OpenAiBody),
+        (status = 422, description = "Refused; every reason is in `error.reasons`", body = OpenAiBody),
+    )
+)]
+pub(crate) async fn import(
+    State(gateway): State<Arc<Gateway>>,
+    InPath((tenant, name)): InPath<(String, String)>,
+    request: Request,
+) -> Result<Response, OpenAiError> {
+    let tenant: TenantName = checked("tenant", &tenant)?;
+    let name: AdapterName = checked("name", &name)?;
+    let alias = wished_alias(request.uri())?;
+    let _room = gateway.mesh.limits.upload()?;
+    let (actor, _, asked) = gateway.admin_json::<ImportAsked>(request).await?;
+    let start = pb::PublishStart { tenant: tenant.to_string(), adapter: name.to_string(), alias: alias.clone(), actor };
+    let request = pb::ImportRequest { start: Some(start), source: asked.source };
+    let mut registry = gateway.registry.clone();
+    let answer = gateway.judged(registry.import(request)).await?;
+    let published = match answer.result {
+        Some(Imported::Published(published)) => published,
+        Some(Imported::Refusal(refusal)) => return Err(refused(refusal.reasons).into()),
+        None => return Err(Fault::internal("the registry answered with nothing").into()),
+    };
+    let (status, published) = gateway.show_published(&tenant, &name, &alias, published).await?;
+    Ok((status, Json(ImportedBody { published, origin: answer.origin })).into_response())
+}
