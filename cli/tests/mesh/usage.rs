@@ -80,7 +80,7 @@ async fn the_ledger_is_the_sum_of_all_answers_and_a_kill_takes_none_away() {
     let stream =
         reqwest::Client::new().post(format!("{}/v1/completions", mesh.data_url)).bearer_auth(&secret).json(&body);
     let text = stream.send().await.unwrap().text().await.unwrap();
-    let last = text.lines().filter(|line| line.contains("\"usage\":{")).next_back().unwrap();
+    let last = text.lines().rfind(|line| line.contains("\"usage\":{")).unwrap();
     let last: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     let sum = expected.get_mut(&Some("rank8".to_owned())).unwrap();
     sum.0 += 1;

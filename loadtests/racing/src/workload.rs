@@ -55,12 +55,19 @@ pub struct Outcome {
     pub wrong: Vec<String>,
 }
 
+/// What clients know of an adapter.
+#[derive(Clone, Default)]
+struct Known {
+    versions: Vec<u64>,
+    /// The last state of the alias that was seen: its ETag and the move that made it.
+    state: Option<(String, String)>,
+}
+
 /// An adapter that is worked on.
 struct Key {
     name: String,
     history: Mutex<History>,
-    /// Versions that are known to be there, and the last state of the alias that was seen: its ETag and the move that made it.
-    known: Mutex<(Vec<u64>, Option<(String, String)>)>,
+    known: Mutex<Known>,
 }
 
 struct Run {
@@ -187,7 +194,7 @@ impl Run {
             let first = (operation / PER_ADAPTER) as usize;
             let key = &self.keys[(first / AT_ONCE * AT_ONCE + draw.random_range(0..AT_ONCE)).min(self.keys.len() - 1)];
             let client = clients[draw.random_range(0..clients.len())].clone();
-            let (versions, state) = key.known.lock().expect("no panic holds it").clone();
+            let Known { versions, state } = key.known.lock().expect("no panic holds it").clone();
             let may_move = key.history.lock().expect("no panic holds it").moves.len() < MOVES_MAX;
             match draw.random_range(0..10) {
                 0..3 => self.publish(client, key, operation).await,
@@ -219,7 +226,7 @@ impl Run {
             }
         };
         self.count(PUBLISHES);
-        key.known.lock().expect("no panic holds it").0.push(published.version);
+        key.known.lock().expect("no panic holds it").versions.push(published.version);
         let span = Span { began, ended: Some(ended) };
         let publish = Publish { digest: shown(&published.digest), version: Some(published.version), span };
         key.history.lock().expect("no panic holds it").publishes.push(publish);
@@ -265,7 +272,7 @@ impl Run {
                     // It was there already: nothing was written, and this was a read.
                     history.reads.push(Read { saw: Some(alias.actor.clone()), span });
                 }
-                key.known.lock().expect("no panic holds it").1 = Some((alias.etag, alias.actor));
+                key.known.lock().expect("no panic holds it").state = Some((alias.etag, alias.actor));
             }
             Err(status) if is_unanswered(&status) => self.count(UNANSWERED),
             Err(_) => self.count(CONFLICTS),
@@ -287,7 +294,7 @@ impl Run {
         self.count(READS);
         let actor = saw.as_ref().map(|(_, actor)| actor.clone());
         if saw.is_some() {
-            key.known.lock().expect("no panic holds it").1 = saw;
+            key.known.lock().expect("no panic holds it").state = saw;
         }
         key.history.lock().expect("no panic holds it").reads.push(Read { saw: actor, span });
     }

@@ -39,10 +39,13 @@ const WAITING_MAX: usize = 512;
 /// Experiments that are remembered.
 const SEEN_MAX: usize = 4096;
 
+/// By tenant and experiment.
+type Recorders = HashMap<(String, String), Arc<Mutex<Recorder>>>;
+
 /// All experiments that this gateway has seen requests of.
 pub(crate) struct Experiments {
     /// By tenant and id. Entries go when the experiment has left the directory and all is told.
-    recorders: Mutex<HashMap<(String, String), Arc<Mutex<Recorder>>>>,
+    recorders: Mutex<Recorders>,
     /// Something waits to be told before the next regular report.
     hurry: Notify,
     /// Mirrored requests at once.
@@ -91,7 +94,7 @@ impl Experiments {
         Self { recorders: Mutex::default(), hurry: Notify::new(), shadows, waiting, seen, metrics }
     }
 
-    fn recorders(&self) -> MutexGuard<'_, HashMap<(String, String), Arc<Mutex<Recorder>>>> {
+    fn recorders(&self) -> MutexGuard<'_, Recorders> {
         // Entries are put in and taken out whole, so that a poisoned lock carries no torn state.
         self.recorders.lock().unwrap_or_else(PoisonError::into_inner)
     }
