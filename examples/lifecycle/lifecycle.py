@@ -88,7 +88,8 @@ class Client:
         self.host, self.key, self.here = urllib.parse.urlparse(url).netloc, key, threading.local()
 
     def post(self, path, body):
-        if not hasattr(self.here, "connection"):
+        # A connection that was idle for long may have been closed by the other side.
+        if time.monotonic() - getattr(self.here, "used", 0) > 5:
             self.here.connection = http.client.HTTPConnection(self.host, timeout=120)
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         try:
@@ -96,8 +97,9 @@ class Client:
             answer = self.here.connection.getresponse()
             text = answer.read()
         except Exception:
-            del self.here.connection
+            self.here.used = 0
             raise
+        self.here.used = time.monotonic()
         return answer.status, dict(answer.getheaders()), json.loads(text)
 
     def ask(self, model=ADAPTER, user=None):
