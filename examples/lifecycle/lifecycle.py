@@ -47,7 +47,6 @@ class Mesh:
         # Quick to look and to clean up; a real mesh keeps the defaults.
         command += ["--gateway-experiment-report-ms", "200", "--registry-experiment-evaluate-ms", "200"]
         command += ["--registry-gc-grace-s", "2", "--registry-gc-age-min-s", "0", "--registry-gc-keep-versions", "0"]
-        command += ["--gateway-directory-age-max-s", "2", "--registry-directory-refresh-ms", "500"]
         self.log = open(os.path.join(self.folder, "log"), "w")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         for line in self.process.stdout:

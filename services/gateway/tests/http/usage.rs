@@ -93,7 +93,10 @@ async fn what_was_written_down_ships_when_the_registry_is_back_and_after_a_resta
     // As a kill leaves it: nothing more is told.
     mesh.running.abort();
     drop(mesh);
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    // Its tasks go a little later, and the log with them.
+    while weft_usage::Log::open(dir.path(), weft_usage::LogSettings::default()).is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     let again = mesh_with(accounting(dir.path()), vec![FakeWorker::new("worker-1")]).await;
     assert_eq!(until_records(&again, 3).await.len(), 3);
 }
