@@ -5,10 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bins=${CARGO_TARGET_DIR:-target}/release
 golden=crates/engine/tests/golden
-operations=100000 runs=(--false-alarms) model=${WEFT_DEMO_MODEL:-demo}
+operations=100000 kill_every=15 runs=(--false-alarms) model=${WEFT_DEMO_MODEL:-demo}
 packages=(examples/adapters/pirate examples/adapters/sql-writer examples/adapters/support-triage)
 if [ "${1:-}" = short ]; then
-    operations=6000 runs=(--false-alarms --runs 1000) model=$golden/tiny
+    operations=6000 kill_every=2 runs=(--false-alarms --runs 1000) model=$golden/tiny
     packages=("$golden/adapters/rank8" "$golden/adapters/rank16" "$golden/adapters/rank4")
 fi
 failed=0
@@ -18,7 +18,7 @@ trap 'rm -rf "$log"' EXIT
 echo "== the story"
 python3 examples/lifecycle/lifecycle.py --weft "$bins/weft" --model "$model" "${packages[@]}" | tee "$log/story" || failed=1
 echo "== racing registries"
-"$bins/weft-racing" run --operations "$operations" | tee "$log/racing" || failed=1
+"$bins/weft-racing" run --operations "$operations" --kill-every-s "$kill_every" | tee "$log/racing" || failed=1
 echo "== false alarms under continuous peeking"
 "$bins/weft-experiments-simulator" "${runs[@]}" | tee "$log/alarms" || failed=1
 
