@@ -166,7 +166,8 @@ async fn an_arm_that_fails_is_seen_to_fail() {
     mesh.registry.split(&description);
     let mut failed = 0;
     let mut requests = 0;
-    while failed < 3 {
+    // Both arms: which one a request gets is drawn, and an arm without requests has no mean.
+    while failed < 3 || requests == failed {
         let answer = mesh.post("/v1/chat/completions", &chat_body("pirate")).send().await.unwrap();
         if answer.headers().contains_key("x-weft-experiment") {
             requests += 1;
