@@ -206,12 +206,8 @@ impl Admin {
         weights: Vec<u8>,
         alias: Option<&str>,
     ) -> Result<Published> {
-        let path = format!(
-            "tenants/{}/adapters/{}/versions?alias={}",
-            segment(tenant),
-            segment(name),
-            alias.map_or_else(|| "none".to_owned(), segment)
-        );
+        let path =
+            format!("{}?alias={}", versions_path(tenant, name), alias.map_or_else(|| "none".to_owned(), segment));
         use reqwest::multipart::{Form, Part};
         let form = Form::new()
             .part("config", Part::bytes(config).file_name("adapter_config.json"))
@@ -242,7 +238,7 @@ impl Admin {
     /// # Errors
     /// As [`Admin::get`].
     pub async fn versions(&self, tenant: &str, name: &str) -> Result<Value> {
-        self.get(&format!("tenants/{}/adapters/{}/versions", segment(tenant), segment(name))).await
+        self.get(&versions_path(tenant, name)).await
     }
 
     /// Keeps the adapter in its slot on every worker, loading it first where it is not.
@@ -314,7 +310,7 @@ impl Admin {
     /// # Errors
     /// As [`Admin::get`]; what holds it is one.
     pub async fn delete_version(&self, tenant: &str, name: &str, version: u64) -> Result<()> {
-        let path = format!("tenants/{}/adapters/{}/versions/{version}", segment(tenant), segment(name));
+        let path = format!("{}/{version}", versions_path(tenant, name));
         self.send(self.request(Method::DELETE, &path)).await.map(drop)
     }
 

@@ -23,6 +23,7 @@
 mod address;
 mod app;
 mod authenticate;
+mod clock;
 mod demand;
 mod directory;
 mod error;

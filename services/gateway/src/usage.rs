@@ -3,6 +3,7 @@
 //! The log is on the local disk and shared by all answers; segments of it go to the registry, which keeps the ledger in S3. A gateway without
 //! `usage_dir` accounts for nothing, and says so when it starts.
 
+use crate::clock::unix_ms;
 use crate::directory::Registry;
 use crate::error::BuildError;
 use crate::generate::Admission;
@@ -13,7 +14,7 @@ use futures::future::BoxFuture;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
@@ -209,7 +210,7 @@ impl Tab {
     }
 
     fn ended(&self, mut request: Request) -> Record {
-        request.ended_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        request.ended_ms = unix_ms();
         request.duration_ms = self.arrived.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
         Record::Request(request)
     }

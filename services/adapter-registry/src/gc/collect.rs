@@ -13,6 +13,8 @@ use tokio::time::Instant;
 use weft_object_store::{ETag, ObjectMeta, PutOutcome, keys};
 use weft_types::Digest;
 
+/// Blobs that are marked together and judged by one listing.
+pub(super) const BATCH: usize = 50;
 /// A marker older than this is of somebody who died: nobody deletes a blob so long after it wrote one.
 const MARKER_STALE_MS: u64 = 600_000;
 /// Longest time between a marker and the delete that it covers.
@@ -67,11 +69,14 @@ impl Core {
 
     /// Goes on where others died.
     pub(super) async fn collect_left_over(&self) -> Result<(), Error> {
-        for object in self.store.list(GC_PREFIX).await? {
-            let hex = object.key.strip_prefix(GC_PREFIX).and_then(|name| name.strip_suffix(".json"));
-            let digest = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
-            let Some(digest) = digest else { continue };
-            self.collect_blobs(&[digest]).await?;
+        let markers = self.store.list(GC_PREFIX).await?;
+        let digest = |object: &ObjectMeta| {
+            let hex = object.key.strip_prefix(GC_PREFIX)?.strip_suffix(".json")?;
+            format!("sha256:{hex}").parse::<Digest>().ok()
+        };
+        let digests: Vec<Digest> = markers.iter().filter_map(digest).collect();
+        for batch in digests.chunks(BATCH) {
+            self.collect_blobs(batch).await?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! One turn of clean-up, or a dry run of it; and the turns that come by themselves.
 
+use super::collect::BATCH;
 use super::judge::{Hold, Named, Rules, condemned, hold, unheld};
 use crate::Error;
 use crate::core::{Change, Core, now_ms};
@@ -15,8 +16,6 @@ use weft_types::{AdapterName, Digest, TenantName, VersionNumber};
 
 /// Who it is, in records.
 const ACTOR: &str = "gc";
-/// Blobs that are marked together and judged by one listing.
-const BATCH: usize = 50;
 /// Versions condemned, and blobs deleted, in one turn: the next turn goes on.
 const PER_TURN_MAX: usize = 1_000;
 

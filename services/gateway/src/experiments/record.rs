@@ -1,10 +1,10 @@
 //! One experiment at this gateway: sums, which keys were seen, and the lines of its exposure log that are not told yet.
 
 use super::{Assigned, Origin, ResponseId};
+use crate::clock::unix_ms;
 use bytes::Bytes;
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use weft_experiments::{Experiment, RecentKeys, Statistics};
 use weft_fault::Fault;
@@ -233,7 +233,7 @@ impl Recorder {
     fn note(&mut self, kind: &'static str, phase: usize, arm: usize, response_id: &str, more: More<'_>) -> bool {
         self.is_dirty = true;
         let arm = self.experiment.arms.get(arm).map_or("", |arm| arm.name.as_str());
-        let line = Line { at_ms: now_ms(), kind, phase, arm, response_id, more };
+        let line = Line { at_ms: unix_ms(), kind, phase, arm, response_id, more };
         let mut line = serde_json::to_vec(&line).expect("log lines are plain data with text keys");
         line.push(b'\n');
         if self.log.len() + line.len() > LOG_BYTES_MAX {
@@ -255,7 +255,7 @@ impl Recorder {
                 sequence: self.sequence,
                 statistics: serde_json::to_vec(&self.statistics).expect("statistics are plain data").into(),
                 exposures: Bytes::from(std::mem::take(&mut self.log)),
-                at_ms: now_ms(),
+                at_ms: unix_ms(),
             });
         }
         self.pending.clone()
@@ -275,8 +275,4 @@ impl Recorder {
     pub(super) fn is_quiet(&self) -> bool {
         self.pending.is_none() && !self.is_dirty
     }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

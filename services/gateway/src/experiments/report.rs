@@ -1,7 +1,7 @@
 //! Telling the registry what was observed: every few seconds, and soon when a client waits for its feedback to be kept.
 
+use super::locked;
 use super::record::Recorder;
-use super::{Experiments, locked};
 use crate::app::Gateway;
 use futures::StreamExt;
 use std::sync::{Arc, Mutex};
@@ -35,12 +35,11 @@ pub(crate) async fn report(gateway: Arc<Gateway>) {
 
 /// Tells all that is to be told. Returns whether the registry has it.
 async fn report_once(gateway: &Gateway) -> bool {
-    let experiments = &gateway.experiments;
     let recorders: Vec<_> =
-        experiments.recorders().iter().map(|(key, recorder)| (key.clone(), Arc::clone(recorder))).collect();
+        gateway.experiments.recorders().iter().map(|(key, recorder)| (key.clone(), Arc::clone(recorder))).collect();
     let telling = futures::stream::iter(recorders).map(|((tenant, id), recorder)| async move {
         let is_told = tell(gateway, &tenant, &id, &recorder).await;
-        forget(gateway, experiments, &tenant, &id, recorder);
+        forget(gateway, &tenant, &id, recorder);
         is_told
     });
     // One that hangs holds up none of the others.
@@ -77,12 +76,12 @@ pub(crate) async fn report_rest(gateway: &Gateway) {
 }
 
 /// Forgets an experiment that does not run any more, once all of it is told and no request of it is under way.
-fn forget(gateway: &Gateway, experiments: &Experiments, tenant: &str, id: &str, recorder: Arc<Mutex<Recorder>>) {
+fn forget(gateway: &Gateway, tenant: &str, id: &str, recorder: Arc<Mutex<Recorder>>) {
     let Some(snapshot) = gateway.directory.last() else { return };
     if snapshot.tenant(tenant).is_some_and(|tenant| tenant.experiment(id).is_some()) {
         return;
     }
-    let mut recorders = experiments.recorders();
+    let mut recorders = gateway.experiments.recorders();
     // This one and the map's: nobody else has it, and while the map is locked nobody gets it.
     if Arc::strong_count(&recorder) > 2 || !locked(&recorder).is_quiet() {
         return;
@@ -90,7 +89,7 @@ fn forget(gateway: &Gateway, experiments: &Experiments, tenant: &str, id: &str, 
     recorders.remove(&(tenant.to_owned(), id.to_owned()));
     for arm in &locked(&recorder).experiment.arms {
         // An arm that nobody got has none.
-        let _ = experiments.metrics.experiment_exposures.remove_label_values(&[tenant, id, &arm.name]);
+        let _ = gateway.mesh.metrics.experiment_exposures.remove_label_values(&[tenant, id, &arm.name]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! `/admin/v1/tenants/{tenant}/experiments`: split tests of an alias. The description is `crates/experiments`' own, and so is the report.
 
 use super::InPath;
-use super::admin::{checked, operator, registry_silent};
+use super::admin::{checked, operator};
 use super::errors::{OpenAiBody, OpenAiError};
 use super::experiment_page;
 use crate::app::Gateway;
@@ -249,10 +249,7 @@ pub(crate) async fn exposures(
     let tenant: TenantName = checked("tenant", &tenant)?;
     let day = Query::<Day>::try_from_uri(request.uri()).map_err(|error| Fault::invalid("day", error.body_text()))?;
     let request = pb::ReadExposuresRequest { tenant: tenant.to_string(), experiment: checked_id(id)?, day: day.0.day };
-    let limit = gateway.settings.registry_timeout();
-    let mut registry = gateway.registry.clone();
-    let stream = tokio::time::timeout(limit, registry.read_exposures(request)).await;
-    let stream = stream.map_err(|_| registry_silent(limit))?.map_err(|status| registry_fault(&status))?.into_inner();
+    let stream = gateway.ask(gateway.registry.clone().read_exposures(request)).await?;
     let lines =
         stream.map(|piece| -> Result<Bytes, Fault> { Ok(piece.map_err(|status| registry_fault(&status))?.lines) });
     let kind = HeaderValue::from_static("application/x-ndjson");

@@ -1,8 +1,9 @@
 //! `GET /admin/v1/usage`: what tenants used, from the ledger.
 
-use super::admin::{checked, registry_silent};
+use super::admin::checked;
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
+use crate::clock::unix_ms;
 use crate::directory::registry_fault;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
@@ -12,7 +13,6 @@ use futures::StreamExt;
 use http::{HeaderValue, header};
 use serde::Deserialize;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
 use weft_types::TenantName;
@@ -48,8 +48,7 @@ pub(crate) async fn usage(State(gateway): State<Arc<Gateway>>, request: Request)
     let asked = Query::<Asked>::try_from_uri(request.uri());
     let asked = asked.map_err(|error| Fault::invalid("query", error.body_text()))?.0;
     let tenant = asked.tenant.as_deref().map(|tenant| checked::<TenantName>("tenant", tenant)).transpose()?;
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let to_ms = asked.to_ms.unwrap_or(now_ms + 1);
+    let to_ms = asked.to_ms.unwrap_or_else(|| unix_ms() + 1);
     let format = asked.format.unwrap_or_else(|| "json".to_owned());
     let kind = match format.as_str() {
         "csv" => "text/csv; charset=utf-8",
@@ -63,10 +62,7 @@ pub(crate) async fn usage(State(gateway): State<Arc<Gateway>>, request: Request)
         format,
         records: asked.records,
     };
-    let limit = gateway.settings.registry_timeout();
-    let mut registry = gateway.registry.clone();
-    let stream = tokio::time::timeout(limit, registry.read_usage(request)).await;
-    let stream = stream.map_err(|_| registry_silent(limit))?.map_err(|status| registry_fault(&status))?.into_inner();
+    let stream = gateway.ask(gateway.registry.clone().read_usage(request)).await?;
     let pieces =
         stream.map(|piece| -> Result<Bytes, Fault> { Ok(piece.map_err(|status| registry_fault(&status))?.piece) });
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], Body::from_stream(pieces)).into_response())

@@ -328,8 +328,9 @@ pub(crate) fn echoed_model(sent: Option<&str>, admission: &Admission) -> String 
     }
 }
 
+/// Unix seconds.
 pub(crate) fn unix_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    crate::clock::unix_ms() / 1000
 }
 
 #[cfg(test)]
