@@ -194,6 +194,42 @@ impl Matrix {
         }
     }
 
+    /// Part of a row of `data`, which is all of this matrix, from an even column on; false for a layout that no linear has.
+    fn read_floats<T: Copy>(
+        &self,
+        data: &[T],
+        row: usize,
+        first: usize,
+        to: &mut [f32],
+        widen: impl Fn(T) -> f32,
+    ) -> bool {
+        let (block, lane) = (row / PANEL, row % PANEL);
+        match self.layout {
+            Layout::RowMajor => {
+                for (to, &value) in to.iter_mut().zip(&data[row * self.cols + first..]) {
+                    *to = widen(value);
+                }
+            }
+            Layout::Panels => {
+                let panel = &data[block * PANEL * self.cols..][..PANEL * self.cols];
+                for (to, values) in to.iter_mut().zip(panel[PANEL * first..].chunks_exact(PANEL)) {
+                    *to = widen(values[lane]);
+                }
+            }
+            Layout::PairPanels => {
+                let len = PANEL * self.cols.next_multiple_of(2);
+                let panel = &data[block * len..][..len];
+                for (to, pairs) in to.chunks_mut(2).zip(panel[PANEL * first..].chunks_exact(2 * PANEL)) {
+                    for (to, &value) in to.iter_mut().zip(&pairs[2 * lane..]) {
+                        *to = widen(value);
+                    }
+                }
+            }
+            Layout::RankBlocks | Layout::GroupPanels => return false,
+        }
+        true
+    }
+
     /// Stops a matrix packed by another implementation before it is misread.
     pub(crate) fn expect_layout(&self, op: &str, layout: Layout) {
         assert!(
@@ -292,18 +328,28 @@ pub(crate) fn widen_bf16(bits: u16) -> f32 {
 pub struct PackedLinear(pub(crate) Matrix);
 
 impl PackedLinear {
-    /// The weights of output `row`, as stored, `to [in_features]`. False: only integers, whose layout is the same for every
-    /// implementation, can be read back.
+    /// The weights of output `row` for the inputs from `first` on, as stored: rounded to their format, exact in `f32`. `to`
+    /// has a place for each input that is wanted. False, and `to` is as it was: the matrix lies where this cannot read it.
+    ///
+    /// Cost: one pass. 16 neighbouring rows share their cache lines, so whoever reads many rows reads a few hundred inputs
+    /// of 16 rows, then the next inputs of these rows.
     ///
     /// # Panics
-    /// `row` is no output, or `to` has another length.
-    pub fn read_row(&self, row: usize, to: &mut [f32]) -> bool {
+    /// `row` is no output, `first` is no multiple of 32, or the inputs end before `to`.
+    pub fn read_row(&self, row: usize, first: usize, to: &mut [f32]) -> bool {
         let Self(matrix) = self;
-        assert!(row < matrix.rows && to.len() == matrix.cols, "read_row: row {row} into {} places", to.len());
+        let (rows, cols) = (matrix.rows, matrix.cols);
+        assert!(
+            row < rows && first.is_multiple_of(GROUP) && first.checked_add(to.len()).is_some_and(|end| end <= cols),
+            "read_row: {} inputs from {first} of row {row}, for a weight [{rows}, {cols}]",
+            to.len()
+        );
         match &matrix.data {
-            Data::Int8(data) => quant::read_row(data, row, to),
-            Data::Q4(data) => quant::read_row(data, row, to),
-            Data::F32(_) | Data::Bf16(_) | Data::Codes(..) => return false,
+            Data::F32(data) => return matrix.read_floats(data, row, first, to, |value| value),
+            Data::Bf16(data) => return matrix.read_floats(data, row, first, to, widen_bf16),
+            Data::Int8(data) => quant::read_row(data, cols, row, first, to),
+            Data::Q4(data) => quant::read_row(data, cols, row, first, to),
+            Data::Codes(..) => return false,
         }
         true
     }
@@ -395,13 +441,42 @@ mod tests {
             let packed = PackedLinear(Matrix::pack("test", &source, rows, cols, Layout::Panels, format, ALONE));
             let mut row = vec![0.0; cols];
             for index in [0, 15, 16, 34] {
-                assert!(packed.read_row(index, &mut row));
+                assert!(packed.read_row(index, 0, &mut row));
                 let expected: Vec<f32> = (0..cols).map(|col| packed.0.at(index, col)).collect();
                 assert_eq!(row, expected);
+                assert!(packed.read_row(index, 32, &mut row[..7]));
+                assert_eq!(row[..7], expected[32..39]);
             }
         }
-        let floats = Matrix::pack("test", &source, rows, cols, Layout::Panels, WeightFormat::Bf16, ALONE);
-        assert!(!PackedLinear(floats).read_row(0, &mut vec![0.0; cols]));
+    }
+
+    #[test]
+    fn rows_of_floats_are_read_back_from_every_layout() {
+        for (rows, cols) in [(35, 70), (17, 71), (1, 1)] {
+            let source: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+            let bf16: Vec<f32> = source.iter().map(|&value| widen_bf16(round_bf16(value))).collect();
+            for layout in [Layout::RowMajor, Layout::Panels, Layout::PairPanels] {
+                for (format, stored) in [(WeightFormat::F32, &source), (WeightFormat::Bf16, &bf16)] {
+                    let packed = PackedLinear(Matrix::pack("test", &source, rows, cols, layout, format, ALONE));
+                    let mut row = vec![0.0; cols];
+                    for (index, expected) in stored.chunks_exact(cols).enumerate() {
+                        assert!(packed.read_row(index, 0, &mut row), "{layout:?}");
+                        assert_eq!(row, expected, "{layout:?} {format:?}, row {index} of [{rows}, {cols}]");
+                        for first in (0..cols).step_by(32) {
+                            let part = &mut row[..(cols - first).min(33)];
+                            assert!(packed.read_row(index, first, part));
+                            assert_eq!(
+                                part,
+                                &expected[first..first + part.len()],
+                                "{layout:?} {format:?} from {first}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        let ranks = Matrix::pack("test", &[1.0; 8], 2, 4, Layout::RankBlocks, WeightFormat::F32, ALONE);
+        assert!(!PackedLinear(ranks).read_row(0, 0, &mut [0.0; 4]));
     }
 
     #[test]

@@ -131,11 +131,11 @@ impl Group for Group4 {
     }
 }
 
-/// One row of `[rows/16][cols/GROUP]`, as stored.
-pub(crate) fn read_row<G: Group>(data: &[G], row: usize, to: &mut [f32]) {
-    let groups = groups(to.len());
+/// Part of one row of `[rows/16][cols/GROUP]`, as stored; it begins at `first`, a multiple of [`GROUP`].
+pub(crate) fn read_row<G: Group>(data: &[G], cols: usize, row: usize, first: usize, to: &mut [f32]) {
+    let groups = groups(cols);
     let panel = &data[row / PANEL * groups..][..groups];
-    for (group, to) in panel.iter().zip(to.chunks_mut(GROUP)) {
+    for (group, to) in panel[first / GROUP..].iter().zip(to.chunks_mut(GROUP)) {
         for (input, value) in to.iter_mut().enumerate() {
             *value = group.at(row % PANEL, input);
         }

@@ -136,7 +136,8 @@ async fn a_bad_package_is_refused_with_every_reason_and_leaves_nothing() {
         ),
         ("wrong base", config.clone(), package(hidden + 8, 0.01).1, "shape"),
         ("NaN", config.clone(), nan_b, "NaN|nan|finite"),
-        ("DoRA", with("use_dora", json!(true)), good.clone(), "use_dora"),
+        ("biases on B", with("lora_bias", json!(true)), good.clone(), "lora_bias"),
+        ("DoRA without magnitudes", with("use_dora", json!(true)), good.clone(), "lora_magnitude_vector"),
         ("modules_to_save", with("modules_to_save", json!(["lm_head"])), good.clone(), "modules_to_save"),
         ("bias", with("bias", json!("all")), good.clone(), "bias"),
         ("unknown type", with("peft_type", json!("IA3")), good.clone(), "peft_type"),
@@ -150,7 +151,7 @@ async fn a_bad_package_is_refused_with_every_reason_and_leaves_nothing() {
         assert!(expected.split('|').any(|word| reasons.contains(word)), "{case}: {reasons}");
     }
     // Two faults, two reasons, one answer.
-    let reply = publish(&weft, "harbour", "pirate", with("use_dora", json!(true)), package(hidden + 8, 0.01).1).await;
+    let reply = publish(&weft, "harbour", "pirate", with("lora_bias", json!(true)), package(hidden + 8, 0.01).1).await;
     let reasons = reply.json()["error"]["reasons"].as_array().unwrap().len();
     assert!(reasons >= 2, "{}", reply.text);
     for name in ["base", "default", "a%2Fb%2Fc", "..%2Fx"] {

@@ -5,6 +5,7 @@ use std::path::Path;
 const DOCUMENTS: &[&str] = &[
     "README.md",
     "ARCHITECTURE.md",
+    "docs/adapters.md",
     "docs/dependencies.md",
     "docs/settings.md",
     "docs/performance.md",

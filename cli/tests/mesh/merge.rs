@@ -59,4 +59,12 @@ async fn merged_adapters_answer_as_their_deltas_say() {
     assert!(!done && err.contains("density"), "{err}");
     let (done, _, err) = merge("mixed", &["--method", "linear", "--parent", "rank8=x"]);
     assert!(!done && err.contains("no number"), "{err}");
+
+    // DoRA is served, and is no parent.
+    let dora = admin.publish("harbour", "dora", &tiny_adapter("dora"), Some("live")).await.unwrap();
+    let answer = ask("dora").await;
+    assert_eq!(answer.digest, dora.digest);
+    assert!(answer.text != rank16.text && answer.text != rank8.text, "{}", answer.text);
+    let (done, _, err) = merge("mixed", &["--method", "linear", "--parent", "rank8", "--parent", "dora"]);
+    assert!(!done && err.contains("version 1 of dora: it is a DoRA adapter"), "{err}");
 }

@@ -13,6 +13,16 @@
 //! data                the tensors in the order of their names, without gaps, dtype as it came
 //! ```
 //!
+//! DoRA has format 2 and the kind `DORA`; each module has one more tensor, its magnitude per output:
+//!
+//! ```text
+//! {"__metadata__":{"weft.format":"2","weft.peft_type":"DORA", ...},
+//!  ..., "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector":
+//!    {"data_offsets":[6144,6400],"dtype":"F32","shape":[64]}, ...}
+//! ```
+//!
+//! A number of its own, so that a build from before DoRA says that it does not read the format. Plain LoRA stays format 1.
+//!
 //! A rank is a decimal integer, a scale the shortest decimal that reads back as the same double. Nothing else is kept:
 //! not the config's patterns, dropout, paths or dates. A blob once written is never written again in another way; a
 //! change of this layout takes a new format number and leaves the reader of the old one in place.
@@ -21,18 +31,25 @@ use crate::base::Module;
 use crate::check::PREFIX;
 use crate::error::{Error, Reasons, shown};
 use crate::header::{self, Entry, Header};
-use crate::tensor::{Dtype, TensorView};
+use crate::tensor::{Dtype, TensorView, VectorView};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-/// The format number that this build writes and reads.
-pub const FORMAT: &str = "1";
+/// The format number of plain LoRA.
+pub const FORMAT_LORA: &str = "1";
+/// The format number of DoRA.
+pub const FORMAT_DORA: &str = "2";
 /// Where the data starts is a multiple of this.
 pub const ALIGNMENT: usize = 64;
-/// A header has about 350 bytes per module; 32 MiB are 90,000 modules.
+/// A header has about 350 bytes per module, 500 with DoRA; 32 MiB are 67,000 modules.
 const HEADER_BYTES_MAX: usize = 32 << 20;
 
-/// One module's part of an adapter: what is added to the base's output is `scale * B (A x)`.
+/// What the name of a module's magnitudes ends with in files of PEFT (`_get_adapter_state_dict` of its `LoraModel`);
+/// in memory the parameter has one more part, `weight`.
+pub(crate) const MAGNITUDE: &str = "lora_magnitude_vector";
+
+/// One module's part of an adapter. Without a magnitude, `scale * B (A x)` is added to the base's output `W x`. With one
+/// (DoRA), output `o` is `magnitude[o] / ‖W + scale * B A‖ₒ * (W x + scale * B (A x))`, with the Euclidean norm of row `o`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModuleDelta<'a> {
     /// The decoder layer, from 0.
@@ -47,6 +64,8 @@ pub struct ModuleDelta<'a> {
     pub a: TensorView<'a>,
     /// `[out_features, rank]`
     pub b: TensorView<'a>,
+    /// `[out_features]`, of any sign; every module of a DoRA adapter has one, no module of any other.
+    pub magnitude: Option<VectorView<'a>>,
 }
 
 /// A canonical blob, opened. Borrows the bytes; copies no tensor.
@@ -84,6 +103,12 @@ impl<'a> CanonicalAdapter<'a> {
         &self.modules
     }
 
+    /// Whether the modules have magnitudes.
+    #[must_use]
+    pub fn is_dora(&self) -> bool {
+        is_dora(&self.modules)
+    }
+
     /// The largest rank of a module.
     #[must_use]
     pub fn rank_max(&self) -> usize {
@@ -91,28 +116,49 @@ impl<'a> CanonicalAdapter<'a> {
     }
 }
 
-/// Writes the blob of these modules, given in any order.
+fn is_dora(modules: &[ModuleDelta<'_>]) -> bool {
+    modules.iter().any(|delta| delta.magnitude.is_some())
+}
+
+/// Writes the blob of these modules, given in any order. Either all have a magnitude or none.
 pub(crate) fn write(modules: &[ModuleDelta<'_>]) -> Vec<u8> {
     let text = header_text(modules);
     let tensors = sorted_tensors(modules);
-    let data_bytes: usize = tensors.iter().map(|(_, view)| view.bytes.len()).sum();
+    let data_bytes: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
     let mut blob = Vec::with_capacity(8 + text.len() + data_bytes);
     blob.extend((text.len() as u64).to_le_bytes());
     blob.extend(text.as_bytes());
-    for (_, view) in tensors {
-        blob.extend(view.bytes);
+    for tensor in tensors {
+        blob.extend(tensor.bytes);
     }
     blob
 }
 
-fn sorted_tensors<'a>(modules: &[ModuleDelta<'a>]) -> Vec<(String, TensorView<'a>)> {
-    let mut tensors = Vec::with_capacity(modules.len() * 2);
+/// A tensor to write.
+struct Stored<'a> {
+    name: String,
+    dtype: Dtype,
+    /// As in the header: `8,64`.
+    shape: String,
+    bytes: &'a [u8],
+}
+
+fn sorted_tensors<'a>(modules: &[ModuleDelta<'a>]) -> Vec<Stored<'a>> {
+    let mut tensors = Vec::with_capacity(modules.len() * 3);
     for delta in modules {
-        let name = delta.module.full_name(delta.layer);
-        tensors.push((format!("{PREFIX}{name}.lora_A.weight"), delta.a));
-        tensors.push((format!("{PREFIX}{name}.lora_B.weight"), delta.b));
+        let module = format!("{PREFIX}{}", delta.module.full_name(delta.layer));
+        for (matrix, which) in [(delta.a, "lora_A"), (delta.b, "lora_B")] {
+            let TensorView { dtype, shape: [rows, columns], bytes } = matrix;
+            let (name, shape) = (format!("{module}.{which}.weight"), format!("{rows},{columns}"));
+            tensors.push(Stored { name, dtype, shape, bytes });
+        }
+        if let Some(magnitude) = delta.magnitude {
+            let VectorView { dtype, bytes } = magnitude;
+            let (name, shape) = (format!("{module}.{MAGNITUDE}"), magnitude.len().to_string());
+            tensors.push(Stored { name, dtype, shape, bytes });
+        }
     }
-    tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
+    tensors.sort_by(|left, right| left.name.cmp(&right.name));
     tensors
 }
 
@@ -122,7 +168,8 @@ fn header_text(modules: &[ModuleDelta<'_>]) -> String {
         modules.iter().map(|delta| (delta.module.full_name(delta.layer), delta)).collect();
     names.sort_by(|(left, _), (right, _)| left.cmp(right));
 
-    let mut text = format!(r#"{{"__metadata__":{{"weft.format":"{FORMAT}","weft.peft_type":"LORA""#);
+    let (format, kind) = if is_dora(modules) { (FORMAT_DORA, "DORA") } else { (FORMAT_LORA, "LORA") };
+    let mut text = format!(r#"{{"__metadata__":{{"weft.format":"{format}","weft.peft_type":"{kind}""#);
     for (name, delta) in &names {
         text += &format!(r#","weft.rank.{name}":"{}""#, delta.rank);
     }
@@ -131,12 +178,9 @@ fn header_text(modules: &[ModuleDelta<'_>]) -> String {
     }
     text.push('}');
     let mut start = 0;
-    for (name, view) in sorted_tensors(modules) {
-        let end = start + view.bytes.len();
-        let [rows, columns] = view.shape;
-        let dtype = view.dtype;
-        text +=
-            &format!(r#","{name}":{{"data_offsets":[{start},{end}],"dtype":"{dtype}","shape":[{rows},{columns}]}}"#);
+    for Stored { name, dtype, shape, bytes } in sorted_tensors(modules) {
+        let end = start + bytes.len();
+        text += &format!(r#","{name}":{{"data_offsets":[{start},{end}],"dtype":"{dtype}","shape":[{shape}]}}"#);
         start = end;
     }
     text.push('}');
@@ -148,10 +192,11 @@ fn header_text(modules: &[ModuleDelta<'_>]) -> String {
 fn read_modules<'a>(header: &Header, data: &'a [u8]) -> Result<Vec<ModuleDelta<'a>>, Error> {
     let metadata: HashMap<&str, &str> =
         header.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let found = metadata.get("weft.format").copied();
-    if found != Some(FORMAT) {
-        return Err(Error::Format { found: found.map(shown) });
-    }
+    let has_magnitudes = match metadata.get("weft.format").copied() {
+        Some(FORMAT_LORA) => false,
+        Some(FORMAT_DORA) => true,
+        found => return Err(Error::Format { found: found.map(shown) }),
+    };
     let tensors: HashMap<&str, &Entry> = header.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let mut modules = Vec::new();
     for (key, rank) in &header.metadata {
@@ -168,7 +213,13 @@ fn read_modules<'a>(header: &Header, data: &'a [u8]) -> Result<Vec<ModuleDelta<'
         };
         let a = tensor("lora_A").filter(|a| a.shape[0] == rank).ok_or_else(|| wrong("lora_A"))?;
         let b = tensor("lora_B").filter(|b| b.shape[1] == rank).ok_or_else(|| wrong("lora_B"))?;
-        modules.push(ModuleDelta { layer, module, rank, scale, a, b });
+        let magnitude = || {
+            let entry = tensors.get(format!("{PREFIX}{name}.{MAGNITUDE}").as_str())?;
+            entry.vector().filter(|length| *length == b.shape[0])?;
+            Some(VectorView { dtype: Dtype::from_name(&entry.dtype)?, bytes: entry.slice(data) })
+        };
+        let magnitude = has_magnitudes.then(|| magnitude().ok_or_else(|| wrong(MAGNITUDE))).transpose()?;
+        modules.push(ModuleDelta { layer, module, rank, scale, a, b, magnitude });
     }
     modules.sort_by_key(|delta| (delta.layer, delta.module));
     Ok(modules)

@@ -1,12 +1,12 @@
 //! The check of a package: its tensors against what its config selects.
 
 use crate::base::{BaseShape, Module};
-use crate::canonical::{self, ModuleDelta};
+use crate::canonical::{self, MAGNITUDE, ModuleDelta};
 use crate::config;
 use crate::error::{Reasons, Refusal, shown, some_names};
 use crate::header::{self, Entry, Header};
 use crate::select::{Resolved, select};
-use crate::tensor::{Dtype, TensorView, scan};
+use crate::tensor::{Dtype, TensorView, VectorView, scan};
 use std::collections::{BTreeMap, HashMap};
 use weft_types::Digest;
 
@@ -97,6 +97,7 @@ pub fn check_package(
     let mut reasons = Reasons::default();
     let mut warnings = Reasons::default();
     let lora = config::parse(config, limits.config_bytes_max, base_name, &mut reasons, &mut warnings);
+    let use_dora = lora.as_ref().is_some_and(|lora| lora.use_dora);
     let selected = lora.and_then(|lora| select(&lora, base, limits.rank_max, &mut reasons, &mut warnings));
 
     // Found after the faults of the config, so that what a person wrote comes first in the list.
@@ -106,7 +107,7 @@ pub fn check_package(
         check_shapes(&found, selected.as_deref(), base, &mut weight_reasons);
         let selected = selected.as_deref();
         if let Some(selected) = selected {
-            compare_names(&found, selected, &mut weight_reasons);
+            compare_names(&found, selected, use_dora, &mut weight_reasons);
         }
         let views = view_all(&found, data?, &mut weight_reasons);
         if !weight_reasons.is_empty() {
@@ -158,17 +159,29 @@ fn open_weights<'a>(weights: &'a [u8], limits: &Limits, reasons: &mut Reasons) -
     Some((header, sound.then_some(data)))
 }
 
-/// The two tensors of one module.
+/// The tensors of one module.
 #[derive(Default)]
-struct Pair<'h> {
+struct Parts<'h> {
     a: Option<&'h Entry>,
     b: Option<&'h Entry>,
+    magnitude: Option<&'h Entry>,
 }
 
 /// The tensors of each module that the base has.
-type Found<'h> = BTreeMap<(usize, Module), Pair<'h>>;
+type Found<'h> = BTreeMap<(usize, Module), Parts<'h>>;
 
-/// Finds each module's A and B by name; every other tensor is a reason.
+/// Which tensor of its module this is, by what its name ends with after the module.
+type Part = for<'p, 'h> fn(&'p mut Parts<'h>) -> &'p mut Option<&'h Entry>;
+
+/// The second spelling of magnitudes is that of PEFT's parameter in memory: PEFT reads it from files too.
+const PARTS: [(&str, Part); 4] = [
+    (".lora_A.weight", |parts| &mut parts.a),
+    (".lora_B.weight", |parts| &mut parts.b),
+    (".lora_magnitude_vector", |parts| &mut parts.magnitude),
+    (".lora_magnitude_vector.weight", |parts| &mut parts.magnitude),
+];
+
+/// Finds each module's tensors by name; every other tensor is a reason.
 fn sort_tensors<'h>(tensors: &'h [Entry], base: &BaseShape, reasons: &mut Reasons) -> Found<'h> {
     let known: HashMap<String, (usize, Module)> =
         base.targets().map(|(layer, module, linear)| (linear.full_name(layer), (layer, module))).collect();
@@ -177,13 +190,10 @@ fn sort_tensors<'h>(tensors: &'h [Entry], base: &BaseShape, reasons: &mut Reason
     for tensor in tensors {
         let name = tensor.name.as_str();
         let inner = name.strip_prefix(PREFIX).unwrap_or_default();
-        let (module, is_a) = match (inner.strip_suffix(".lora_A.weight"), inner.strip_suffix(".lora_B.weight")) {
-            (Some(module), _) => (module, true),
-            (_, Some(module)) => (module, false),
-            (None, None) => {
-                strange.entry(why_strange(name)).or_default().push(name);
-                continue;
-            }
+        let part = PARTS.iter().find_map(|(suffix, part)| Some((inner.strip_suffix(suffix)?, part)));
+        let Some((module, part)) = part else {
+            strange.entry(why_strange(name)).or_default().push(name);
+            continue;
         };
         let Some(key) = known.get(module) else {
             let is_embedding = matches!(module, "lm_head" | "model.embed_tokens");
@@ -191,8 +201,9 @@ fn sort_tensors<'h>(tensors: &'h [Entry], base: &BaseShape, reasons: &mut Reason
             strange.entry(why).or_default().push(name);
             continue;
         };
-        let pair = found.entry(*key).or_default();
-        if is_a { pair.a = Some(tensor) } else { pair.b = Some(tensor) }
+        if part(found.entry(*key).or_default()).replace(tensor).is_some() {
+            strange.entry("the module's magnitudes are there in two spellings").or_default().push(name);
+        }
     }
     for (why, names) in strange {
         let count = if names.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", names.len()) };
@@ -204,9 +215,7 @@ fn sort_tensors<'h>(tensors: &'h [Entry], base: &BaseShape, reasons: &mut Reason
 const TRAINED_EMBEDDING: &str = "trained embeddings and lm_head are not supported";
 
 fn why_strange(name: &str) -> &'static str {
-    if name.contains("lora_magnitude_vector") {
-        "DoRA is not supported"
-    } else if name.contains("lora_embedding_")
+    if name.contains("lora_embedding_")
         || name.ends_with("embed_tokens.weight")
         || name.ends_with("lm_head.weight")
         || name.contains("token_adapter")
@@ -219,7 +228,7 @@ fn why_strange(name: &str) -> &'static str {
     } else if name.ends_with(".bias") {
         "trained biases are not supported"
     } else {
-        "the name is not base_model.model.<module>.lora_A.weight or .lora_B.weight"
+        "the name is not base_model.model.<module>.lora_A.weight, .lora_B.weight or .lora_magnitude_vector"
     }
 }
 
@@ -228,23 +237,19 @@ fn check_shapes(found: &Found<'_>, selected: Option<&[Resolved]>, base: &BaseSha
     let ranks: HashMap<(usize, Module), usize> =
         selected.unwrap_or_default().iter().map(|one| ((one.layer, one.module), one.rank)).collect();
     let mut wrong: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for (key, pair) in found {
+    for (key, parts) in found {
         let Some(linear) = base.linear(key.1) else { continue };
         let rank = ranks.get(key).copied();
-        let any_rank = |dimension: Option<usize>| dimension.map_or("r".to_owned(), |rank| rank.to_string());
-        let both = [(pair.a, [rank, Some(linear.in_features)]), (pair.b, [Some(linear.out_features), rank])];
-        for (entry, wanted) in both {
+        let (inputs, outputs) = (Some(linear.in_features), Some(linear.out_features));
+        let wanted: [(_, &[Option<usize>]); 3] =
+            [(parts.a, &[rank, inputs]), (parts.b, &[outputs, rank]), (parts.magnitude, &[outputs])];
+        for (entry, wanted) in wanted {
             let Some(entry) = entry else { continue };
-            let fits = entry.matrix().is_some_and(|shape| {
-                shape.iter().zip(wanted).all(|(found, wanted)| wanted.is_none_or(|wanted| wanted == *found))
-            });
-            if !fits {
-                let group = format!(
-                    "shape {:?}, the config and this base need [{}, {}]",
-                    entry.shape,
-                    any_rank(wanted[0]),
-                    any_rank(wanted[1])
-                );
+            let fits = |(found, wanted): (&u64, &Option<usize>)| wanted.is_none_or(|wanted| wanted as u64 == *found);
+            if entry.shape.len() != wanted.len() || !entry.shape.iter().zip(wanted).all(fits) {
+                let any_rank = |size: &Option<usize>| size.map_or("r".to_owned(), |size| size.to_string());
+                let wanted = wanted.iter().map(any_rank).collect::<Vec<_>>().join(", ");
+                let group = format!("shape {:?}, the config and this base need [{wanted}]", entry.shape);
                 wrong.entry(group).or_default().push(&entry.name);
             }
         }
@@ -255,21 +260,24 @@ fn check_shapes(found: &Found<'_>, selected: Option<&[Resolved]>, base: &BaseSha
     }
 }
 
-/// Views of a module's A and B, and whether B is all zero.
+/// Views of a module's tensors, and whether B is all zero.
 #[derive(Clone, Copy)]
 struct Views<'a> {
     a: TensorView<'a>,
     b: TensorView<'a>,
     b_is_zero: bool,
+    magnitude: Option<VectorView<'a>>,
 }
 
 /// Looks at every value of every tensor found.
 fn view_all<'a>(found: &Found<'_>, data: &'a [u8], reasons: &mut Reasons) -> BTreeMap<(usize, Module), Views<'a>> {
     let mut views = BTreeMap::new();
-    for (key, pair) in found {
+    for (key, parts) in found {
         let mut see = |entry: Option<&Entry>| entry.and_then(|entry| view(entry, data, reasons));
-        if let (Some((a, _)), Some((b, b_is_zero))) = (see(pair.a), see(pair.b)) {
-            views.insert(*key, Views { a, b, b_is_zero });
+        let (a, b) = (see(parts.a), see(parts.b));
+        let magnitude = parts.magnitude.and_then(|entry| values(entry, data, reasons)).map(|(vector, _)| vector);
+        if let (Some((a, _)), Some((b, b_is_zero))) = (a, b) {
+            views.insert(*key, Views { a, b, b_is_zero, magnitude });
         }
     }
     views
@@ -284,11 +292,11 @@ fn join<'a>(
     let mut deltas = Vec::with_capacity(selected.len());
     let mut idle = Vec::new();
     for Resolved { layer, module, rank, scale } in selected.iter().cloned() {
-        let Views { a, b, b_is_zero } = *views.get(&(layer, module))?;
-        if b_is_zero {
+        let Views { a, b, b_is_zero, magnitude } = *views.get(&(layer, module))?;
+        if b_is_zero && magnitude.is_none() {
             idle.push(module.full_name(layer));
         }
-        deltas.push(ModuleDelta { layer, module, rank, scale, a, b });
+        deltas.push(ModuleDelta { layer, module, rank, scale, a, b, magnitude });
     }
     if !idle.is_empty() {
         warnings.push(format!("lora_B is all zero, so nothing changes in {}", some_names(&idle)));
@@ -296,21 +304,33 @@ fn join<'a>(
     Some(deltas)
 }
 
-/// A selected module without both tensors, and tensors of a module that is not selected.
-fn compare_names(found: &Found<'_>, selected: &[Resolved], reasons: &mut Reasons) {
-    let mut missing: [Vec<String>; 3] = Default::default();
+/// A selected module without all of its tensors, and tensors that no selected module has.
+fn compare_names(found: &Found<'_>, selected: &[Resolved], use_dora: bool, reasons: &mut Reasons) {
+    let mut missing: [Vec<String>; 4] = Default::default();
+    let mut plain = Vec::new();
     let mut wanted = BTreeMap::new();
     for one in selected {
         wanted.insert((one.layer, one.module), ());
         let which = match found.get(&(one.layer, one.module)) {
-            Some(Pair { a: Some(_), b: Some(_) }) => continue,
-            Some(Pair { a: None, .. }) => 0,
-            Some(Pair { b: None, .. }) => 1,
+            Some(Parts { a: None, .. }) => 0,
+            Some(Parts { b: None, .. }) => 1,
             None => 2,
+            Some(Parts { magnitude: None, .. }) if use_dora => 3,
+            Some(Parts { magnitude, .. }) => {
+                if magnitude.is_some() && !use_dora {
+                    plain.push(one.module.full_name(one.layer));
+                }
+                continue;
+            }
         };
         missing[which].push(one.module.full_name(one.layer));
     }
-    for (names, what) in missing.iter().zip(["no lora_A tensor", "no lora_B tensor", "no tensors"]) {
+    if !plain.is_empty() {
+        let names = some_names(&plain);
+        reasons.push(format!("the weights hold magnitudes for {names}, but the config does not say use_dora"));
+    }
+    let no_magnitude = format!("no {MAGNITUDE} tensor (use_dora is true)");
+    for (names, what) in missing.iter().zip(["no lora_A tensor", "no lora_B tensor", "no tensors", &no_magnitude]) {
         if !names.is_empty() {
             reasons.push(format!("the config selects {}, the weights hold {what} for it", some_names(names)));
         }
@@ -322,8 +342,14 @@ fn compare_names(found: &Found<'_>, selected: &[Resolved], reasons: &mut Reasons
     }
 }
 
-/// A view of the tensor and whether it is all zero; its dtype and values are checked.
+/// A view of the matrix and whether it is all zero; its dtype and values are checked.
 fn view<'a>(entry: &Entry, data: &'a [u8], reasons: &mut Reasons) -> Option<(TensorView<'a>, bool)> {
+    let (VectorView { dtype, bytes }, all_zero) = values(entry, data, reasons)?;
+    Some((TensorView { dtype, shape: entry.matrix()?, bytes }, all_zero))
+}
+
+/// The elements of the tensor and whether all are zero; its dtype and values are checked.
+fn values<'a>(entry: &Entry, data: &'a [u8], reasons: &mut Reasons) -> Option<(VectorView<'a>, bool)> {
     let Some(dtype) = Dtype::from_name(&entry.dtype) else {
         let (name, dtype) = (&entry.name, shown(&entry.dtype));
         reasons.push(format!("tensor {name} has dtype {dtype}, only F32, F16 and BF16 are supported"));
@@ -336,5 +362,5 @@ fn view<'a>(entry: &Entry, data: &'a [u8], reasons: &mut Reasons) -> Option<(Ten
         let (row, column) = (index as u64 / columns, index as u64 % columns);
         reasons.push(format!("tensor {} holds NaN or infinity, first at row {row}, column {column}", entry.name));
     }
-    Some((TensorView { dtype, shape: entry.matrix()?, bytes }, scan.all_zero))
+    Some((VectorView { dtype, bytes }, scan.all_zero))
 }

@@ -36,8 +36,7 @@ const HARMLESS: [&str; 15] = [
 ];
 
 /// Features that change the answer and that Weft does not compute: with any value but "off" they are refused.
-const REFUSED: [(&str, &str); 14] = [
-    ("use_dora", "DoRA scales the whole weight"),
+const REFUSED: [(&str, &str); 13] = [
     ("use_qalora", "QALoRA groups the input"),
     ("lora_bias", "biases on lora_B are not supported"),
     ("modules_to_save", "fully trained modules are not supported"),
@@ -62,6 +61,8 @@ pub(crate) struct LoraConfig {
     pub(crate) rank: u64,
     pub(crate) alpha: f64,
     pub(crate) use_rslora: bool,
+    /// Every selected module has a magnitude per output.
+    pub(crate) use_dora: bool,
     pub(crate) target: Names,
     pub(crate) exclude: Option<Names>,
     pub(crate) layers: Option<Layers>,
@@ -187,6 +188,7 @@ fn read_lora(fields: &mut Fields<'_>, warnings: &mut Reasons) -> Option<LoraConf
     let rank = fields.rank("r");
     let alpha = fields.alpha("lora_alpha");
     let use_rslora = fields.flag("use_rslora");
+    let use_dora = fields.flag("use_dora");
     let rank_pattern = fields.ranks("rank_pattern", &mut patterns);
     let alpha_pattern = fields.alphas("alpha_pattern", &mut patterns);
     let is_text = matches!(fields.peek("target_modules"), Some(Json::String(_)));
@@ -203,6 +205,7 @@ fn read_lora(fields: &mut Fields<'_>, warnings: &mut Reasons) -> Option<LoraConf
         rank: rank?,
         alpha: alpha?,
         use_rslora: use_rslora?,
+        use_dora: use_dora?,
         target: target?,
         exclude: exclude?,
         layers: layers?,

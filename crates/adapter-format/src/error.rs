@@ -1,5 +1,6 @@
 //! Why a package is refused, and what can be wrong with a blob.
 
+use crate::canonical::{FORMAT_DORA, FORMAT_LORA};
 use weft_fault::{Fault, Kind};
 
 /// A refusal lists at most this many reasons; one more says how many were left out.
@@ -103,7 +104,10 @@ pub enum Error {
     #[error("the blob is not a safetensors file: {0}")]
     NotSafetensors(String),
     /// A format number that this build does not read.
-    #[error("the blob has format {}, this build reads {}", .found.as_deref().unwrap_or("none"), crate::canonical::FORMAT)]
+    #[error(
+        "the blob has format {}, this build reads {FORMAT_LORA} and {FORMAT_DORA}",
+        .found.as_deref().unwrap_or("none")
+    )]
     Format {
         /// The number found, if any.
         found: Option<String>,

@@ -12,9 +12,9 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::HashSet;
 use std::fmt;
 
-/// More tensors than any adapter has: 126 layers of 7 modules have 1,764.
+/// More tensors than any adapter has: 126 layers of 7 modules have 1,764, with DoRA 2,646.
 const TENSORS_MAX: usize = 65_536;
-/// An adapter's tensors have two dimensions; a few more are read so that they can be named in the refusal.
+/// An adapter's tensors have one or two dimensions; a few more are read so that they can be named in the refusal.
 const DIMENSIONS_MAX: usize = 8;
 
 /// What a header says; nothing in it is checked but its syntax.
@@ -39,6 +39,12 @@ impl Entry {
     pub(crate) fn matrix(&self) -> Option<[usize; 2]> {
         let [rows, columns] = self.shape[..] else { return None };
         Some([usize::try_from(rows).ok()?, usize::try_from(columns).ok()?])
+    }
+
+    /// The length, if this is a vector that fits in memory.
+    pub(crate) fn vector(&self) -> Option<usize> {
+        let [length] = self.shape[..] else { return None };
+        usize::try_from(length).ok()
     }
 
     /// Bytes that dtype and shape ask for; `None` for a dtype we do not read or a product that overflows.

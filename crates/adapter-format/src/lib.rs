@@ -1,4 +1,4 @@
-//! Reads LoRA packages as PEFT writes them, checks them against a base, and writes and reads the canonical blob.
+//! Reads LoRA and DoRA packages as PEFT writes them, checks them against a base, and writes and reads the canonical blob.
 //!
 //! A package is two foreign files, `adapter_config.json` and `adapter_model.safetensors`. What PEFT would do with
 //! them is done exactly, or the package is refused with every reason at once: no key and no tensor that could change
@@ -30,4 +30,4 @@ pub use canonical::{CanonicalAdapter, ModuleDelta};
 pub use check::{CheckedPackage, Limits, check_package};
 pub use error::{Error, REASONS_MAX, Refusal};
 pub use select::Resolved;
-pub use tensor::{Dtype, TensorView};
+pub use tensor::{Dtype, TensorView, VectorView};

@@ -68,13 +68,53 @@ impl TensorView<'_> {
 
     /// [`Self::to_f32`] in place of what `values` holds, whose memory is used again.
     pub fn read_f32(&self, values: &mut Vec<f32>) {
-        values.clear();
-        match self.dtype {
-            Dtype::F32 => values.extend(four_bytes(self.bytes).map(f32::from_le_bytes)),
-            Dtype::F16 => values.extend(two_bytes(self.bytes).map(|raw| half::f16::from_bits(raw).to_f32())),
-            // The upper half of a single: `half` asks for NaN first, which keeps the loop from becoming vectors.
-            Dtype::Bf16 => values.extend(two_bytes(self.bytes).map(|raw| f32::from_bits(u32::from(raw) << 16))),
-        }
+        read_f32(self.dtype, self.bytes, values);
+    }
+}
+
+/// A vector in borrowed bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VectorView<'a> {
+    /// The element type.
+    pub dtype: Dtype,
+    /// The elements, little endian, of any alignment.
+    pub bytes: &'a [u8],
+}
+
+impl VectorView<'_> {
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.bytes()
+    }
+
+    /// Whether there is no element.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All elements, widened to single precision (exact). Cost: one pass, one allocation.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = Vec::new();
+        self.read_f32(&mut values);
+        values
+    }
+
+    /// [`Self::to_f32`] in place of what `values` holds, whose memory is used again.
+    pub fn read_f32(&self, values: &mut Vec<f32>) {
+        read_f32(self.dtype, self.bytes, values);
+    }
+}
+
+fn read_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) {
+    values.clear();
+    match dtype {
+        Dtype::F32 => values.extend(four_bytes(bytes).map(f32::from_le_bytes)),
+        Dtype::F16 => values.extend(two_bytes(bytes).map(|raw| half::f16::from_bits(raw).to_f32())),
+        // The upper half of a single: `half` asks for NaN first, which keeps the loop from becoming vectors.
+        Dtype::Bf16 => values.extend(two_bytes(bytes).map(|raw| f32::from_bits(u32::from(raw) << 16))),
     }
 }
 
@@ -141,6 +181,8 @@ mod tests {
             shifted.extend(&bytes);
             let view = TensorView { dtype, shape: [2, 2], bytes: &shifted[1..] };
             assert_eq!(view.to_f32(), values, "{dtype}");
+            let vector = VectorView { dtype, bytes: view.bytes };
+            assert_eq!((vector.len(), vector.to_f32()), (4, values.to_vec()), "{dtype}");
         }
     }
 

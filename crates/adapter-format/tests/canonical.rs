@@ -139,9 +139,9 @@ fn any_other_spelling_is_refused() {
 #[test]
 fn a_later_format_and_foreign_files_are_told_apart() {
     let error =
-        respelled(|header| header.replacen("\"weft.format\":\"1\"", "\"weft.format\":\"2\"", 1)).expect_err("format");
-    assert_eq!(error, Error::Format { found: Some("2".to_owned()) });
-    assert_eq!(error.to_string(), "the blob has format 2, this build reads 1");
+        respelled(|header| header.replacen("\"weft.format\":\"1\"", "\"weft.format\":\"3\"", 1)).expect_err("format");
+    assert_eq!(error, Error::Format { found: Some("3".to_owned()) });
+    assert_eq!(error.to_string(), "the blob has format 3, this build reads 1 and 2");
     assert_eq!(CanonicalAdapter::parse(&weights(&tensors())), Err(Error::Format { found: None }));
     assert!(matches!(CanonicalAdapter::parse(b"PK\x03\x04 and so on"), Err(Error::NotSafetensors(_))));
     let blob = blob();

@@ -83,6 +83,7 @@ fn digests_are_those_of_the_independent_writer_and_never_move() {
 
 #[test]
 fn the_source_tensors_come_back_from_the_blob() {
+    let mut dora = 0;
     for case in adapter_cases() {
         let folder = golden_dir().join(case["adapter"].as_str().expect("a path"));
         let package = check_folder(&folder, &tiny_base(case["model"].as_str().expect("a name")), None);
@@ -90,7 +91,10 @@ fn the_source_tensors_come_back_from_the_blob() {
         let source = safetensors::SafeTensors::deserialize(&source_bytes).expect("PEFT wrote it");
         let blob = package.canonical_blob();
         let adapter = CanonicalAdapter::parse(&blob).expect("canonical");
-        assert_eq!(adapter.modules().len() * 2, source.len());
+        let is_dora = source.names().iter().any(|name| name.ends_with("lora_magnitude_vector"));
+        assert_eq!(adapter.is_dora(), is_dora, "{folder:?}");
+        dora += usize::from(is_dora);
+        assert_eq!(adapter.modules().len() * if is_dora { 3 } else { 2 }, source.len());
         assert_eq!(adapter.rank_max(), package.rank_max);
         for delta in adapter.modules() {
             let name = format!("base_model.model.{}", delta.module.full_name(delta.layer));
@@ -100,8 +104,14 @@ fn the_source_tensors_come_back_from_the_blob() {
                 assert_eq!(ours.shape[..], *theirs.shape(), "{name}.{which}");
                 assert_eq!(ours.dtype.as_str(), theirs.dtype().to_string(), "{name}.{which}");
             }
+            let Some(ours) = delta.magnitude else { continue };
+            let theirs = source.tensor(&format!("{name}.lora_magnitude_vector")).expect("in the source");
+            assert_eq!(ours.bytes, theirs.data(), "{name}");
+            assert_eq!([ours.len()], *theirs.shape(), "{name}");
+            assert_eq!(ours.dtype.as_str(), theirs.dtype().to_string(), "{name}");
         }
     }
+    assert!(dora >= 5, "only {dora} adapters with DoRA");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod support;
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use support::{base, pair, tensors, weights};
+use support::{base, magnitude, pair, tensors, weights};
 use weft_adapter_format::{CanonicalAdapter, Limits, REASONS_MAX, check_package};
 
 /// Any JSON, small.
@@ -61,6 +61,7 @@ fn entry() -> impl Strategy<Value = (String, Value)> {
         1 => (1..70u64).prop_map(|rank| ("r".to_owned(), json!(rank))),
         1 => (0.0..99.0f64).prop_map(|alpha| ("lora_alpha".to_owned(), json!(alpha))),
         1 => any::<bool>().prop_map(|on| ("use_rslora".to_owned(), json!(on))),
+        2 => any::<bool>().prop_map(|on| ("use_dora".to_owned(), json!(on))),
         1 => modules.prop_map(|names| ("target_modules".to_owned(), json!(names))),
         1 => prop::sample::select(vec!["all-linear", ".*_proj", r".*\.(q|v)_proj", "(", "model.*"])
             .prop_map(|pattern| ("target_modules".to_owned(), json!(pattern))),
@@ -97,21 +98,31 @@ fn is_on(value: Option<&Value>) -> bool {
     }
 }
 
-/// Every linear of the base with this rank: a config may select any of them.
-fn all_tensors(rank: usize) -> Vec<support::Tensor> {
+/// Every linear of the base with this rank, and with magnitudes if asked: a config may select any of them.
+fn all_tensors(rank: usize, magnitudes: bool) -> Vec<support::Tensor> {
     let base = base();
-    let modules: Vec<String> = base.linears.iter().map(|linear| linear.module.clone()).collect();
-    (0..base.layers)
-        .flat_map(|layer| modules.iter().flat_map(move |m| pair(&support::base(), layer, m, rank)).collect::<Vec<_>>())
-        .collect()
+    let mut tensors = Vec::new();
+    for layer in 0..base.layers {
+        for linear in &base.linears {
+            tensors.extend(pair(&base, layer, &linear.module, rank));
+            tensors.extend(magnitudes.then(|| magnitude(&base, layer, &linear.module)));
+        }
+    }
+    tensors
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
-    fn a_generated_config_is_accepted_soundly_or_refused_with_reasons(config in config(), everything in any::<bool>()) {
-        let tensors = if everything { all_tensors(2) } else { tensors() };
+    fn a_generated_config_is_accepted_soundly_or_refused_with_reasons(
+        config in config(), everything in any::<bool>(), magnitudes in any::<bool>(),
+    ) {
+        let tensors = match (everything, magnitudes) {
+            (true, magnitudes) => all_tensors(2, magnitudes),
+            (false, true) => support::dora_tensors(),
+            (false, false) => tensors(),
+        };
         let checked = check_package(config.to_string().as_bytes(), &weights(&tensors), &base(), None, &Limits::default());
         let package = match checked {
             Ok(package) => package,
@@ -121,7 +132,7 @@ proptest! {
             }
         };
         // What would change the answer is off.
-        for key in ["use_dora", "modules_to_save", "lora_bias", "megatron_config", "new_key"] {
+        for key in ["modules_to_save", "lora_bias", "megatron_config", "new_key"] {
             prop_assert!(!is_on(config.get(key)), "{} is {}", key, config[key]);
         }
         prop_assert_eq!(config.get("peft_type"), Some(&json!("LORA")));
@@ -130,7 +141,10 @@ proptest! {
         // The blob reads back, and its modules are exactly those that came with tensors.
         let blob = package.canonical_blob();
         let read = CanonicalAdapter::parse(&blob).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        prop_assert_eq!(read.modules().len() * 2, tensors.len());
+        prop_assert_eq!(read.modules().len() * if magnitudes { 3 } else { 2 }, tensors.len());
+        // DoRA's tensors are there if and only if the config says so.
+        prop_assert_eq!(is_on(config.get("use_dora")), magnitudes);
+        prop_assert_eq!(read.is_dora(), magnitudes);
         // Without patterns every module has the scale that PEFT computes.
         if !is_on(config.get("rank_pattern")) && !is_on(config.get("alpha_pattern")) {
             let alpha = config.get("lora_alpha").map_or(8.0, |alpha| alpha.as_f64().expect("a number"));

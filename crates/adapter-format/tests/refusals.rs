@@ -39,7 +39,6 @@ fn other_kinds_of_adapters_are_refused_by_name() {
 #[test]
 fn features_that_change_the_answer_are_refused_with_key_and_value() {
     for (key, value) in [
-        ("use_dora", json!(true)),
         ("use_qalora", json!(true)),
         ("lora_bias", json!(true)),
         ("modules_to_save", json!(["lm_head"])),
@@ -54,7 +53,9 @@ fn features_that_change_the_answer_are_refused_with_key_and_value() {
         ("use_bdlora", json!({"nblocks": 2})),
         ("megatron_config", json!({"a": 1})),
         ("enable_lora", json!([true, false, true])),
-        ("use_dora", json!("false")),
+        ("use_qalora", json!("false")),
+        ("use_dora", json!("true")),
+        ("use_dora", json!(1)),
     ] {
         let reasons = refused(&config_with(json!({key: value})), &tensors());
         let start = format!("{key} is {}", value.to_string().replace(':', ": ").replace(',', ", "));
@@ -217,7 +218,12 @@ fn modules_and_tensors_must_agree() {
 fn tensors_of_other_methods_are_refused_by_name() {
     let prefix = "base_model.model.model";
     for (name, words) in [
-        (format!("{prefix}.layers.0.self_attn.q_proj.lora_magnitude_vector.weight"), "DoRA is not supported"),
+        (
+            format!("{prefix}.layers.0.self_attn.q_proj.lora_magnitude_vector.default"),
+            "the name is not base_model.model.",
+        ),
+        (format!("{prefix}.layers.2.self_attn.q_proj.lora_magnitude_vector"), "this base has no such module"),
+        (format!("{prefix}.embed_tokens.lora_magnitude_vector"), "trained embeddings and lm_head are not supported"),
         (format!("{prefix}.embed_tokens.lora_embedding_A"), "trained embeddings and lm_head are not supported"),
         (format!("{prefix}.embed_tokens.weight"), "trained embeddings and lm_head"),
         (format!("{prefix}.embed_tokens.token_adapter.trainable_tokens_delta"), "trained embeddings and lm_head"),
@@ -326,11 +332,11 @@ fn every_reason_is_given_at_once() {
     wrong.remove(7);
     wrong.push(tensor("base_model.model.lm_head.weight", &[4, 8], 1.0));
     wrong[5] = tensor(&wrong[5].name.clone(), &[8, 3], 1.0);
-    let changes = json!({"use_dora": true, "bias": "all", "new_thing": 7, "modules_to_save": ["lm_head"]});
+    let changes = json!({"use_qalora": true, "bias": "all", "new_thing": 7, "modules_to_save": ["lm_head"]});
     // The F64 tensor's bytes do not fit its dtype only if the dtype is known; sizes of foreign dtypes are not judged.
     let reasons = refused(&config_with(changes), &wrong);
     for words in [
-        "use_dora is true",
+        "use_qalora is true",
         "bias is \"all\"",
         "key \"new_thing\"",
         "modules_to_save is [\"lm_head\"]",

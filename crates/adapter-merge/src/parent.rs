@@ -15,8 +15,9 @@ pub struct Parent<'a> {
 impl<'a> Parent<'a> {
     /// Opens a canonical blob and hashes it. Cost: one pass over the bytes.
     ///
-    /// A canonical blob holds LoRA on linears and nothing else: DoRA, trained biases, `modules_to_save` and the like
-    /// are refused when a package is checked (`weft_adapter_format::check_package`), so none can come here.
+    /// A canonical blob holds LoRA or DoRA on linears and nothing else: trained biases, `modules_to_save` and the like are
+    /// refused when a package is checked (`weft_adapter_format::check_package`), so none can come here. DoRA opens, and is
+    /// refused by [`crate::merge`].
     ///
     /// # Errors
     /// [`Error::Blob`] if the bytes are not what the canonical writer writes for some adapter.
@@ -44,10 +45,15 @@ impl<'a> Parent<'a> {
         self.adapter.modules()
     }
 
-    /// Every module must be one of the base, with its shape and finite values. Cost: one pass over the tensors.
+    /// Every module must be one of the base, with its shape and finite values, and plain LoRA: what DoRA changes is
+    /// `f ∘ (W + B A) - W` with a factor per output, which has the rank of `W`. Cost: one pass over the tensors.
     pub(crate) fn check(&self, base: &BaseShape) -> Result<(), Error> {
         if self.modules().is_empty() {
             return Err(self.unfit("it changes no module".to_owned()));
+        }
+        if self.adapter.is_dora() {
+            let what = "it is a DoRA adapter: its deltas scale the base's weights, so they have no low rank to merge";
+            return Err(self.unfit(what.to_owned()));
         }
         for delta in self.modules() {
             let name = delta.module.full_name(delta.layer);

@@ -53,7 +53,7 @@ fn parents_that_the_recipe_does_not_name_and_names_without_parents_are_refused()
 fn what_is_more_than_lora_on_linears_never_becomes_a_parent() {
     let modules = [(0, "q_proj", 2, "F32"), (1, "q_proj", 2, "F32")];
     let weights = weights(&base(), &modules, 1);
-    for (key, value) in [("use_dora", json!(true)), ("modules_to_save", json!(["lm_head"])), ("bias", json!("all"))] {
+    for (key, value) in [("use_qalora", json!(true)), ("modules_to_save", json!(["lm_head"])), ("bias", json!("all"))] {
         let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]});
         config[key] = value;
         let limits = weft_adapter_format::Limits::default();
@@ -66,6 +66,42 @@ fn what_is_more_than_lora_on_linears_never_becomes_a_parent() {
     blob[20] ^= 1;
     assert!(matches!(Parent::open(&blob), Err(Error::Blob { .. })));
     assert!(matches!(Parent::open(&[]), Err(Error::Blob { .. })));
+}
+
+/// The weights of a package, and magnitudes of 1 for these modules and their outputs.
+fn with_magnitudes(weights: &[u8], modules: &[(&str, usize)]) -> Vec<u8> {
+    let (length, rest) = weights.split_first_chunk::<8>().expect("a package");
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).expect("a header");
+    let mut data = data.to_vec();
+    for (module, outputs) in modules {
+        let start = data.len();
+        data.extend(1f32.to_le_bytes().repeat(*outputs));
+        header[format!("base_model.model.{module}.lora_magnitude_vector")] =
+            json!({"dtype": "F32", "shape": [outputs], "data_offsets": [start, data.len()]});
+    }
+    let text = header.to_string();
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &data].concat()
+}
+
+#[test]
+fn a_dora_parent_is_refused_by_name_and_takes_no_other_along() {
+    let modules = [(0, "q_proj", 2, "F32"), (1, "q_proj", 2, "F32")];
+    let names = [("model.layers.0.self_attn.q_proj", 10), ("model.layers.1.self_attn.q_proj", 10)];
+    let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "use_dora": true});
+    let weights = with_magnitudes(&weights(&base(), &modules, 1), &names);
+    let dora = support::check(&config, &weights, &base()).into_canonical_blob();
+    let mut blobs = even_blobs(&base(), 2, 2);
+    blobs.push(dora);
+    let limits = Limits::default();
+    for (method, rank) in
+        [(Method::Linear {}, None), (Method::Svd {}, Some(2)), (Method::DareLinear { density: 0.5, seed: 1 }, Some(2))]
+    {
+        let (found, kind) = refused(recipe(&blobs, &[1.0, 1.0, 0.0], method, rank), &blobs, &base(), &limits);
+        assert!(found.starts_with(&format!("parent {}: it is a DoRA adapter", Digest::of(&blobs[2]))), "{found}");
+        assert_eq!(kind, Kind::Refused);
+    }
+    assert_eq!(try_merge(linear(&blobs[..2]), &blobs[..2], &base(), &limits), Ok(()));
 }
 
 #[test]

@@ -32,10 +32,15 @@ fn main() {
         "{:<26} {:>7} {:>8} {:>8} {:>8} {:>9} {:>9}",
         "ms", "MB", "copy", "sha256", "parse", "prepare", "ms per MB"
     );
-    for (name, rank, modules) in
-        [("rank 8, attention", 8, ATTENTION), ("rank 16, all linears", 16, ALL), ("rank 64, all linears", 64, ALL)]
-    {
-        let blob = random_blob(&model.config, rank, modules);
+    for (name, rank, modules, dora) in [
+        ("rank 8, attention", 8, ATTENTION, false),
+        ("rank 16, all linears", 16, ALL, false),
+        ("rank 64, all linears", 64, ALL, false),
+        ("rank 8, attention, DoRA", 8, ATTENTION, true),
+        ("rank 16, all, DoRA", 16, ALL, true),
+        ("rank 64, all, DoRA", 64, ALL, true),
+    ] {
+        let blob = random_blob(&model.config, rank, modules, dora);
         let megabytes = blob.len() as f64 / 1e6;
         let copy = best(|| drop(black_box(blob.clone())));
         let hash = best(|| {
@@ -62,7 +67,7 @@ fn best(run: impl Fn()) -> f64 {
     best
 }
 
-fn random_blob(config: &ModelConfig, rank: usize, modules: &[&str]) -> Vec<u8> {
+fn random_blob(config: &ModelConfig, rank: usize, modules: &[&str], dora: bool) -> Vec<u8> {
     let mut state = 1u64;
     let mut values = |count: usize| -> Vec<u8> {
         let mut value = || {
@@ -78,6 +83,9 @@ fn random_blob(config: &ModelConfig, rank: usize, modules: &[&str]) -> Vec<u8> {
             let (inputs, outputs) = (linear.in_features, linear.out_features);
             tensors.push((format!("{name}.lora_A.weight"), vec![rank, inputs], values(rank * inputs)));
             tensors.push((format!("{name}.lora_B.weight"), vec![outputs, rank], values(rank * outputs)));
+            if dora {
+                tensors.push((format!("{name}.lora_magnitude_vector"), vec![outputs], values(outputs)));
+            }
         }
     }
     let views = tensors.iter().map(|(name, shape, bytes)| {
@@ -87,7 +95,7 @@ fn random_blob(config: &ModelConfig, rank: usize, modules: &[&str]) -> Vec<u8> {
     let weights = safetensors::serialize(views, None).expect("tensors can be written");
     let adapter_config = serde_json::json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none",
-        "target_modules": modules,
+        "target_modules": modules, "use_dora": dora,
     });
     common::blob_of(adapter_config.to_string().as_bytes(), &weights, config)
 }

@@ -1,6 +1,8 @@
 //! From a canonical blob to an adapter that a step can use.
 
+use crate::dora::{AdaptedLinear, OutputFactors};
 use crate::shape::{SITES, Shape};
+use crate::weights::Base;
 use crate::{Error, shape};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_adapter_format::{CanonicalAdapter, ModuleDelta};
@@ -11,6 +13,7 @@ use weft_types::{Digest, DigestHasher};
 #[derive(Clone)]
 pub struct Preparer {
     shape: Arc<shape::Shape>,
+    base: Arc<Base>,
     kernels: Arc<dyn Kernels>,
     format: WeightFormat,
     /// Memory of earlier calls: mapping pages for a copy costs as much as making it.
@@ -25,13 +28,16 @@ const SPARE_BYTES_MAX: usize = 16 << 20;
 struct Scratch {
     /// The private copy of the blob.
     copy: Vec<u8>,
-    /// One matrix, widened.
-    values: Vec<f32>,
+    /// One module, widened.
+    a: Vec<f32>,
+    b: Vec<f32>,
+    magnitude: Vec<f32>,
 }
 
 impl Scratch {
     fn bytes(&self) -> usize {
-        self.copy.capacity() + self.values.capacity() * size_of::<f32>()
+        let values = [&self.a, &self.b, &self.magnitude].map(Vec::capacity);
+        self.copy.capacity() + values.iter().sum::<usize>() * size_of::<f32>()
     }
 }
 
@@ -42,15 +48,23 @@ pub struct PreparedAdapter(pub(crate) Box<Resident>);
 pub(crate) struct Resident {
     /// Of the very bytes that `sites` was packed from.
     pub(crate) digest: Digest,
-    /// Of the packed matrices.
+    /// Of the packed matrices and factors.
     pub(crate) bytes: u64,
     pub(crate) shape: Arc<Shape>,
     /// `[layers][SITES]`; a site that the adapter leaves alone is empty.
-    sites: Vec<[Vec<LoraTarget>; SITES]>,
+    sites: Vec<[Change; SITES]>,
+}
+
+/// What an adapter does to one site: one entry for each linear in it that the adapter changes.
+#[derive(Default)]
+pub(crate) struct Change {
+    pub(crate) targets: Vec<LoraTarget>,
+    /// Of DoRA adapters, and only of those.
+    pub(crate) factors: Vec<OutputFactors>,
 }
 
 impl Resident {
-    pub(crate) fn targets(&self, layer: usize, site: shape::Site) -> &[LoraTarget] {
+    pub(crate) fn change(&self, layer: usize, site: shape::Site) -> &Change {
         &self.sites[layer][site as usize]
     }
 }
@@ -62,7 +76,7 @@ impl PreparedAdapter {
         self.0.digest
     }
 
-    /// Memory of the packed matrices.
+    /// Memory of the packed matrices, and of the factors that DoRA's magnitudes became.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.bytes
@@ -70,15 +84,16 @@ impl PreparedAdapter {
 }
 
 impl Preparer {
-    pub(crate) fn new(shape: Arc<Shape>, kernels: Arc<dyn Kernels>, format: WeightFormat) -> Self {
-        Self { shape, kernels, format, spare: Arc::default() }
+    pub(crate) fn new(shape: Arc<Shape>, base: Arc<Base>, kernels: Arc<dyn Kernels>, format: WeightFormat) -> Self {
+        Self { shape, base, kernels, format, spare: Arc::default() }
     }
 
     /// Packs a canonical blob. `blob` may be a mapped file that somebody overwrites meanwhile: it is read once, into
     /// private memory, and both the digest and the matrices come from that copy.
     ///
     /// Cost: copies, hashes and packs the blob, about 1 ms per MB on one core, half of it SHA-256 (`benches/prepare.rs`). A
-    /// blob above 16 MB costs more: its copy is mapped anew every time.
+    /// blob above 16 MB costs more: its copy is mapped anew every time. DoRA costs `rank + 2` multiplications for each
+    /// weight of every linear it changes on top: its factors follow from the whole base.
     ///
     /// # Errors
     /// [`Error::Adapter`] if the blob cannot be parsed, [`Error::AdapterShape`] if it does not fit the base.
@@ -93,17 +108,27 @@ impl Preparer {
     }
 
     fn prepare_in(&self, blob: &[u8], scratch: &mut Scratch) -> Result<PreparedAdapter, Error> {
-        let digest = copy_hashed(blob, &mut scratch.copy);
-        let adapter = CanonicalAdapter::parse(&scratch.copy)?;
-        let mut sites: Vec<[Vec<LoraTarget>; SITES]> = Vec::new();
+        let Scratch { copy, a, b, magnitude } = scratch;
+        let digest = copy_hashed(blob, copy);
+        let adapter = CanonicalAdapter::parse(copy)?;
+        let mut sites: Vec<[Change; SITES]> = Vec::new();
         sites.resize_with(self.shape.layers, Default::default);
         let mut bytes = 0;
         for delta in adapter.modules() {
             self.check(delta)?;
+            delta.a.read_f32(a);
+            delta.b.read_f32(b);
             let site = self.shape.place(delta.module).site;
-            let target = self.pack(delta, &mut scratch.values);
+            let change = &mut sites[delta.layer][site as usize];
+            let target = self.pack(delta, a, b);
             bytes += (target.a.bytes() + target.b.bytes()) as u64;
-            sites[delta.layer][site as usize].push(target);
+            change.targets.push(target);
+            if let Some(vector) = delta.magnitude {
+                vector.read_f32(magnitude);
+                let factors = self.factors(delta, a, b, magnitude)?;
+                bytes += factors.bytes() as u64;
+                change.factors.push(factors);
+            }
         }
         Ok(PreparedAdapter(Box::new(Resident { digest, bytes, shape: Arc::clone(&self.shape), sites })))
     }
@@ -114,8 +139,7 @@ impl Preparer {
     }
 
     fn check(&self, delta: &ModuleDelta<'_>) -> Result<(), Error> {
-        let refuse =
-            |reason: String| Err(Error::AdapterShape { layer: delta.layer, module: delta.module.as_str(), reason });
+        let refuse = |reason: String| Err(unfit(delta, reason));
         if delta.layer >= self.shape.layers {
             return refuse(format!("the base has {} layers", self.shape.layers));
         }
@@ -127,27 +151,47 @@ impl Preparer {
         if delta.b.shape != [place.out_features, rank] {
             return refuse(format!("lora_b is {:?}, expected {:?}", delta.b.shape, [place.out_features, rank]));
         }
+        let found = delta.magnitude.map_or(place.out_features, |magnitude| magnitude.len());
+        if found != place.out_features {
+            return refuse(format!("lora_magnitude_vector is [{found}], expected [{}]", place.out_features));
+        }
         if rank == 0 || !(delta.scale as f32).is_finite() {
             return refuse(format!("rank {rank} and scale {} cannot be applied", delta.scale));
         }
         Ok(())
     }
 
-    fn pack(&self, delta: &ModuleDelta<'_>, values: &mut Vec<f32>) -> LoraTarget {
+    fn pack(&self, delta: &ModuleDelta<'_>, a: &[f32], b: &[f32]) -> LoraTarget {
         let place = self.shape.place(delta.module);
         let format = self.format;
-        delta.a.read_f32(values);
-        let a = self.kernels.pack_lora_a(values, delta.rank, place.in_features, format);
-        delta.b.read_f32(values);
         LoraTarget {
-            a,
-            b: self.kernels.pack_lora_b(values, place.out_features, delta.rank, format),
+            a: self.kernels.pack_lora_a(a, delta.rank, place.in_features, format),
+            b: self.kernels.pack_lora_b(b, place.out_features, delta.rank, format),
             rank: delta.rank,
             scale: delta.scale as f32,
             out_offset: place.out_offset,
             out_features: place.out_features,
         }
     }
+
+    /// `a`, `b` and `magnitude` are the module's values.
+    fn factors(
+        &self,
+        delta: &ModuleDelta<'_>,
+        a: &[f32],
+        b: &[f32],
+        magnitude: &[f32],
+    ) -> Result<OutputFactors, Error> {
+        let place = self.shape.place(delta.module);
+        let weight = self.base.linear(delta.layer, place.site);
+        let (out_offset, rank, scale) = (place.out_offset, delta.rank, delta.scale as f32);
+        let linear = AdaptedLinear { weight, out_offset, a, b, rank, scale };
+        OutputFactors::compute(&linear, magnitude).map_err(|reason| unfit(delta, reason))
+    }
+}
+
+fn unfit(delta: &ModuleDelta<'_>, reason: String) -> Error {
+    Error::AdapterShape { layer: delta.layer, module: delta.module.as_str(), reason }
 }
 
 /// Copies in pieces that stay in the first cache, and hashes each piece from the copy.

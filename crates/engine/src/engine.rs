@@ -186,7 +186,8 @@ pub struct SeqOutput {
 /// One base model with its adapter slots and KV memory. Owned by one step loop.
 pub struct Engine {
     shape: Arc<Shape>,
-    base: Base,
+    /// Shared with preparers: DoRA needs the weights.
+    base: Arc<Base>,
     kernels: Timed,
     dtype: Dtype,
     adapter_dtype: AdapterDtype,
@@ -219,7 +220,7 @@ impl Engine {
             return Err(Error::Option { option: "kv_blocks", value: options.kv_blocks, allowed: "below 2^32" });
         }
         let shape = Arc::new(Shape::of(&model.config));
-        let base = Base::load(model, &shape, options.kernels.as_ref(), options.dtype)?;
+        let base = Arc::new(Base::load(model, &shape, options.kernels.as_ref(), options.dtype)?);
         let layer = || {
             options.kernels.new_kv(
                 options.kv_blocks,
@@ -250,10 +251,11 @@ impl Engine {
         })
     }
 
-    /// What makes adapters ready for this engine, on any thread.
+    /// What makes adapters ready for this engine, on any thread. Keeps the base's weights in memory as long as it lives.
     #[must_use]
     pub fn preparer(&self) -> Preparer {
-        Preparer::new(Arc::clone(&self.shape), Arc::clone(self.kernels.inner()), self.adapter_dtype.format())
+        let (shape, base, kernels) = (&self.shape, &self.base, self.kernels.inner());
+        Preparer::new(Arc::clone(shape), Arc::clone(base), Arc::clone(kernels), self.adapter_dtype.format())
     }
 
     /// Puts a prepared adapter into a slot. Moves a pointer; never waits.

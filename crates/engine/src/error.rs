@@ -34,7 +34,7 @@ pub enum Error {
     /// The adapter blob cannot be parsed.
     #[error("adapter blob cannot be read")]
     Adapter(#[from] weft_adapter_format::Error),
-    /// The adapter does not fit the base.
+    /// The adapter does not fit the base: a shape differs, or the base's weights and DoRA's magnitudes give no factor.
     #[error("adapter module {module} of layer {layer} does not fit the base: {reason}")]
     AdapterShape {
         /// Decoder layer.

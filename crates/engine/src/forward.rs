@@ -1,6 +1,7 @@
 //! The Llama forward pass, written once over candle tensors.
 
-use crate::ops::{AddNorm, Attention, Embed, EmbedTied, Gather, Linear, Norm, SiluMul, Split};
+use crate::dora::ScaledRows;
+use crate::ops::{Adapters, AddNorm, Attention, Embed, EmbedTied, Gather, Linear, Norm, SiluMul, Split};
 use crate::plan::{Plan, Run};
 use crate::shape::{Shape, Site};
 use crate::weights::{Base, Layer};
@@ -61,7 +62,8 @@ impl Model<'_> {
         };
         self.finish_layer(last, &self.base.layers[last], &plan.wanted_runs, &rest)?;
         rest.stream.inplace_op3(&rest.delta, &self.base.final_norm, &self.add_norm())?;
-        logits.inplace_op2(&rest.normed, &Linear { kernels: self.kernels, weight: &self.base.lm_head, adapters: &[] })
+        let head = Linear { kernels: self.kernels, weight: &self.base.lm_head, adapters: Adapters::default() };
+        logits.inplace_op2(&rest.normed, &head)
     }
 
     /// From the normed stream to the heads' output.
@@ -75,8 +77,8 @@ impl Model<'_> {
         store_only: bool,
     ) -> Result<()> {
         let qkv = &self.base.layers[index].qkv;
-        let adapters = segments(&plan.runs, index, Site::Qkv);
-        x.qkv.inplace_op2(&x.normed, &Linear { kernels: self.kernels, weight: qkv, adapters: &adapters })?;
+        let adapters = adapters(&plan.runs, index, Site::Qkv);
+        x.qkv.inplace_op2(&x.normed, &Linear { kernels: self.kernels, weight: qkv, adapters })?;
         let attention = Attention {
             kernels: self.kernels,
             shape: self.shape,
@@ -92,8 +94,8 @@ impl Model<'_> {
     /// From the heads' output to what the layer's second half adds (left in `delta`).
     fn finish_layer(&self, index: usize, layer: &Layer, runs: &[Run<'_>], x: &Activations) -> Result<()> {
         let linear = |out: &Tensor, input: &Tensor, weight, site| {
-            let adapters = segments(runs, index, site);
-            out.inplace_op2(input, &Linear { kernels: self.kernels, weight, adapters: &adapters })
+            let adapters = adapters(runs, index, site);
+            out.inplace_op2(input, &Linear { kernels: self.kernels, weight, adapters })
         };
         linear(&x.delta, &x.attention, &layer.output, Site::Output)?;
         x.stream.inplace_op3(&x.delta, &layer.post_norm, &self.add_norm())?;
@@ -113,9 +115,16 @@ impl Model<'_> {
 }
 
 /// The adapters that touch this site, with their rows.
-fn segments<'a>(runs: &[Run<'a>], layer: usize, site: Site) -> Vec<LoraSegment<'a>> {
-    runs.iter()
-        .map(|run| LoraSegment { rows: run.rows.clone(), targets: run.adapter.targets(layer, site) })
-        .filter(|segment| !segment.targets.is_empty())
-        .collect()
+fn adapters<'a>(runs: &[Run<'a>], layer: usize, site: Site) -> Adapters<'a> {
+    let mut adapters = Adapters::default();
+    for run in runs {
+        let change = run.adapter.change(layer, site);
+        if !change.targets.is_empty() {
+            adapters.deltas.push(LoraSegment { rows: run.rows.clone(), targets: &change.targets });
+        }
+        if !change.factors.is_empty() {
+            adapters.scaled.push(ScaledRows { rows: run.rows.clone(), factors: &change.factors });
+        }
+    }
+    adapters
 }

@@ -13,9 +13,11 @@
 //! 3. logits are handed back in the order of the batch, each with the digest read from the slot entry that was used.
 //!
 //! Beside the step loop: [`Preparer`] turns a canonical blob into a [`PreparedAdapter`] on any thread, so that
-//! [`Engine::install`] only moves a pointer; [`sampling`] chooses tokens from logits.
+//! [`Engine::install`] only moves a pointer (what DoRA's magnitudes mean for this base is computed there: `dora`);
+//! [`sampling`] chooses tokens from logits.
 
 mod adapter;
+mod dora;
 mod engine;
 mod error;
 mod forward;

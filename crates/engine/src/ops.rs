@@ -3,6 +3,7 @@
 //!
 //! All ops work in place on contiguous f32 tensors of `workspace`; shapes are named there.
 
+use crate::dora::ScaledRows;
 use crate::shape::Shape;
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, bail};
 use half::bf16;
@@ -65,7 +66,7 @@ impl InplaceOp1 for EmbedTied<'_> {
     fn cpu_fwd(&self, stream: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let (residual, _) = halves(slice_mut(stream, layout)?);
         for (row, &token) in residual.chunks_exact_mut(self.head.in_features()).zip(self.tokens) {
-            if !self.head.read_row(token as usize, row) {
+            if !self.head.read_row(token as usize, 0, row) {
                 bail!("embed: the output matrix cannot be read back");
             }
         }
@@ -124,11 +125,20 @@ impl InplaceOp3 for AddNorm<'_> {
     }
 }
 
-/// `out [rows, out] = x [rows, in] wᵀ`, and the adapters' deltas on top.
+/// What the adapters of a step do to one linear.
+#[derive(Default)]
+pub(crate) struct Adapters<'a> {
+    /// What is added.
+    pub(crate) deltas: Vec<LoraSegment<'a>>,
+    /// What the sum is multiplied by then: the rows of DoRA adapters, and no others.
+    pub(crate) scaled: Vec<ScaledRows<'a>>,
+}
+
+/// `out [rows, out] = x [rows, in] wᵀ`, the adapters' deltas on top, and DoRA's factors on that.
 pub(crate) struct Linear<'a> {
     pub(crate) kernels: &'a dyn Kernels,
     pub(crate) weight: &'a PackedLinear,
-    pub(crate) adapters: &'a [LoraSegment<'a>],
+    pub(crate) adapters: Adapters<'a>,
 }
 
 impl InplaceOp2 for Linear<'_> {
@@ -139,8 +149,13 @@ impl InplaceOp2 for Linear<'_> {
     fn cpu_fwd(&self, out: &mut CpuStorage, out_layout: &Layout, x: &CpuStorage, x_layout: &Layout) -> Result<()> {
         let (x, out) = (slice(x, x_layout)?, slice_mut(out, out_layout)?);
         self.kernels.linear(x, self.weight, out);
-        if !self.adapters.is_empty() {
-            self.kernels.lora(x, self.weight.in_features(), self.adapters, out, self.weight.out_features());
+        let Adapters { deltas, scaled } = &self.adapters;
+        let stride = self.weight.out_features();
+        if !deltas.is_empty() {
+            self.kernels.lora(x, self.weight.in_features(), deltas, out, stride);
+        }
+        for rows in scaled {
+            rows.apply(out, stride);
         }
         Ok(())
     }

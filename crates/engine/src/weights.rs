@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::engine::Dtype;
-use crate::shape::Shape;
+use crate::shape::{Shape, Site};
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 use std::thread;
@@ -53,6 +53,17 @@ impl Base {
         });
         let embeddings = embeddings.transpose()?;
         Ok(Self { embeddings, layers, final_norm, lm_head })
+    }
+
+    /// The fused rows of one site.
+    pub(crate) fn linear(&self, layer: usize, site: Site) -> &PackedLinear {
+        let layer = &self.layers[layer];
+        match site {
+            Site::Qkv => &layer.qkv,
+            Site::Output => &layer.output,
+            Site::GateUp => &layer.gate_up,
+            Site::Down => &layer.down,
+        }
     }
 }
 

@@ -68,7 +68,7 @@ fn greedy_text_is_the_same() {
 fn adapters_of_different_ranks_and_the_base_share_one_step() {
     let golden = golden();
     let expected = ExpectedLogits::load();
-    assert_eq!(golden.batches.len(), 3);
+    assert_eq!(golden.batches.len(), 4);
     for batch in &golden.batches {
         let cases: Vec<&Case> = batch.cases.iter().map(|name| golden.case(name)).collect();
         let model = tiny(&cases[0].model);
@@ -88,6 +88,43 @@ fn adapters_of_different_ranks_and_the_base_share_one_step() {
         }
         let digests: BTreeSet<_> = output.seqs.iter().map(|out| out.adapter).collect();
         assert!(digests.len() >= 5, "{} holds {} adapters", batch.name, digests.len());
+    }
+}
+
+#[test]
+fn rows_of_dora_of_plain_lora_and_of_the_base_are_each_what_they_are_alone() {
+    let golden = golden();
+    let names = ["dora", "rank8", "base/tiny/long", "dora_patterns", "rank64", "dora_f16", "base/tiny"];
+    let cases: Vec<&Case> = names.iter().map(|name| golden.case(name)).collect();
+    let model = tiny("tiny");
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Q4] {
+        let mut engine = engine(&model, dtype, 128);
+        let mut step = StepBatch::default();
+        for (index, case) in cases.iter().enumerate() {
+            let slot = install(&mut engine, case, &model.config);
+            step.seqs.push(prefill(&case.prompt, slot, index as u32 * 4, LogitsWanted::All));
+        }
+        let together = engine.step(&step).unwrap();
+        for ((name, part), out) in names.iter().zip(&step.seqs).zip(&together.seqs) {
+            let alone = engine.step(&StepBatch { seqs: vec![part.clone()] }).unwrap();
+            assert!(alone.seqs[0] == *out, "{name}, {dtype:?}: the kernels promise equal bits");
+        }
+    }
+}
+
+#[test]
+fn the_magnitudes_of_dora_change_the_answer() {
+    // Guards the cases above: without its magnitudes the same adapter must be far off what PEFT says.
+    let golden = golden();
+    let expected = ExpectedLogits::load();
+    for name in ["dora", "dora_patterns", "dora_f16", "untied_dora", "llama3_dora"] {
+        let case = golden.case(name);
+        let model = tiny(&case.model);
+        let mut engine = engine(&model, Dtype::F32, 8);
+        let slot = engine.install(engine.preparer().prepare(&common::without_dora(case, &model.config)).unwrap());
+        let batch = StepBatch { seqs: vec![prefill(&case.prompt, Some(slot), 2, LogitsWanted::All)] };
+        let plain = engine.step(&batch).unwrap().seqs.remove(0).logits;
+        assert!(difference(&plain, &expected.of(case)) > 0.5, "{name}");
     }
 }
 

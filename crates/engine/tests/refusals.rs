@@ -129,11 +129,50 @@ fn a_blob_that_cannot_be_read_or_does_not_fit_is_corrupt() {
 }
 
 #[test]
+fn factors_of_dora_count_as_bytes_of_the_slot() {
+    for (name, dtype) in [("dora", Dtype::F32), ("dora_f16", Dtype::Bf16), ("dora_patterns", Dtype::Q4)] {
+        let model = tiny("tiny");
+        let engine = engine(&model, dtype, 8);
+        let golden = golden();
+        let case = golden.case(name);
+        let with = engine.preparer().prepare(&blob(&golden_dir().join(case.adapter.as_ref().unwrap()), &model.config));
+        let without = engine.preparer().prepare(&common::without_dora(case, &model.config));
+        // One single per output of each module.
+        let outputs: usize = match name {
+            "dora" => 3 * (64 + 32 + 32 + 64 + 96 + 96 + 64),
+            "dora_f16" => 2 * (64 + 32 + 64),
+            _ => 3 * (32 + 96 + 64),
+        };
+        assert_eq!(with.unwrap().bytes(), without.unwrap().bytes() + 4 * outputs as u64, "{name}");
+    }
+}
+
+#[test]
+fn magnitudes_that_the_base_gives_no_factor_are_refused_with_layer_module_and_output() {
+    // Tensors are in the order of their names: the last value is a magnitude of the last layer's v_proj.
+    let model = tiny("tiny");
+    let preparer = engine(&model, Dtype::F32, 8).preparer();
+    let mut bytes = blob(&golden_dir().join("adapters/dora"), &model.config);
+    let end = bytes.len();
+    for bad in [f32::NAN, f32::INFINITY] {
+        bytes[end - 4..].copy_from_slice(&bad.to_le_bytes());
+        let Err(error) = preparer.prepare(&bytes) else { panic!("{bad} was accepted") };
+        let text = error.to_string();
+        assert!(
+            text.starts_with("adapter module v_proj of layer 2 does not fit the base: output 31 has norm"),
+            "{text}"
+        );
+    }
+    bytes[end - 4..].copy_from_slice(&(-7.0f32).to_le_bytes());
+    assert!(preparer.prepare(&bytes).is_ok());
+}
+
+#[test]
 fn many_loads_and_removals_leave_each_answer_with_its_own_adapter() {
     let model = tiny("tiny");
     let mut engine = engine(&model, Dtype::F32, 64);
     let golden = golden();
-    let names = ["rank4", "rank8", "rank16", "rank64", "rslora", "regex"];
+    let names = ["rank4", "rank8", "rank16", "rank64", "rslora", "regex", "dora"];
     let cases: Vec<_> = names.iter().map(|name| golden.case(name)).collect();
     let blobs: Vec<Vec<u8>> =
         cases.iter().map(|case| blob(&golden_dir().join(case.adapter.as_ref().unwrap()), &model.config)).collect();

@@ -10,7 +10,7 @@ fn engine_with_ranks(dtype: Dtype) -> (Engine, Vec<Option<SlotId>>) {
     let mut engine = engine(&model, dtype, 512);
     let golden = golden();
     let mut slots = vec![None];
-    for name in ["rank4", "rank8", "rank16", "rank64", "all_linear", "mlp_only"] {
+    for name in ["rank4", "rank8", "rank16", "rank64", "all_linear", "mlp_only", "dora", "dora_patterns"] {
         slots.push(install(&mut engine, golden.case(name), &model.config));
     }
     (engine, slots)

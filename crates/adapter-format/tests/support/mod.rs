@@ -77,13 +77,33 @@ pub(crate) fn pair(base: &BaseShape, layer: usize, module: &str, rank: usize) ->
     ]
 }
 
+/// The magnitudes of a module, as PEFT saves them.
+pub(crate) fn magnitude(base: &BaseShape, layer: usize, module: &str) -> Tensor {
+    let linear = base.linears.iter().find(|linear| linear.module == module).expect("a linear of the base");
+    let name = format!("base_model.model.{}.lora_magnitude_vector", linear.full_name(layer));
+    tensor(&name, &[linear.out_features], -1.5)
+}
+
 /// What [`config`] selects in [`base`].
+const SELECTED: [(usize, &str); 4] = [(0, "q_proj"), (0, "v_proj"), (1, "q_proj"), (1, "v_proj")];
+
+/// The tensors of the modules that [`config`] selects.
 pub(crate) fn tensors() -> Vec<Tensor> {
     let base = base();
-    [(0, "q_proj"), (0, "v_proj"), (1, "q_proj"), (1, "v_proj")]
-        .iter()
-        .flat_map(|(layer, module)| pair(&base, *layer, module, 2))
-        .collect()
+    SELECTED.iter().flat_map(|(layer, module)| pair(&base, *layer, module, 2)).collect()
+}
+
+/// [`config`] with DoRA.
+pub(crate) fn dora_config() -> Value {
+    config_with(json!({"use_dora": true}))
+}
+
+/// What [`dora_config`] needs: [`tensors`], and from the ninth on their magnitudes.
+pub(crate) fn dora_tensors() -> Vec<Tensor> {
+    let base = base();
+    let mut all = tensors();
+    all.extend(SELECTED.iter().map(|(layer, module)| magnitude(&base, *layer, module)));
+    all
 }
 
 /// A safetensors file of these tensors.

@@ -125,6 +125,19 @@ pub fn install(engine: &mut Engine, case: &Case, config: &ModelConfig) -> Option
     Some(engine.install(prepared))
 }
 
+/// The blob of a DoRA case's adapter as plain LoRA: magnitudes and `use_dora` taken away.
+pub fn without_dora(case: &Case, config: &ModelConfig) -> Vec<u8> {
+    let folder = golden_dir().join(case.adapter.as_ref().expect("a case with an adapter"));
+    let weights = std::fs::read(folder.join("adapter_model.safetensors")).expect("committed");
+    let mut tensors = safetensors::SafeTensors::deserialize(&weights).expect("safetensors").tensors();
+    let all = tensors.len();
+    tensors.retain(|(name, _)| !name.ends_with(".lora_magnitude_vector"));
+    assert_eq!(tensors.len() * 3, all * 2, "one of three tensors is a magnitude");
+    let text = std::fs::read_to_string(folder.join("adapter_config.json")).expect("committed");
+    let text = text.replace("\"use_dora\": true", "\"use_dora\": false");
+    blob_of(text.as_bytes(), &safetensors::serialize(tensors, None).expect("tensors can be written"), config)
+}
+
 /// A whole prompt in one step, in blocks `first_block..`.
 pub fn prefill(prompt: &[u32], slot: Option<SlotId>, first_block: u32, logits: LogitsWanted) -> SeqStep {
     let blocks = prompt.len().div_ceil(BLOCK_SIZE) as u32;

@@ -5,12 +5,13 @@ committed files stand in golden.json under "made_with"):
 
     python make_tiny.py
 
-Everything is seeded, on the CPU and in float32. A rerun with the same versions gives the same bytes; with
-other versions look at the difference before committing it: these files say what "right" means.
+Everything is seeded, on the CPU and in float32. A rerun with the same versions gives the same bytes, but for the last
+bits of logits on another processor; with other versions look at the difference before committing it: these files say
+what "right" means. When cases are added, those that are there keep their logits.
 
 What it writes:
 - tiny*/            Hugging Face folders (weights, config, byte-level tokenizer, chat template)
-- adapters/*/       PEFT packages with a non-zero B
+- adapters/*/       PEFT packages with a non-zero B; those with DoRA have magnitudes that are not the norms of the base
 - logits.safetensors  one float32 tensor [prompt tokens, vocabulary] per case
 - golden.json       the cases: model, adapter, prompt, logits, greedy continuation (16 tokens, end of sequence ignored,
                     with the smallest distance of the best logit from the second), rank and scale of every module
@@ -133,6 +134,10 @@ def make_adapter(name, model_name, seed, *, dtype=torch.float32, edit_config=Non
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
             elif ".lora_B." in parameter_name:
                 parameter.copy_(0.4 * torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
+            elif ".lora_magnitude_vector." in parameter_name:
+                # PEFT starts with the norms of the base. Training moves them; one in eight changes its sign here.
+                moved = parameter * (1 + 0.3 * torch.randn_like(parameter))
+                parameter.copy_(torch.where(torch.rand_like(parameter) < 0.125, -moved, moved))
     folder = HERE / "adapters" / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
@@ -166,7 +171,8 @@ def canonical_sha256(folder, modules):
     (header_bytes,) = struct.unpack("<Q", raw[:8])
     header, data = json.loads(raw[8 : 8 + header_bytes]), raw[8 + header_bytes :]
     header.pop("__metadata__", None)
-    metadata = {"weft.format": "1", "weft.peft_type": "LORA"}
+    is_dora = any(tensor.endswith(".lora_magnitude_vector") for tensor in header)
+    metadata = {"weft.format": "2" if is_dora else "1", "weft.peft_type": "DORA" if is_dora else "LORA"}
     for module, resolved in modules.items():
         metadata[f"weft.rank.{module}"] = str(resolved["rank"])
         metadata[f"weft.scale.{module}"] = scale_text(resolved["scale"])
@@ -275,12 +281,26 @@ def make_adapters():
                        dtype=torch.bfloat16),
         "rank64": dict(r=64, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"],
                        layers_to_transform=[0, 2], dtype=torch.bfloat16),
+        "dora": dict(r=8, lora_alpha=16, use_dora=True, target_modules=ATTENTION + MLP),
+        # One part of each fused linear, ranks and scales by pattern, magnitudes in bfloat16.
+        "dora_patterns": dict(
+            r=4, lora_alpha=6, use_dora=True, use_rslora=True, target_modules=["k_proj", "up_proj", "down_proj"],
+            rank_pattern={r"layers\.1\..*": 7, "up_proj": 3}, alpha_pattern={"2.self_attn.k_proj": 9.5},
+            dtype=torch.bfloat16,
+        ),
+        "dora_f16": dict(r=4, lora_alpha=8, use_dora=True, target_modules=["q_proj", "v_proj", "o_proj"],
+                         layers_to_transform=[0, 2], dtype=torch.float16),
     }  # fmt: skip
     for seed, (name, config) in enumerate(tiny.items(), start=100):
         make_adapter(name, "tiny", seed, **config)
     make_adapter("untied_plain", "tiny-untied", 200, r=4, lora_alpha=8, target_modules=ATTENTION + MLP)
     make_adapter("llama3_plain", "tiny-llama3", 201, r=4, lora_alpha=8, target_modules=ATTENTION + MLP)
-    return {name: "tiny" for name in tiny} | {"untied_plain": "tiny-untied", "llama3_plain": "tiny-llama3"}
+    make_adapter("untied_dora", "tiny-untied", 202, r=4, lora_alpha=8, use_dora=True, target_modules="all-linear")
+    make_adapter("llama3_dora", "tiny-llama3", 203, r=4, lora_alpha=8, use_dora=True, target_modules=ATTENTION)
+    return {name: "tiny" for name in tiny} | {
+        "untied_plain": "tiny-untied", "llama3_plain": "tiny-llama3",
+        "untied_dora": "tiny-untied", "llama3_dora": "tiny-llama3",
+    }  # fmt: skip
 
 
 def main():
@@ -336,6 +356,7 @@ def main():
             {"name": "ranks", "cases": ["rank4", "rank8", "rank16", "rank64", "base/tiny"]},
             {"name": "ranks_uneven", "cases": ["base/tiny/long", "rank64/other", "rank4/other", "rank16/other",
                                                "rank8/other", "base/tiny"]},
+            {"name": "dora", "cases": ["dora", "rank8", "base/tiny/long", "dora_patterns", "rank64", "dora_f16"]},
             {"name": "everything", "cases": ["base/tiny", *[a for a, m in adapters.items() if m == "tiny"]]},
         ],
     }  # fmt: skip

@@ -191,7 +191,9 @@ impl Publisher {
             });
             Ok((checked, merged))
         };
-        let (checked, merged) = tokio::task::spawn_blocking(work).await?.map_err(not_mergeable)?;
+        let done = tokio::task::spawn_blocking(work).await?;
+        let (checked, merged) =
+            done.map_err(|error| unfit_by_name(&error, &parents).unwrap_or_else(|| not_mergeable(error)))?;
         let parents = parents.into_iter().map(|(parent, _)| parent).collect();
         let lineage = Lineage { recipe_digest, recipe: merged.recipe, parents, error: merged.report.error };
         let outcome = match checked {
@@ -221,6 +223,13 @@ impl Publisher {
 }
 
 /// What the merge refuses is wrong with what was asked for; bytes that are not what they should be are the store's fault.
+/// A parent that cannot be merged, as the version that the caller asked for: `crates/adapter-merge` knows its digest only.
+fn unfit_by_name(error: &merging::Error, parents: &[(LineageParent, u64)]) -> Option<Error> {
+    let merging::Error::Unfit { digest, what } = error else { return None };
+    let (parent, _) = parents.iter().find(|(parent, _)| parent.digest == *digest)?;
+    Some(Error::invalid("parents", format!("version {} of {}: {what}", parent.version, parent.adapter)))
+}
+
 fn not_mergeable(error: merging::Error) -> Error {
     match &error {
         merging::Error::Blob { digest, .. } => Error::Damaged { key: keys::blob(digest), problem: error.to_string() },

@@ -37,9 +37,9 @@ async fn bad_content_is_refused_with_every_reason_and_leaves_nothing() {
     // Several faults at once, in both files.
     let config = String::from_utf8(good.config.clone())
         .unwrap()
-        .replace("\"bias\": \"none\"", "\"bias\": \"all\", \"use_dora\": 7");
+        .replace("\"bias\": \"none\"", "\"bias\": \"all\", \"use_qalora\": 7");
     let reasons = refused(&registry, &Package { config: config.into_bytes(), weights: nan.weights }).await;
-    for part in ["bias", "use_dora"] {
+    for part in ["bias", "use_qalora"] {
         assert!(reasons.iter().any(|reason| reason.contains(part)), "{part} in {reasons:?}");
     }
     assert!(reasons.len() >= 2, "{reasons:?}");
