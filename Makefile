@@ -22,10 +22,11 @@ demo: ## Three tenants, three adapters, one base model, then serves on 127.0.0.1
 
 .PHONY: test
 test: ## Every test there is on a machine without a GPU
-	@scripts/setup.sh build test deploy
+	@scripts/setup.sh build test api deploy
 	$(CARGO) nextest run --release --workspace
 	scripts/asan.sh
 	scripts/test-clients.sh
+	scripts/test-api.sh
 	scripts/test-chaos.sh
 	scripts/lifecycle.sh short
 	scripts/test-deploy.sh files
@@ -35,6 +36,12 @@ test-deploy: ## The chart, SkyPilot's files and the alerts (part of make test), 
 	@scripts/setup.sh build deploy compose
 	$(CARGO) build --release --workspace --bins
 	scripts/test-deploy.sh files compose
+
+.PHONY: test-api
+test-api: ## The HTTP API against its own description, and a mesh over another S3 server (part of make test; WEFT_API_EXAMPLES=N: longer)
+	@scripts/setup.sh build demo api
+	$(CARGO) build --release --workspace --bins
+	scripts/test-api.sh
 
 .PHONY: asan
 asan: ## The kernels' tests under the address sanitizer (part of make test)

@@ -3,6 +3,7 @@
 #   build   what compiling needs: a C compiler
 #   demo    what fetching the demo model needs: python3 with venv and pip
 #   test    what the tests need: protoc, nats-server, redis-server, faketime, openssl, cargo-nextest, the real clients from PyPI
+#   api     what the tests of the HTTP API and of another S3 server need: schemathesis and moto from PyPI
 #   deploy  what the tests of the chart, SkyPilot's files and the alerts need: Helm, Kubernetes' schemas and SkyPilot from PyPI, promtool
 #   compose what the test of compose.yaml needs beside that: Docker, docker-compose and debootstrap
 #   bench   what building and running the other engines of the comparison needs; loadtests/peers/install.sh installs them
@@ -12,6 +13,8 @@ cd "$(dirname "$0")/.."
 venv=${PYTHON_VENV:-$PWD/.cache/venv}
 # SkyPilot brings half of PyPI, and versions of its own.
 deploy_venv=${PYTHON_DEPLOY_VENV:-$PWD/.cache/venv-deploy}
+# The same goes for schemathesis and moto.
+api_venv=${PYTHON_API_VENV:-$PWD/.cache/venv-api}
 nextest_version=0.9.143
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -39,7 +42,8 @@ need_venv_module() {
 
 python_packages() { # requirements file, environment
     local venv=${2:-$venv} stamp sum
-    stamp="$venv/.$(basename "$1").sha256"
+    # One environment may be of several files of the same name.
+    stamp="$venv/.${1//\//-}.sha256"
     sum=$(sha256sum "$1" | cut -d' ' -f1)
     [ "$(cat "$stamp" 2>/dev/null || true)" = "$sum" ] && return 0
     [ -x "$venv/bin/python" ] || { say "creating a private Python environment in $venv"; python3 -m venv "$venv"; }
@@ -53,7 +57,7 @@ command -v cargo >/dev/null || { say "Rust is missing: install it with rustup (h
 for part in "$@"; do
     case $part in
         build) need_package cc gcc; need_package make make ;;
-        demo) need_package python3 python3; need_venv_module ;;
+        demo | api) need_package python3 python3; need_venv_module ;;
         test)
             # It lies in /usr/sbin, which is not in everybody's PATH.
             PATH=$PATH:/usr/sbin need_package nats-server nats-server
@@ -92,6 +96,11 @@ for part in "$@"; do
                 cargo install --quiet --locked --version "$nextest_version" cargo-nextest
             fi
             python_packages tests/clients/requirements.txt
+            ;;
+        api)
+            for of in api object-stores; do
+                python_packages "tests/$of/requirements.txt" "$api_venv"
+            done
             ;;
         deploy) python_packages tests/deploy/requirements.txt "$deploy_venv" ;;
         *) ;;

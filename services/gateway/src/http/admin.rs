@@ -125,9 +125,10 @@ pub(crate) struct TenantList {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewTenant {
-    /// `[a-z0-9][a-z0-9-]{0,62}`.
+    #[schema(pattern = "^[a-z0-9][a-z0-9-]{0,62}$")]
     name: String,
     /// 0.01 to 100. Absent: 1. A tenant that exists keeps its own.
+    #[schema(minimum = 0.01, maximum = 100)]
     weight: Option<f64>,
     /// Absent: none. A tenant that exists keeps its own.
     #[serde(default)]

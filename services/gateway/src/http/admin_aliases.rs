@@ -227,7 +227,8 @@ fn expected_etag(headers: &HeaderMap) -> Result<String, Fault> {
     match (text(header::IF_MATCH)?, text(header::IF_NONE_MATCH)?) {
         (None, None) => Ok(String::new()),
         (Some(star), None) if star == "*" => Ok(star),
-        (Some(etag), None) => Ok(etag.trim_matches('"').to_owned()),
+        // An ETag is its text with the quotes, in the registry and in S3 too; so it is none of the registry's other words.
+        (Some(etag), None) => Ok(format!("\"{}\"", etag.trim_matches('"'))),
         (None, Some(star)) if star == "*" => Ok("none".to_owned()),
         _ => Err(Fault::invalid("if-none-match", "only one of `if-match` and `if-none-match: *` can be given")),
     }
@@ -245,7 +246,12 @@ mod tests {
         };
         assert_eq!(of(&[]).as_deref(), Some(""));
         assert_eq!(of(&[(header::IF_MATCH, "*")]).as_deref(), Some("*"));
-        assert_eq!(of(&[(header::IF_MATCH, "\"abc\"")]).as_deref(), Some("abc"));
+        for etag in ["\"abc\"", "abc"] {
+            assert_eq!(of(&[(header::IF_MATCH, etag)]).as_deref(), Some("\"abc\""));
+        }
+        for etag in ["", "\"\"", "\"*\"", "none"] {
+            assert!(of(&[(header::IF_MATCH, etag)]).is_some_and(|words| words.starts_with('"')), "{etag}");
+        }
         assert_eq!(of(&[(header::IF_NONE_MATCH, "*")]).as_deref(), Some("none"));
         assert_eq!(of(&[(header::IF_NONE_MATCH, "\"abc\"")]), None);
         assert_eq!(of(&[(header::IF_MATCH, "*"), (header::IF_NONE_MATCH, "*")]), None);

@@ -135,7 +135,8 @@ pub(crate) async fn create(
 }
 
 /// List a tenant's experiments, ended ones too.
-#[utoipa::path(get, path = "/admin/v1/tenants/{tenant}/experiments", tag = "admin", security(("admin" = [])), params(("tenant" = String, Path)),
+#[utoipa::path(get, path = "/admin/v1/tenants/{tenant}/experiments", tag = "admin", operation_id = "list_experiments", security(("admin" = [])),
+    params(("tenant" = String, Path)),
     responses((status = 200, description = "All experiments", body = ExperimentList), (status = 404, description = "No such tenant", body = OpenAiBody)))]
 pub(crate) async fn list(
     State(gateway): State<Arc<Gateway>>,
@@ -153,7 +154,7 @@ pub(crate) async fn list(
 /// Looking is free: the promises hold however often one looks.
 #[utoipa::path(get, path = "/admin/v1/tenants/{tenant}/experiments/{id}", tag = "admin", security(("admin" = [])),
     params(("tenant" = String, Path), ("id" = String, Path)),
-    responses((status = 200, description = "The experiment with its `report`", body = ExperimentBody),
+    responses((status = 200, description = "The experiment with its `report`", content((ExperimentBody = "application/json"), (String = "text/html"))),
         (status = 404, description = "No such experiment", body = OpenAiBody)))]
 pub(crate) async fn show(
     State(gateway): State<Arc<Gateway>>,
@@ -239,8 +240,8 @@ struct Day {
 
 /// The exposure log of one day (UTC): JSON lines of kinds `exposure`, `outcome` and `feedback`, in no order.
 #[utoipa::path(get, path = "/admin/v1/tenants/{tenant}/experiments/{id}/exposures", tag = "admin", security(("admin" = [])),
-    params(("tenant" = String, Path), ("id" = String, Path), ("day" = Option<String>, Query, description = "Such as 2026-01-31; absent: today")),
-    responses((status = 200, description = "The log, as `application/x-ndjson`"), (status = 404, description = "No such experiment", body = OpenAiBody)))]
+    params(("tenant" = String, Path), ("id" = String, Path), ("day" = Option<String>, Query, pattern = "^([0-9]{4}-[0-9]{2}-[0-9]{2})?$", description = "Such as 2026-01-31; absent: today")),
+    responses((status = 200, description = "The log", body = String, content_type = "application/x-ndjson"), (status = 404, description = "No such experiment", body = OpenAiBody)))]
 pub(crate) async fn exposures(
     State(gateway): State<Arc<Gateway>>,
     InPath((tenant, id)): InPath<(String, String)>,

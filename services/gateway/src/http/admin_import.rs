@@ -43,9 +43,9 @@ pub(crate) struct ImportedBody {
     responses(
         (status = 201, description = "A new version", body = ImportedBody),
         (status = 200, description = "These bytes were a version already", body = ImportedBody),
-        (status = 400, description = "The source is none, or not allowed", body = OpenAiBody),
+        (status = 400, description = "The source is none", body = OpenAiBody),
         (status = 404, description = "There is nothing there", body = OpenAiBody),
-        (status = 422, description = "Refused; every reason is in `error.reasons`", body = OpenAiBody),
+        (status = 422, description = "The source is not allowed, or the package is refused; then every reason is in `error.reasons`", body = OpenAiBody),
     )
 )]
 pub(crate) async fn import(

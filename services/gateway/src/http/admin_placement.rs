@@ -122,9 +122,10 @@ impl From<Option<pb::Places>> for PlacesBody {
 #[derive(Clone, Copy, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PlacesAsked {
+    #[schema(maximum = 100_000)]
     floor: Option<u32>,
     #[serde(default, deserialize_with = "given")]
-    #[schema(value_type = Option<u32>)]
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 100_000)]
     ceiling: Option<Option<u32>>,
 }
 

@@ -71,6 +71,12 @@ pub(crate) struct Package {
     weights: Vec<u8>,
 }
 
+/// The two files of a package in one archive.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "for the schema")]
+pub(crate) struct PackedPackage(Vec<u8>);
+
 /// Publish a package as a new version, and move the alias `live` to it.
 ///
 /// `?alias=none` moves no alias, `?alias=NAME` another one. The same bytes again are the version that they were. In place of the form the body may be an
@@ -79,7 +85,7 @@ pub(crate) struct Package {
     post, path = "/admin/v1/tenants/{tenant}/adapters/{name}/versions", tag = "admin", security(("admin" = [])),
     params(("tenant" = String, Path), ("name" = String, Path, description = "One segment: a slash is `%2F`"),
         ("alias" = Option<String>, Query, description = "`none`, or the alias to move; absent: `live`")),
-    request_body(content = Package, content_type = "multipart/form-data"),
+    request_body(content((Package = "multipart/form-data"), (PackedPackage = "application/x-tar"), (PackedPackage = "application/gzip"))),
     responses(
         (status = 201, description = "A new version", body = PublishedBody),
         (status = 200, description = "These bytes were a version already", body = PublishedBody),

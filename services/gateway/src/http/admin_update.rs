@@ -21,6 +21,7 @@ use weft_types::{TenantName, Weight};
 #[serde(deny_unknown_fields)]
 pub(crate) struct TenantChange {
     /// The tenant's share of a worker that many tenants want, relative to theirs: 0.01 to 100.
+    #[schema(minimum = 0.01, maximum = 100)]
     weight: Option<f64>,
     /// What the tenant may use.
     limits: Option<LimitsAsked>,

@@ -41,9 +41,10 @@ struct Asked {
     params(("tenant" = Option<String>, Query, description = "Absent: all"),
         ("from_ms" = Option<u64>, Query, description = "Unix milliseconds; absent: 31 days ago"),
         ("to_ms" = Option<u64>, Query, description = "Unix milliseconds, exclusive; absent: now"),
-        ("format" = Option<String>, Query, description = "`json`, `csv` or `parquet`"),
-        ("records" = Option<bool>, Query, description = "Each record in place of totals")),
-    responses((status = 200, description = "The table"), (status = 400, description = "The range or the format is wrong", body = OpenAiBody)))]
+        ("format" = Option<String>, Query, pattern = "^(json|csv|parquet)$", description = "`json`, `csv` or `parquet`"),
+        ("records" = Option<bool>, Query, description = "Each record in place of totals; not as `json`")),
+    responses((status = 200, description = "The table", content((Object = "application/json"), (String = "text/csv"), (String = "application/vnd.apache.parquet"))),
+        (status = 400, description = "The range or the format is wrong", body = OpenAiBody)))]
 pub(crate) async fn usage(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, OpenAiError> {
     let asked = Query::<Asked>::try_from_uri(request.uri());
     let asked = asked.map_err(|error| Fault::invalid("query", error.body_text()))?.0;

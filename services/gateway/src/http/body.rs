@@ -4,6 +4,7 @@
 //! Bodies are parsed into typed structs, never into a tree of JSON values: a tree can take forty times the bytes of
 //! its text, and the text is the caller's choice.
 
+use super::objects::Objects;
 use crate::error::{Error, code};
 use crate::generate::{Wanted, prompts};
 use crate::limits::Limits;
@@ -133,13 +134,13 @@ pub(crate) async fn drain(mut body: Body) {
     .await;
 }
 
-/// Parses one JSON document.
+/// Parses one JSON document, in which a struct is an object.
 ///
 /// # Errors
 /// `invalid_json` with line and column, or `invalid_type` with the field.
 pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let value = serde_path_to_error::deserialize(Objects(&mut deserializer)).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         match inner.classify() {
@@ -274,6 +275,23 @@ mod tests {
             assert_eq!(fault.code, code::INVALID_JSON, "{text:?}");
             assert!(fault.message.contains("line") && fault.message.contains("column"), "{fault}");
         }
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        let fault = json::<Outer>(br#"[[{"count":1}]]"#).unwrap_err();
+        assert_eq!((fault.code.as_str(), fault.param.as_deref()), ("invalid_type", None));
+        let fault = json::<Outer>(br#"{"inner":[{"count":1},[2]]}"#).unwrap_err();
+        assert_eq!(fault.param.as_deref(), Some("inner[1]"));
+        assert!(fault.message.contains("invalid type: sequence"), "{fault}");
+        #[derive(Debug, Deserialize)]
+        struct Loose {
+            raw: Option<Box<serde_json::value::RawValue>>,
+            outer: Option<Outer>,
+        }
+        let loose = json::<Loose>(br#"{"raw": [1, {}], "outer": null}"#).unwrap();
+        assert_eq!((loose.raw.unwrap().get(), loose.outer.is_none()), ("[1, {}]", true));
+        assert!(json::<Loose>(br#"{"outer": [[]]}"#).is_err());
     }
 
     #[test]

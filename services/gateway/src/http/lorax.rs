@@ -141,8 +141,8 @@ pub(crate) async fn generate(State(gateway): State<Arc<Gateway>>, request: Reque
 #[utoipa::path(
     post, path = "/generate_stream", tag = "lorax", request_body = LoraxRequest, security(("key" = [])),
     responses(
-        (status = 200, description = "`text/event-stream`", body = lorax_stream::LoraxEvent),
-        (status = 422, description = "The request is wrong", body = LoraxBody),
+        (status = 200, description = "One event a token", body = lorax_stream::LoraxEvent, content_type = "text/event-stream"),
+        (status = 404, description = "No such adapter for this tenant", body = LoraxBody),
     )
 )]
 pub(crate) async fn generate_stream(
@@ -157,8 +157,8 @@ pub(crate) async fn generate_stream(
 #[utoipa::path(
     post, path = "/", tag = "lorax", request_body = LoraxRequest, security(("key" = [])),
     responses(
-        (status = 200, description = "The answer, in an array", body = Vec<LoraxAnswer>),
-        (status = 422, description = "The request is wrong", body = LoraxBody),
+        (status = 200, description = "The answer, in an array; with `stream`, one event a token", body = Vec<LoraxAnswer>),
+        (status = 404, description = "No such adapter for this tenant", body = LoraxBody),
     )
 )]
 pub(crate) async fn compat(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, LoraxError> {
@@ -174,8 +174,8 @@ pub(crate) async fn compat(State(gateway): State<Arc<Gateway>>, request: Request
 #[utoipa::path(
     post, path = "/invocations", tag = "lorax", request_body = LoraxRequest, security(("key" = [])),
     responses(
-        (status = 200, description = "The answer, in an array", body = Vec<LoraxAnswer>),
-        (status = 422, description = "The request is wrong", body = LoraxBody),
+        (status = 200, description = "The answer, in an array; with `stream`, one event a token", body = Vec<LoraxAnswer>),
+        (status = 404, description = "No such adapter for this tenant", body = LoraxBody),
     )
 )]
 pub(crate) async fn invocations(gateway: State<Arc<Gateway>>, request: Request) -> Result<Response, LoraxError> {
@@ -471,7 +471,7 @@ pub(crate) async fn info(State(gateway): State<Arc<Gateway>>) -> Result<Json<Inf
     }))
 }
 
-/// Whether requests can be answered: an empty body, or LoRAX's error. Also at `GET /`.
+/// Whether requests can be answered: an empty body, or LoRAX's error.
 #[utoipa::path(
     get, path = "/health", tag = "lorax",
     responses((status = 200, description = "Ready"), (status = 503, description = "Not ready", body = LoraxBody))
@@ -482,6 +482,15 @@ pub(crate) async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     }
     let body = serde_json::json!({"error": "unhealthy", "error_type": "healthcheck"});
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+/// The same as `/health`.
+#[utoipa::path(
+    get, path = "/", tag = "lorax",
+    responses((status = 200, description = "Ready"), (status = 503, description = "Not ready", body = LoraxBody))
+)]
+pub(crate) async fn root(gateway: State<Arc<Gateway>>) -> Response {
+    health(gateway).await
 }
 
 /// The same as `/health`, where model hosts look for it.

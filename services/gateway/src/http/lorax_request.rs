@@ -22,6 +22,7 @@ const ALTERNATIVES_MAX: i32 = 20;
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct LoraxRequest {
     /// The whole prompt, as the caller formatted it.
+    #[schema(min_length = 1)]
     pub(crate) inputs: String,
     #[serde(default)]
     pub(crate) parameters: Option<Parameters>,

@@ -27,12 +27,14 @@ mod lorax;
 mod lorax_request;
 mod lorax_stream;
 mod models;
+mod objects;
 mod openai;
 mod openai_chat;
 mod openai_chat_answer;
 mod openai_completions;
 mod openai_completions_answer;
 mod openapi;
+mod openapi_shared;
 mod ops;
 mod per_address;
 mod prewarm;
@@ -87,7 +89,7 @@ fn openai_routes() -> Vec<Route> {
 
 fn lorax_routes() -> Vec<Route> {
     vec![
-        ("/", get(lorax::health).post(lorax::compat)),
+        ("/", get(lorax::root).post(lorax::compat)),
         ("/generate", post(lorax::generate)),
         ("/generate_stream", post(lorax::generate_stream)),
         ("/invocations", post(lorax::invocations)),

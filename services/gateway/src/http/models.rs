@@ -70,7 +70,7 @@ fn model(gateway: &Gateway, tenant: &Tenant, id: &str, resolved: &Resolved, base
 
 /// List the base and the tenant's adapters that have a `live` version.
 #[utoipa::path(
-    get, path = "/v1/models", tag = "openai", security(("key" = [])),
+    get, path = "/v1/models", tag = "openai", operation_id = "list_models", security(("key" = [])),
     responses(
         (status = 200, description = "What this key can ask for", body = ModelList),
         (status = 401, description = "No or wrong key", body = OpenAiBody),

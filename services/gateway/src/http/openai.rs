@@ -23,26 +23,36 @@ pub(crate) struct Common {
     /// `name`, `name@alias`, `name@3`, `name@sha256:…` of the tenant's adapter, or `base`. Absent: the tenant's default.
     pub(crate) model: Option<String>,
     /// 0 to 2; 0 is greedy. Absent: 1.
+    #[schema(minimum = 0, maximum = 2)]
     pub(crate) temperature: Option<f64>,
     /// 0 to 1. Absent: 1.
+    #[schema(minimum = 0, maximum = 1)]
     pub(crate) top_p: Option<f64>,
     /// Keep only the k likeliest tokens; 0 and -1 are off.
+    #[schema(minimum = -1, maximum = 4_294_967_295_i64)]
     pub(crate) top_k: Option<i64>,
     /// 0 to 1: keep only tokens at least this likely, relative to the likeliest.
+    #[schema(minimum = 0, maximum = 1)]
     pub(crate) min_p: Option<f64>,
-    /// 0 to 1, exclusive.
+    /// 0 to 1; both are off.
+    #[schema(minimum = 0, maximum = 1)]
     pub(crate) typical_p: Option<f64>,
     /// The same seed, request and base give the same answer.
     pub(crate) seed: Option<i64>,
     /// -2 to 2.
+    #[schema(minimum = -2, maximum = 2)]
     pub(crate) frequency_penalty: Option<f64>,
     /// -2 to 2.
+    #[schema(minimum = -2, maximum = 2)]
     pub(crate) presence_penalty: Option<f64>,
-    /// Larger than 0; 1 is off.
+    /// Larger than 0, at most 100; 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 100)]
     pub(crate) repetition_penalty: Option<f64>,
     /// How many answers. Absent: 1.
+    #[schema(minimum = 1)]
     pub(crate) n: Option<usize>,
     /// One text or several; the answer ends before the first that would come.
+    #[schema(value_type = Option<StopForm>)]
     pub(crate) stop: Option<Stop>,
     /// Absent: as many as the context allows (completions: 16).
     pub(crate) max_tokens: Option<u32>,
@@ -56,11 +66,12 @@ pub(crate) struct Common {
     pub(crate) ignore_eos_token: Option<bool>,
     /// -1, 0 or 1; the smaller, the sooner, as vLLM has it. Orders your own requests; against other tenants it is a small
     /// head start, and no larger share. Absent: 0.
+    #[schema(minimum = -1, maximum = 1)]
     pub(crate) priority: Option<i64>,
     /// Absent: free text.
     pub(crate) response_format: Option<ResponseFormat>,
     /// vLLM's way to give a JSON schema: an object, or the text of one.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<serde_json::Value>)]
     pub(crate) guided_json: Option<Box<RawValue>>,
     /// vLLM's way to give a regular expression.
     pub(crate) guided_regex: Option<String>,
@@ -76,9 +87,17 @@ pub(crate) struct StreamOptions {
 }
 
 /// A text or an array of texts.
-#[derive(Clone, Debug, ToSchema)]
-#[schema(value_type = Object)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stop(pub(crate) Vec<String>);
+
+/// What [`Stop`] reads.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "for the schema")]
+pub(crate) enum StopForm {
+    One(String),
+    Several(Vec<String>),
+}
 
 impl<'de> Deserialize<'de> for Stop {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

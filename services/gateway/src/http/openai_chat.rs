@@ -37,12 +37,14 @@ pub(crate) struct ChatRequest {
 #[derive(Deserialize, ToSchema)]
 struct ChatFields {
     /// At least one.
+    #[schema(min_items = 1)]
     messages: Vec<Message>,
     /// Takes precedence over `max_tokens`.
     max_completion_tokens: Option<u32>,
     /// Log-probabilities of the answer's tokens.
     logprobs: Option<bool>,
     /// Alternatives per token, 0 to 20; needs `logprobs`.
+    #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
     /// Continue the last message, which must be the assistant's, instead of opening a new turn.
     continue_final_message: Option<bool>,
@@ -51,11 +53,11 @@ struct ChatFields {
 /// One turn.
 #[derive(Deserialize, ToSchema)]
 struct Message {
-    /// `system`, `developer`, `user` or `assistant`.
+    #[schema(pattern = "^(system|developer|user|assistant)$")]
     role: String,
     /// A text, or parts of type `text`.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<ContentForm>)]
     content: Option<Content>,
     /// Passed to the template.
     name: Option<String>,
@@ -75,8 +77,19 @@ enum Content {
     Parts(Vec<Part>),
 }
 
-#[derive(Deserialize)]
+/// What [`Content`] reads.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "for the schema")]
+enum ContentForm {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+/// A part of a message.
+#[derive(Deserialize, ToSchema)]
 struct Part {
+    /// `text`.
     r#type: String,
     text: Option<String>,
 }
@@ -205,6 +218,7 @@ impl ChatFields {
         (status = 401, description = "No or wrong key", body = OpenAiBody),
         (status = 404, description = "No such model for this tenant", body = OpenAiBody),
         (status = 413, description = "Body over the cap", body = OpenAiBody),
+        (status = 422, description = "The adapter was published for another base model", body = OpenAiBody),
         (status = 429, description = "Full; see `retry-after`", body = OpenAiBody),
         (status = 503, description = "A part is away; see `retry-after`", body = OpenAiBody),
     )

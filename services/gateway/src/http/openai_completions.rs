@@ -41,12 +41,24 @@ pub(crate) struct CompletionRequest {
 #[derive(Deserialize, ToSchema)]
 struct CompletionFields {
     /// A text, several, token ids, or several arrays of token ids.
-    #[schema(value_type = Object)]
+    #[schema(value_type = PromptForm)]
     prompt: Prompts,
     /// Give the prompt back before the answer.
     echo: Option<bool>,
     /// Log-probabilities of the tokens, and so many alternatives for each, 0 to 20.
+    #[schema(maximum = 20)]
     logprobs: Option<u32>,
+}
+
+/// What [`Prompts`] reads.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "for the schema")]
+enum PromptForm {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    Arrays(Vec<Vec<u32>>),
 }
 
 pub(super) enum Prompts {
@@ -228,6 +240,7 @@ impl Plan {
         (status = 401, description = "No or wrong key", body = OpenAiBody),
         (status = 404, description = "No such model for this tenant", body = OpenAiBody),
         (status = 413, description = "Body over the cap", body = OpenAiBody),
+        (status = 422, description = "The adapter was published for another base model", body = OpenAiBody),
         (status = 429, description = "Full; see `retry-after`", body = OpenAiBody),
         (status = 503, description = "A part is away; see `retry-after`", body = OpenAiBody),
     )

@@ -50,7 +50,7 @@ struct CompletionLogprobs {
     tokens: Vec<String>,
     /// Null for the first token of a prompt.
     token_logprobs: Vec<Option<f32>>,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<Option<Object>>)]
     top_logprobs: Vec<Option<serde_json::Map<String, serde_json::Value>>>,
     /// In characters, from the start of `text` (in a stream: of all its texts together).
     text_offset: Vec<usize>,

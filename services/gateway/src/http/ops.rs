@@ -47,10 +47,16 @@ pub(crate) struct Waiting {
     pub(crate) why: String,
 }
 
+/// The process runs.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Alive {
+    alive: bool,
+}
+
 /// Whether the process runs: always 200.
-#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "It runs")))]
-pub(crate) async fn livez() -> Json<serde_json::Value> {
-    Json(serde_json::json!({"alive": true}))
+#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "It runs", body = Alive)))]
+pub(crate) async fn livez() -> Json<Alive> {
+    Json(Alive { alive: true })
 }
 
 /// Whether requests can be answered, and if not, what is missing.
@@ -94,7 +100,7 @@ fn ready(gateway: &Gateway, waiting_for: Vec<Waiting>, degraded: Vec<Waiting>, i
 }
 
 /// Prometheus text. On the admin listener only.
-#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Prometheus text format")))]
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Prometheus text format", body = String, content_type = "text/plain")))]
 pub(crate) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let metrics = &gateway.mesh.metrics;
     if let Some(snapshot) = gateway.directory.last() {

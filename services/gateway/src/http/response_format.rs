@@ -13,12 +13,13 @@ use weft_proto::worker::v1 as pb;
 /// (`finish_reason` tells).
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct ResponseFormat {
-    /// `text`, `json_object`, `json_schema`, `regex` or `lark`.
+    /// `text`, `json_object`, `json_schema`, `regex` or `lark`; LoRAX' spellings of the first three too.
+    #[schema(pattern = "^(text|Text|json_object|JsonObject|json_schema|JsonSchema|regex|lark)$")]
     r#type: String,
     /// With `json_schema`.
     json_schema: Option<NamedSchema>,
     /// A JSON schema for `json_object` or `json_schema`, as LoRAX has it. Absent: any JSON object.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<serde_json::Value>)]
     schema: Option<Box<RawValue>>,
     /// With `regex`: an expression that the whole answer matches, without look-around.
     regex: Option<String>,
@@ -32,7 +33,7 @@ pub(crate) struct NamedSchema {
     /// Accepted and ignored.
     name: Option<String>,
     /// Absent: any JSON object.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<serde_json::Value>)]
     schema: Option<Box<RawValue>>,
     /// Accepted and ignored.
     strict: Option<bool>,

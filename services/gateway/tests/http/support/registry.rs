@@ -222,7 +222,8 @@ fn alias(name: &str, adapter: &Adapter) -> pb::Alias {
         name: name.to_owned(),
         version,
         digest: adapter.versions[version as usize - 1].to_vec().into(),
-        etag: format!("e{etag}"),
+        // In quotes, as S3 has it.
+        etag: format!("\"e{etag}\""),
         moved_ms: 1,
         actor: "admin".into(),
         experiment: String::new(),
@@ -478,7 +479,7 @@ impl Registry for FakeRegistry {
                 "" => true,
                 "*" => now.is_some(),
                 "none" => now.is_none(),
-                etag => now.is_some_and(|(_, known)| format!("e{known}") == etag),
+                etag => now.is_some_and(|(_, known)| format!("\"e{known}\"") == etag),
             };
             if !met {
                 return Err(Status::from(Fault::new(Kind::Conflict, "the alias moved meanwhile")));
