@@ -145,6 +145,11 @@ impl Error {
         Self::Io { operation, path: path.into(), source }
     }
 
+    /// A file of this name is there.
+    pub(crate) fn is_taken(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists)
+    }
+
     pub(crate) fn unreadable(problem: impl std::fmt::Display) -> Self {
         Self::Unreadable { problem: problem.to_string() }
     }
@@ -163,7 +168,7 @@ impl Error {
             Self::Unreadable { .. } | Self::OtherBytes { .. } | Self::Line { .. } => Kind::Corrupt,
             Self::Store(source) => source.kind(),
             Self::TooLarge { .. } => Kind::TooLarge,
-            Self::Io { source, .. } if is_full(source) => Kind::Unavailable,
+            Self::Io { source, .. } if is_passing(source) => Kind::Unavailable,
             Self::Io { .. } | Self::Csv(_) | Self::Parquet(_) => Kind::Internal,
         }
     }
@@ -182,9 +187,13 @@ impl From<Error> for Fault {
     }
 }
 
-fn is_full(error: &std::io::Error) -> bool {
+/// No room on the disk, or too many open files of this process (EMFILE) or machine (ENFILE): others may give some back.
+fn is_passing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind as K;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
     matches!(error.kind(), K::StorageFull | K::QuotaExceeded | K::FileTooLarge)
+        || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
 #[cfg(test)]
@@ -199,5 +208,7 @@ mod tests {
         let fault = Fault::from(Error::io("write", "/log", full));
         assert_eq!(fault.kind, Kind::Unavailable);
         assert!(fault.message.starts_with("cannot write /log: "), "{}", fault.message);
+        let many_open = std::io::Error::from_raw_os_error(24);
+        assert_eq!(Error::io("create", "/log", many_open).kind(), Kind::Unavailable);
     }
 }

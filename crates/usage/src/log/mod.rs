@@ -23,7 +23,8 @@
 //! the other records of the segment and all other segments are read.
 //!
 //! **After a failed write or fsync** nobody knows what is on the disk, and a second fsync would not tell: the kernel
-//! reports a failure once and may have dropped the pages. The log takes no more records until it is opened anew.
+//! reports a failure once and may have dropped the pages. The log takes no more records until it is opened anew. A new segment that
+//! cannot be created (no room, too many open files) leaves nothing in doubt: its record is refused, and the next one tries again.
 
 mod folder;
 mod segment;
@@ -174,8 +175,8 @@ impl Log {
     ///
     /// # Errors
     /// Kind `invalid`: [`Error::Field`]. Kind `overloaded`: [`Error::Full`]. Kind `unavailable`: [`Error::NoRoom`], and
-    /// [`Error::Poisoned`] from the first failure of the disk on. After [`Error::Poisoned`] the record may or may not be found later;
-    /// after the others it is not in the log.
+    /// [`Error::Poisoned`] from the first failure of the disk on. [`Error::Io`]: no segment can be begun now. After [`Error::Poisoned`] the
+    /// record may or may not be found later; after the others it is not in the log.
     ///
     /// # Cancel safety
     /// A call that is dropped may or may not have appended.

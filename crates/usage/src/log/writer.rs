@@ -124,9 +124,18 @@ impl Writer {
         Ok(())
     }
 
+    /// Begins a segment. If there can be none now, nothing that was written is in doubt: the log is not poisoned, and the next record
+    /// tries again.
     fn begin(&mut self, time_ms: u64) -> Result<(), Error> {
-        let segment = Segment::new(&self.id, self.next_sequence, time_ms);
-        let file = self.folder.create(&segment).map_err(|error| self.poison(&error))?;
+        let (segment, file) = loop {
+            let segment = Segment::new(&self.id, self.next_sequence, time_ms);
+            match self.folder.create(&segment) {
+                Ok(file) => break (segment, file),
+                // Left by a try that failed half way: it is empty, and goes when the log is opened next.
+                Err(error) if error.is_taken() => self.next_sequence += 1,
+                Err(error) => return Err(error),
+            }
+        };
         self.next_sequence += 1;
         let bytes = frame::MAGIC.len() as u64;
         self.buffer.extend_from_slice(frame::MAGIC);

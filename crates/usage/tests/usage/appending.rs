@@ -206,6 +206,30 @@ async fn segments_and_the_whole_log_have_a_limit() {
 }
 
 #[tokio::test]
+async fn a_segment_that_cannot_be_begun_costs_its_record_and_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, away) = (dir.path().join("log"), dir.path().join("away"));
+    let log = Log::open(&at, small()).unwrap();
+    log.append(&request("a", NOON_MS, 1)).await.unwrap();
+    log.close_segment().await.unwrap();
+    std::fs::rename(&at, &away).unwrap();
+    for _ in 0..2 {
+        let refused = log.append(&request("b", NOON_MS, 1)).await.unwrap_err();
+        assert!(matches!(refused, Error::Io { operation: "create", .. }), "{refused}");
+    }
+    assert_eq!(log.state().poisoned, None);
+    std::fs::rename(&away, &at).unwrap();
+    // A try that failed later than these has left a file.
+    let left = format!("{}-00000001-{NOON_MS:015}.open", log.unshipped()[0].writer());
+    std::fs::write(at.join(left), "").unwrap();
+    log.append(&request("c", NOON_MS, 1)).await.unwrap();
+    drop(log);
+    let log = Log::open(&at, small()).unwrap();
+    assert_eq!(records(&log), [request("a", NOON_MS, 1), request("c", NOON_MS, 1)]);
+    assert!(files(&at, "open").is_empty());
+}
+
+#[tokio::test]
 async fn a_queue_that_is_full_refuses() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::open(dir.path(), LogSettings { waiting_max: 1, ..small() }).unwrap();
