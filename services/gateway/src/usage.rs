@@ -11,14 +11,11 @@ use crate::metrics::Metrics;
 use crate::resolve::Resolved;
 use crate::settings::Settings;
 use futures::future::BoxFuture;
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
-use weft_proto::worker::v1::generate_request::Prompt;
 use weft_usage::{Destination, Error, Log, LogSettings, Outcome, Record, Request, Segment, Shipped, Shipper};
 
 /// Tries of an append that finds the queue full, and the pause between them: about as long as some fsyncs.
@@ -137,32 +134,19 @@ impl Usage {
     }
 }
 
-/// One request's accounts: each of its answers is one record, and each of its prompts counts once.
+/// One request's accounts: each of its answers is one record.
 pub(crate) struct Account {
     usage: Arc<Usage>,
-    answers: AtomicUsize,
-    /// Where the prompts lie whose tokens were counted.
-    prompts: Mutex<HashSet<usize>>,
     key_id: String,
 }
 
 impl Account {
     pub(crate) fn new(usage: Arc<Usage>, key_id: &str) -> Arc<Self> {
-        let (answers, prompts) = (AtomicUsize::new(0), Mutex::default());
-        Arc::new(Self { usage, answers, prompts, key_id: key_id.to_owned() })
+        Arc::new(Self { usage, key_id: key_id.to_owned() })
     }
 
-    /// An answer has begun.
-    pub(crate) fn begun(
-        self: &Arc<Self>,
-        admission: &Admission,
-        prompt: &Arc<Prompt>,
-        prompt_tokens: u32,
-        cached: u32,
-    ) -> Tab {
-        let at = self.answers.fetch_add(1, Ordering::Relaxed);
-        let is_first = self.prompts.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::as_ptr(prompt) as usize);
-        let of_first = |tokens: u32| if is_first { u64::from(tokens) } else { 0 };
+    /// Answer number `at` of the request, from 0, has begun. `prompt`: what its prompt counts for; nothing, if another answer has the same.
+    pub(crate) fn open(self: &Arc<Self>, admission: &Admission, at: usize, prompt: PromptTokens) -> Tab {
         let (adapter, version, digest) = match &admission.resolved {
             Resolved::Base => (None, None, None),
             Resolved::Adapter { name, version, digest } => (name.parse().ok(), Some(*version), Some(*digest)),
@@ -177,14 +161,21 @@ impl Account {
             version,
             digest,
             ended_ms: 0,
-            prompt_tokens: of_first(prompt_tokens),
+            prompt_tokens: prompt.all.into(),
             completion_tokens: 0,
-            cached_tokens: of_first(cached),
+            cached_tokens: prompt.cached.into(),
             outcome: Outcome::Cancelled,
             duration_ms: 0,
         });
-        Tab { account: Arc::clone(self), request, arrived: admission.arrived }
+        Tab::new(Arc::clone(self), request, admission.arrived)
     }
+}
+
+/// Tokens of a prompt, and of those the ones that were not computed again.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct PromptTokens {
+    pub(crate) all: u32,
+    pub(crate) cached: u32,
 }
 
 /// One answer's record in the making. Dropped before it was settled it is a cancelled or failed answer, and is written in the background.
@@ -192,13 +183,29 @@ pub(crate) struct Tab {
     account: Arc<Account>,
     request: Option<Request>,
     arrived: tokio::time::Instant,
+    /// The record is made, and may be in the log already: whatever happens, it is this one that is written.
+    is_made: bool,
+    /// The answer's tokens are given to nobody, and not counted.
+    is_prompt_alone: bool,
 }
 
 impl Tab {
+    fn new(account: Arc<Account>, request: Option<Request>, arrived: tokio::time::Instant) -> Self {
+        Self { account, request, arrived, is_made: false, is_prompt_alone: false }
+    }
+
     /// So many tokens more were delivered.
     pub(crate) fn answered(&mut self, tokens: usize) {
-        if let Some(request) = &mut self.request {
+        if let Some(request) = self.request.as_mut().filter(|_| !self.is_prompt_alone) {
             request.completion_tokens += tokens as u64;
+        }
+    }
+
+    /// The caller wants the prompt alone: what is generated beside it counts for nothing.
+    pub(crate) fn prompt_alone(&mut self) {
+        self.is_prompt_alone = true;
+        if let Some(request) = &mut self.request {
+            request.completion_tokens = 0;
         }
     }
 
@@ -209,21 +216,33 @@ impl Tab {
         }
     }
 
-    fn ended(&self, mut request: Request) -> Record {
-        request.ended_ms = unix_ms();
-        request.duration_ms = self.arrived.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
-        Record::Request(request)
+    /// Makes the record, once: the same id with another time would be another record, and might count for another day.
+    fn made(&mut self) -> Option<Record> {
+        let request = self.request.as_mut()?;
+        if !self.is_made {
+            request.ended_ms = unix_ms();
+            request.duration_ms = self.arrived.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+            self.is_made = true;
+        }
+        Some(Record::Request(request.clone()))
     }
 
-    /// Writes down a whole answer; it may be given when this returns.
+    /// Writes down a whole answer; it may be given when this returns. Cancel safe: called again it writes the same, which counts once.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// It cannot be written down, and has failed.
     pub(crate) async fn settle(&mut self, completion_tokens: u32) -> Result<(), Fault> {
-        let Some(request) = self.request.clone() else { return Ok(()) };
-        let completion_tokens = u64::from(completion_tokens);
-        let record = self.ended(Request { completion_tokens, outcome: Outcome::Complete, ..request });
-        self.account.usage.append(&record).await?;
+        if let Some(request) = self.request.as_mut().filter(|_| !self.is_made) {
+            request.outcome = Outcome::Complete;
+            request.completion_tokens = if self.is_prompt_alone { 0 } else { completion_tokens.into() };
+        }
+        let Some(record) = self.made() else { return Ok(()) };
+        if let Err(fault) = self.account.usage.append(&record).await {
+            // It is not in the log, or the log takes no other one either.
+            self.is_made = false;
+            self.failed();
+            return Err(fault);
+        }
         self.request = None;
         Ok(())
     }
@@ -231,9 +250,89 @@ impl Tab {
 
 impl Drop for Tab {
     fn drop(&mut self) {
-        let (Some(request), Ok(runtime)) = (self.request.take(), tokio::runtime::Handle::try_current()) else { return };
-        let (record, usage) = (self.ended(request), Arc::clone(&self.account.usage));
+        let (Some(record), Ok(runtime)) = (self.made(), tokio::runtime::Handle::try_current()) else { return };
+        let usage = Arc::clone(&self.account.usage);
         // What it cannot write it has told.
         runtime.spawn(async move { drop(usage.append(&record).await) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use std::path::Path;
+
+    struct Nowhere;
+
+    impl Destination for Nowhere {
+        fn ship<'a>(&'a self, _: &'a Segment, _: &'a [Vec<u8>]) -> BoxFuture<'a, Result<Shipped, Error>> {
+            Box::pin(async { Err(Error::Away { problem: "there is nobody".into() }) })
+        }
+    }
+
+    fn tab(dir: &Path) -> (Arc<Log>, Tab) {
+        let log = Arc::new(Log::open(dir, LogSettings::default()).unwrap());
+        let shipper = Arc::new(Shipper::new(Arc::clone(&log), Nowhere, 100).unwrap());
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let account = Account::new(Arc::new(Usage { log: Arc::clone(&log), shipper, metrics }), "k1");
+        let request = Request {
+            id: "a".into(),
+            tenant: "harbour".parse().unwrap(),
+            key_id: "k1".into(),
+            adapter: None,
+            version: None,
+            digest: None,
+            ended_ms: 0,
+            prompt_tokens: 7,
+            completion_tokens: 2,
+            cached_tokens: 3,
+            outcome: Outcome::Cancelled,
+            duration_ms: 0,
+        };
+        (log, Tab::new(account, Some(request), tokio::time::Instant::now()))
+    }
+
+    /// What the log has, once it has this many records.
+    async fn until_records(log: &Log, count: usize) -> Vec<Record> {
+        loop {
+            log.close_segment().await.unwrap();
+            let lines = log.unshipped().into_iter().flat_map(|segment| log.read(&segment).unwrap());
+            let records: Vec<Record> = lines.map(|line| Record::from_json(&line).unwrap()).collect();
+            if records.len() >= count {
+                return records;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// An append goes into the queue when it is first polled, so that the record is written although nobody waits for it.
+    #[tokio::test]
+    async fn a_record_that_was_on_its_way_is_never_another_one() {
+        for settled_again in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let (log, mut tab) = tab(dir.path());
+            let was_settled = tab.settle(3).now_or_never().is_some();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if settled_again {
+                tab.settle(3).await.unwrap();
+            }
+            drop(tab);
+            let records = until_records(&log, if was_settled { 1 } else { 2 }).await;
+            assert!(records.iter().all(|record| *record == records[0]), "{records:?}");
+            let Record::Request(request) = &records[0] else { panic!("{records:?}") };
+            assert_eq!((request.outcome, request.completion_tokens), (Outcome::Complete, 3));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_dropped_is_written_as_far_as_it_got() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, mut tab) = tab(dir.path());
+        tab.answered(1);
+        drop(tab);
+        let records = until_records(&log, 1).await;
+        let Record::Request(request) = &records[0] else { panic!("{records:?}") };
+        assert_eq!((request.outcome, request.completion_tokens), (Outcome::Cancelled, 3));
     }
 }

@@ -4,7 +4,7 @@
 
 use super::{Assigned, Entered};
 use crate::app::Gateway;
-use crate::generate::{Admission, Generation, Wanted};
+use crate::generate::{Admission, Wanted};
 use crate::http::Known;
 use crate::quota::Meter;
 use crate::resolve::Resolved;
@@ -48,7 +48,7 @@ pub(crate) fn mirror(
         tokio::spawn(async move {
             let _room = room;
             let answer = match mesh.start(&admission, &wanted).await {
-                Ok(generation) => Generation::collect(generation).await,
+                Ok(mut generation) => generation.collect().await,
                 Err(fault) => Err(fault),
             };
             results.with_label_values(&[if answer.is_ok() { "answered" } else { "failed" }]).inc();

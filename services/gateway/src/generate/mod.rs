@@ -15,11 +15,11 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::quota::{Meter, estimate};
 use crate::resolve::Resolved;
-use crate::usage::{Account, Tab, Usage};
+use crate::usage::{Account, PromptTokens, Tab, Usage};
 use crate::workers::{Asked, Base, Chain, Pool, Prefixes, WorkerId};
 use attempt::{Attempt, raw, request};
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all, try_join_all};
 use resume::{Delivered, Move, is_worth_another_try};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -119,7 +119,7 @@ pub(crate) struct Generation {
     place: Place,
     first: Option<Piece>,
     delivered: Delivered,
-    /// Its record in the making.
+    /// Its record in the making, once all answers of its request have begun.
     tab: Option<Tab>,
     /// The end, while it is being written down.
     last: Option<Piece>,
@@ -157,6 +157,23 @@ pub(crate) struct Collected {
 }
 
 impl Mesh {
+    /// Starts the answers to a request. They are accounted for once all have begun: what is refused is nobody's to pay.
+    ///
+    /// # Errors
+    /// Of the first that does not start; the others are given up.
+    pub(crate) async fn start_all(
+        self: &Arc<Self>,
+        admission: &Admission,
+        wanted: &[Wanted],
+    ) -> Result<Vec<Generation>, Fault> {
+        let mut generations = try_join_all(wanted.iter().map(|wanted| self.start(admission, wanted))).await?;
+        for (at, generation) in generations.iter_mut().enumerate() {
+            let has_prompt_before = wanted[..at].iter().any(|before| Arc::ptr_eq(&before.prompt, &wanted[at].prompt));
+            generation.open_account(at, !has_prompt_before);
+        }
+        Ok(generations)
+    }
+
     /// Starts a generation and waits for its first piece, so that whatever goes wrong before has a status of its own
     /// and can be tried on another worker.
     ///
@@ -276,10 +293,6 @@ impl Generation {
         self.delivered.began(&started);
         let first = first?;
         self.admission.meter.began(&self.wanted.prompt, started.prompt_tokens);
-        if let Some(account) = &self.admission.account {
-            let (tokens, cached) = (started.prompt_tokens, started.cached_tokens);
-            self.tab = Some(account.begun(&self.admission, &self.wanted.prompt, tokens, cached));
-        }
         self.first = Some(self.deliver(first));
         self.facts = Facts {
             worker: started.worker,
@@ -303,16 +316,47 @@ impl Generation {
         Ok(())
     }
 
-    /// The next piece; `None` after [`Piece::Finished`]. Cancel safe.
+    /// Opens its record: answer number `at` of its request. A prompt counts for the first of its answers, as in what the client is told.
+    fn open_account(&mut self, at: usize, is_first_of_prompt: bool) {
+        let Some(account) = &self.admission.account else { return };
+        let prompt = PromptTokens { all: self.facts.prompt_tokens, cached: self.facts.cached_tokens };
+        let prompt = if is_first_of_prompt { prompt } else { PromptTokens::default() };
+        let mut tab = account.open(&self.admission, at, prompt);
+        if let Some(Piece::Tokens(tokens)) = &self.first {
+            tab.answered(tokens.len());
+        }
+        self.tab = Some(tab);
+    }
+
+    /// The caller wants the prompt alone: the one token that a worker makes all the same is not accounted for.
+    pub(crate) fn account_for_prompt_alone(&mut self) {
+        if let Some(tab) = &mut self.tab {
+            tab.prompt_alone();
+        }
+    }
+
+    /// The next piece; `None` after [`Piece::Finished`], which is written down before it is given. Cancel safe.
     ///
     /// # Errors
-    /// The worker's, if no other one goes on; a mismatch; the time limit. Nothing comes after an error.
+    /// The worker's, if no other one goes on; a mismatch; the time limit; the answer cannot be written down. Nothing comes after an error.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Fault> {
+        let piece = match self.last.take() {
+            Some(last) => Some(last),
+            None => self.piece().await?,
+        };
+        let Some(Piece::Finished(finished)) = &piece else { return Ok(piece) };
+        let tokens = finished.completion_tokens;
+        // Who asks again, because the disk took longer than they wait, gets the same.
+        self.last = piece;
+        let settled = self.settle(tokens).await;
+        let last = self.last.take();
+        settled.map(|()| last)
+    }
+
+    /// The next piece, before it is written down. Cancel safe.
+    async fn piece(&mut self) -> Result<Option<Piece>, Fault> {
         if let Some(first) = self.first.take() {
-            return self.settled(first).await;
-        }
-        if let Some(last) = self.last.take() {
-            return self.settled(last).await;
+            return Ok(Some(first));
         }
         loop {
             let fault = match &mut self.place {
@@ -328,10 +372,7 @@ impl Generation {
                 Place::Running(attempt) => {
                     let id = attempt.id;
                     match attempt.piece(&self.mesh, &self.admission).await {
-                        Ok(piece) => {
-                            let piece = self.deliver(piece);
-                            return self.settled(piece).await;
-                        }
+                        Ok(piece) => return Ok(Some(self.deliver(piece))),
                         Err(fault) if self.may_move(&fault) => {
                             self.place = Place::Moving(Box::pin(self.elsewhere((id, fault)).find()));
                             continue;
@@ -345,26 +386,26 @@ impl Generation {
             if let Some(trial) = &self.admission.trial {
                 trial.failed(&fault);
             }
-            if let Some(tab) = &mut self.tab {
-                tab.failed();
-            }
+            self.fail_account();
             return Err(fault);
         }
     }
 
-    /// A piece may go out: the last one once the answer is written down. Cancel safe: who asks again waits for the same.
-    async fn settled(&mut self, piece: Piece) -> Result<Option<Piece>, Fault> {
-        let Piece::Finished(finished) = &piece else { return Ok(Some(piece)) };
-        let tokens = finished.completion_tokens;
-        self.last = Some(piece);
-        if let Some(tab) = &mut self.tab
-            && let Err(fault) = tab.settle(tokens).await
-        {
-            (self.last, self.end) = (None, End::Failed);
+    /// Its request has failed.
+    fn fail_account(&mut self) {
+        if let Some(tab) = &mut self.tab {
             tab.failed();
-            return Err(fault);
         }
-        Ok(self.last.take())
+    }
+
+    /// Writes the whole answer down. Cancel safe.
+    async fn settle(&mut self, tokens: u32) -> Result<(), Fault> {
+        let Some(tab) = &mut self.tab else { return Ok(()) };
+        let settled = tab.settle(tokens).await;
+        if settled.is_err() {
+            self.end = End::Failed;
+        }
+        settled
     }
 
     /// From here on it counts as delivered.
@@ -410,14 +451,14 @@ impl Generation {
         }
     }
 
-    /// Reads to the end.
+    /// Reads to the end, and writes nothing down.
     ///
     /// # Errors
     /// As [`Generation::next`]; what came before is dropped with it.
-    pub(crate) async fn collect(mut self) -> Result<Collected, Fault> {
+    pub(crate) async fn collect(&mut self) -> Result<Collected, Fault> {
         let (mut text, mut tokens) = (String::new(), Vec::new());
         loop {
-            match self.next().await? {
+            match self.piece().await? {
                 Some(Piece::Tokens(more)) => {
                     more.iter().for_each(|token| text.push_str(&token.text));
                     tokens.extend(more);
@@ -429,6 +470,25 @@ impl Generation {
             }
         }
     }
+}
+
+/// Reads whole answers that are given together or not at all, and writes them down when all are there.
+///
+/// # Errors
+/// Of the first that fails; then all have failed.
+pub(crate) async fn collect_all(mut generations: Vec<Generation>) -> Result<Vec<Collected>, Fault> {
+    let collected = match try_join_all(generations.iter_mut().map(Generation::collect)).await {
+        Ok(collected) => collected,
+        Err(fault) => {
+            generations.iter_mut().for_each(Generation::fail_account);
+            return Err(fault);
+        }
+    };
+    let settling = generations.iter_mut().zip(&collected);
+    let settling = settling.map(|(generation, answer)| generation.settle(answer.finished.completion_tokens));
+    // All of them, whatever becomes of one: each is in the log or not when the answer goes out.
+    join_all(settling).await.into_iter().collect::<Result<(), Fault>>()?;
+    Ok(collected)
 }
 
 impl Drop for Generation {

@@ -8,12 +8,11 @@ use super::lorax_stream;
 use super::{put, sse, step_headers, weft_headers};
 use crate::app::Gateway;
 use crate::error::code;
-use crate::generate::{Admission, Collected, Generation};
+use crate::generate::{Admission, Collected, Generation, collect_all};
 use crate::workers;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use futures::future::try_join_all;
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -212,8 +211,7 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
     let mut body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
     let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), None, &checked.wanted).await?;
     let validated = Instant::now();
-    let starting = checked.wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted));
-    match try_join_all(starting).await {
+    match gateway.mesh.start_all(&admission, &checked.wanted).await {
         Ok(generations) => {
             body.keep_prompts(&checked.wanted);
             Ok(Started { admission, generations, checked, validated, room: (room, body) })
@@ -247,7 +245,7 @@ async fn streamed(gateway: &Gateway, asked: Asked) -> Result<Response, LoraxErro
 
 async fn whole(gateway: &Gateway, asked: Asked) -> Result<(HeaderMap, LoraxAnswer), Fault> {
     let Started { admission, generations, checked, validated, room } = start(gateway, asked, false).await?;
-    let mut answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
+    let mut answers = collect_all(generations).await?;
     drop(room);
     let best = (0..answers.len()).max_by(|a, b| mean_logprob(&answers[*a]).total_cmp(&mean_logprob(&answers[*b])));
     answers.swap(0, best.unwrap_or(0));

@@ -8,11 +8,10 @@ use super::sse;
 use super::{step_headers, weft_headers};
 use crate::app::Gateway;
 use crate::error::Error;
-use crate::generate::{Generation, Wanted};
+use crate::generate::{Wanted, collect_all};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use futures::future::try_join_all;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -249,8 +248,7 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
     }
 
     let (admission, room) = gateway.admit(call, common.model.as_deref(), common.user.as_deref(), &wanted).await?;
-    let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
-    let generations = starting.await.map_err(in_chat_words)?;
+    let generations = gateway.mesh.start_all(&admission, &wanted).await.map_err(in_chat_words)?;
     body.keep_prompts(&wanted);
     let head = Head {
         id: format!("chatcmpl-{}", admission.response_id),
@@ -272,7 +270,7 @@ pub(crate) async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) 
         let events = sse::events(generations, chunks, (room, body));
         return Ok((headers, sse::response(events, gateway.settings.write_stall())).into_response());
     }
-    let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
+    let answers = collect_all(generations).await?;
     step_headers(&gateway, &answers, &mut headers);
     Ok((headers, Json(ChatCompletion::new(head, answers, logprobs.is_some()))).into_response())
 }

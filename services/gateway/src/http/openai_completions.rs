@@ -9,11 +9,10 @@ use super::sse;
 use super::{step_headers, weft_headers};
 use crate::app::Gateway;
 use crate::error::Error;
-use crate::generate::{Generation, Wanted};
+use crate::generate::{Generation, Wanted, collect_all};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use futures::future::try_join_all;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
@@ -260,9 +259,11 @@ pub(crate) async fn completions(
 
     let wanted = plan.wanted(&common, gateway.settings.max_stop_sequences)?;
     let (admission, room) = gateway.admit(call, common.model.as_deref(), common.user.as_deref(), &wanted).await?;
-    let starting = try_join_all(wanted.iter().map(|wanted| gateway.mesh.start(&admission, wanted)));
-    let generations = starting.await.map_err(in_our_words)?;
+    let mut generations = gateway.mesh.start_all(&admission, &wanted).await.map_err(in_our_words)?;
     body.keep_prompts(&wanted);
+    if plan.nothing_new {
+        generations.iter_mut().for_each(Generation::account_for_prompt_alone);
+    }
     let head = Head {
         id: format!("cmpl-{}", admission.response_id),
         created: openai::unix_now(),
@@ -279,7 +280,7 @@ pub(crate) async fn completions(
         let events = sse::events(generations, chunks, (room, body));
         return Ok((headers, sse::response(events, gateway.settings.write_stall())).into_response());
     }
-    let answers = try_join_all(generations.into_iter().map(Generation::collect)).await?;
+    let answers = collect_all(generations).await?;
     step_headers(&gateway, &answers, &mut headers);
     Ok((headers, Json(Completion::new(head, &plan, answers))).into_response())
 }
