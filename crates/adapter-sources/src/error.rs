@@ -95,18 +95,17 @@ pub enum Error {
     /// A redirect that is not followed.
     #[error("redirect to {to} is not followed: {problem}")]
     Redirect {
-        /// Scheme, host and port of where it leads, cut to 256 bytes.
+        /// Scheme, host and port of where it leads, cut to 256 bytes; of a host without a name its scheme alone.
         to: String,
         /// Why not.
         problem: String,
     },
-    /// A host whose addresses are inside a network and that the operator did not name.
-    #[error("host {host} is not asked: its address {address} is {class}")]
+    /// A host whose addresses are inside a network and that the operator did not name. The addresses are logged: whoever asks for an
+    /// import need not know the network.
+    #[error("{host} is not asked: its address is {class}")]
     Address {
-        /// The host.
+        /// The host, if it has a name.
         host: String,
-        /// One of its addresses.
-        address: std::net::IpAddr,
         /// Why the address is refused, e.g. `private`.
         class: &'static str,
     },

@@ -9,8 +9,8 @@ use futures::future::try_join_all;
 use futures::stream::TryStreamExt;
 use weft_object_store::{ETag, ObjectStore, ObjectStream, S3Store};
 
-/// Finds both objects, reads the config and begins the weights. Cost: a request for each of the two, and one for each file that could
-/// change what the adapter does.
+/// Finds both objects, reads the config and begins the weights. Cost: a request for each of the two, one more for the config's state, and
+/// one for each file that could change what the adapter does.
 pub(crate) async fn open(
     store: &S3Store,
     access: &Access,
@@ -27,6 +27,11 @@ pub(crate) async fn open(
     let Some(weights) = get(store, folder, WEIGHTS, patience).await? else {
         return Err(no_weights(place, telling.iter().any(|name| name == PICKLE)));
     };
+    // Both may have been written anew between the two answers; the weights are of one state from here on.
+    let again = patience.wait(&place, store.head(&key(folder, CONFIG))).await??;
+    if again.is_none_or(|again| again.etag != config_etag) {
+        return Err(Error::Changed { what: place });
+    }
     let (bytes, bytes_max, setting) = (weights.bytes, access.weights_bytes_max, "weights_bytes_max");
     if bytes == 0 {
         return Err(Error::Empty { place, file: WEIGHTS });

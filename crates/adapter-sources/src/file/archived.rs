@@ -1,6 +1,7 @@
 //! A package as an archive that can be read twice.
 
 use super::Place;
+use super::unchanged::{Seen, unless_changed};
 use crate::archive::{Event, Limits, Reader};
 use crate::opened::{in_chunks, other_files};
 use crate::patience::Patience;
@@ -14,7 +15,9 @@ use tokio::io::AsyncSeekExt;
 /// Reads the archive to its end, so that it is known to be whole before anything is handed on, then again for the weights.
 pub(super) async fn open(place: Place, name: String, access: &Access, patience: Patience) -> Result<Opened, Error> {
     let limits = Limits { weights_bytes_max: access.weights_bytes_max };
-    let mut file = File::from_std(place.opened.into());
+    let file: std::fs::File = place.opened.into();
+    let seen = Seen::now(&file, name.clone())?;
+    let mut file = File::from_std(file);
     let first = file.try_clone().await.map_err(|error| Error::io(&name, error))?;
     let mut reader = Reader::open(first, limits).await?;
     let (mut config, mut weights_bytes) = (Bytes::new(), 0);
@@ -28,6 +31,8 @@ pub(super) async fn open(place: Place, name: String, access: &Access, patience: 
     drop(reader);
     file.seek(SeekFrom::Start(0)).await.map_err(|error| Error::io(&name, error))?;
     let again = again(Reader::open(file, limits).await?, config.clone(), weights_bytes, name.clone());
+    // The two readings may be alike and the weights another file's all the same.
+    let again = unless_changed(again, vec![seen]);
     Ok(Opened {
         config,
         weights: in_chunks(patience.watch(name.clone(), again), access.weights_bytes_max, "weights_bytes_max"),

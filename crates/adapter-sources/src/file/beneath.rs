@@ -67,11 +67,6 @@ pub(super) fn look(opened: &OwnedFd) -> io::Result<Found> {
     })
 }
 
-/// Length of an open file in bytes.
-pub(super) fn length(opened: &OwnedFd) -> io::Result<u64> {
-    Ok(u64::try_from(rustix::fs::fstat(opened)?.st_size).unwrap_or(0))
-}
-
 /// Whether opening failed for a link where there may be none.
 pub(super) fn is_link(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::LOOP)

@@ -1,13 +1,15 @@
 //! A package as a folder.
 
 use super::beneath::{self, Found};
+use super::unchanged::{Seen, unless_changed};
 use super::{Place, blocking, refused};
-use crate::opened::{in_chunks, no_weights, other_files};
+use crate::opened::{TELLING, in_chunks, no_weights, other_files};
 use crate::patience::Patience;
 use crate::{Access, CONFIG, CONFIG_BYTES_MAX, Error, Opened, PICKLE, WEIGHTS};
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, Stream};
-use rustix::fs::{Dir, FileType};
+use rustix::fs::{AtFlags, Dir, FileType};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -15,13 +17,15 @@ use std::path::Path;
 use tokio::io::AsyncReadExt;
 
 const PIECE_BYTES: usize = 256 << 10;
-/// Most entries of a folder that are looked at for names worth telling.
+/// Most entries of a folder that are looked at for names; those that tell are asked for by name.
 const ENTRIES_MAX: usize = 4096;
 
 struct Files {
     config: Bytes,
     weights: File,
     weights_bytes: u64,
+    /// Both files when they were opened.
+    seen: Vec<Seen>,
     names: Vec<String>,
 }
 
@@ -31,6 +35,7 @@ pub(super) async fn open(place: Place, name: String, access: &Access, patience: 
     let files = blocking(move || read(&place.opened, &text, bytes_max)).await?;
     let what = format!("{name}/{WEIGHTS}");
     let pieces = pieces(tokio::fs::File::from_std(files.weights), files.weights_bytes, what.clone());
+    let pieces = unless_changed(pieces, files.seen);
     Ok(Opened {
         config: files.config,
         weights: in_chunks(patience.watch(what, pieces), bytes_max, setting),
@@ -42,12 +47,17 @@ pub(super) async fn open(place: Place, name: String, access: &Access, patience: 
 
 fn read(folder: &OwnedFd, place: &str, weights_bytes_max: u64) -> Result<Files, Error> {
     let names = names(folder).map_err(|error| Error::io(place, error))?;
-    let Some((config, config_bytes)) = file(folder, place, CONFIG)? else {
+    let Some((config, config_seen)) = file(folder, place, CONFIG)? else {
         return Err(Error::Missing { place: place.to_owned(), file: CONFIG });
     };
-    let Some((weights, weights_bytes)) = file(folder, place, WEIGHTS)? else {
+    let Some((weights, weights_seen)) = file(folder, place, WEIGHTS)? else {
         return Err(no_weights(place, names.iter().any(|name| name == PICKLE)));
     };
+    // Both may have been exchanged between the two openings.
+    if file(folder, place, CONFIG)?.is_none_or(|(_, now)| !now.is_as(&config_seen)) {
+        return Err(Error::Changed { what: place.to_owned() });
+    }
+    let (config_bytes, weights_bytes) = (config_seen.bytes(), weights_seen.bytes());
     for (file, bytes) in [(CONFIG, config_bytes), (WEIGHTS, weights_bytes)] {
         if bytes == 0 {
             return Err(Error::Empty { place: place.to_owned(), file });
@@ -62,11 +72,11 @@ fn read(folder: &OwnedFd, place: &str, weights_bytes_max: u64) -> Result<Files, 
     let mut text = Vec::new();
     let read = config.take(config_bytes).read_to_end(&mut text);
     read.map_err(|error| Error::io(format!("{place}/{CONFIG}"), error))?;
-    Ok(Files { config: text.into(), weights, weights_bytes, names })
+    Ok(Files { config: text.into(), weights, weights_bytes, seen: vec![config_seen, weights_seen], names })
 }
 
-/// A regular file of the folder and its length.
-fn file(folder: &OwnedFd, place: &str, name: &'static str) -> Result<Option<(File, u64)>, Error> {
+/// A regular file of the folder, and its state.
+fn file(folder: &OwnedFd, place: &str, name: &'static str) -> Result<Option<(File, Seen)>, Error> {
     let path = format!("{place}/{name}");
     let failed = |error| refused(Path::new(&path[FILE.len()..]), error);
     let opened = match beneath::open(folder, Path::new(name)) {
@@ -78,16 +88,25 @@ fn file(folder: &OwnedFd, place: &str, name: &'static str) -> Result<Option<(Fil
         Found::Folder => return Err(Error::NotRegular { path, is: "a folder" }),
         Found::Other(is) => return Err(Error::NotRegular { path, is }),
     }
-    let bytes = beneath::length(&opened).map_err(failed)?;
-    Ok(Some((File::from(opened), bytes)))
+    let file = File::from(opened);
+    let seen = Seen::now(&file, path)?;
+    Ok(Some((file, seen)))
 }
 
 /// What `place` begins with.
 const FILE: &str = "file://";
 
-/// Names of regular files in the folder.
+/// Names of regular files in the folder, and of whatever has a telling name and is no folder: that it is there is told, not what it is.
 fn names(folder: &OwnedFd) -> std::io::Result<Vec<String>> {
     let mut names = Vec::new();
+    for name in TELLING {
+        match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {}
+            Ok(_) => names.push(name.to_owned()),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     for entry in Dir::read_from(folder)?.take(ENTRIES_MAX) {
         let entry = entry?;
         let is_file = matches!(entry.file_type(), FileType::RegularFile | FileType::Unknown);

@@ -3,10 +3,12 @@
 //! 1. [`find`]: a path to the root that it is beneath.
 //! 2. [`beneath`]: opening without leaving the root, whoever moves files meanwhile.
 //! 3. [`folder`] and [`archived`]: the two shapes of a package.
+//! 4. [`unchanged`]: whether a file was rewritten while it was read.
 
 mod archived;
 mod beneath;
 mod folder;
+mod unchanged;
 
 use crate::patience::Patience;
 use crate::source::file_text;

@@ -1,6 +1,6 @@
 //! One answer of the hub, through its redirects.
 
-use super::hosts::Hosts;
+use super::hosts::{Hosts, shown};
 use super::resolver::{AddressRefused, Resolver};
 use crate::error::cut;
 use crate::patience::Patience;
@@ -60,15 +60,21 @@ impl Token {
     /// From the operator's file, if there is one.
     pub(super) async fn read(access: &Access) -> Result<Option<Self>, Error> {
         let Some(path) = &access.hub_token_file else { return Ok(None) };
-        let wrong =
-            |problem: &str| Error::Settings { problems: vec![format!("hub_token_file {} {problem}", path.display())] };
+        // Where the file is, is in the log: whoever asks for an import need not know.
+        let wrong = |problem: &str| {
+            tracing::error!(path = %path.display(), problem, "the hub's token cannot be used");
+            Error::Settings { problems: vec![format!("hub_token_file {problem}")] }
+        };
         let read = async {
             let mut text = Vec::new();
             let file = tokio::fs::File::open(path).await?;
             AsyncReadExt::take(file, TOKEN_BYTES_MAX + 1).read_to_end(&mut text).await?;
             std::io::Result::Ok(text)
         };
-        let text = read.await.map_err(|error| Error::io(format!("hub_token_file {}", path.display()), error))?;
+        let text = read.await.map_err(|error| {
+            tracing::error!(path = %path.display(), %error, "the hub's token cannot be read");
+            Error::io("hub_token_file", error)
+        })?;
         if text.len() as u64 > TOKEN_BYTES_MAX {
             return Err(wrong("has more than 4096 bytes"));
         }
@@ -156,8 +162,7 @@ impl Client {
             self.hosts.check(&to)?;
             url = to;
         }
-        let to = cut(&url.origin().ascii_serialization(), MESSAGE_BYTES_MAX);
-        Err(Error::Redirect { to, problem: format!("{REDIRECTS_MAX} redirects for {what} are the limit") })
+        Err(Error::Redirect { to: shown(&url), problem: format!("{REDIRECTS_MAX} redirects for {what} are the limit") })
     }
 }
 
@@ -227,7 +232,8 @@ fn failed(what: &str, error: reqwest::Error) -> Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(at) = cause {
         if let Some(AddressRefused { host, address, class }) = at.downcast_ref() {
-            return Error::Address { host: cut(host, 256), address: *address, class };
+            tracing::warn!(host, %address, class, "a host of the hub has an address inside the network");
+            return Error::Address { host: format!("host {}", cut(host, 256)), class };
         }
         cause = at.source();
     }

@@ -2,7 +2,7 @@
 //!
 //! A try that breaks off is followed by one that asks the hub anew (what it redirects to is signed for a short time) for the bytes from
 //! there, RFC 9110 section 14. Whoever answers with all bytes again has the first ones skipped. Whether the pieces belong to one
-//! file is judged by the SHA-256 that the hub has of large files; without one, by ETag, and without both nothing is continued.
+//! file is judged by the SHA-256 that the hub has of large files; without one, by a strong ETag, and without both nothing is continued.
 
 use super::client::{self, Answer, Client, Part, Token};
 use super::info::linked_sha256;
@@ -138,14 +138,14 @@ impl Download {
 
     /// Asks for what is still to come.
     async fn ask(&mut self) -> Result<(), Error> {
-        let if_etag = self.etag.clone().filter(|etag| self.received > 0 && !etag.as_bytes().starts_with(b"W/"));
+        let if_etag = self.etag.clone().filter(|etag| self.received > 0 && is_strong(etag));
         let part = Part { first: self.received, if_etag };
         let Wanted { what, url, token, .. } = &self.wanted;
         let answer = self.client.get(what, url, token.as_ref(), &part, &self.patience).await?;
         self.note_announced(&answer)?;
         let etag = client::etag(&answer.response).cloned();
-        let is_other = matches!((&self.etag, &etag), (Some(before), Some(now)) if before != now);
-        if self.received > 0 && is_other && self.wanted.sha256.is_none() {
+        let is_same = self.etag.as_ref().is_some_and(|before| is_strong(before) && etag.as_ref() == Some(before));
+        if self.received > 0 && !is_same && self.wanted.sha256.is_none() {
             return Err(Error::Changed { what: self.wanted.what.clone() });
         }
         self.skip = match answer.response.status() {
@@ -196,7 +196,7 @@ impl Download {
 
     /// Whether pieces of two answers can be told to belong together.
     fn can_continue(&self) -> bool {
-        self.received == 0 || self.wanted.sha256.is_some() || self.etag.is_some()
+        self.received == 0 || self.wanted.sha256.is_some() || self.etag.as_ref().is_some_and(is_strong)
     }
 
     fn check_digest(&mut self) -> Result<(), Error> {
@@ -209,4 +209,9 @@ impl Download {
             _ => Ok(()),
         }
     }
+}
+
+/// A weak ETag is the same for states that differ in their bytes, RFC 9110 section 8.8.1.
+fn is_strong(etag: &HeaderValue) -> bool {
+    !etag.as_bytes().starts_with(b"W/")
 }

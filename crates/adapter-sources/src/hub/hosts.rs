@@ -9,6 +9,8 @@ use crate::error::cut;
 use std::net::IpAddr;
 use url::{Host, Url};
 
+const ORIGIN_BYTES_MAX: usize = 256;
+
 /// The hub and the hosts that it may redirect to.
 #[derive(Debug)]
 pub(super) struct Hosts {
@@ -85,8 +87,8 @@ impl Hosts {
             return Ok(());
         }
         let refuse = |problem: &str| {
-            let to = cut(&url.origin().ascii_serialization(), 256);
-            Err(Error::Redirect { to, problem: problem.to_owned() })
+            tracing::warn!(to = origin(url), problem, "a redirect of the hub is not followed");
+            Err(Error::Redirect { to: shown(url), problem: problem.to_owned() })
         };
         let Some(host) = url.host_str() else { return refuse("it has no host") };
         if self.is_named(host) {
@@ -101,7 +103,8 @@ impl Hosts {
         if let Some(address) = literal(url)
             && let Some(class) = not_public(address)
         {
-            return Err(Error::Address { host: cut(host, 256), address, class });
+            tracing::warn!(%address, class, "a redirect of the hub leads into the network");
+            return Err(Error::Address { host: shown(url), class });
         }
         let is_allowed = self.entries.iter().any(|entry| match entry {
             Entry::Any => true,
@@ -123,6 +126,16 @@ impl Hosts {
             Entry::Any | Entry::Below(_) => false,
         })
     }
+}
+
+/// Where a URL leads, without its path, which may hold a signature.
+fn origin(url: &Url) -> String {
+    cut(&url.origin().ascii_serialization(), ORIGIN_BYTES_MAX)
+}
+
+/// The same for whoever asked: addresses are the operator's, who has them in the log.
+pub(super) fn shown(url: &Url) -> String {
+    if literal(url).is_some() { format!("{}://(an address)", url.scheme()) } else { origin(url) }
 }
 
 fn literal(url: &Url) -> Option<IpAddr> {

@@ -1,11 +1,13 @@
 //! Folders and archives of this machine.
 
 use crate::support::{bytes, weights};
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 use weft_adapter_sources::{Access, Error, Opened, Sources};
 use weft_fault::Kind;
@@ -190,6 +192,55 @@ async fn a_file_that_is_cut_meanwhile_is_told() {
     std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(10).unwrap();
     let error = weights(opened).await.unwrap_err();
     assert!(matches!(error, Error::Changed { .. }), "{error:?}");
+}
+
+/// Long enough for the clock of the file system, which goes in steps.
+const TICK: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn a_file_that_is_rewritten_in_place_meanwhile_is_told() {
+    let base = Base::new();
+    let mine = base.root().join("mine");
+    run("tar", &mine, &["-cf", "../a.tar", "adapter_config.json", "adapter_model.safetensors"]);
+    // The same length each time; of the archive, what both readings find alike.
+    let archive = std::fs::read(base.root().join("a.tar")).unwrap();
+    for (opened_as, rewritten, content) in [
+        ("root/mine", mine.join("adapter_model.safetensors"), vec![7; 600_000]),
+        ("root/mine", mine.join("adapter_config.json"), b"[]".to_vec()),
+        ("root/a.tar", base.root().join("a.tar"), archive),
+    ] {
+        tokio::time::sleep(TICK).await;
+        let opened = base.open(opened_as).await.unwrap();
+        tokio::time::sleep(TICK).await;
+        let mut file = std::fs::OpenOptions::new().write(true).open(&rewritten).unwrap();
+        file.write_all(&content).unwrap();
+        let error = weights(opened).await.unwrap_err();
+        assert!(matches!(error, Error::Changed { .. }), "{rewritten:?}: {error:?}");
+    }
+    weights(base.open("root/mine").await.unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn telling_names_are_found_among_however_many_files() {
+    let base = Base::new();
+    let mine = base.root().join("mine");
+    let telling = [
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ];
+    for name in telling {
+        std::fs::write(mine.join(name), "x").unwrap();
+    }
+    for number in 0..20_000 {
+        std::fs::File::create(mine.join(format!("checkpoint-{number}"))).unwrap();
+    }
+    let opened = base.open("root/mine").await.unwrap();
+    assert_eq!(opened.other_files[..telling.len()], telling);
 }
 
 #[tokio::test]

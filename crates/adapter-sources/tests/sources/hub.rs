@@ -75,8 +75,12 @@ async fn a_private_repository_needs_the_token_and_the_token_goes_to_the_hub_alon
     std::fs::write(access.hub_token_file.as_ref().unwrap(), "two words").unwrap();
     let error = open(access.clone(), "hf://org/adapter").await.unwrap_err();
     assert!(error.to_string().contains("hub_token_file") && !error.to_string().contains("two words"), "{error}");
+    let folder = dir.path().to_str().unwrap();
+    assert!(!Fault::from(error).message.contains(folder), "where the token is, is nobody's business");
     std::fs::remove_file(access.hub_token_file.as_ref().unwrap()).unwrap();
-    assert_eq!(open(access, "hf://org/adapter").await.unwrap_err().kind(), Kind::Internal);
+    let fault = Fault::from(open(access, "hf://org/adapter").await.unwrap_err());
+    assert_eq!(fault.kind, Kind::Internal);
+    assert!(fault.message.contains("hub_token_file") && !fault.message.contains(folder), "{fault}");
 }
 
 #[tokio::test]

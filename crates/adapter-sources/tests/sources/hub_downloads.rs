@@ -1,6 +1,6 @@
 //! Weights on the way: broken off, changed, endless, damaged.
 
-use crate::support::hub::{Behaviour, Hub};
+use crate::support::hub::{Behaviour, Etags, Hub};
 use crate::support::{bytes, weights};
 use weft_adapter_sources::{Access, Error, Sources};
 use weft_fault::Kind;
@@ -58,6 +58,20 @@ async fn pieces_of_two_states_are_never_put_together() {
         let error = bring(hub.access()).await.unwrap_err();
         assert!(matches!(error, Error::Changed { .. }), "{error:?}");
     }
+}
+
+#[tokio::test]
+async fn without_a_digest_a_state_that_cannot_be_told_is_another_one() {
+    let changing =
+        |etags| Behaviour { breaks: vec![1000], changes: true, tells_digest: false, etags, ..Behaviour::default() };
+    let hub = Hub::start(changing(Etags::First)).await;
+    let error = bring(hub.access()).await.unwrap_err();
+    assert!(matches!(error, Error::Changed { .. }), "{error:?}");
+    // A weak one tells nothing: it is not even tried.
+    let hub = Hub::start(changing(Etags::Weak)).await;
+    let error = bring(hub.access()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+    assert_eq!(hub.storage_asked().len(), 1);
 }
 
 #[tokio::test]

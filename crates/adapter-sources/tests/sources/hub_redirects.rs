@@ -30,6 +30,9 @@ async fn nothing_inside_the_network_is_asked() {
         let error = redirected(&hub, any(), &to).await.unwrap_err();
         let Error::Address { class: told, .. } = &error else { panic!("{to}: {error:?}") };
         assert_eq!((*told, error.kind()), (class, Kind::Refused), "{to}");
+        let text = weft_fault::Fault::from(error).message;
+        let addresses = ["169.254", "127.0.0", "::1", "10.0.0.1", "a00:1"];
+        assert!(!addresses.iter().any(|address| text.contains(address)), "{to}: {text}");
     }
     assert!(hub.storage_asked().is_empty());
 }
@@ -47,6 +50,7 @@ async fn only_hosts_and_ports_that_are_listed_are_asked() {
         let error = redirected(&hub, hub.access(), &to).await.unwrap_err();
         assert!(matches!(error, Error::Redirect { .. }), "{to}: {error:?}");
         assert!(error.to_string().contains(problem), "{to}: {error}");
+        assert!(!error.to_string().contains("127.0.0.1"), "{error}");
     }
     assert!(hub.storage_asked().is_empty());
     let allowed = format!("http://localhost:{storage}/blob/adapter_model.safetensors");

@@ -44,6 +44,7 @@ pub(crate) struct Behaviour {
     /// After how many bytes each of the storage's next answers breaks off.
     pub(crate) breaks: Vec<usize>,
     pub(crate) knows_ranges: bool,
+    pub(crate) etags: Etags,
     pub(crate) storage_failures: Vec<u16>,
     /// The storage's content is another one from its second answer on.
     pub(crate) changes: bool,
@@ -74,12 +75,23 @@ impl Default for Behaviour {
             redirect: None,
             breaks: Vec::new(),
             knows_ranges: true,
+            etags: Etags::Strong,
             storage_failures: Vec::new(),
             changes: false,
             is_endless: false,
             stalls_after: None,
         }
     }
+}
+
+/// Which states the storage tells apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Etags {
+    Strong,
+    /// All alike.
+    Weak,
+    /// Only its first answer has one.
+    First,
 }
 
 /// What a server was asked.
@@ -271,10 +283,16 @@ async fn storage(State(shared): State<Arc<Shared>>, request: Request<Body>) -> R
     let mut content = content.clone();
     let state = if behaviour.changes { count } else { 0 };
     content[0] ^= state as u8;
-    let etag = format!("\"state-{state}\"");
+    let etag = match behaviour.etags {
+        Etags::Weak => "W/\"state\"".to_owned(),
+        Etags::Strong | Etags::First => format!("\"state-{state}\""),
+    };
     let first = first_byte(request.headers(), &etag).filter(|_| behaviour.knows_ranges).unwrap_or(0);
     let (whole_bytes, rest) = (content.len(), Bytes::from(content).slice(first..));
-    let response = Response::builder().header(header::ETAG, etag);
+    let response = match behaviour.etags {
+        Etags::First if count > 1 => Response::builder(),
+        _ => Response::builder().header(header::ETAG, etag),
+    };
     let response = match first {
         0 => response.status(200),
         _ => {
