@@ -94,15 +94,18 @@ impl App {
             let problem = format!("{} is not from 0 to 1", settings.retry_share);
             return Err(BuildError::Setting { name: "retry_share", problem });
         }
-        if settings.registry_timeout_ms == 0 {
-            return Err(BuildError::Setting { name: "registry_timeout_ms", problem: "0 is less than 1".to_owned() });
+        for (name, ms) in [
+            ("registry_timeout_ms", settings.registry_timeout_ms),
+            ("import_timeout_ms", settings.import_timeout_ms),
+            ("worker_silence_ms", settings.worker_silence_ms),
+        ] {
+            if ms == 0 {
+                return Err(BuildError::Setting { name, problem: "0 is less than 1".to_owned() });
+            }
         }
         if settings.experiment_report_ms < 100 {
             let problem = format!("{} is less than 100", settings.experiment_report_ms);
             return Err(BuildError::Setting { name: "experiment_report_ms", problem });
-        }
-        if settings.worker_silence_ms == 0 {
-            return Err(BuildError::Setting { name: "worker_silence_ms", problem: "0 is less than 1".to_owned() });
         }
         let admin_keys = admin_keys(&settings)?;
         if admin_keys.is_empty() {

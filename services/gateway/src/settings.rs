@@ -80,6 +80,9 @@ weft_bus::mesh_settings! {
         pub directory_age_max_s: u64 = 3600,
         /// Milliseconds that the registry may take for the answer to an admin call, and to take the next piece of an upload.
         pub registry_timeout_ms: u64 = 30_000,
+        /// Milliseconds that an import may take in the registry, which reads the package itself: its `upload_timeout_ms`, and some minutes more
+        /// to judge and store it.
+        pub import_timeout_ms: u64 = 2_100_000,
         /// Milliseconds that an admin write waits until this gateway's directory shows it.
         pub admin_visible_ms: u64 = 2000,
         /// Folder of the usage log, this gateway's alone, on a disk that outlives the process. None: answers are not accounted for.
@@ -212,6 +215,10 @@ impl Settings {
 
     pub(crate) fn registry_timeout(&self) -> Duration {
         Duration::from_millis(self.registry_timeout_ms)
+    }
+
+    pub(crate) fn import_timeout(&self) -> Duration {
+        Duration::from_millis(self.import_timeout_ms)
     }
 
     pub(crate) fn write_stall(&self) -> Duration {

@@ -61,7 +61,8 @@ pub(crate) async fn import(
     let start = pb::PublishStart { tenant: tenant.to_string(), adapter: name.to_string(), alias: alias.clone(), actor };
     let request = pb::ImportRequest { start: Some(start), source: asked.source };
     let mut registry = gateway.registry.clone();
-    let answer = gateway.judged(registry.import(request)).await?;
+    let limit = gateway.settings.import_timeout();
+    let answer = gateway.judged_within(limit, registry.import(request)).await?;
     let published = match answer.result {
         Some(Imported::Published(published)) => published,
         Some(Imported::Refusal(refusal)) => return Err(refused(refusal.reasons).into()),

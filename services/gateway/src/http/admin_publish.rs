@@ -127,8 +127,8 @@ pub(super) fn wished_alias(uri: &http::Uri) -> Result<String, Fault> {
     })
 }
 
-fn too_long_judged() -> Fault {
-    Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", JUDGE_TIMEOUT.as_secs()))
+fn too_long_judged(limit: Duration) -> Fault {
+    Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", limit.as_secs_f64()))
 }
 
 impl Gateway {
@@ -137,7 +137,16 @@ impl Gateway {
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, Fault> {
-        let answer = tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| too_long_judged())?;
+        self.judged_within(JUDGE_TIMEOUT, call).await
+    }
+
+    /// The same within another time.
+    pub(super) async fn judged_within<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Fault> {
+        let answer = tokio::time::timeout(limit, call).await.map_err(|_| too_long_judged(limit))?;
         Ok(answer.map_err(|status| registry_fault(&status))?.into_inner())
     }
 
@@ -202,7 +211,7 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, upload: &mut Upload) -
             }
             Either::Right((Err(fault), _call)) => Err(fault),
             Either::Right((Ok(()), call)) => {
-                tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| too_long_judged())
+                tokio::time::timeout(JUDGE_TIMEOUT, call).await.map_err(|_| too_long_judged(JUDGE_TIMEOUT))
             }
         }
     };

@@ -160,6 +160,89 @@ async fn a_stalled_upload_is_408() {
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
+/// A header of tar, and what it is followed by.
+fn tar_entry(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = [0u8; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+    header[148..156].fill(b' ');
+    header[156] = b'0';
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut entry = [&header[..], content].concat();
+    entry.resize(entry.len().next_multiple_of(512), 0);
+    entry
+}
+
+fn archive(before: &[u8]) -> Vec<u8> {
+    let config = tar_entry("adapter_config.json", b"{}");
+    let weights = tar_entry("adapter_model.safetensors", &[7; 2000]);
+    [before, &config, &weights, &[0; 1024]].concat()
+}
+
+/// Sends the head of an upload of an archive.
+async fn archive_upload(mesh: &Mesh, name: &str, bytes: usize) -> tokio::net::TcpStream {
+    let mut stream = tokio::net::TcpStream::connect(mesh.admin.strip_prefix("http://").unwrap()).await.unwrap();
+    let head = format!(
+        "POST /admin/v1/tenants/harbour/adapters/{name}/versions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/x-tar\r\ncontent-length: {bytes}\r\nconnection: close\r\n\r\n",
+        crate::support::ADMIN_KEY
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn answer(mut stream: tokio::net::TcpStream) -> String {
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    answer
+}
+
+#[tokio::test]
+async fn an_archive_has_its_time_piece_by_piece_whatever_is_passed_over() {
+    let settings = Settings { body_timeout_s: 2, ..settings() };
+    let mesh = mesh_with(settings, vec![crate::support::worker::FakeWorker::new("w")]).await;
+    let whole = archive(&tar_entry("README.md", &[b'x'; 8000]));
+    let mut stream = archive_upload(&mesh, "slow", whole.len()).await;
+    // The first file alone takes longer than a piece may.
+    for piece in whole.chunks(2000) {
+        stream.write_all(piece).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    }
+    let told = answer(stream).await;
+    assert!(told.starts_with("HTTP/1.1 201"), "{told}");
+    assert_eq!(mesh.registry.uploads().pop().unwrap().weights, [7; 2000]);
+
+    let mut stream = archive_upload(&mesh, "stalled", whole.len()).await;
+    stream.write_all(&whole[..3000]).await.unwrap();
+    let told = answer(stream).await;
+    assert!(told.starts_with("HTTP/1.1 408") && told.contains("did not arrive within 2 s"), "{told}");
+}
+
+#[tokio::test]
+async fn who_still_sends_an_archive_that_is_refused_gets_to_read_why() {
+    let mesh = mesh().await;
+    let whole = archive(&tar_entry("/etc/passwd", &vec![b'x'; 16 << 20]));
+    let mut stream = archive_upload(&mesh, "bad", whole.len()).await;
+    stream.write_all(&whole).await.unwrap();
+    let told = answer(stream).await;
+    assert!(told.starts_with("HTTP/1.1 400") && told.contains("/etc/passwd"), "{told}");
+}
+
+#[tokio::test]
+async fn an_import_has_a_time_of_its_own() {
+    let settings = Settings { import_timeout_ms: 300, registry_timeout_ms: 100, ..settings() };
+    let mesh = mesh_with(settings, vec![crate::support::worker::FakeWorker::new("w")]).await;
+    let begun = std::time::Instant::now();
+    let import = mesh.operate("POST", "/tenants/harbour/adapters/fresh/imports").json(&json!({"source": "hf://a/b"}));
+    let (status, body) = read(import.send().await.unwrap()).await;
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(300));
+    assert_eq!(status, 504, "{body}");
+    assert!(body["error"]["message"].as_str().unwrap().contains("within 0.3 s"), "{body}");
+    // As long as a registry takes by default, and to judge and store then.
+    assert!(Settings::default().import_timeout_ms >= 1_800_000 + 300_000);
+}
+
 #[tokio::test]
 async fn aliases_move_under_their_preconditions() {
     let mesh = mesh().await;
