@@ -9,7 +9,7 @@
 //! 3. [`Shipper`]: carries closed segments of the log into the ledger, and forgets them afterwards.
 //! 4. [`Ledger`]: batches in the object store, read by time without duplicates ([`Reader`]), and compacted ([`Compaction`]).
 //! 5. [`Totals`]: sums by tenant, adapter, version and day. Pure; [`share`] splits what owners have in common.
-//! 6. [`RecordExport`] and [`export_totals`]: tables as CSV or Parquet.
+//! 6. [`RecordExport`] and [`TotalExport`]: tables as CSV or Parquet.
 
 mod calendar;
 mod error;
@@ -24,7 +24,7 @@ mod totals;
 
 pub use calendar::{Day, Hour, TIME_MS_MAX};
 pub use error::Error;
-pub use export::{Format, ROW_GROUP_ROWS, RecordExport, export_totals};
+pub use export::{Format, ROW_GROUP_ROWS, RecordExport, TotalExport};
 pub use ledger::{Compaction, Ledger, Reader, Shipped};
 pub use log::{Log, LogSettings, LogState, Segment};
 pub use record::{ID_BYTES_MAX, Outcome, RECORD_BYTES_MAX, Record, Request, Residency};

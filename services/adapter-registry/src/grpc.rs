@@ -50,6 +50,7 @@ pub(crate) struct Service {
     observed: Arc<Observed>,
     placement_watchers: Arc<Semaphore>,
     desired_watchers: Arc<Semaphore>,
+    usage_reads: Arc<Semaphore>,
     stopping: Shutdown,
 }
 
@@ -67,7 +68,7 @@ impl Service {
         sources: Arc<Sources>,
         stopping: Shutdown,
     ) -> Self {
-        let watchers_max = core.settings.watchers_max;
+        let (watchers_max, usage_reads_max) = (core.settings.watchers_max, core.settings.usage_reads_max);
         let streams = |max: usize| Arc::new(Semaphore::new(max));
         Self {
             publisher: Publisher::new(Arc::clone(&core), sources),
@@ -77,6 +78,7 @@ impl Service {
             observed,
             placement_watchers: streams(watchers_max),
             desired_watchers: streams(DESIRED_WATCHERS_MAX),
+            usage_reads: streams(usage_reads_max),
             stopping,
         }
     }
@@ -182,8 +184,12 @@ impl Registry for Service {
     type ReadUsageStream = BoxStream<'static, Result<pb::ReadUsageResponse, Status>>;
 
     async fn read_usage(&self, request: Request<pb::ReadUsageRequest>) -> Answer<Self::ReadUsageStream> {
+        let max = self.core.settings.usage_reads_max;
+        let busy = |_| Error::Busy { what: "reads of usage", max, setting: "usage_reads_max" };
         let work = async {
-            let mut pieces = self.core.read_usage(usage::Asked::read(request.get_ref())?)?;
+            let asked = usage::Asked::read(request.get_ref())?;
+            let permit = Arc::clone(&self.usage_reads).try_acquire_owned().map_err(busy)?;
+            let mut pieces = self.core.read_usage(asked, permit)?;
             let next = futures::stream::poll_fn(move |cx| pieces.poll_recv(cx));
             let stream: Self::ReadUsageStream = Box::pin(next.map(|piece| match piece {
                 Ok(piece) => Ok(pb::ReadUsageResponse { piece }),

@@ -31,6 +31,8 @@ weft_bus::mesh_settings! {
         pub directory_refresh_ms: u64 = 5_000,
         /// Most directory streams at once.
         pub watchers_max: usize = 256,
+        /// Most reads of usage at once; one more is told to come back later. Each may hold 16 bytes of every id of a day (`docs/usage.md`).
+        pub usage_reads_max: usize = 2,
         /// Stands for the office of the authority for placement. In `weft up`: false, for there is one worker.
         pub placement: bool = true,
         /// Milliseconds between two plans of the authority, 100 to 3,600,000.
@@ -150,6 +152,7 @@ impl Settings {
             ("upload_timeout_ms", self.upload_timeout_ms),
             ("directory_refresh_ms", self.directory_refresh_ms),
             ("watchers_max", self.watchers_max as u64),
+            ("usage_reads_max", self.usage_reads_max as u64),
             ("experiment_evaluate_ms", self.experiment_evaluate_ms),
         ];
         let zero = at_least_one.iter().filter(|(_, value)| *value == 0);
@@ -172,8 +175,23 @@ impl Settings {
         if let Err(weft_object_store::Error::Settings { field, problem }) = self.s3().validate() {
             problems.push(format!("s3_{field}: {problem}"));
         }
+        let is_same_store = store(self.source_s3_endpoint.as_deref()) == store(self.s3_endpoint.as_deref());
+        if is_same_store && self.source_s3_buckets.contains(&self.s3_bucket) {
+            let bucket = &self.s3_bucket;
+            problems
+                .push(format!("source_s3_buckets has {bucket}, the mesh's own bucket: it holds what all tenants have"));
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Settings { problems }) }
     }
+}
+
+/// What an endpoint is compared by. Buckets of AWS are one space of names, whichever of its endpoints is asked.
+fn store(endpoint: Option<&str>) -> String {
+    let endpoint = endpoint.unwrap_or("https://s3.amazonaws.com").to_ascii_lowercase();
+    let endpoint = endpoint.trim_end_matches('/');
+    let (scheme, host) = endpoint.split_once("://").unwrap_or(("", endpoint));
+    let host = host.strip_suffix(if scheme == "https" { ":443" } else { ":80" }).unwrap_or(host);
+    if host.ends_with(".amazonaws.com") { "aws".to_owned() } else { host.to_owned() }
 }
 
 #[cfg(test)]
@@ -184,6 +202,32 @@ mod tests {
     fn the_declaration_is_sound_and_its_defaults_hold() {
         weft_service_kit::settings::assert_sound::<Settings>();
         Settings::default().check().unwrap();
+    }
+
+    #[test]
+    fn no_source_is_the_meshs_own_bucket() {
+        let settings = |own: Option<&str>, source: Option<&str>, bucket: &str| Settings {
+            s3_endpoint: own.map(Into::into),
+            s3_access_key_id: Some("id".into()),
+            s3_secret_access_key: Some("secret".into()),
+            source_s3_endpoint: source.map(Into::into),
+            source_s3_access_key_id: Some("id".into()),
+            source_s3_secret_access_key: Some("secret".into()),
+            source_s3_buckets: vec!["adapters".into(), bucket.into()],
+            ..Settings::default()
+        };
+        for (own, source) in [
+            (None, None),
+            (None, Some("https://s3.eu-central-1.amazonaws.com")),
+            (Some("http://minio:9000"), Some("http://MinIO:9000/")),
+            (Some("http://minio"), Some("http://minio:80")),
+        ] {
+            let refused = settings(own, source, "weft").check().unwrap_err().to_string();
+            assert!(refused.contains("source_s3_buckets has weft"), "{refused}");
+            settings(own, source, "other").check().unwrap();
+        }
+        settings(Some("http://minio:9000"), Some("http://minio:9001"), "weft").check().unwrap();
+        settings(Some("http://minio:9000"), None, "weft").check().unwrap();
     }
 
     #[test]

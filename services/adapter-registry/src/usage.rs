@@ -7,15 +7,15 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use weft_proto::registry::v1 as pb;
 use weft_service_kit::shutdown::Shutdown;
 use weft_types::{Digest, TenantName};
-use weft_usage::{Format, Hour, Ledger, Owner, Record, RecordExport, Segment, Totals, export_totals};
+use weft_usage::{Amounts, Format, Hour, Key, Ledger, Owner, Record, RecordExport, Segment, TotalExport, Totals};
 
 /// Longest batch: a gateway's segment.
 const LINES_BYTES_MAX: usize = 1_572_864;
-/// A piece of an export.
+/// Largest piece of an export.
 const PIECE_BYTES: usize = 256 << 10;
 const PIECES_IN_FLIGHT: usize = 4;
 /// Between two looks for hours to compact, and how far back a look goes.
@@ -67,9 +67,23 @@ impl Asked {
 struct Shared(Arc<Mutex<Vec<u8>>>);
 
 impl Shared {
-    fn take_if(&self, bytes_min: usize) -> Option<Bytes> {
+    fn take_if(&self, bytes_min: usize) -> Bytes {
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (written.len() >= bytes_min.max(1)).then(|| std::mem::take(&mut *written).into())
+        if written.len() >= bytes_min { std::mem::take(&mut *written).into() } else { Bytes::new() }
+    }
+
+    /// Hands on what was written, if it is enough for a piece.
+    async fn send(&self, pieces: &Pieces) {
+        self.send_if(PIECE_BYTES, pieces).await;
+    }
+
+    async fn send_if(&self, bytes_min: usize, pieces: &Pieces) {
+        let mut written = self.take_if(bytes_min);
+        while !written.is_empty() {
+            let piece = written.split_to(written.len().min(PIECE_BYTES));
+            // An error means that nobody listens: then this task is about to end.
+            let _ = pieces.send(Ok(piece)).await;
+        }
     }
 }
 
@@ -105,14 +119,24 @@ impl Core {
         Ok(())
     }
 
-    /// Reads the ledger as a table, piece by piece. An error in the middle is the last piece.
-    pub(crate) fn read_usage(self: &Arc<Self>, asked: Asked) -> Result<mpsc::Receiver<Result<Bytes, Error>>, Error> {
+    /// Reads the ledger as a table, piece by piece. An error in the middle is the last piece. Ends, and gives `permit` back, when nobody
+    /// listens any more.
+    pub(crate) fn read_usage(
+        self: &Arc<Self>,
+        asked: Asked,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<mpsc::Receiver<Result<Bytes, Error>>, Error> {
         // Refused before anything runs.
         let reader = self.ledger().read(asked.from_ms..asked.to_ms)?;
         let (sender, receiver) = mpsc::channel(PIECES_IN_FLIGHT);
         let owners = self.owners();
         tokio::spawn(async move {
-            if let Err(error) = export(reader, &asked, &owners, &sender).await {
+            let _permit = permit;
+            let exported = tokio::select! {
+                exported = export(reader, &asked, &owners, &sender) => exported,
+                () = sender.closed() => return,
+            };
+            if let Err(error) = exported {
                 // An error means that nobody listens.
                 let _ = sender.send(Err(error)).await;
             }
@@ -172,49 +196,58 @@ async fn export(
             Some(records) => records.add(&record, of_tenant)?,
             None => totals.add(&record, of_tenant),
         }
-        if let Some(piece) = written.take_if(PIECE_BYTES)
-            && pieces.send(Ok(piece)).await.is_err()
-        {
-            return Ok(());
-        }
+        written.send(pieces).await;
     }
     match (records, &asked.shape) {
         (Some(records), _) => drop(records.finish()?),
-        (None, Shape::Totals(format)) => drop(export_totals(&totals, *format, written.clone())?),
-        (None, _) => {
-            let mut written = written.clone();
-            // Into memory.
-            let _ = written.write_all(&json(&totals));
+        (None, Shape::Totals(format)) => {
+            let mut table = TotalExport::new(*format, written.clone())?;
+            for (key, sum) in totals.iter() {
+                table.add(key, sum)?;
+                written.send(pieces).await;
+            }
+            table.finish()?;
         }
+        (None, _) => write_json(&totals, &written, pieces).await,
     }
-    while let Some(piece) = written.take_if(0) {
-        let _ = pieces.send(Ok(piece)).await;
-    }
+    written.send_if(0, pieces).await;
     Ok(())
 }
 
-/// Totals as JSON. Sums are numbers as long as JSON's readers take them exactly.
-fn json(totals: &Totals) -> Vec<u8> {
+/// `{"usage": [rows]}`, row by row.
+async fn write_json(totals: &Totals, written: &Shared, pieces: &Pieces) {
+    let write = |text: &[u8]| {
+        // Into memory.
+        let _ = written.clone().write_all(text);
+    };
+    write(b"{\"usage\":[");
+    for (at, (key, sum)) in totals.iter().enumerate() {
+        if at > 0 {
+            write(b",");
+        }
+        write(&json_row(key, sum));
+        written.send(pieces).await;
+    }
+    write(b"]}");
+}
+
+/// A sum as JSON. Amounts are numbers as long as JSON's readers take them exactly.
+fn json_row(key: &Key, sum: &Amounts) -> Vec<u8> {
     let number = |value: u128| serde_json::Value::from(u64::try_from(value).unwrap_or(u64::MAX));
-    let rows: Vec<serde_json::Value> = totals
-        .iter()
-        .map(|(key, amounts)| {
-            serde_json::json!({
-                "day": key.day.to_string(),
-                "tenant": key.tenant,
-                "adapter": key.adapter,
-                "version": key.version,
-                "requests": amounts.requests,
-                "prompt_tokens": number(amounts.prompt_tokens),
-                "completion_tokens": number(amounts.completion_tokens),
-                "cached_tokens": number(amounts.cached_tokens),
-                "bytes_moved": number(amounts.bytes_moved),
-                "slot_ms": number(amounts.slot_ms),
-                "memory_ms": number(amounts.memory_ms),
-            })
-        })
-        .collect();
-    serde_json::to_vec(&serde_json::json!({ "usage": rows })).expect("numbers and names serialize")
+    let row = serde_json::json!({
+        "day": key.day.to_string(),
+        "tenant": key.tenant,
+        "adapter": key.adapter,
+        "version": key.version,
+        "requests": sum.requests,
+        "prompt_tokens": number(sum.prompt_tokens),
+        "completion_tokens": number(sum.completion_tokens),
+        "cached_tokens": number(sum.cached_tokens),
+        "bytes_moved": number(sum.bytes_moved),
+        "slot_ms": number(sum.slot_ms),
+        "memory_ms": number(sum.memory_ms),
+    });
+    serde_json::to_vec(&row).expect("numbers and names serialize")
 }
 
 /// Joins the many batches of hours that are over, until shutdown. All registries may do it at once.

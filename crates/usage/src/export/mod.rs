@@ -15,7 +15,7 @@ pub use self::parquet::ROW_GROUP_ROWS;
 use self::csv::CsvTable;
 use self::parquet::ParquetTable;
 use crate::share::{self, Owner};
-use crate::{Error, Record, Totals};
+use crate::{Amounts, Error, Key, Record};
 use std::io::Write;
 use table::Cell::{Count, Date, Empty, Text, Time};
 use table::{Cell, Column, Kind};
@@ -185,14 +185,32 @@ impl<W: Write + Send> RecordExport<W> {
     }
 }
 
-/// Writes the sums as a table, in the order of their keys, and gives back what it was written to.
-///
-/// # Errors
-/// It cannot be written; [`Error::TooLarge`] for Parquet if a sum has more than 64 bits.
-pub fn export_totals<W: Write + Send>(totals: &Totals, format: Format, write: W) -> Result<W, Error> {
-    let mut table = Table::new(format, TOTAL_COLUMNS, write)?;
-    for (key, sum) in totals.iter() {
-        table.row(vec![
+/// A table of sums by key in the making.
+pub struct TotalExport<W: Write + Send> {
+    table: Table<W>,
+}
+
+impl<W: Write + Send> std::fmt::Debug for TotalExport<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TotalExport").finish_non_exhaustive()
+    }
+}
+
+impl<W: Write + Send> TotalExport<W> {
+    /// An empty table.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn new(format: Format, write: W) -> Result<Self, Error> {
+        Ok(Self { table: Table::new(format, TOTAL_COLUMNS, write)? })
+    }
+
+    /// Adds a sum as a row. Cost: may write.
+    ///
+    /// # Errors
+    /// It cannot be written; [`Error::TooLarge`] for Parquet if the sum has more than 64 bits.
+    pub fn add(&mut self, key: &Key, sum: &Amounts) -> Result<(), Error> {
+        self.table.row(vec![
             Date(key.day),
             key.tenant.as_ref().map_or(Empty, |tenant| Cell::text(tenant.as_str())),
             key.adapter.as_ref().map_or(Empty, |adapter| Cell::text(adapter.as_str())),
@@ -204,7 +222,14 @@ pub fn export_totals<W: Write + Send>(totals: &Totals, format: Format, write: W)
             Count(sum.bytes_moved),
             Count(sum.slot_ms),
             Count(sum.memory_ms),
-        ])?;
+        ])
     }
-    table.finish()
+
+    /// Ends the table and gives back what it was written to.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(self) -> Result<W, Error> {
+        self.table.finish()
+    }
 }

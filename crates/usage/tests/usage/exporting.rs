@@ -7,7 +7,7 @@ use parquet::record::Field;
 use std::collections::HashMap;
 use weft_fault::Kind;
 use weft_types::Digest;
-use weft_usage::{Format, Owner, ROW_GROUP_ROWS, Record, RecordExport, Request, Totals, export_totals};
+use weft_usage::{Error, Format, Owner, ROW_GROUP_ROWS, Record, RecordExport, Request, TotalExport, Totals};
 
 fn owners(_: &Digest) -> Vec<Owner> {
     let owner =
@@ -27,6 +27,12 @@ fn export(format: Format, records: &[Record]) -> Vec<u8> {
     let mut export = RecordExport::new(format, Vec::new()).unwrap();
     records.iter().for_each(|record| export.add(record, owners).unwrap());
     export.finish().unwrap()
+}
+
+fn export_totals(totals: &Totals, format: Format) -> Result<Vec<u8>, Error> {
+    let mut export = TotalExport::new(format, Vec::new())?;
+    totals.iter().try_for_each(|(key, sum)| export.add(key, sum))?;
+    export.finish()
 }
 
 /// Rows of a Parquet file by column.
@@ -90,7 +96,7 @@ fn many_records_are_written_in_groups() {
 fn totals_come_back_from_both() {
     let mut totals = Totals::new();
     records().iter().for_each(|record| totals.add(record, owners));
-    let bytes = export_totals(&totals, Format::Csv, Vec::new()).unwrap();
+    let bytes = export_totals(&totals, Format::Csv).unwrap();
     let text = String::from_utf8(bytes).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
@@ -101,16 +107,16 @@ fn totals_come_back_from_both() {
     assert!(lines.contains(&"2025-07-01,harbour,org/pirate,3,1,3,6,1,0,0,0"), "{text}");
     assert!(lines.contains(&"2025-07-01,quay,pirate,1,0,0,0,0,500001,30000,15000"), "{text}");
 
-    let rows = rows(export_totals(&totals, Format::Parquet, Vec::new()).unwrap());
+    let rows = rows(export_totals(&totals, Format::Parquet).unwrap());
     assert_eq!(rows.len(), lines.len() - 1);
     assert_eq!(rows[0]["day"], Field::Date((NOON_MS / 86_400_000) as i32));
     assert_eq!(rows[0]["requests"], Field::ULong(1));
 
     // Twice as much is more than Parquet's integers hold; CSV has no limit.
     totals.merge(totals.clone());
-    let refused = export_totals(&totals, Format::Parquet, Vec::new()).unwrap_err();
+    let refused = export_totals(&totals, Format::Parquet).unwrap_err();
     assert_eq!(refused.kind(), Kind::TooLarge);
-    let text = String::from_utf8(export_totals(&totals, Format::Csv, Vec::new()).unwrap()).unwrap();
+    let text = String::from_utf8(export_totals(&totals, Format::Csv).unwrap()).unwrap();
     assert!(text.contains(",36893488147419103228,"), "{text}");
 }
 

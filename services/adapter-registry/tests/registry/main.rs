@@ -14,3 +14,4 @@ mod races;
 mod refusals;
 mod support;
 mod tenants_and_keys;
+mod usage;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Mutex;
+use tokio::sync::watch;
 use weft_object_store::{ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome, S3Store};
 
 pub(crate) struct Flaky {
@@ -11,11 +12,13 @@ pub(crate) struct Flaky {
     lose_next: Mutex<Option<String>>,
     /// Everything fails.
     away: Mutex<bool>,
+    /// Contents come only when it is false.
+    held: watch::Sender<bool>,
 }
 
 impl Flaky {
     pub(crate) fn over(inner: S3Store) -> Self {
-        Self { inner, lose_next: Mutex::default(), away: Mutex::default() }
+        Self { inner, lose_next: Mutex::default(), away: Mutex::default(), held: watch::Sender::new(false) }
     }
 
     pub(crate) fn lose_reply_of(&self, key_part: &str) {
@@ -24,6 +27,10 @@ impl Flaky {
 
     pub(crate) fn set_away(&self, away: bool) {
         *self.away.lock().unwrap() = away;
+    }
+
+    pub(crate) fn hold_contents(&self, held: bool) {
+        self.held.send_replace(held);
     }
 
     fn fail(&self, key: &str) -> Error {
@@ -57,6 +64,7 @@ impl ObjectStore for Flaky {
     }
     async fn get_stream(&self, key: &str) -> Result<Option<ObjectStream>, Error> {
         self.reach(key)?;
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
         self.inner.get_stream(key).await
     }
     async fn get_part(&self, key: &str, range: Range<u64>, etag: Option<&ETag>) -> Result<Option<ObjectPart>, Error> {
