@@ -322,7 +322,7 @@ async fn wire(
     for (section, settings) in settings.shown() {
         tracing::info!(section, settings, "starting");
     }
-    let Settings { up, mut gateway, mut worker, registry, mut cache } = settings;
+    let Settings { up, mut gateway, mut worker, mut registry, mut cache } = settings;
     // Ports first: a taken one is known at once, not after the model has been read.
     gateway.listen = up.listen.clone();
     gateway.admin_listen = up.admin_listen.clone();
@@ -338,7 +338,13 @@ async fn wire(
     let (admin_key, admin_key_path) = up::admin_key(&up, data_dir)?;
     let model_path = resolve_model(&up.model).await?;
 
-    let s3_store = S3Store::connect(&s3.settings(BUCKET)).await?;
+    let own = s3.settings(BUCKET);
+    let s3_store = S3Store::connect(&own).await?;
+    // What its sources must not be; it is given the store itself.
+    registry.s3_bucket = own.bucket;
+    registry.s3_endpoint = own.endpoint;
+    registry.s3_access_key_id = own.access_key_id;
+    registry.s3_secret_access_key = own.secret_access_key;
     s3_store.ensure_bucket().await?;
     let store: Arc<dyn ObjectStore> = Arc::new(s3_store);
     let metrics = prometheus::Registry::new();
