@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio_util::io::ReaderStream;
 
 /// A name as one path segment: a slash becomes `%2F`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -49,6 +48,15 @@ pub struct Published {
     /// What is unusual but allowed.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// What signed the package.
+    #[serde(default)]
+    pub signed_by: Option<String>,
+    /// Nobody is shown it until it is released.
+    #[serde(default)]
+    pub quarantined: bool,
+    /// What it costs where it is served.
+    #[serde(default)]
+    pub cost: Value,
 }
 
 impl Admin {
@@ -93,6 +101,24 @@ impl Admin {
     pub async fn set_weight(&self, name: &str, weight: f64) -> Result<Value> {
         let path = format!("tenants/{}", segment(name));
         self.send(self.request(Method::PATCH, &path).json(&json!({ "weight": weight }))).await
+    }
+
+    /// Sets what a tenant may publish and ask for; what is not in `policy` stays.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn set_policy(&self, name: &str, policy: &Value) -> Result<Value> {
+        let path = format!("tenants/{}", segment(name));
+        self.send(self.request(Method::PATCH, &path).json(&json!({ "policy": policy }))).await
+    }
+
+    /// Sets what an absent model name means: an adapter of the tenant's, or the base if empty.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn set_default_adapter(&self, name: &str, adapter: &str) -> Result<Value> {
+        let path = format!("tenants/{}", segment(name));
+        self.send(self.request(Method::PATCH, &path).json(&json!({ "default_adapter": adapter }))).await
     }
 
     /// Sets what a tenant may use; what is not in `limits` stays, null takes a limit away.
@@ -140,32 +166,50 @@ impl Admin {
     /// # Errors
     /// A file is missing, or as [`Admin::get`]; a refusal lists every reason.
     pub async fn publish(&self, tenant: &str, name: &str, folder: &Path, alias: Option<&str>) -> Result<Published> {
-        if folder.is_file() {
-            return self.publish_archive(tenant, name, folder, alias).await;
-        }
-        let config = std::fs::read(folder.join("adapter_config.json"))
-            .with_context(|| format!("{} has no adapter_config.json", folder.display()))?;
-        let weights_path = folder.join("adapter_model.safetensors");
-        if !weights_path.exists() && folder.join("adapter_model.bin").exists() {
-            bail!("{} holds adapter_model.bin, a pickle: save the adapter as safetensors", folder.display());
-        }
-        let weights = std::fs::read(&weights_path)
-            .with_context(|| format!("{} has no adapter_model.safetensors", folder.display()))?;
-        self.publish_bytes(tenant, name, config, weights, alias).await
+        let alias = alias.map_or_else(|| "none".to_owned(), segment);
+        self.publish_at(&format!("{}?alias={alias}", versions_path(tenant, name)), folder).await
     }
 
-    async fn publish_archive(
+    /// The same, shown to nobody until it is released.
+    ///
+    /// # Errors
+    /// As [`Admin::publish`].
+    pub async fn publish_quarantined(&self, tenant: &str, name: &str, folder: &Path) -> Result<Published> {
+        self.publish_at(&format!("{}?alias=none&quarantine=true", versions_path(tenant, name)), folder).await
+    }
+
+    /// Asks a version prompts; one that answers as it should is released, and the alias moves to it.
+    ///
+    /// # Errors
+    /// As [`Admin::get`]; a refusal lists every reason.
+    pub async fn smoke(
         &self,
         tenant: &str,
         name: &str,
-        archive: &Path,
+        version: u64,
         alias: Option<&str>,
-    ) -> Result<Published> {
-        let path =
-            format!("{}?alias={}", versions_path(tenant, name), alias.map_or_else(|| "none".to_owned(), segment));
-        let file = tokio::fs::File::open(archive).await.with_context(|| archive.display().to_string())?;
-        let body = reqwest::Body::wrap_stream(ReaderStream::new(file));
-        let request = self.request(Method::POST, &path).header("content-type", "application/x-tar").body(body);
+        asked: &Value,
+    ) -> Result<Value> {
+        let alias = alias.map_or_else(|| "none".to_owned(), segment);
+        let path = format!("{}/{version}/smoke?alias={alias}", versions_path(tenant, name));
+        crate::progress::waiting("asking it", self.post(&path, asked)).await
+    }
+
+    /// Ends a version's quarantine, and moves the alias to it.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn release(&self, tenant: &str, name: &str, version: u64, alias: Option<&str>) -> Result<Value> {
+        let alias = alias.map_or_else(|| "none".to_owned(), segment);
+        self.post(&format!("{}/{version}/release?alias={alias}", versions_path(tenant, name)), &json!({})).await
+    }
+
+    async fn publish_at(&self, path: &str, folder: &Path) -> Result<Published> {
+        let request = self.request(Method::POST, path);
+        let request = match folder.is_file() {
+            true => crate::publish::archive(request, folder).await?,
+            false => crate::publish::folder(request, folder).await?,
+        };
         Ok(serde_json::from_value(self.send(request).await?)?)
     }
 
@@ -176,7 +220,7 @@ impl Admin {
     pub async fn import(&self, tenant: &str, name: &str, source: &str, alias: Option<&str>) -> Result<Value> {
         let alias = alias.map_or_else(|| "none".to_owned(), segment);
         let path = format!("tenants/{}/adapters/{}/imports?alias={alias}", segment(tenant), segment(name));
-        self.post(&path, &json!({ "source": source })).await
+        crate::progress::waiting("importing", self.post(&path, &json!({ "source": source }))).await
     }
 
     /// Writes what is at a path below `/admin/v1/`, piece by piece.
@@ -222,7 +266,7 @@ impl Admin {
     pub async fn merge(&self, tenant: &str, name: &str, merge: &Value, alias: Option<&str>) -> Result<Value> {
         let alias = segment(alias.unwrap_or("none")).to_string();
         let path = format!("tenants/{}/adapters/{}/merges?alias={alias}", segment(tenant), segment(name));
-        self.send(self.request(Method::POST, &path).json(merge)).await
+        crate::progress::waiting("merging", self.send(self.request(Method::POST, &path).json(merge))).await
     }
 
     /// The tenant's adapters.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use weft_cli::client::Admin;
 use weft_cli::experiment::{self, Printed};
 use weft_cli::limits::LimitFlags;
+use weft_cli::policy::PolicyFlags;
 use weft_cli::{bench, demo, embedded, merge, model, probe, up, usage};
 
 #[derive(Parser)]
@@ -56,6 +57,13 @@ enum Command {
         /// Alias to move to the new version, or `none`
         #[arg(long, default_value = "live")]
         alias: String,
+        /// Ask the version the prompts of this JSON file first, `{"prompts": [{"prompt": "…", "contains": ["…"]}]}`: it is shown to nobody, and the alias does
+        /// not move, unless it answers as it should
+        #[arg(long, value_name = "FILE")]
+        smoke: Option<PathBuf>,
+        /// Show it to nobody until `weft release`
+        #[arg(long, conflicts_with = "smoke")]
+        quarantine: bool,
         #[command(flatten)]
         api: Api,
     },
@@ -194,6 +202,18 @@ enum Command {
         #[command(flatten)]
         api: Api,
     },
+    /// End a version's quarantine, and move an alias to it
+    Release {
+        name: String,
+        version: u64,
+        #[arg(long)]
+        tenant: String,
+        /// Alias to move to the version, or `none`
+        #[arg(long, default_value = "live")]
+        alias: String,
+        #[command(flatten)]
+        api: Api,
+    },
     /// Tenants
     Tenant {
         #[command(subcommand)]
@@ -246,6 +266,21 @@ enum TenantCommand {
         name: String,
         #[command(flatten)]
         limits: LimitFlags,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Set what a tenant may publish and ask for; what is not given stays
+    Policy {
+        name: String,
+        #[command(flatten)]
+        policy: PolicyFlags,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Set the adapter that an absent model name means, or `none` for the base
+    Default {
+        name: String,
+        adapter: String,
         #[command(flatten)]
         api: Api,
     },
@@ -315,6 +350,9 @@ struct Api {
     /// File that holds the admin key
     #[arg(long, global = true, env = "WEFT_ADMIN_KEY_FILE")]
     admin_key_file: Option<PathBuf>,
+    /// Print JSON: what every command does that is not asked for a table or a page
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 impl Api {
@@ -384,7 +422,7 @@ async fn run(command: Command) -> Result<()> {
             println!("{}", model::fetch(&name, cache_dir).await?.display());
             Ok(())
         }
-        Command::Publish { folder, tenant, name, alias, api } => {
+        Command::Publish { folder, tenant, name, alias, smoke, quarantine, api } => {
             let name = match name {
                 Some(name) => name,
                 None => {
@@ -393,8 +431,24 @@ async fn run(command: Command) -> Result<()> {
                     last.trim_end_matches(".gz").trim_end_matches(".tgz").trim_end_matches(".tar").to_owned()
                 }
             };
+            let (alias, admin) = ((alias != "none").then_some(alias.as_str()), api.client()?);
+            if quarantine {
+                return print_json(&serde_json::to_value(admin.publish_quarantined(&tenant, &name, &folder).await?)?);
+            }
+            let Some(smoke) = smoke else {
+                return print_json(&serde_json::to_value(admin.publish(&tenant, &name, &folder, alias).await?)?);
+            };
+            let prompts = std::fs::read(&smoke).with_context(|| smoke.display().to_string())?;
+            let prompts: Value = serde_json::from_slice(&prompts).with_context(|| smoke.display().to_string())?;
+            let published = admin.publish_quarantined(&tenant, &name, &folder).await?;
+            let mut printed = serde_json::to_value(&published)?;
+            printed["smoke"] = admin.smoke(&tenant, &name, published.version, alias, &prompts).await?;
+            printed["quarantined"] = false.into();
+            print_json(&printed)
+        }
+        Command::Release { name, version, tenant, alias, api } => {
             let alias = (alias != "none").then_some(alias.as_str());
-            print_json(&serde_json::to_value(api.client()?.publish(&tenant, &name, &folder, alias).await?)?)
+            print_json(&api.client()?.release(&tenant, &name, version, alias).await?)
         }
         Command::Import { source, tenant, name, alias, api } => {
             let alias = (alias != "none").then_some(alias.as_str());
@@ -457,6 +511,13 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::Tenant { command: TenantCommand::Limits { name, limits, api } } => {
             print_json(&api.client()?.set_limits(&name, &limits.json()).await?)
+        }
+        Command::Tenant { command: TenantCommand::Policy { name, policy, api } } => {
+            print_json(&api.client()?.set_policy(&name, &policy.json()).await?)
+        }
+        Command::Tenant { command: TenantCommand::Default { name, adapter, api } } => {
+            let adapter = if adapter == "none" { "" } else { &adapter };
+            print_json(&api.client()?.set_default_adapter(&name, adapter).await?)
         }
         Command::Tenant { command: TenantCommand::List { api } } => print_json(&api.client()?.get("tenants").await?),
         Command::Key { command: KeyCommand::Create { tenant, label, api } } => {

@@ -15,6 +15,7 @@ mod merge;
 mod mutual_tls;
 mod over_nats;
 mod placement;
+mod policy;
 mod prefix_cache;
 mod random_mesh;
 mod story;

@@ -102,3 +102,35 @@ async fn the_ledger_is_the_sum_of_all_answers_and_a_kill_takes_none_away() {
         assert!(!status.success() && err.contains(part), "{wrong}: {err}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_adapter_takes_of_a_worker_is_in_its_owners_ledger_and_adds_up() {
+    let mesh = Weft::up(&tiny_model(), &["--worker-residency-report-ms", "200"]);
+    let secret = mesh.tenant("harbour").await;
+    mesh.tenant("helpdesk").await;
+    mesh.admin().publish("harbour", "rank8", &tiny_adapter("rank8"), Some("live")).await.unwrap();
+    let before = std::time::Instant::now();
+    complete(&mesh, &secret, "rank8", 1).await;
+    let taken = |tenant: &str| -> [u64; 3] {
+        let told: Value = serde_json::from_str(&usage(&mesh, &["--tenant", tenant])).unwrap();
+        let rows = told["usage"].as_array().unwrap().iter().filter(|row| row["adapter"] == "rank8");
+        rows.fold([0; 3], |sum, row| {
+            let of = |name: &str| row[name].as_u64().unwrap();
+            [sum[0] + of("slot_ms"), sum[1] + of("memory_ms"), sum[2] + of("bytes_moved")]
+        })
+    };
+    let versions = mesh.admin().versions("harbour", "rank8").await.unwrap();
+    let blob = versions["versions"][0]["bytes"].as_u64().unwrap();
+    for _ in 0..200 {
+        if taken("harbour")[0] > 1_000 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let [slot_ms, _, bytes_moved] = taken("harbour");
+    // Several reports: none is lost or counted twice, and time in a slot is no more than time.
+    let passed = before.elapsed().as_millis() as u64;
+    assert!(slot_ms > 1_000 && slot_ms <= passed, "{slot_ms} of {passed} ms");
+    assert_eq!(bytes_moved, blob, "brought once");
+    assert_eq!(taken("helpdesk"), [0; 3]);
+}

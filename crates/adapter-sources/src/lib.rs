@@ -28,6 +28,6 @@ mod sources;
 
 pub use access::{Access, S3Access};
 pub use error::Error;
-pub use opened::{CONFIG, CONFIG_BYTES_MAX, Opened, PICKLE, WEIGHTS, WeightsStream};
+pub use opened::{CONFIG, CONFIG_BYTES_MAX, Opened, PICKLE, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS, WeightsStream};
 pub use source::{HubModel, S3Folder, Source};
 pub use sources::Sources;

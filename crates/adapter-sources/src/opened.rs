@@ -11,8 +11,12 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// The file that older tools keep the tensors in. Never read.
 pub const PICKLE: &str = "adapter_model.bin";
+/// The file with a signature of the two, if there is one.
+pub const SIGNATURE: &str = "model.sig";
 /// Largest `adapter_config.json` in bytes, from whatever source.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Largest `model.sig` in bytes, from whatever source.
+pub const SIGNATURE_BYTES_MAX: u64 = 1 << 20;
 
 /// Largest chunk of weights in bytes.
 pub(crate) const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -42,6 +46,8 @@ pub type WeightsStream = BoxStream<'static, Result<Bytes, Error>>;
 pub struct Opened {
     /// `adapter_config.json`, 1 byte to 1 MiB.
     pub config: Bytes,
+    /// `model.sig`, 1 byte to 1 MiB, if there is one. Nobody has looked at it.
+    pub signature: Option<Bytes>,
     /// `adapter_model.safetensors`.
     pub weights: WeightsStream,
     /// Length of the weights in bytes, if the source says it. The stream then brings just as many or an error.
@@ -68,7 +74,7 @@ impl fmt::Debug for Opened {
 
 /// The names worth telling of all that were seen, within the limits of [`Opened::other_files`].
 pub(crate) fn other_files(mut names: Vec<String>) -> Vec<String> {
-    names.retain(|name| name != CONFIG && name != WEIGHTS && name.len() <= NAME_BYTES_MAX);
+    names.retain(|name| name != CONFIG && name != WEIGHTS && name != SIGNATURE && name.len() <= NAME_BYTES_MAX);
     names.sort_unstable_by(|a, b| (!TELLING.contains(&a.as_str()), a).cmp(&(!TELLING.contains(&b.as_str()), b)));
     names.dedup();
     names.truncate(OTHER_FILES_MAX);

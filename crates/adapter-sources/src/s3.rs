@@ -3,7 +3,7 @@
 use crate::opened::{PICKLE, TELLING, in_chunks, no_weights, other_files};
 use crate::patience::Patience;
 use crate::source::S3Folder;
-use crate::{Access, CONFIG, CONFIG_BYTES_MAX, Error, Opened, WEIGHTS};
+use crate::{Access, CONFIG, CONFIG_BYTES_MAX, Error, Opened, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::stream::TryStreamExt;
@@ -23,7 +23,11 @@ pub(crate) async fn open(
         return Err(Error::Missing { place, file: CONFIG });
     };
     let config_etag = config.etag.clone();
-    let config = whole(config, &place, patience).await?;
+    let config = whole(config, CONFIG, CONFIG_BYTES_MAX, &place, patience).await?;
+    let signature = match get(store, folder, SIGNATURE, patience).await? {
+        Some(found) => Some(whole(found, SIGNATURE, SIGNATURE_BYTES_MAX, &place, patience).await?),
+        None => None,
+    };
     let Some(weights) = get(store, folder, WEIGHTS, patience).await? else {
         return Err(no_weights(place, telling.iter().any(|name| name == PICKLE)));
     };
@@ -42,6 +46,7 @@ pub(crate) async fn open(
     let pieces = patience.watch(format!("{place}/{WEIGHTS}"), weights.stream.map_err(Error::from));
     Ok(Opened {
         config,
+        signature,
         weights: in_chunks(pieces, bytes_max, setting),
         weights_bytes: Some(bytes),
         origin: format!("{place}#{},{}", bare(&config_etag), bare(&weights.etag)),
@@ -59,15 +64,21 @@ async fn get(
     Ok(patience.wait(&key, store.get_stream(&key)).await??)
 }
 
-/// The config, after its length was looked at.
-async fn whole(config: ObjectStream, place: &str, patience: Patience) -> Result<Bytes, Error> {
-    if config.bytes > CONFIG_BYTES_MAX {
-        return Err(Error::TooLarge { part: CONFIG, bytes_max: CONFIG_BYTES_MAX, setting: "adapter sources" });
+/// A small file, after its length was looked at.
+async fn whole(
+    found: ObjectStream,
+    file: &'static str,
+    bytes_max: u64,
+    place: &str,
+    patience: Patience,
+) -> Result<Bytes, Error> {
+    if found.bytes > bytes_max {
+        return Err(Error::TooLarge { part: file, bytes_max, setting: "adapter sources" });
     }
-    if config.bytes == 0 {
-        return Err(Error::Empty { place: place.to_owned(), file: CONFIG });
+    if found.bytes == 0 {
+        return Err(Error::Empty { place: place.to_owned(), file });
     }
-    let pieces = patience.watch(format!("{place}/{CONFIG}"), config.stream.map_err(Error::from));
+    let pieces = patience.watch(format!("{place}/{file}"), found.stream.map_err(Error::from));
     let whole = pieces.try_fold(Vec::new(), |mut whole, piece| async move {
         whole.extend_from_slice(&piece);
         Ok(whole)

@@ -108,6 +108,16 @@ impl AdapterDtype {
         }
     }
 
+    /// Bytes of an element in a slot; the scales of [`AdapterDtype::Int8`] come on top.
+    #[must_use]
+    pub fn element_bytes(self) -> u32 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
     pub(crate) fn format(self) -> WeightFormat {
         match self {
             Self::F32 => WeightFormat::F32,
@@ -286,6 +296,15 @@ impl Engine {
     #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.shape.vocabulary
+    }
+
+    /// Bytes of packed weights that a step reads, whatever its batch: all linears and the head, each once.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        let of_layer = |layer: &crate::weights::Layer| {
+            [&layer.qkv, &layer.output, &layer.gate_up, &layer.down].iter().map(|linear| linear.bytes()).sum::<usize>()
+        };
+        (self.base.layers.iter().map(of_layer).sum::<usize>() + self.base.lm_head.bytes()) as u64
     }
 
     /// Positions per KV block.

@@ -95,6 +95,29 @@ impl AliasName {
     }
 }
 
+/// What the names of adapters that are merges made at request time begin with. Nobody else may publish under them.
+pub const MERGED_PREFIX: &str = "weft-merged/";
+
+impl AdapterName {
+    /// The adapter whose version is the merge with this recipe.
+    #[must_use]
+    pub fn of_recipe(recipe: &Digest) -> Self {
+        Self(format!("{MERGED_PREFIX}{}", recipe.hex()))
+    }
+
+    /// Whether it is a name of a merge made at request time.
+    #[must_use]
+    pub fn is_merged(&self) -> bool {
+        self.0.starts_with(MERGED_PREFIX)
+    }
+}
+
+/// The recipe in the name of an adapter, if it is a merge made at request time.
+#[must_use]
+pub fn recipe_of(adapter: &str) -> Option<Digest> {
+    format!("sha256:{}", adapter.strip_prefix(MERGED_PREFIX)?).parse().ok()
+}
+
 /// The number of a version, from 1.
 pub type VersionNumber = u64;
 
@@ -223,6 +246,17 @@ pub fn model_ref(text: &str, base_served_name: &str) -> Result<ModelRef, NameErr
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_merge_is_named_after_its_recipe() {
+        let recipe = Digest::of(b"recipe");
+        let name = AdapterName::of_recipe(&recipe);
+        assert!(name.is_merged() && name.as_str().parse::<AdapterName>().as_ref() == Ok(&name));
+        assert_eq!(recipe_of(name.as_str()), Some(recipe));
+        for other in ["weft-merged/pirate", "org/pirate", "weft-merged"] {
+            assert_eq!(recipe_of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn adapter_names_follow_their_rule() {

@@ -2,7 +2,7 @@
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishRequest {
-    #[prost(oneof = "publish_request::Part", tags = "1, 2, 3")]
+    #[prost(oneof = "publish_request::Part", tags = "1, 2, 3, 4, 5")]
     pub part: ::core::option::Option<publish_request::Part>,
 }
 /// Nested message and enum types in `PublishRequest`.
@@ -18,7 +18,20 @@ pub mod publish_request {
         /// adapter_model.safetensors, in order.
         #[prost(bytes, tag = "3")]
         Weights(::prost::bytes::Bytes),
+        /// model.sig: an OpenSSF model signature of the two files, whole.
+        #[prost(bytes, tag = "4")]
+        Signature(::prost::bytes::Bytes),
+        /// What else lies beside the two files.
+        #[prost(message, tag = "5")]
+        Others(super::OtherFiles),
     }
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OtherFiles {
+    /// At most 256 names.
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -33,6 +46,9 @@ pub struct PublishStart {
     /// Who publishes: the name of the admin key. For history.
     #[prost(string, tag = "4")]
     pub actor: ::prost::alloc::string::String,
+    /// A new version is shown to nobody, and no alias moves, until it is released.
+    #[prost(bool, tag = "5")]
+    pub quarantined: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -65,6 +81,17 @@ pub struct Published {
     /// False: these bytes were a version already.
     #[prost(bool, tag = "5")]
     pub created: bool,
+    /// Length of the canonical blob.
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+    /// Elements of all low-rank factors together. 0: of a version published before they were counted.
+    #[prost(uint64, tag = "7")]
+    pub parameters: u64,
+    /// The key or certificate that signed the package. Empty: none did.
+    #[prost(string, tag = "8")]
+    pub signed_by: ::prost::alloc::string::String,
+    #[prost(bool, tag = "9")]
+    pub quarantined: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -103,6 +130,10 @@ pub struct MergeRequest {
     /// "F32" (default) or "BF16".
     #[prost(string, tag = "12")]
     pub dtype: ::prost::alloc::string::String,
+    /// For a request that waits: the registry names the adapter after the recipe, `adapter` and `alias` stay empty, and the tenant's
+    /// merges_max holds.
+    #[prost(bool, tag = "13")]
+    pub at_request: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -265,6 +296,14 @@ pub struct Version {
     /// Empty: it was uploaded.
     #[prost(string, tag = "15")]
     pub origin: ::prost::alloc::string::String,
+    /// As in Published.
+    #[prost(uint64, tag = "16")]
+    pub parameters: u64,
+    #[prost(string, tag = "17")]
+    pub signed_by: ::prost::alloc::string::String,
+    /// Nobody is shown it until it is released.
+    #[prost(bool, tag = "18")]
+    pub quarantined: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -281,6 +320,27 @@ pub struct DeleteVersionRequest {
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteVersionResponse {}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseVersionRequest {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub adapter: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    /// As in PublishStart.
+    #[prost(string, tag = "4")]
+    pub alias: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub actor: ::prost::alloc::string::String,
+}
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReleaseVersionResponse {
+    #[prost(message, optional, tag = "1")]
+    pub version: ::core::option::Option<Version>,
+}
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CollectGarbageRequest {
@@ -612,6 +672,48 @@ pub struct KeepUsageRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeepUsageResponse {}
 #[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KeepResidencyRequest {
+    /// The worker's address, or its name where it has none.
+    #[prost(string, tag = "1")]
+    pub worker: ::prost::alloc::string::String,
+    /// Of its process: a UUID.
+    #[prost(string, tag = "2")]
+    pub incarnation: ::prost::alloc::string::String,
+    /// Counts the reports of the incarnation from 0.
+    #[prost(uint32, tag = "3")]
+    pub sequence: u32,
+    /// Unix milliseconds.
+    #[prost(uint64, tag = "4")]
+    pub from_ms: u64,
+    #[prost(uint64, tag = "5")]
+    pub to_ms: u64,
+    /// At most 4,096.
+    #[prost(message, repeated, tag = "6")]
+    pub rows: ::prost::alloc::vec::Vec<Occupied>,
+}
+/// What an adapter took within the interval.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Occupied {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: ::prost::bytes::Bytes,
+    /// Milliseconds in a slot, and packed in memory without one.
+    #[prost(uint64, tag = "2")]
+    pub slot_ms: u64,
+    #[prost(uint64, tag = "3")]
+    pub memory_ms: u64,
+    /// Bytes of its blob that were brought to the worker.
+    #[prost(uint64, tag = "4")]
+    pub bytes_moved: u64,
+    /// What it takes where it is.
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
+}
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepResidencyResponse {}
+#[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadUsageRequest {
     /// Empty: all tenants.
@@ -668,6 +770,58 @@ pub struct LimitsChange {
     #[prost(uint64, optional, tag = "5")]
     pub queue_length: ::core::option::Option<u64>,
 }
+/// What a tenant may publish and ask for.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Policy {
+    /// Largest rank of a package. 0: the registries' setting rank_max.
+    #[prost(uint32, tag = "1")]
+    pub rank_max: u32,
+    /// Most bytes of a package's weights. 0: the registries' setting package_bytes_max.
+    #[prost(uint64, tag = "2")]
+    pub package_bytes_max: u64,
+    /// A package needs a signature that the registries trust.
+    #[prost(bool, tag = "3")]
+    pub signed: bool,
+    /// Merges made at request time that are kept at once. Absent: the registries' setting request_merges_max.
+    #[prost(uint32, optional, tag = "4")]
+    pub request_merges_max: ::core::option::Option<u32>,
+    /// What a request's adapter_source means: of "hub", "s3", "local" and "pbase" each the beginning of a source, behind which the
+    /// adapter's name goes.
+    #[prost(map = "string, string", tag = "5")]
+    pub adapter_sources: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The base's name means the default adapter.
+    #[prost(bool, tag = "6")]
+    pub base_is_default: bool,
+}
+/// What is absent stays.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PolicyChange {
+    /// 0 takes a limit away.
+    #[prost(uint32, optional, tag = "1")]
+    pub rank_max: ::core::option::Option<u32>,
+    #[prost(uint64, optional, tag = "2")]
+    pub package_bytes_max: ::core::option::Option<u64>,
+    #[prost(bool, optional, tag = "3")]
+    pub signed: ::core::option::Option<bool>,
+    #[prost(uint32, optional, tag = "4")]
+    pub request_merges_max: ::core::option::Option<u32>,
+    /// Takes request_merges_max away, so that the setting holds again.
+    #[prost(bool, tag = "5")]
+    pub default_request_merges_max: bool,
+    /// An empty beginning takes a source away.
+    #[prost(map = "string, string", tag = "6")]
+    pub adapter_sources: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(bool, optional, tag = "7")]
+    pub base_is_default: ::core::option::Option<bool>,
+}
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTenantRequest {
@@ -708,6 +862,8 @@ pub struct Tenant {
     pub limits: ::core::option::Option<Limits>,
     #[prost(message, optional, tag = "6")]
     pub places: ::core::option::Option<Places>,
+    #[prost(message, optional, tag = "7")]
+    pub policy: ::core::option::Option<Policy>,
 }
 /// What placement promises a tenant and denies it.
 #[allow(clippy::all)]
@@ -759,6 +915,11 @@ pub struct UpdateTenantRequest {
     pub limits: ::core::option::Option<LimitsChange>,
     #[prost(message, optional, tag = "5")]
     pub places: ::core::option::Option<PlacesChange>,
+    #[prost(message, optional, tag = "6")]
+    pub policy: ::core::option::Option<PolicyChange>,
+    /// An adapter of the tenant's; empty: the base.
+    #[prost(string, optional, tag = "7")]
+    pub default_adapter: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -899,6 +1060,9 @@ pub struct DirectoryTenant {
     /// Descriptions of the running experiments, as JSON.
     #[prost(bytes = "bytes", repeated, tag = "8")]
     pub experiments: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Absent: one that says nothing.
+    #[prost(message, optional, tag = "9")]
+    pub policy: ::core::option::Option<Policy>,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1234,6 +1398,31 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "DeleteVersion"));
             self.inner.unary(req, path, codec).await
         }
+        /// Ends a version's quarantine, and moves an alias to it.
+        pub async fn release_version(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseVersionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/ReleaseVersion",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "ReleaseVersion"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One turn of clean-up, or a dry run of it.
         pub async fn collect_garbage(
             &mut self,
@@ -1559,6 +1748,31 @@ pub mod registry_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("weft.registry.v1.Registry", "KeepUsage"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Keeps what adapters took of a worker. The same report again changes nothing.
+        pub async fn keep_residency(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KeepResidencyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KeepResidencyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.registry.v1.Registry/KeepResidency",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.registry.v1.Registry", "KeepResidency"));
             self.inner.unary(req, path, codec).await
         }
         /// Totals or records of a time, as a table in pieces.
@@ -1908,6 +2122,14 @@ pub mod registry_server {
             tonic::Response<super::DeleteVersionResponse>,
             tonic::Status,
         >;
+        /// Ends a version's quarantine, and moves an alias to it.
+        async fn release_version(
+            &self,
+            request: tonic::Request<super::ReleaseVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseVersionResponse>,
+            tonic::Status,
+        >;
         /// One turn of clean-up, or a dry run of it.
         async fn collect_garbage(
             &self,
@@ -2009,6 +2231,14 @@ pub mod registry_server {
             request: tonic::Request<super::KeepUsageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::KeepUsageResponse>,
+            tonic::Status,
+        >;
+        /// Keeps what adapters took of a worker. The same report again changes nothing.
+        async fn keep_residency(
+            &self,
+            request: tonic::Request<super::KeepResidencyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KeepResidencyResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the ReadUsage method.
@@ -2412,6 +2642,51 @@ pub mod registry_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteVersionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/ReleaseVersion" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseVersionSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::ReleaseVersionRequest>
+                    for ReleaseVersionSvc<T> {
+                        type Response = super::ReleaseVersionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseVersionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::release_version(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseVersionSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2992,6 +3267,51 @@ pub mod registry_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = KeepUsageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.registry.v1.Registry/KeepResidency" => {
+                    #[allow(non_camel_case_types)]
+                    struct KeepResidencySvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::UnaryService<super::KeepResidencyRequest>
+                    for KeepResidencySvc<T> {
+                        type Response = super::KeepResidencyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KeepResidencyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::keep_residency(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = KeepResidencySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -373,6 +373,12 @@ pub struct DescribeResponse {
     /// Chosen when the process started; generations of residency count within it.
     #[prost(string, tag = "16")]
     pub incarnation: ::prost::alloc::string::String,
+    /// Bytes of weights that a step reads, whatever its batch.
+    #[prost(uint64, tag = "17")]
+    pub weight_bytes: u64,
+    /// Bytes of one element of an adapter in a slot.
+    #[prost(uint32, tag = "18")]
+    pub adapter_element_bytes: u32,
 }
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -487,6 +493,9 @@ pub struct PinResponse {
     /// In the slot.
     #[prost(uint64, tag = "1")]
     pub bytes: u64,
+    /// It was pinned before: whoever pins for a moment leaves it so.
+    #[prost(bool, tag = "2")]
+    pub was_pinned: bool,
 }
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -4,9 +4,11 @@ use crate::Error;
 use crate::core::{Change, Core, now_ms};
 use crate::layout::{Place, adapter_prefix, tenant_prefix};
 use crate::places::PlacesAsked;
+use crate::policy::Policy;
 use crate::records::{
     AliasRecord, BaseRecord, KeyRecord, LinearRecord, Places, Revocation, SALT_BYTES, TenantRecord, VersionRecord,
 };
+use crate::wire;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use weft_object_store::ETag;
@@ -134,6 +136,7 @@ impl Core {
                     weight,
                     limits,
                     places: Places::default(),
+                    policy: Policy::default(),
                 }),
             })
         });
@@ -145,27 +148,32 @@ impl Core {
     }
 
     /// Gives the tenant what is set, and leaves the rest.
-    pub(crate) async fn update_tenant(
-        &self,
-        name: TenantName,
-        weight: Option<f64>,
-        limits: &[LimitChange],
-        places: Option<&pb::PlacesChange>,
-        actor: &str,
-    ) -> Result<TenantRecord, Error> {
-        check_actor(actor)?;
-        let asked = match places {
+    pub(crate) async fn update_tenant(&self, change: pb::UpdateTenantRequest) -> Result<TenantRecord, Error> {
+        let pb::UpdateTenantRequest { name, actor, weight, limits, places, policy, default_adapter } = change;
+        let name: TenantName = name.parse().map_err(|source| Error::Name { param: "name", source })?;
+        check_actor(&actor)?;
+        let asked = match &places {
             Some(asked) => self.checked_places(&name, asked).await?,
             None => PlacesAsked::default(),
         };
         let weight = weight.map(checked_weight).transpose()?;
-        Limits::default().changed(limits).map_err(wrong_limit)?;
+        let limits = wire::changes(limits);
+        Limits::default().changed(&limits).map_err(wrong_limit)?;
+        let policy = policy.unwrap_or_default();
+        if let Some(adapter) = default_adapter.as_deref().filter(|adapter| !adapter.is_empty()) {
+            self.require_adapter(&name, adapter).await?;
+        }
         let place = Place::Tenant(name.clone());
         let updated = self.update(&place, |found: Option<(&TenantRecord, &ETag)>| {
             let Some((record, _)) = found else { return Err(Error::NotFound(format!("there is no tenant {name}"))) };
-            let limits = record.limits.changed(limits).map_err(wrong_limit)?;
-            let places = asked.changed(&record.places)?;
-            let changed = TenantRecord { weight: weight.unwrap_or(record.weight), limits, places, ..record.clone() };
+            let changed = TenantRecord {
+                weight: weight.unwrap_or(record.weight),
+                limits: record.limits.changed(&limits).map_err(wrong_limit)?,
+                places: asked.changed(&record.places)?,
+                policy: record.policy.changed(&policy)?,
+                default_adapter: default_adapter.clone().unwrap_or_else(|| record.default_adapter.clone()),
+                ..record.clone()
+            };
             if changed == *record {
                 return Ok(Change::Keep(changed));
             }
@@ -175,9 +183,20 @@ impl Core {
         self.revive_pinned(&name, &asked.pinned()).await?;
         tracing::info!(
             tenant = %name, weight = record.weight.value(), limits = ?record.limits, floor = record.places.floor,
-            ceiling = record.places.ceiling, pins = record.places.pins.len(), actor, "updated a tenant"
+            ceiling = record.places.ceiling, pins = record.places.pins.len(), policy = ?record.policy,
+            default_adapter = record.default_adapter, actor, "updated a tenant"
         );
         Ok(record)
+    }
+
+    /// The tenant has this adapter, perhaps since a moment ago.
+    async fn require_adapter(&self, tenant: &TenantName, adapter: &str) -> Result<(), Error> {
+        let name = adapter.parse().map_err(|source| Error::Name { param: "default_adapter", source })?;
+        self.refresh(&adapter_prefix(tenant, &name)).await?;
+        match self.catalog().adapter(tenant, &name) {
+            Some(_) => Ok(()),
+            None => Err(Error::NotFound(format!("tenant {tenant} has no adapter {name}"))),
+        }
     }
 
     /// Makes a key. The secret is in the answer and nowhere else.
@@ -286,6 +305,75 @@ impl Core {
         self.refresh(&adapter_prefix(tenant, adapter)).await?;
         let found = self.catalog().resolve(tenant, adapter, selector).cloned();
         found.ok_or_else(|| Error::NotFound(format!("tenant {tenant} has no adapter {adapter}@{selector}")))
+    }
+
+    /// The version, if an operator is shown it.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub(crate) fn require_listed(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        number: VersionNumber,
+    ) -> Result<VersionRecord, Error> {
+        let catalog = self.catalog();
+        let known = catalog.tenant(tenant).and_then(|tenant| tenant.adapters.get(adapter));
+        let found = known.and_then(|adapter| adapter.listed().find(|version| version.number == number));
+        found.cloned().ok_or_else(|| Error::NotFound(format!("tenant {tenant} has no adapter {adapter}@{number}")))
+    }
+
+    /// Ends a version's quarantine, then moves the alias forward to it. A version that is in none keeps none.
+    pub(crate) async fn release_version(&self, request: &pb::ReleaseVersionRequest) -> Result<VersionRecord, Error> {
+        let name = |param, source| Error::Name { param, source };
+        let tenant: TenantName = request.tenant.parse().map_err(|error| name("tenant", error))?;
+        let adapter: AdapterName = request.adapter.parse().map_err(|error| name("adapter", error))?;
+        let alias: Option<AliasName> = match request.alias.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|error| name("alias", error))?),
+        };
+        check_actor(&request.actor)?;
+        let known = self.catalog().resolve(&tenant, &adapter, &Selector::Version(request.version)).cloned();
+        if known.is_none() {
+            self.refresh(&adapter_prefix(&tenant, &adapter)).await?;
+            self.require_listed(&tenant, &adapter, request.version)?;
+        }
+        if let Some(alias) = &alias {
+            // A version that nothing keeps from being asked for, and an alias that does not move, would be half a release.
+            self.check_room_for_alias(&tenant, &adapter, alias)?;
+            self.check_alias_is_free(&tenant, &adapter, alias)?;
+        }
+        let record = match known {
+            Some(record) => record,
+            None => self.end_quarantine(&tenant, &adapter, request).await?,
+        };
+        if let Some(alias) = alias {
+            self.set_alias(tenant, adapter, alias, record.number, Expected::Older, &request.actor).await?;
+        }
+        Ok(record)
+    }
+
+    async fn end_quarantine(
+        &self,
+        tenant: &TenantName,
+        adapter: &AdapterName,
+        request: &pb::ReleaseVersionRequest,
+    ) -> Result<VersionRecord, Error> {
+        let place = Place::Version(tenant.clone(), adapter.clone(), request.version);
+        let released = self.update(&place, |found: Option<(&VersionRecord, &ETag)>| match found {
+            Some((record, _)) if record.condemned.is_some() => {
+                Err(Error::Conflict(format!("version {} of {adapter} is condemned", record.number)))
+            }
+            Some((record, _)) if record.quarantined => {
+                let revision = record.revision + 1;
+                Ok(Change::Write(VersionRecord { revision, quarantined: false, ..record.clone() }))
+            }
+            Some((record, _)) => Ok(Change::Keep(record.clone())),
+            None => Err(Error::NotFound(format!("version {} of {adapter} is gone", request.version))),
+        });
+        let (record, _) = released.await?;
+        tracing::info!(%tenant, %adapter, version = record.number, actor = request.actor, "a version is released");
+        Ok(record)
     }
 
     /// Whether the adapter may have this alias: it has it, or there is room for one more.

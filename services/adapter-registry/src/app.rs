@@ -6,6 +6,7 @@ use crate::grpc::Service;
 use crate::layout::ROOT;
 use crate::metrics::Metrics;
 use crate::placing::{self, Placing};
+use crate::publish::Signers;
 use crate::{Error, Settings, gc, tell, usage};
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub struct App {
     core: Arc<Core>,
     placing: Arc<Placing>,
     sources: Arc<Sources>,
+    signers: Arc<Signers>,
     readiness: Readiness,
     bus: Option<Arc<dyn Bus>>,
 }
@@ -55,10 +57,12 @@ impl App {
     ) -> Result<Self, Error> {
         settings.check()?;
         let sources = Arc::new(Sources::new(settings.sources())?);
+        let signers = Arc::new(Signers::read(&settings)?);
         let metrics = Metrics::new(metrics).map_err(Error::Metrics)?;
         let wait = Duration::from_millis(settings.store_wait_ms);
         let core = Arc::new(Core::new(store, settings, metrics));
         when_store_answers(wait, || async { Ok(weft_object_store::probe(&*core.store).await?) }).await?;
+        when_store_answers(wait, || core.remember()).await?;
         when_store_answers(wait, || core.refresh(ROOT)).await?;
         let counts = core.counts();
         tracing::info!(
@@ -72,7 +76,7 @@ impl App {
             readiness.wait_for(BASE_CONDITION, "no worker has announced its base model yet");
         }
         let placing = Arc::new(Placing::new(core.metrics.placement.clone()));
-        Ok(Self { core, placing, sources, readiness, bus: None })
+        Ok(Self { core, placing, sources, signers, readiness, bus: None })
     }
 
     /// Tells the other registries on this bus what is written here, and hears them, while it runs.
@@ -108,6 +112,7 @@ impl App {
             Arc::clone(placing),
             Arc::clone(&observed),
             Arc::clone(&self.sources),
+            Arc::clone(&self.signers),
             stopping.clone(),
         );
         let service = RegistryServer::new(service)

@@ -8,6 +8,7 @@
 use crate::layout::Place;
 use crate::records::{AliasRecord, BaseRecord, ExperimentRecord, KeyRecord, Record, TenantRecord, VersionRecord};
 use crate::wire;
+use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
@@ -20,6 +21,7 @@ pub(crate) struct Catalog {
     pub(crate) tenants: BTreeMap<TenantName, Tenant>,
     /// The state of each object that was merged, so that it is not read again.
     etags: HashMap<String, ETag>,
+    counts: Counts,
 }
 
 /// A tenant, or what was seen of it before its own record.
@@ -38,6 +40,27 @@ pub(crate) struct Adapter {
     pub(crate) aliases: BTreeMap<AliasName, (AliasRecord, ETag)>,
 }
 
+/// Some of the records.
+pub(crate) enum Part {
+    Base,
+    /// The tenant's own, its keys and its experiments.
+    Tenant(TenantName),
+    /// Its versions and aliases.
+    Adapter(TenantName, AdapterName),
+}
+
+/// A record, as it is written.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Shown<'a> {
+    Base(&'a BaseRecord),
+    Tenant(&'a TenantRecord),
+    Key(&'a KeyRecord),
+    Version(&'a VersionRecord),
+    Alias(&'a AliasRecord),
+    Experiment(&'a ExperimentRecord),
+}
+
 /// How much there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -45,6 +68,7 @@ pub(crate) struct Counts {
     /// That are not revoked.
     pub(crate) keys: usize,
     pub(crate) adapters: usize,
+    /// That are not condemned.
     pub(crate) versions: usize,
     pub(crate) aliases: usize,
 }
@@ -78,23 +102,28 @@ impl Catalog {
                 let keys = &mut self.tenant_mut(tenant).keys;
                 let is_newer = keys.get(id).is_none_or(|old| new.revision > old.revision);
                 if is_newer {
-                    keys.insert(id.clone(), new);
+                    let is_live = new.revoked.is_none();
+                    let was_live = keys.insert(id.clone(), new).is_some_and(|old| old.revoked.is_none());
+                    recount(&mut self.counts.keys, was_live, is_live);
                 }
                 is_newer
             }
             (Place::Version(tenant, adapter, number), Record::Version(new)) => {
-                let records = &mut self.tenant_mut(tenant).adapters.entry(adapter.clone()).or_default().records;
+                let records = &mut self.adapter_mut(tenant, adapter).records;
                 let is_newer = records.get(number).is_none_or(|old| new.revision > old.revision);
                 if is_newer {
-                    records.insert(*number, new);
+                    let is_kept = new.condemned.is_none();
+                    let was_kept = records.insert(*number, new).is_some_and(|old| old.condemned.is_none());
+                    recount(&mut self.counts.versions, was_kept, is_kept);
                 }
                 is_newer
             }
             (Place::Alias(tenant, adapter, alias), Record::Alias(new)) => {
-                let aliases = &mut self.tenant_mut(tenant).adapters.entry(adapter.clone()).or_default().aliases;
+                let aliases = &mut self.adapter_mut(tenant, adapter).aliases;
                 let is_newer = aliases.get(alias).is_none_or(|(old, _)| new.revision > old.revision);
                 if is_newer {
-                    aliases.insert(alias.clone(), (new, etag));
+                    let was_there = aliases.insert(alias.clone(), (new, etag)).is_some();
+                    recount(&mut self.counts.aliases, was_there, true);
                 }
                 is_newer
             }
@@ -115,10 +144,88 @@ impl Catalog {
         is_newer
     }
 
+    /// The state of the object that was merged from this key.
+    pub(crate) fn etag(&self, key: &str) -> Option<&ETag> {
+        self.etags.get(key)
+    }
+
+    /// The newest known state of the record at this place.
+    pub(crate) fn record(&self, place: &Place) -> Option<(Record, ETag)> {
+        let tenant = place.tenant().and_then(|tenant| self.tenants.get(tenant));
+        let record: Record = match place {
+            Place::Base => self.base.clone()?.into(),
+            Place::Tenant(_) => tenant?.record.clone()?.into(),
+            Place::Key(_, id) => tenant?.keys.get(id)?.clone().into(),
+            Place::Version(_, adapter, number) => tenant?.adapters.get(adapter)?.records.get(number)?.clone().into(),
+            Place::Alias(_, adapter, alias) => tenant?.adapters.get(adapter)?.aliases.get(alias)?.0.clone().into(),
+            Place::Experiment(_, id) => tenant?.experiments.get(id)?.clone().into(),
+        };
+        Some((record, self.etag(&place.key())?.clone()))
+    }
+
+    /// How many records are known.
+    pub(crate) fn known(&self) -> usize {
+        self.etags.len()
+    }
+
+    /// Names of parts that together have every record.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        let tenants = self.tenants.iter().flat_map(|(name, tenant)| {
+            let adapters = tenant.adapters.keys().map(|adapter| Part::Adapter(name.clone(), adapter.clone()));
+            std::iter::once(Part::Tenant(name.clone())).chain(adapters)
+        });
+        std::iter::once(Part::Base).chain(tenants).collect()
+    }
+
+    /// Shows every record of a part.
+    ///
+    /// # Errors
+    /// The first of `show`'s.
+    pub(crate) fn for_each_of<E>(
+        &self,
+        part: &Part,
+        mut show: impl FnMut(&Place, Shown<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match part {
+            Part::Base => {
+                if let Some(base) = &self.base {
+                    show(&Place::Base, Shown::Base(base))?;
+                }
+            }
+            Part::Tenant(name) => {
+                let Some(tenant) = self.tenants.get(name) else { return Ok(()) };
+                if let Some(record) = &tenant.record {
+                    show(&Place::Tenant(name.clone()), Shown::Tenant(record))?;
+                }
+                for (id, key) in &tenant.keys {
+                    show(&Place::Key(name.clone(), id.clone()), Shown::Key(key))?;
+                }
+                for (id, experiment) in &tenant.experiments {
+                    show(&Place::Experiment(name.clone(), id.clone()), Shown::Experiment(experiment))?;
+                }
+            }
+            Part::Adapter(name, adapter) => {
+                let Some(known) = self.tenants.get(name).and_then(|tenant| tenant.adapters.get(adapter)) else {
+                    return Ok(());
+                };
+                for (number, version) in &known.records {
+                    show(&Place::Version(name.clone(), adapter.clone(), *number), Shown::Version(version))?;
+                }
+                for (alias, (record, _)) in &known.aliases {
+                    show(&Place::Alias(name.clone(), adapter.clone(), alias.clone()), Shown::Alias(record))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets a key whose object is gone. Returns whether it was known.
     pub(crate) fn forget_key(&mut self, tenant: &TenantName, id: &str) -> bool {
         self.etags.remove(&Place::Key(tenant.clone(), id.to_owned()).key());
-        self.tenants.get_mut(tenant).is_some_and(|tenant| tenant.keys.remove(id).is_some())
+        let forgotten = self.tenants.get_mut(tenant).and_then(|tenant| tenant.keys.remove(id));
+        let was_live = forgotten.as_ref().is_some_and(|key| key.revoked.is_none());
+        recount(&mut self.counts.keys, was_live, false);
+        forgotten.is_some()
     }
 
     /// The keys whose objects lie below this prefix. Cost: one string a key.
@@ -157,16 +264,16 @@ impl Catalog {
         }
     }
 
-    /// How much there is. Cost: one step a key and an adapter.
+    /// How much there is.
     pub(crate) fn counts(&self) -> Counts {
-        let mut counts = Counts { tenants: self.tenants.len(), ..Counts::default() };
-        for tenant in self.tenants.values() {
-            counts.keys += tenant.live_keys();
-            counts.adapters += tenant.adapters.len();
-            counts.versions += tenant.adapters.values().map(|adapter| adapter.versions().count()).sum::<usize>();
-            counts.aliases += tenant.adapters.values().map(|adapter| adapter.aliases.len()).sum::<usize>();
-        }
-        counts
+        Counts { tenants: self.tenants.len(), ..self.counts }
+    }
+
+    /// The adapter as it is known, or as it begins to be.
+    fn adapter_mut(&mut self, tenant: &TenantName, adapter: &AdapterName) -> &mut Adapter {
+        let adapters = &mut self.tenants.entry(tenant.clone()).or_default().adapters;
+        self.counts.adapters += usize::from(!adapters.contains_key(adapter));
+        adapters.entry(adapter.clone()).or_default()
     }
 
     /// What a gateway needs, but for its age, which is told when it is sent. Cost: one step a version.
@@ -182,10 +289,16 @@ impl Catalog {
                 weight: record.weight.value(),
                 limits: (!record.limits.is_empty()).then(|| wire::limits(&record.limits)),
                 experiments: tenant.splits().map(|split| wire::description(&split.experiment)).collect(),
+                policy: (!record.policy.is_empty()).then(|| record.policy.wire()),
             })
         });
         pb::Directory { generation, incarnation: incarnation.to_owned(), tenants: tenants.collect(), age_ms: 0 }
     }
+}
+
+/// Counts a thing that was there, or not, and is there now, or not.
+fn recount(count: &mut usize, was_there: bool, is_there: bool) {
+    *count = *count + usize::from(is_there) - usize::from(was_there);
 }
 
 impl Tenant {
@@ -217,10 +330,17 @@ impl Tenant {
 }
 
 impl Adapter {
-    /// The versions that can be asked for, by number: not condemned, or named by an alias all the same, as long as it takes until the
-    /// mark is taken away.
+    /// The versions that can be asked for, by number: not in quarantine, and not condemned or named by an alias all the same, as long as it takes
+    /// until the mark is taken away.
     pub(crate) fn versions(&self) -> impl DoubleEndedIterator<Item = &VersionRecord> {
         self.records.values().filter(|version| self.shows(version))
+    }
+
+    /// Those that an operator is shown: quarantined ones among them.
+    pub(crate) fn listed(&self) -> impl DoubleEndedIterator<Item = &VersionRecord> {
+        self.records
+            .values()
+            .filter(|version| version.quarantined && version.condemned.is_none() || self.shows(version))
     }
 
     /// All that were ever published.
@@ -229,6 +349,9 @@ impl Adapter {
     }
 
     fn shows(&self, version: &VersionRecord) -> bool {
+        if version.quarantined {
+            return false;
+        }
         version.condemned.is_none() || self.aliases.values().any(|(alias, _)| alias.version == version.number)
     }
 
@@ -315,6 +438,9 @@ pub(crate) mod tests_support {
             created_ms: number,
             actor: String::new(),
             warnings: Vec::new(),
+            parameters: 0,
+            signed_by: None,
+            quarantined: false,
             lineage: None,
             origin: None,
             condemned: None,
@@ -343,6 +469,7 @@ pub(crate) mod tests_support {
             weight: Default::default(),
             limits: Default::default(),
             places: Places { pins: pins.iter().map(|digest| (*digest, 0)).collect(), ..Places::default() },
+            policy: Default::default(),
         };
         Tenant { record: Some(record), ..Tenant::default() }
     }

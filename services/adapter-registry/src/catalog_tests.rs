@@ -26,6 +26,9 @@ fn version(number: u64) -> (Place, Record, ETag) {
         created_ms: 100 + number,
         actor: String::new(),
         warnings: Vec::new(),
+        parameters: 0,
+        signed_by: None,
+        quarantined: false,
         lineage: None,
         origin: None,
         condemned: None,
@@ -65,6 +68,7 @@ fn tenant_record() -> (Place, Record, ETag) {
         weight: Default::default(),
         limits: Limits::default(),
         places: Default::default(),
+        policy: Default::default(),
     };
     (Place::Tenant(tenant()), record.into(), ETag::new("t1"))
 }
@@ -140,7 +144,15 @@ proptest! {
         again in proptest::collection::vec(0..9usize, 0..20),
     ) {
         let repeated: Vec<_> = order.iter().cloned().chain(again.into_iter().map(|i| all()[i].clone())).collect();
-        prop_assert_eq!(directory_of(repeated), directory_of(all()));
+        let mut catalog = Catalog::default();
+        for (place, record, etag) in repeated {
+            catalog.merge(&place, record, etag);
+        }
+        prop_assert_eq!(catalog.directory(1, "here"), directory_of(all()));
+        let counts = Counts { tenants: 1, keys: 0, adapters: 1, versions: 3, aliases: 1 };
+        prop_assert_eq!(catalog.counts(), counts);
+        catalog.forget_key(&tenant(), "0a");
+        prop_assert_eq!(catalog.counts(), counts, "a revoked key is counted off twice");
     }
 }
 

@@ -1,16 +1,18 @@
-//! Reading and writing records, and the directory after every change.
+//! Reading and writing records, and the directory made of them.
 
 use crate::catalog::{Catalog, Counts};
 use crate::layout::{Place, ROOT};
 use crate::metrics::Metrics;
-use crate::records::{AliasRecord, BaseRecord, ExperimentRecord, KeyRecord, Record, TenantRecord, VersionRecord};
+use crate::policy::Policy;
+use crate::records::Record;
+use crate::snapshot::Remembered;
 use crate::tell::{alias_moved, event};
 use crate::{Error, Settings};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,13 +36,20 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) metrics: Metrics,
     catalog: Mutex<Catalog>,
-    directory: watch::Sender<Arc<pb::Directory>>,
+    /// Grows by one with every change of the catalog.
+    generation: watch::Sender<u64>,
+    /// Made of the catalog when somebody asked last: writes cost nothing where nobody looks. Locked after the catalog.
+    directory: Mutex<Arc<pb::Directory>>,
     incarnation: String,
     /// Whom to tell of writes. Empty: nobody.
     bus: OnceLock<Arc<dyn Bus>>,
     writes: AtomicU64,
     /// When the last complete listing that succeeded began. What others wrote before is in the catalog.
     listed: Mutex<Instant>,
+    /// What a snapshot said, until everything was listed once.
+    pub(crate) remembered: Mutex<Remembered>,
+    /// Records that no snapshot has.
+    pub(crate) news: AtomicU64,
     /// Keys whose objects could not be read as records, so that each is reported once.
     damaged: Mutex<BTreeSet<String>>,
 }
@@ -57,17 +66,19 @@ impl Core {
     pub(crate) fn new(store: Arc<dyn ObjectStore>, settings: Settings, metrics: Metrics) -> Self {
         let incarnation = uuid::Uuid::new_v4().to_string();
         let empty = pb::Directory { incarnation: incarnation.clone(), ..pb::Directory::default() };
-        let (directory, _) = watch::channel(Arc::new(empty));
         Self {
             store,
             settings,
             metrics,
             catalog: Mutex::default(),
-            directory,
+            generation: watch::Sender::new(0),
+            directory: Mutex::new(Arc::new(empty)),
             incarnation,
             bus: OnceLock::new(),
             writes: AtomicU64::new(0),
             listed: Mutex::new(Instant::now()),
+            remembered: Mutex::default(),
+            news: AtomicU64::new(0),
             damaged: Mutex::default(),
         }
     }
@@ -87,7 +98,7 @@ impl Core {
     fn tell(&self, tenant: Option<&TenantName>) {
         let Some(bus) = self.bus.get() else { return };
         let sequence = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
-        let generation = self.directory.borrow().generation;
+        let generation = self.generation();
         // It may be lost: the others refresh from time to time, and the bus counts it.
         let _ = bus.publish(subjects::REGISTRY_CHANGE, event(&self.incarnation, sequence, tenant, generation));
     }
@@ -105,23 +116,52 @@ impl Core {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The directory now, and every later one.
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<pb::Directory>> {
-        self.directory.subscribe()
+    /// How many changes the catalog has seen.
+    pub(crate) fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
+    /// The generation now, and every later one.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// The directory as it is sent now. Cost: a copy of it, and after a change one step a version.
+    pub(crate) fn directory(&self) -> pb::Directory {
+        let made = {
+            // Under the catalog's lock, so that a larger generation never shows less.
+            let catalog = self.catalog();
+            let mut made = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+            let generation = self.generation();
+            if made.generation != generation {
+                *made = Arc::new(catalog.directory(generation, &self.incarnation));
+            }
+            Arc::clone(&made)
+        };
+        let listed = *self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        pb::Directory { age_ms: listed.elapsed().as_millis() as u64, ..(*made).clone() }
     }
 
     pub(crate) fn counts(&self) -> Counts {
         self.catalog().counts()
     }
 
-    /// Takes records in. If any is news, the directory is renewed before this returns.
+    /// As far as is known here.
+    pub(crate) fn policy(&self, tenant: &TenantName) -> Policy {
+        let catalog = self.catalog();
+        let record = catalog.tenant(tenant).and_then(|tenant| tenant.record.as_ref());
+        record.map_or_else(Policy::default, |record| record.policy.clone())
+    }
+
+    /// Takes records in. If any is news, every directory made from now on shows it.
     fn merge(&self, records: impl IntoIterator<Item = (Place, Record, ETag)>) {
         self.change(|catalog| {
-            let mut changed = false;
+            let mut news = 0;
             for (place, record, etag) in records {
-                changed |= catalog.merge(&place, record, etag);
+                news += u64::from(catalog.merge(&place, record, etag));
             }
-            changed
+            self.news.fetch_add(news, Ordering::Relaxed);
+            news > 0
         });
     }
 
@@ -136,14 +176,12 @@ impl Core {
         });
     }
 
-    /// Changes the catalog; if `work` says that it did, the directory is renewed before this returns.
+    /// Changes the catalog; if `work` says that it did, a generation begins before this returns.
     fn change(&self, work: impl FnOnce(&mut Catalog) -> bool) {
         let mut catalog = self.catalog();
         if work(&mut catalog) {
-            // Under the catalog's lock, so that a larger generation never shows less.
-            let generation = self.directory.borrow().generation + 1;
-            self.directory.send_replace(Arc::new(catalog.directory(generation, &self.incarnation)));
-            self.metrics.directory_changed(generation, catalog.counts());
+            self.generation.send_modify(|generation| *generation += 1);
+            self.metrics.directory_changed(self.generation(), catalog.counts());
         }
     }
 
@@ -158,12 +196,6 @@ impl Core {
             *listed = began.max(*listed);
         }
         result
-    }
-
-    /// The directory as it is sent now. Cost: a copy of it.
-    pub(crate) fn aged(&self, directory: &pb::Directory) -> pb::Directory {
-        let listed = *self.listed.lock().unwrap_or_else(PoisonError::into_inner);
-        pb::Directory { age_ms: listed.elapsed().as_millis() as u64, ..directory.clone() }
     }
 
     async fn refresh_objects(&self, prefix: &str) -> Result<(), Error> {
@@ -182,8 +214,9 @@ impl Core {
             let unseen = listed.iter().filter(|object| !catalog.has_seen(&object.key, &object.etag));
             unseen.filter_map(|object| self.place_of(&object.key)).collect()
         };
+        let (mut found, unseen) = self.recall(unseen, &listed);
+        let recalled = found.len() as u64;
         let mut reads = futures::stream::iter(unseen).map(|place| self.read(place)).buffer_unordered(READS_MAX);
-        let mut found = Vec::new();
         let mut failure = None;
         while let Some(read) = reads.next().await {
             match read {
@@ -198,10 +231,34 @@ impl Core {
         let is_any_damaged = !self.damaged.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         let read = is_any_damaged.then(|| found.iter().map(|(place, ..)| place.key()).collect::<Vec<_>>());
         self.merge(found);
+        // They are in the snapshot already.
+        self.news.fetch_sub(recalled.min(self.news.load(Ordering::Relaxed)), Ordering::Relaxed);
+        if prefix == ROOT && failure.is_none() {
+            *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Remembered::new();
+        }
         if let Some(read) = read {
             self.report_mended(prefix, &listed, &read);
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// What the snapshot has of these, as listed; and the rest.
+    #[allow(clippy::type_complexity, reason = "a pair of lists")]
+    fn recall(&self, places: Vec<Place>, listed: &[ObjectMeta]) -> (Vec<(Place, Record, ETag)>, Vec<Place>) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered.is_empty() {
+            return (Vec::new(), places);
+        }
+        let etags: HashMap<&str, &ETag> = listed.iter().map(|object| (object.key.as_str(), &object.etag)).collect();
+        let (mut found, mut rest) = (Vec::new(), Vec::new());
+        for place in places {
+            let key = place.key();
+            match remembered.remove(&key) {
+                Some((etag, record)) if etags.get(key.as_str()) == Some(&&etag) => found.push((place, record, etag)),
+                _ => rest.push(place),
+            }
+        }
+        (found, rest)
     }
 
     fn place_of(&self, key: &str) -> Option<Place> {
@@ -255,14 +312,8 @@ impl Core {
     async fn read(&self, place: Place) -> Result<Option<(Place, Record, ETag)>, Error> {
         let key = place.key();
         let Some(object) = self.store.get(&key).await? else { return Ok(None) };
-        let record = match &place {
-            Place::Base => parse::<BaseRecord>(&key, &object)?.into(),
-            Place::Tenant(_) => parse::<TenantRecord>(&key, &object)?.into(),
-            Place::Key(..) => parse::<KeyRecord>(&key, &object)?.into(),
-            Place::Version(..) => parse::<VersionRecord>(&key, &object)?.into(),
-            Place::Alias(..) => parse::<AliasRecord>(&key, &object)?.into(),
-            Place::Experiment(..) => parse::<ExperimentRecord>(&key, &object)?.into(),
-        };
+        let record = Record::parse(&place, &object.bytes);
+        let record = record.map_err(|error| Error::Damaged { key, problem: error.to_string() })?;
         Ok(Some((place, record, object.etag)))
     }
 
@@ -273,22 +324,31 @@ impl Core {
     {
         let outcome = self.store.put_if_absent(&place.key(), encode(record)).await?;
         let PutOutcome::Written(etag) = outcome else { return Ok(None) };
-        self.merge([(place.clone(), record.clone().into(), etag.clone())]);
-        self.tell(place.tenant());
-        Ok(Some(etag))
+        Ok(Some(self.written(place, record.clone(), etag).1))
     }
 
-    /// Reads a record and changes it by compare-and-swap until one try wins. The change is visible in the directory
-    /// when this returns. `decide` gets what is there now, with its state.
+    /// Changes a record by compare-and-swap until one try wins. The change is visible in the directory when this returns. `decide` gets what is
+    /// there now, with its state; first what is known here, which nearly always is that: a write on another state loses, and whatever else is
+    /// decided is decided again on what is read then.
     pub(crate) async fn update<R>(
         &self,
         place: &Place,
         mut decide: impl FnMut(Option<(&R, &ETag)>) -> Result<Change<R>, Error> + Send,
     ) -> Result<(R, ETag), Error>
     where
-        R: Serialize + DeserializeOwned + Clone + Into<Record> + Send + Sync,
+        R: Serialize + DeserializeOwned + Clone + Into<Record> + TryFrom<Record> + Send + Sync,
     {
         let key = place.key();
+        let known = self.catalog().record(place).and_then(|(record, etag)| Some((R::try_from(record).ok()?, etag)));
+        if let Ok(Change::Write(record)) = decide(known.as_ref().map(|(record, etag)| (record, etag))) {
+            let outcome = match &known {
+                Some((_, etag)) => self.store.put_if_match(&key, encode(&record), etag).await?,
+                None => self.store.put_if_absent(&key, encode(&record)).await?,
+            };
+            if let PutOutcome::Written(etag) = outcome {
+                return Ok(self.written(place, record, etag));
+            }
+        }
         for attempt in 0..WRITE_ATTEMPTS_MAX {
             let current = match self.store.get(&key).await? {
                 Some(object) => Some((parse::<R>(&key, &object)?, object.etag)),
@@ -319,11 +379,15 @@ impl Core {
                     }
                 }
             };
-            self.merge([(place.clone(), record.clone().into(), etag.clone())]);
-            self.tell(place.tenant());
-            return Ok((record, etag));
+            return Ok(self.written(place, record, etag));
         }
         Err(Error::Conflict(format!("{key} was changed by others in each of {WRITE_ATTEMPTS_MAX} tries")))
+    }
+
+    fn written<R: Clone + Into<Record>>(&self, place: &Place, record: R, etag: ETag) -> (R, ETag) {
+        self.merge([(place.clone(), record.clone().into(), etag.clone())]);
+        self.tell(place.tenant());
+        (record, etag)
     }
 
     /// Deletes the records of this tenant's oldest revoked keys, so that at most `kept` remain. What cannot be deleted now
@@ -341,7 +405,7 @@ impl Core {
     }
 
     /// Lists everything again and again, so that what other registries write is seen.
-    pub(crate) async fn keep_fresh(&self, shutdown: Shutdown) {
+    pub(crate) async fn keep_fresh(self: &Arc<Self>, shutdown: Shutdown) {
         let interval = Duration::from_millis(self.settings.directory_refresh_ms);
         loop {
             tokio::select! {
@@ -353,6 +417,10 @@ impl Core {
                     error = &error as &dyn std::error::Error,
                     "cannot list the records; the last directory stays"
                 );
+                continue;
+            }
+            if let Err(error) = self.snapshot_if_due().await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot write a snapshot of the records");
             }
         }
     }

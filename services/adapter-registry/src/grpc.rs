@@ -11,7 +11,7 @@ use crate::experiments::{Change, Observed};
 use crate::layout::{ROOT, adapter_prefix, tenant_prefix};
 use crate::metrics::Running;
 use crate::placing::{DesiredWatcher, PlacementWatcher, Placing};
-use crate::publish::{Asked, Outcome, Publisher};
+use crate::publish::{Asked, Outcome, Publisher, Signers};
 use crate::{usage, wire};
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -66,12 +66,13 @@ impl Service {
         placing: Arc<Placing>,
         observed: Arc<Observed>,
         sources: Arc<Sources>,
+        signers: Arc<Signers>,
         stopping: Shutdown,
     ) -> Self {
         let (watchers_max, usage_reads_max) = (core.settings.watchers_max, core.settings.usage_reads_max);
         let streams = |max: usize| Arc::new(Semaphore::new(max));
         Self {
-            publisher: Publisher::new(Arc::clone(&core), sources),
+            publisher: Publisher::new(Arc::clone(&core), sources, signers),
             core,
             watchers: streams(watchers_max),
             placing,
@@ -102,11 +103,9 @@ impl Service {
 
     fn with_directory<T>(&self, message: T) -> Response<T> {
         let mut response = Response::new(message);
-        let watching = self.core.watch();
-        let directory = watching.borrow();
         let metadata = response.metadata_mut();
-        metadata.insert(DIRECTORY_GENERATION_HEADER, MetadataValue::from(directory.generation));
-        if let Ok(incarnation) = directory.incarnation.parse() {
+        metadata.insert(DIRECTORY_GENERATION_HEADER, MetadataValue::from(self.core.generation()));
+        if let Ok(incarnation) = self.core.incarnation().parse() {
             metadata.insert(DIRECTORY_INCARNATION_HEADER, incarnation);
         }
         response
@@ -144,7 +143,8 @@ impl Registry for Service {
 
     async fn merge(&self, request: Request<pb::MergeRequest>) -> Answer<pb::MergeResponse> {
         let work = async {
-            let merge = self.publisher.merge(Asked::read(request.into_inner())?).await;
+            let lately = self.placing.asked_lately();
+            let merge = self.publisher.merge(Asked::read(request.into_inner())?, &lately).await;
             self.core.metrics.published(merge.as_ref().ok().map(|merge| &merge.outcome));
             let merge = merge?;
             let result = match merge.outcome {
@@ -222,8 +222,10 @@ impl Registry for Service {
             let away = self.freshen(&adapter_prefix(&tenant, &adapter)).await?;
             let catalog = self.core.catalog();
             let unknown = || Error::NotFound(format!("tenant {tenant} has no adapter {adapter}"));
-            let found = catalog.adapter(&tenant, &adapter).ok_or_else(|| away.unwrap_or_else(unknown))?;
-            let versions = found.versions().map(|version| wire::version(&tenant, &adapter, version));
+            let found = catalog.tenant(&tenant).and_then(|tenant| tenant.adapters.get(&adapter));
+            let found = found.filter(|found| found.listed().next().is_some());
+            let found = found.ok_or_else(|| away.unwrap_or_else(unknown))?;
+            let versions = found.listed().map(|version| wire::version(&tenant, &adapter, version));
             Ok(pb::ListVersionsResponse { versions: versions.collect() })
         };
         self.call("list_versions", work).await
@@ -243,6 +245,16 @@ impl Registry for Service {
             Ok(pb::DeleteVersionResponse {})
         };
         self.call("delete_version", work).await
+    }
+
+    async fn release_version(&self, request: Request<pb::ReleaseVersionRequest>) -> Answer<pb::ReleaseVersionResponse> {
+        let work = async {
+            let request = request.into_inner();
+            let record = self.core.release_version(&request).await?;
+            let (tenant, adapter) = (name("tenant", &request.tenant)?, name("adapter", &request.adapter)?);
+            Ok(pb::ReleaseVersionResponse { version: Some(wire::version(&tenant, &adapter, &record)) })
+        };
+        self.call("release_version", work).await
     }
 
     async fn collect_garbage(&self, request: Request<pb::CollectGarbageRequest>) -> Answer<pb::CollectGarbageResponse> {
@@ -422,11 +434,7 @@ impl Registry for Service {
 
     async fn update_tenant(&self, request: Request<pb::UpdateTenantRequest>) -> Answer<pb::UpdateTenantResponse> {
         let work = async {
-            let request = request.into_inner();
-            let name = name("name", &request.name)?;
-            let limits = wire::changes(request.limits);
-            let places = request.places.as_ref();
-            let record = self.core.update_tenant(name, request.weight, &limits, places, &request.actor).await?;
+            let record = self.core.update_tenant(request.into_inner()).await?;
             Ok(pb::UpdateTenantResponse { tenant: Some(wire::tenant(&record)) })
         };
         self.call("update_tenant", work).await
@@ -544,6 +552,18 @@ impl Registry for Service {
         self.call("watch_desired", watching).await
     }
 
+    async fn keep_residency(&self, request: Request<pb::KeepResidencyRequest>) -> Answer<pb::KeepResidencyResponse> {
+        // No peer: a call within this process.
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        peer.admit_as_worker_at(&request.get_ref().worker)?;
+        let work = async {
+            check_text("worker", &request.get_ref().worker, WORKER_BYTES_MAX)?;
+            self.core.keep_residency(request.into_inner()).await?;
+            Ok(pb::KeepResidencyResponse {})
+        };
+        self.call("keep_residency", work).await
+    }
+
     async fn announce_base(&self, request: Request<pb::AnnounceBaseRequest>) -> Answer<pb::AnnounceBaseResponse> {
         let work = async {
             let workers_with = |base: &Digest| self.placing.workers_with(base);
@@ -557,7 +577,7 @@ impl Registry for Service {
 /// One directory stream.
 struct Watcher {
     core: Arc<Core>,
-    changes: watch::Receiver<Arc<pb::Directory>>,
+    changes: watch::Receiver<u64>,
     /// A watcher that hears nothing for longer knows that the registry is away.
     repeat: Duration,
     stopping: Shutdown,
@@ -572,8 +592,9 @@ impl Watcher {
             () = tokio::time::sleep(self.repeat) => {}
             () = self.stopping.wait() => return None,
         }
-        let directory = Arc::clone(&self.changes.borrow_and_update());
-        let directory = self.core.aged(&directory);
+        // Before the directory is made: at worst it is sent once more.
+        self.changes.mark_unchanged();
+        let directory = self.core.directory();
         Some((Ok(directory), self))
     }
 }

@@ -10,6 +10,7 @@
 //! gc/<hex>.json                                         (markers: see `gc`)
 //! experiments/<tenant>/<id>/statistics/<gateway>.json   (no records: see `experiments`)
 //! experiments/<tenant>/<id>/exposures/<day>/<gateway>-<sequence>.jsonl
+//! snapshot/records.jsonl.gz                           (no record: see `snapshot`)
 //! blobs/sha256/<hex>                                    (weft_object_store::keys::blob)
 //! ```
 

@@ -3,6 +3,8 @@
 //! A record that can change carries a `revision` that grows by one with every conditional write; of two states the
 //! one with the larger revision is newer.
 
+use crate::layout::Place;
+use crate::policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use weft_adapter_format::{BaseShape, LinearShape};
@@ -74,6 +76,8 @@ pub(crate) struct TenantRecord {
     pub(crate) limits: Limits,
     #[serde(default)]
     pub(crate) places: Places,
+    #[serde(default, skip_serializing_if = "Policy::is_empty")]
+    pub(crate) policy: Policy,
 }
 
 /// What placement promises a tenant and denies it.
@@ -130,6 +134,15 @@ pub(crate) struct VersionRecord {
     pub(crate) actor: String,
     #[serde(default)]
     pub(crate) warnings: Vec<String>,
+    /// Elements of all low-rank factors together; 0: it is older than this.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) parameters: u64,
+    /// None: nobody signed it, or nobody asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signed_by: Option<String>,
+    /// It was published to be looked at first: nobody is shown it until it is released.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) quarantined: bool,
     /// None: it was uploaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lineage: Option<Box<Lineage>>,
@@ -144,8 +157,8 @@ pub(crate) struct VersionRecord {
     pub(crate) collected_ms: Option<u64>,
 }
 
-fn is_zero(revision: &u64) -> bool {
-    *revision == 0
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Who found that nobody needs a version, and when.
@@ -269,11 +282,39 @@ pub(crate) enum Record {
     Experiment(ExperimentRecord),
 }
 
+impl Record {
+    /// Reads an object's bytes as what lies at its place.
+    ///
+    /// # Errors
+    /// They are none.
+    pub(crate) fn parse(place: &Place, bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        Ok(match place {
+            Place::Base => serde_json::from_slice::<BaseRecord>(bytes)?.into(),
+            Place::Tenant(_) => serde_json::from_slice::<TenantRecord>(bytes)?.into(),
+            Place::Key(..) => serde_json::from_slice::<KeyRecord>(bytes)?.into(),
+            Place::Version(..) => serde_json::from_slice::<VersionRecord>(bytes)?.into(),
+            Place::Alias(..) => serde_json::from_slice::<AliasRecord>(bytes)?.into(),
+            Place::Experiment(..) => serde_json::from_slice::<ExperimentRecord>(bytes)?.into(),
+        })
+    }
+}
+
 macro_rules! is_record {
     ($($record:ident => $variant:ident),+) => {$(
         impl From<$record> for Record {
             fn from(record: $record) -> Self {
                 Self::$variant(record)
+            }
+        }
+
+        impl TryFrom<Record> for $record {
+            type Error = Record;
+
+            fn try_from(record: Record) -> Result<Self, Record> {
+                match record {
+                    Record::$variant(record) => Ok(record),
+                    other => Err(other),
+                }
             }
         }
     )+};
@@ -327,6 +368,7 @@ mod tests {
             weight: Weight::new(0.25).unwrap(),
             limits: Limits { tokens_per_day: Some(5), ..Limits::default() },
             places: Places { floor: 2, ceiling: None, pins: BTreeMap::from([(Digest::of(b"a"), 3)]) },
+            policy: Policy::default(),
         };
         let json = serde_json::to_string(&tenant).unwrap();
         assert_eq!(serde_json::from_str::<TenantRecord>(&json).unwrap(), tenant);

@@ -17,6 +17,8 @@ weft_bus::mesh_settings! {
         pub package_bytes_max: u64 = 1 << 30,
         /// Largest rank of an adapter.
         pub rank_max: usize = 256,
+        /// Merges made at request time that a tenant's policy lets it keep at once where it says nothing, at most 10,000. 0: none are made.
+        pub request_merges_max: u32 = 16,
         /// Most uploads at once; one more is told to come back later.
         pub publishes_max: usize = 8,
         /// Most packages checked and stored at once. Each takes about its size in memory.
@@ -53,6 +55,10 @@ weft_bus::mesh_settings! {
         /// Seconds between a version's leaving the directory and the end of its bytes. Longer than any gateway serves from an old
         /// directory (`directory_age_max_s`) and any request runs.
         pub gc_grace_s: u64 = 7_200,
+        /// Files with public keys in PEM (ECDSA on P-256, P-384 or P-521), one each, whose signatures of packages count. Empty: none.
+        pub signature_key_files: Vec<String> = Vec::new(),
+        /// Files with certificates in PEM: whoever they certify for signing may sign packages. Empty: nobody.
+        pub signature_authority_files: Vec<String> = Vec::new(),
         /// Folders beneath which `file://` sources may lie. Empty: there are none.
         pub source_file_roots: Vec<String> = Vec::new(),
         /// Buckets that `s3://` sources may name. Empty: none. Never the mesh's own: it holds what all tenants have.
@@ -165,10 +171,17 @@ impl Settings {
                 problems.push(format!("{name} is {value}, allowed are {least} to 3600000"));
             }
         }
+        if self.request_merges_max > crate::policy::REQUEST_MERGES_MAX {
+            let max = crate::policy::REQUEST_MERGES_MAX;
+            problems.push(format!("request_merges_max is {}, at most {max} is allowed", self.request_merges_max));
+        }
         if let Some(dir) = self.spool_dir.as_ref().filter(|dir| !dir.is_dir()) {
             problems.push(format!("spool_dir {} is no folder", dir.display()));
         }
         problems.extend(weft_service_kit::operations::check_listen(&self.metrics_listen).err());
+        if let Err(Error::Settings { problems: of_files }) = crate::publish::Signers::read(self) {
+            problems.extend(of_files);
+        }
         if let Err(error) = self.sources().check() {
             problems.push(format!("source_…: {error}"));
         }

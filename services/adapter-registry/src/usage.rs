@@ -11,10 +11,16 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use weft_proto::registry::v1 as pb;
 use weft_service_kit::shutdown::Shutdown;
 use weft_types::{Digest, TenantName};
-use weft_usage::{Amounts, Format, Hour, Key, Ledger, Owner, Record, RecordExport, Segment, TotalExport, Totals};
+use weft_usage::{
+    Amounts, Format, Hour, Key, Ledger, Owner, Record, RecordExport, Residency, Segment, TotalExport, Totals,
+};
 
 /// Longest batch: a gateway's segment.
 const LINES_BYTES_MAX: usize = 1_572_864;
+/// Adapters in one report of a worker.
+const ROWS_MAX: usize = 4_096;
+/// By how much times may exceed their interval: two clocks are in it.
+const CLOCK_SLACK_MS: u64 = 1_000;
 /// Largest piece of an export.
 const PIECE_BYTES: usize = 256 << 10;
 const PIECES_IN_FLIGHT: usize = 4;
@@ -116,6 +122,45 @@ impl Core {
             return Err(Error::invalid("lines", format!("lines has {bytes} bytes, the limit is {LINES_BYTES_MAX}")));
         }
         self.ledger().ship_lines(&segment, request.lines).await?;
+        Ok(())
+    }
+
+    /// Keeps what adapters took of a worker; the same report again changes nothing.
+    pub(crate) async fn keep_residency(&self, request: pb::KeepResidencyRequest) -> Result<(), Error> {
+        let writer = uuid::Uuid::parse_str(&request.incarnation)
+            .map_err(|error| Error::invalid("incarnation", format!("incarnation: {error}")))?;
+        let pb::KeepResidencyRequest { worker, sequence, from_ms, to_ms, rows, .. } = request;
+        if rows.len() > ROWS_MAX {
+            return Err(Error::invalid("rows", format!("rows are {}, the limit is {ROWS_MAX}", rows.len())));
+        }
+        let interval_ms = to_ms.saturating_sub(from_ms);
+        let mut records = Vec::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate() {
+            let digest = Digest::try_from(row.digest.as_ref());
+            let digest = digest.map_err(|error| Error::invalid("rows", format!("rows[{at}].digest: {error}")))?;
+            if row.slot_ms.saturating_add(row.memory_ms) > interval_ms.saturating_add(CLOCK_SLACK_MS) {
+                let ms = row.slot_ms.saturating_add(row.memory_ms);
+                let message = format!("rows[{at}]: {ms} ms in an interval of {interval_ms} ms");
+                return Err(Error::invalid("rows", message));
+            }
+            let record = Record::Residency(Residency {
+                id: format!("{}-{sequence}-{at}", writer.simple()),
+                worker: worker.clone(),
+                incarnation: writer.simple().to_string(),
+                from_ms,
+                to_ms,
+                digest,
+                slot_ms: row.slot_ms,
+                memory_ms: row.memory_ms,
+                bytes_moved: row.bytes_moved,
+                bytes: row.bytes,
+            });
+            records.push(record.to_json().map_err(|error| Error::invalid("rows", format!("rows[{at}]: {error}")))?);
+        }
+        let segment = Segment::parse(&format!("{}-{sequence:08}-{to_ms:015}", writer.simple()));
+        let segment =
+            segment.ok_or_else(|| Error::invalid("to_ms", format!("{to_ms} is no time, or {sequence} no sequence")))?;
+        self.ledger().ship(&segment, &records).await?;
         Ok(())
     }
 

@@ -106,6 +106,9 @@ pub(crate) fn version(tenant: &TenantName, adapter: &AdapterName, record: &Versi
         warnings: record.warnings.clone(),
         lineage: record.lineage.as_deref().map(lineage),
         origin: record.origin.clone().unwrap_or_default(),
+        parameters: record.parameters,
+        signed_by: record.signed_by.clone().unwrap_or_default(),
+        quarantined: record.quarantined,
     }
 }
 
@@ -132,6 +135,10 @@ pub(crate) fn published(adapter: &AdapterName, record: VersionRecord, created: b
         digest: record.digest.to_vec().into(),
         warnings: record.warnings,
         created,
+        bytes: record.bytes,
+        parameters: record.parameters,
+        quarantined: record.quarantined,
+        signed_by: record.signed_by.unwrap_or_default(),
     }
 }
 
@@ -143,6 +150,7 @@ pub(crate) fn tenant(record: &TenantRecord) -> pb::Tenant {
         weight: record.weight.value(),
         limits: Some(limits(&record.limits)),
         places: Some(places(&record.places)),
+        policy: Some(record.policy.wire()),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::experiments::{self, Experiments};
 use crate::generate::Mesh;
 use crate::http::{self, Addresses, Waiting};
 use crate::limits::Limits;
+use crate::make::Makes;
 use crate::metrics::Metrics;
 use crate::placement;
 use crate::quota::Quota;
@@ -59,6 +60,7 @@ pub(crate) struct Gateway {
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) quota: Quota,
     pub(crate) experiments: Arc<Experiments>,
+    pub(crate) makes: Makes,
     pub(crate) addresses: Addresses,
     pub(crate) admin_keys: AdminKeys,
     pub(crate) prometheus: prometheus::Registry,
@@ -138,6 +140,7 @@ impl App {
                 silence: Duration::from_millis(settings.worker_silence_ms),
             }),
             quota: Quota::new(&settings)?,
+            makes: Makes::default(),
             experiments: Arc::new(Experiments::new(settings.experiment_shadows_max, metrics.clone())),
             addresses: Addresses::new(&settings)?,
             admin_keys,

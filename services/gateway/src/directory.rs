@@ -96,6 +96,10 @@ pub(crate) struct Tenant {
     pub(crate) adapter_bytes: HashMap<Digest, u64>,
     /// That split an alias now.
     pub(crate) experiments: Vec<Arc<Experiment>>,
+    /// The beginning of a source, by the `adapter_source` of a request.
+    pub(crate) adapter_sources: BTreeMap<String, String>,
+    /// The base's name means the default adapter.
+    pub(crate) base_is_default: bool,
 }
 
 impl Tenant {
@@ -131,6 +135,7 @@ impl Snapshot {
                 versions.filter_map(|version| Some((Digest::try_from(version.digest.as_ref()).ok()?, version.bytes)));
             let adapter_bytes = adapter_bytes.collect();
             let adapters = tenant.adapters.into_iter().map(|adapter| (adapter.name.clone(), Adapter::read(adapter)));
+            let policy = tenant.policy.unwrap_or_default();
             let read = Arc::new(Tenant {
                 salt: salt(&tenant.salt),
                 weight: tenant.weight,
@@ -139,6 +144,8 @@ impl Snapshot {
                 adapters: adapters.collect(),
                 adapter_bytes,
                 experiments: tenant.experiments.iter().filter_map(|json| experiment(&tenant.name, json)).collect(),
+                adapter_sources: policy.adapter_sources.into_iter().collect(),
+                base_is_default: policy.base_is_default,
                 name: tenant.name.clone(),
             });
             for key in tenant.keys {
@@ -160,6 +167,17 @@ impl Snapshot {
 
     pub(crate) fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
         self.tenants.get(name)
+    }
+
+    /// The newest version of the tenant's adapter.
+    pub(crate) fn newest(&self, tenant: &str, adapter: &str) -> Option<u64> {
+        self.tenant(tenant)?.adapters.get(adapter)?.versions.keys().next_back().copied()
+    }
+
+    /// Whether the tenant's adapter has a version.
+    pub(crate) fn has_version(&self, tenant: &str, adapter: &str) -> bool {
+        let adapter = self.tenant(tenant).and_then(|tenant| tenant.adapters.get(adapter));
+        adapter.is_some_and(|adapter| !adapter.versions.is_empty())
     }
 
     /// `tenant/name@version` of every digest; of several the first in the order of versions of some tenant. Cost: one step a version.

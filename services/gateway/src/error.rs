@@ -86,6 +86,8 @@ pub(crate) mod code {
     /// A worker's word for its own shutdown: what it has not finished can go on elsewhere.
     pub(crate) const DRAINING: &str = "draining";
     pub(crate) const WRONG_BASE: &str = "wrong_base";
+    /// It is being merged or imported for a request.
+    pub(crate) const ADAPTER_IN_THE_MAKING: &str = "adapter_in_the_making";
     pub(crate) const ADAPTER_UNAVAILABLE: &str = "adapter_unavailable";
     pub(crate) const ADAPTER_TOO_LARGE: &str = "adapter_too_large";
     pub(crate) const ADAPTER_WRONG_BASE: &str = "adapter_wrong_base";

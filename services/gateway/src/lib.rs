@@ -32,6 +32,7 @@ mod generate;
 mod http;
 mod limit_metrics;
 mod limits;
+mod make;
 mod metrics;
 mod placement;
 mod quota;

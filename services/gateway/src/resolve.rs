@@ -78,8 +78,8 @@ fn resolve_with(
     let asked = model.unwrap_or("");
     let unknown = || Error::UnknownModel(asked.chars().take(200).collect());
     match model_ref(asked, base_served_name).map_err(|_| unknown())? {
-        ModelRef::Base => Ok(Resolved::Base),
-        ModelRef::Default => match &tenant.default_adapter {
+        ModelRef::Base if !tenant.base_is_default => Ok(Resolved::Base),
+        ModelRef::Base | ModelRef::Default => match &tenant.default_adapter {
             None => Ok(Resolved::Base),
             Some(name) => version(name, &Selector::Alias(weft_types::AliasName::live()))
                 .ok_or_else(|| Error::UnknownModel(name.clone())),
@@ -120,6 +120,8 @@ mod tests {
             adapters: BTreeMap::from([("org/a".into(), adapter)]),
             adapter_bytes: Default::default(),
             experiments: Vec::new(),
+            adapter_sources: Default::default(),
+            base_is_default: false,
         }
     }
 
@@ -164,5 +166,11 @@ mod tests {
         assert_eq!(resolved.label("t"), "t/org/a@2");
         assert_eq!(resolve(&tenant(Some("org/a")), Some("base"), "served").unwrap(), Resolved::Base);
         assert!(resolve(&tenant(Some("gone")), None, "served").is_err());
+        let without_base = Tenant { base_is_default: true, ..tenant(Some("org/a")) };
+        for model in ["base", "served", "default"] {
+            assert_eq!(resolve(&without_base, Some(model), "served").unwrap().label("t"), "t/org/a@2", "{model}");
+        }
+        let nothing_else = Tenant { base_is_default: true, ..tenant(None) };
+        assert_eq!(resolve(&nothing_else, Some("base"), "served").unwrap(), Resolved::Base);
     }
 }

@@ -50,6 +50,8 @@ weft_bus::mesh_settings! {
         pub retry_share: f64 = 0.2,
         /// Tries that the retry budget saves up: as many as one lost worker may have had requests.
         pub retries_saved_max: u32 = 256,
+        /// Milliseconds that a request waits for an adapter that is merged or imported for it; then it is told to come back, and the making goes on.
+        pub make_wait_ms: u64 = 30_000,
         /// Milliseconds for which a worker may say nothing about a request before it is asked whether it is there, and in which it
         /// must then answer.
         pub worker_silence_ms: u64 = 3000,

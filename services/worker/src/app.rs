@@ -35,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::model::{self, Model};
 use crate::settings::Settings;
 use crate::step_loop::{Command, Parts, StepLoop};
+use crate::tell_occupancy::Teller;
 use crate::turns::Turns;
 use crate::view::View;
 
@@ -181,8 +182,18 @@ impl App {
         let mut telling = JoinSet::new();
         telling.spawn(watch_turns(Arc::clone(&self.service.view), self.readiness.clone()));
         let (told, drain_told) = oneshot::channel();
+        let address = listener.advertised(&self.settings.advertise);
+        let occupancy = registry.clone().filter(|_| self.settings.residency_report_ms > 0).map(|registry| {
+            let teller = Teller {
+                view: Arc::clone(&self.service.view),
+                worker: address.clone(),
+                incarnation: self.service.incarnation.to_string(),
+                every: Duration::from_millis(self.settings.residency_report_ms),
+            };
+            let over = Shutdown::new();
+            (tokio::spawn(teller.tell(registry, over.clone())), over)
+        });
         if let Some(bus) = self.bus {
-            let address = listener.advertised(&self.settings.advertise);
             // Placements name workers by what their heartbeats say.
             if let Some(registry) = registry {
                 let (commands, metrics) = (self.step_loop.commands.clone(), self.metrics.clone());
@@ -233,6 +244,12 @@ impl App {
             }
         };
         ready.abort();
+        if let Some((mut teller, over)) = occupancy {
+            over.trigger();
+            if tokio::time::timeout(LAST_WORDS, &mut teller).await.is_err() {
+                teller.abort();
+            }
+        }
         drop(telling);
         if let Some(announcing) = announcing {
             announcing.abort();

@@ -112,6 +112,8 @@ impl Worker for Service {
             model_id: model.model_id.clone(),
             step_tokens_max: settings.step_tokens_max as u32,
             incarnation: self.incarnation.to_string(),
+            weight_bytes: model.weight_bytes,
+            adapter_element_bytes: model.adapter_element_bytes,
         }))
     }
 
@@ -131,8 +133,8 @@ impl Worker for Service {
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::PinResponse>, Status> {
         let digest = admit::digest("digest", &request.into_inner().digest)?;
-        let bytes = self.wish(|reply| Wish::Pin(digest, reply)).await??;
-        Ok(Response::new(pb::PinResponse { bytes }))
+        let (bytes, was_pinned) = self.wish(|reply| Wish::Pin(digest, reply)).await??;
+        Ok(Response::new(pb::PinResponse { bytes, was_pinned }))
     }
 
     async fn unpin(&self, request: Request<pb::UnpinRequest>) -> Result<Response<pb::UnpinResponse>, Status> {

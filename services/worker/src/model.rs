@@ -35,6 +35,10 @@ pub(crate) struct Model {
     /// Prompt alone.
     pub(crate) prompt_tokens_max: usize,
     pub(crate) kv_blocks: usize,
+    /// That a step reads, whatever its batch.
+    pub(crate) weight_bytes: u64,
+    /// Of an adapter in a slot.
+    pub(crate) adapter_element_bytes: u32,
     eos_ids: Vec<u32>,
 }
 
@@ -83,7 +87,8 @@ pub(crate) fn open(checked: &Checked) -> Result<(Model, Engine), Error> {
         "read the base model"
     );
     let sizes = (kv_blocks, context_tokens_max, prompt_tokens_max);
-    let model = facts(base, checked, isa, sizes);
+    let mut model = facts(base, checked, isa, sizes);
+    model.weight_bytes = engine.weight_bytes();
     give_back_free_memory();
     Ok((model, engine))
 }
@@ -118,6 +123,8 @@ fn facts(base: BaseModel, checked: &Checked, isa: &'static str, sizes: (usize, u
         context_tokens_max,
         prompt_tokens_max,
         kv_blocks,
+        weight_bytes: 0,
+        adapter_element_bytes: checked.adapter_dtype.element_bytes(),
         eos_ids,
     }
 }

@@ -34,6 +34,8 @@ weft_bus::mesh_settings! {
         pub dtype: String = "auto".to_owned(),
         /// What adapters are stored in: auto, f32, bf16 or int8. auto: f32 beside a base in f32, else bf16.
         pub adapter_dtype: String = "auto".to_owned(),
+        /// Milliseconds between two reports of what adapters took of this worker, for the usage ledger. 0: none are made.
+        pub residency_report_ms: u64 = 60_000,
         /// Bit-equal output whatever shares the batch. The kernels for processors give that always, at no cost; the setting
         /// binds kernels that would trade it for speed.
         pub batch_invariant: bool = false,

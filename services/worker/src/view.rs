@@ -5,6 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use weft_proto::worker::v1 as pb;
+use weft_types::Digest;
+
+use crate::occupancy::{Occupancy, Taken};
 
 /// The loop writes it once an iteration; `GetLoad` and `ListResidency` read it. The lock is held for a copy only.
 pub(crate) struct View {
@@ -18,10 +21,11 @@ pub(crate) struct View {
 
 const RESTING: u64 = u64::MAX;
 
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Seen {
     load: pb::GetLoadResponse,
     residency: pb::ListResidencyResponse,
+    occupancy: Occupancy,
 }
 
 impl View {
@@ -63,7 +67,26 @@ impl View {
     }
 
     pub(crate) fn set_residency(&self, residency: pb::ListResidencyResponse) {
-        self.lock().residency = residency;
+        let now_ms = self.now_ms();
+        let mut seen = self.lock();
+        seen.occupancy.observe(now_ms, &residency);
+        seen.residency = residency;
+    }
+
+    /// So many bytes were brought here for an adapter.
+    pub(crate) fn moved(&self, digest: Digest, bytes: u64) {
+        let now_ms = self.now_ms();
+        self.lock().occupancy.moved(now_ms, digest, bytes);
+    }
+
+    /// What each adapter took since this was called last.
+    pub(crate) fn take_occupancy(&self) -> Vec<(Digest, Taken)> {
+        let now_ms = self.now_ms();
+        self.lock().occupancy.take(now_ms)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.since.elapsed().as_millis() as u64
     }
 
     /// No new requests from now on.

@@ -45,7 +45,7 @@ impl Trouble {
             return Error::TooLarge {
                 part: "the archive",
                 bytes_max: self.bytes_max,
-                setting: "weights_bytes_max and 17 MiB",
+                setting: "weights_bytes_max and 18 MiB",
             };
         }
         if self.flags.has_source_failed.load(Ordering::Relaxed) {

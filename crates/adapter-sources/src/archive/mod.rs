@@ -19,7 +19,7 @@ mod extension;
 mod name;
 
 use crate::opened::{CHUNK_BYTES_MAX, OTHER_FILES_MAX, no_weights};
-use crate::{CONFIG, CONFIG_BYTES_MAX, Error, PICKLE, WEIGHTS};
+use crate::{CONFIG, CONFIG_BYTES_MAX, Error, PICKLE, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS};
 use async_compression::tokio::bufread::GzipDecoder;
 use bytes::{Bytes, BytesMut};
 use counted::{Counted, Trouble};
@@ -51,6 +51,8 @@ pub struct Limits {
 pub enum Event {
     /// `adapter_config.json`, whole: 1 byte to 1 MiB. Comes once, before the weights or after them.
     Config(Bytes),
+    /// `model.sig`, whole, if there is one.
+    Signature(Bytes),
     /// The next chunk of `adapter_model.safetensors`, 1 byte to 256 KiB.
     Weights(Bytes),
 }
@@ -72,6 +74,7 @@ pub struct Reader {
     /// The folder of the first of the two files.
     folder: Option<String>,
     has_config: bool,
+    has_signature: bool,
     weights_bytes: Option<u64>,
     others: Vec<Name>,
     state: State,
@@ -105,7 +108,8 @@ impl Reader {
         let begin = (&mut reader).take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic).await;
         begin.map_err(counted::source_failed)?;
         let is_gzip = magic == GZIP_MAGIC;
-        let bytes_max = CONFIG_BYTES_MAX.saturating_add(limits.weights_bytes_max).saturating_add(OTHER_BYTES_MAX);
+        let small = CONFIG_BYTES_MAX + SIGNATURE_BYTES_MAX;
+        let bytes_max = small.saturating_add(limits.weights_bytes_max).saturating_add(OTHER_BYTES_MAX);
         let trouble = Trouble::new(bytes_max);
         // Packed bytes are counted too: a gzip of empty members is endless and unpacks to nothing.
         let packed = trouble.counted_source(Cursor::new(magic).chain(reader));
@@ -129,6 +133,7 @@ impl Reader {
             weights: None,
             folder: None,
             has_config: false,
+            has_signature: false,
             weights_bytes: None,
             others: Vec::new(),
             state: State::Reads,
@@ -186,14 +191,14 @@ impl Reader {
             if self.headers > HEADERS_MAX {
                 return Err(archive(format!("has more than {HEADERS_MAX} entries, the limit")));
             }
-            if let Some(config) = self.take(entry).await? {
-                return Ok(Some(Event::Config(config)));
+            if let Some(event) = self.take(entry).await? {
+                return Ok(Some(event));
             }
         }
     }
 
-    /// Looks at an entry: the config is read and given back, the weights are kept for [`Self::weights_chunk`].
-    async fn take(&mut self, mut entry: Entry<Archive<Bounded>>) -> Result<Option<Bytes>, Error> {
+    /// Looks at an entry: a small file is read and given back, the weights are kept for [`Self::weights_chunk`].
+    async fn take(&mut self, mut entry: Entry<Archive<Bounded>>) -> Result<Option<Event>, Error> {
         let bytes = entry.header().raw_entry_size().map_err(|error| archive(error.to_string()))?;
         let kind = entry.header().entry_type();
         if extension::is_extension(kind) {
@@ -219,10 +224,13 @@ impl Reader {
                 self.check_place(&name, self.has_config)?;
                 check_bytes(CONFIG, bytes, CONFIG_BYTES_MAX, "adapter sources")?;
                 self.has_config = true;
-                let mut config = Vec::with_capacity(bytes as usize);
-                let read = entry.read_to_end(&mut config).await;
-                read.map_err(|error| self.trouble.explain(error, "is damaged"))?;
-                Ok(Some(config.into()))
+                Ok(Some(Event::Config(self.small(entry, bytes).await?)))
+            }
+            SIGNATURE => {
+                self.check_place(&name, self.has_signature)?;
+                check_bytes(SIGNATURE, bytes, SIGNATURE_BYTES_MAX, "adapter sources")?;
+                self.has_signature = true;
+                Ok(Some(Event::Signature(self.small(entry, bytes).await?)))
             }
             WEIGHTS => {
                 self.check_place(&name, self.weights_bytes.is_some())?;
@@ -241,14 +249,25 @@ impl Reader {
         }
     }
 
-    /// The two files are there once each, in one folder.
+    async fn small(&mut self, mut entry: Entry<Archive<Bounded>>, bytes: u64) -> Result<Bytes, Error> {
+        let mut whole = Vec::with_capacity(bytes as usize);
+        let read = entry.read_to_end(&mut whole).await;
+        read.map_err(|error| self.trouble.explain(error, "is damaged"))?;
+        Ok(whole.into())
+    }
+
+    /// The files are there once each, in one folder.
     fn check_place(&mut self, name: &Name, is_there: bool) -> Result<(), Error> {
         if is_there {
             return Err(archive(format!("has a second {}: {name}", name.file())));
         }
         match &self.folder {
             Some(folder) if folder != name.folder() => {
-                let other = if self.has_config { CONFIG } else { WEIGHTS };
+                let other = match (self.has_config, self.weights_bytes) {
+                    (true, _) => CONFIG,
+                    (_, Some(_)) => WEIGHTS,
+                    _ => SIGNATURE,
+                };
                 Err(archive(format!("has {name} in another folder than {other}")))
             }
             _ => {

@@ -20,10 +20,11 @@ pub(super) async fn open(place: Place, name: String, access: &Access, patience: 
     let mut file = File::from_std(file);
     let first = file.try_clone().await.map_err(|error| Error::io(&name, error))?;
     let mut reader = Reader::open(first, limits).await?;
-    let (mut config, mut weights_bytes) = (Bytes::new(), 0);
+    let (mut config, mut signature, mut weights_bytes) = (Bytes::new(), None, 0);
     while let Some(event) = patience.wait(&name, reader.next()).await?? {
         match event {
             Event::Config(bytes) => config = bytes,
+            Event::Signature(bytes) => signature = Some(bytes),
             Event::Weights(chunk) => weights_bytes += chunk.len() as u64,
         }
     }
@@ -35,6 +36,7 @@ pub(super) async fn open(place: Place, name: String, access: &Access, patience: 
     let again = unless_changed(again, vec![seen]);
     Ok(Opened {
         config,
+        signature,
         weights: in_chunks(patience.watch(name.clone(), again), access.weights_bytes_max, "weights_bytes_max"),
         weights_bytes: Some(weights_bytes),
         origin: name,
@@ -55,6 +57,8 @@ fn again(
             loop {
                 match reader.next().await? {
                     Some(Event::Config(bytes)) if bytes == config => {}
+                    // It was taken from the first reading, and is checked against the bytes that come now.
+                    Some(Event::Signature(_)) => {}
                     Some(Event::Weights(chunk)) if chunk.len() as u64 <= left => {
                         left -= chunk.len() as u64;
                         return Ok(Some((chunk, (reader, left))));

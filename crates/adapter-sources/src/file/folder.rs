@@ -5,7 +5,7 @@ use super::unchanged::{Seen, unless_changed};
 use super::{Place, blocking, refused};
 use crate::opened::{TELLING, in_chunks, no_weights, other_files};
 use crate::patience::Patience;
-use crate::{Access, CONFIG, CONFIG_BYTES_MAX, Error, Opened, PICKLE, WEIGHTS};
+use crate::{Access, CONFIG, CONFIG_BYTES_MAX, Error, Opened, PICKLE, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS};
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, Stream};
 use rustix::fs::{AtFlags, Dir, FileType};
@@ -22,6 +22,7 @@ const ENTRIES_MAX: usize = 4096;
 
 struct Files {
     config: Bytes,
+    signature: Option<Bytes>,
     weights: File,
     weights_bytes: u64,
     /// Both files when they were opened.
@@ -38,6 +39,7 @@ pub(super) async fn open(place: Place, name: String, access: &Access, patience: 
     let pieces = unless_changed(pieces, files.seen);
     Ok(Opened {
         config: files.config,
+        signature: files.signature,
         weights: in_chunks(patience.watch(what, pieces), bytes_max, setting),
         weights_bytes: Some(files.weights_bytes),
         origin: name,
@@ -69,10 +71,30 @@ fn read(folder: &OwnedFd, place: &str, weights_bytes_max: u64) -> Result<Files, 
     if weights_bytes > weights_bytes_max {
         return Err(Error::TooLarge { part: WEIGHTS, bytes_max: weights_bytes_max, setting: "weights_bytes_max" });
     }
+    let config = small(config, config_bytes, place, CONFIG)?;
+    let signature = match file(folder, place, SIGNATURE)? {
+        Some((_, seen)) if seen.bytes() == 0 => {
+            return Err(Error::Empty { place: place.to_owned(), file: SIGNATURE });
+        }
+        Some((_, seen)) if seen.bytes() > SIGNATURE_BYTES_MAX => {
+            return Err(Error::TooLarge {
+                part: SIGNATURE,
+                bytes_max: SIGNATURE_BYTES_MAX,
+                setting: "adapter sources",
+            });
+        }
+        Some((found, seen)) => Some(small(found, seen.bytes(), place, SIGNATURE)?),
+        None => None,
+    };
+    Ok(Files { config, signature, weights, weights_bytes, seen: vec![config_seen, weights_seen], names })
+}
+
+/// A file's first bytes.
+fn small(file: File, bytes: u64, place: &str, name: &'static str) -> Result<Bytes, Error> {
     let mut text = Vec::new();
-    let read = config.take(config_bytes).read_to_end(&mut text);
-    read.map_err(|error| Error::io(format!("{place}/{CONFIG}"), error))?;
-    Ok(Files { config: text.into(), weights, weights_bytes, seen: vec![config_seen, weights_seen], names })
+    let read = file.take(bytes).read_to_end(&mut text);
+    read.map_err(|error| Error::io(format!("{place}/{name}"), error))?;
+    Ok(text.into())
 }
 
 /// A regular file of the folder, and its state.

@@ -20,7 +20,7 @@ pub(crate) use hosts::host_problem;
 use crate::opened::{in_chunks, no_weights, other_files};
 use crate::patience::Patience;
 use crate::source::HubModel;
-use crate::{Access, CONFIG, CONFIG_BYTES_MAX, Error, Opened, PICKLE, WEIGHTS};
+use crate::{Access, CONFIG, CONFIG_BYTES_MAX, Error, Opened, PICKLE, SIGNATURE, SIGNATURE_BYTES_MAX, WEIGHTS};
 use client::Token;
 use download::{Download, Wanted};
 use info::Info;
@@ -61,6 +61,13 @@ pub(crate) async fn open(
     if config.is_empty() {
         return Err(Error::Empty { place, file: CONFIG });
     }
+    let signature = match wanted(SIGNATURE, SIGNATURE_BYTES_MAX, "adapter sources")? {
+        Some(wanted) => {
+            let found = Download::start(client.clone(), access, wanted, patience).await?;
+            Some(found.whole(SIGNATURE_BYTES_MAX).await?)
+        }
+        None => None,
+    };
     let weights = Download::start(client.clone(), access, weights, patience).await?;
     let weights_bytes = weights.bytes();
     if weights_bytes == Some(0) {
@@ -71,6 +78,7 @@ pub(crate) async fn open(
     }
     Ok(Opened {
         config,
+        signature,
         weights: in_chunks(weights.into_stream(), access.weights_bytes_max, WEIGHTS_SETTING),
         weights_bytes,
         origin: place,

@@ -79,6 +79,7 @@ impl Tar {
 #[derive(Debug, Default, PartialEq)]
 struct Read {
     config: Vec<u8>,
+    signature: Vec<u8>,
     weights: Vec<u8>,
     other_files: Vec<String>,
 }
@@ -91,6 +92,10 @@ async fn read_from(reader: impl AsyncRead + Send + Unpin + 'static, limits: Limi
             Ok(Some(Event::Config(config))) => {
                 assert!(read.config.is_empty() && (1..=1 << 20).contains(&config.len()));
                 read.config = config.into();
+            }
+            Ok(Some(Event::Signature(bundle))) => {
+                assert!(read.signature.is_empty() && (1..=1 << 20).contains(&bundle.len()));
+                read.signature = bundle.into();
             }
             Ok(Some(Event::Weights(chunk))) => {
                 assert!((1..=1 << 20).contains(&chunk.len()));
@@ -149,6 +154,20 @@ async fn both_orders_both_places_and_gzip_are_read() {
     let archive = Tar::package().end();
     let halves = [gzip(&archive[..700]).await, gzip(&archive[700..]).await].concat();
     read(halves).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_signature_comes_with_its_package_and_once() {
+    let signed = Tar::default().file("a/model.sig", b"{}").file("a/adapter_config.json", b"{}");
+    let read = read(signed.file("a/adapter_model.safetensors", b"tensors").end()).await.unwrap();
+    assert_eq!((&read.signature[..], &read.weights[..]), (&b"{}"[..], &b"tensors"[..]));
+    for wrong in [
+        Tar::default().file("a/model.sig", b"{}").file("a/model.sig", b"{}"),
+        Tar::default().file("a/model.sig", b"{}").file("b/adapter_config.json", b"{}"),
+        Tar::default().file("a/model.sig", b""),
+    ] {
+        self::read(wrong.end()).await.unwrap_err();
+    }
 }
 
 #[tokio::test]
@@ -296,7 +315,7 @@ async fn a_bomb_costs_bounded_work_and_lets_others_run() {
     let error = read_from(Taken(Cursor::new(bomb), taken.clone()), LIMITS).await.unwrap_err();
     ticking.abort();
     assert!(
-        matches!(error, Error::TooLarge { part: "the archive", bytes_max, .. } if bytes_max == 18 << 20),
+        matches!(error, Error::TooLarge { part: "the archive", bytes_max, .. } if bytes_max == 19 << 20),
         "{error:?}"
     );
     assert!(taken.load(Ordering::Relaxed) < 200_000, "{taken:?} packed bytes were read");
@@ -398,7 +417,7 @@ proptest! {
             let pieces = Pieces { bytes: archive, at: 0, sizes, turn: 0 };
             read_from(pieces, LIMITS).await.unwrap()
         });
-        prop_assert_eq!(read, Read { config: config.into_bytes(), weights: bytes(count), other_files: vec![] });
+        prop_assert_eq!(read, Read { config: config.into_bytes(), weights: bytes(count), ..Read::default() });
     }
 }
 

@@ -18,7 +18,11 @@ const TABLE: &[(Service, Service, Calls)] = &[
     (
         Service::Worker,
         Service::Registry,
-        Calls::Only(&["/weft.registry.v1.Registry/AnnounceBase", "/weft.registry.v1.Registry/WatchDesired"]),
+        Calls::Only(&[
+            "/weft.registry.v1.Registry/AnnounceBase",
+            "/weft.registry.v1.Registry/KeepResidency",
+            "/weft.registry.v1.Registry/WatchDesired",
+        ]),
     ),
     (
         Service::Worker,
@@ -59,6 +63,8 @@ mod tests {
     const KEY: &str = "/weft.registry.v1.Registry/CreateKey";
     const ANNOUNCE: &str = "/weft.registry.v1.Registry/AnnounceBase";
     const DESIRED: &str = "/weft.registry.v1.Registry/WatchDesired";
+    const RESIDENCY: &str = "/weft.registry.v1.Registry/KeepResidency";
+    const USAGE: &str = "/weft.registry.v1.Registry/KeepUsage";
     const PLACEMENT: &str = "/weft.registry.v1.Registry/WatchPlacement";
 
     #[test]
@@ -74,6 +80,8 @@ mod tests {
         assert_eq!(callers(Service::Registry, KEY), [Service::Gateway]);
         assert_eq!(callers(Service::Registry, ANNOUNCE), [Service::Gateway, Service::Worker]);
         assert_eq!(callers(Service::Registry, DESIRED), [Service::Gateway, Service::Worker]);
+        assert_eq!(callers(Service::Registry, RESIDENCY), [Service::Gateway, Service::Worker]);
+        assert_eq!(callers(Service::Registry, USAGE), [Service::Gateway]);
         assert_eq!(callers(Service::Registry, PLACEMENT), [Service::Gateway]);
         assert_eq!(callers(Service::Gateway, GENERATE), []);
     }

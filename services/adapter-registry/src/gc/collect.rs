@@ -90,7 +90,7 @@ impl Core {
         let (there, now) = (self.store.get(ORPHANS_KEY).await?, now_ms());
         let known: Orphans =
             there.as_ref().and_then(|object| serde_json::from_slice(&object.bytes).ok()).unwrap_or_default();
-        let (mut found, mut next) = (Vec::new(), Orphans::default());
+        let (mut found, mut next, mut over) = (Vec::new(), Orphans::default(), Vec::new());
         for blob in blobs {
             let hex = blob.key.strip_prefix(keys::BLOB_PREFIX).unwrap_or_default();
             let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
@@ -99,11 +99,22 @@ impl Core {
             }
             let since = known.0.get(&digest).copied().unwrap_or(now);
             let is_over = now.saturating_sub(since) >= self.settings.gc_grace_s.saturating_mul(1_000);
-            let is_gone = is_over && (dry_run || self.collect_blobs(&[digest]).await?[0]);
-            if !is_gone {
+            if is_over {
+                over.push((blob, digest, since));
+            } else {
                 next.0.insert(digest, since);
+                found.push((blob, false));
             }
-            found.push((blob, is_gone));
+        }
+        for batch in over.chunks(BATCH) {
+            let digests: Vec<Digest> = batch.iter().map(|(_, digest, _)| *digest).collect();
+            let gone = if dry_run { vec![true; batch.len()] } else { self.collect_blobs(&digests).await? };
+            for ((blob, digest, since), is_gone) in batch.iter().zip(gone) {
+                if !is_gone {
+                    next.0.insert(*digest, *since);
+                }
+                found.push((blob.clone(), is_gone));
+            }
         }
         if !dry_run && next != known {
             let bytes: Bytes = serde_json::to_vec(&next).expect("digests and times are plain data").into();

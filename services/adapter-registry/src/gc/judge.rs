@@ -82,7 +82,9 @@ pub(crate) fn hold(
     if version.created_ms.saturating_add(rules.age_min_ms) > now_ms {
         return Some(Hold::Young);
     }
-    let newest = adapter.versions().rev().take(rules.keep_versions).map(|kept| kept.number);
+    // A merge made at request time is made again when it is asked for.
+    let keep_versions = if name.is_merged() { 0 } else { rules.keep_versions };
+    let newest = adapter.versions().rev().take(keep_versions).map(|kept| kept.number);
     if newest.collect::<BTreeSet<VersionNumber>>().contains(&version.number) {
         return Some(Hold::Newest);
     }
@@ -118,7 +120,7 @@ pub(crate) fn unheld(
     let mut found = Vec::new();
     for (name, tenant) in catalog.tenants.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
         for (adapter_name, adapter) in &tenant.adapters {
-            for version in adapter.versions() {
+            for version in adapter.listed() {
                 if hold(tenant, adapter_name, adapter, version, rules, asked, now_ms).is_none() {
                     let (tenant, adapter) = (name.clone(), adapter_name.clone());
                     found.push(Named { tenant, adapter, version: version.clone() });
@@ -200,6 +202,19 @@ mod tests {
         assert_eq!(judged(1, rules, 1 + DAY), None);
         assert_eq!(judged(3, rules, 10 * DAY), Some(Hold::Newest));
         assert_eq!(judged(3, Rules::NONE, 10 * DAY), None);
+    }
+
+    #[test]
+    fn a_merge_made_at_request_time_is_not_kept_for_being_the_newest() {
+        let (adapter, tenant) = (adapter_with(1, &[]), tenant_with(&[]));
+        let rules = Rules { keep_versions: 10, age_min_ms: DAY, rollback_ms: 0 };
+        let version = adapter.versions().next().unwrap();
+        let merged = AdapterName::of_recipe(&Digest::of(b"recipe"));
+        let judge =
+            |name: &AdapterName, now_ms| hold(&tenant, name, &adapter, version, &rules, &HashSet::new(), now_ms);
+        assert_eq!(judge(&merged, 2), Some(Hold::Young));
+        assert_eq!(judge(&merged, 10 * DAY), None);
+        assert_eq!(judge(&"a".parse().unwrap(), 10 * DAY), Some(Hold::Newest));
     }
 
     #[test]

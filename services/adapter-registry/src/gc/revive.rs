@@ -27,10 +27,10 @@ impl Core {
             if record.collected_ms.is_some() {
                 return Err(gone());
             }
+            was_condemned = record.condemned.is_some();
             Ok(match record.condemned {
                 None => Change::Keep(record.clone()),
                 Some(_) => {
-                    was_condemned = true;
                     tracing::info!(%tenant, %adapter, version = number, "a condemned version is needed again");
                     let revision = record.revision + 1;
                     Change::Write(VersionRecord { revision, condemned: None, ..record.clone() })

@@ -143,9 +143,8 @@ impl Core {
         actor: &str,
     ) -> Result<(), Error> {
         crate::admin::check_actor(actor)?;
-        let selector = weft_types::Selector::Version(number);
-        self.resolve(tenant, adapter, &selector).await?;
         self.refresh(ROOT).await?;
+        self.require_listed(tenant, adapter, number)?;
         if let Some(hold) = self.hold_on(tenant, adapter, number, &Rules::NONE, asked) {
             return Err(Error::Conflict(format!("version {number} of {adapter} stays: {hold}")));
         }
@@ -153,6 +152,38 @@ impl Core {
             return Ok(());
         }
         Err(Error::Conflict(format!("version {number} of {adapter} stays: somebody needs it since a moment ago")))
+    }
+
+    /// Sees to it that the tenant may keep one more merge made at request time: the oldest that nobody asks for goes. Registries that make
+    /// room at once may keep one more each.
+    ///
+    /// # Errors
+    /// The tenant may keep none, or all that it may keep are asked for.
+    pub(crate) async fn make_room_for_merge(&self, tenant: &TenantName, asked: &HashSet<Digest>) -> Result<(), Error> {
+        let max = self.policy(tenant).request_merges_max(&self.settings);
+        let mut kept: Vec<(u64, AdapterName, VersionNumber)> = {
+            let catalog = self.catalog();
+            let adapters = catalog.tenant(tenant).into_iter().flat_map(|tenant| &tenant.adapters);
+            let merges = adapters.filter(|(name, _)| name.is_merged()).flat_map(|(name, adapter)| {
+                adapter.versions().map(|version| (version.created_ms, name.clone(), version.number))
+            });
+            merges.collect()
+        };
+        kept.sort_unstable();
+        let mut excess = (kept.len() + 1).saturating_sub(max);
+        for (_, adapter, number) in kept.iter().take(if max == 0 { 0 } else { kept.len() }) {
+            if excess == 0 {
+                break;
+            }
+            let is_held = self.hold_on(tenant, adapter, *number, &Rules::NONE, asked).is_some();
+            if !is_held && self.condemn(tenant, adapter, *number, &Rules::NONE, asked, ACTOR).await? {
+                excess -= 1;
+            }
+        }
+        match excess {
+            0 => Ok(()),
+            _ => Err(Error::Full { what: format!("merges of tenant {tenant} that are asked for"), max }),
+        }
     }
 
     fn hold_on(

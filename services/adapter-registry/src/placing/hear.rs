@@ -75,7 +75,7 @@ impl Records {
     /// As the records are now. Cost: one step a version after a change, else none.
     pub(super) fn now(&mut self, core: &Core) -> &Known {
         // Before the catalog is read: at worst it is read once more.
-        let generation = core.watch().borrow().generation;
+        let generation = core.generation();
         if self.generation != Some(generation) {
             self.known = Known::of(&core.catalog());
             self.generation = Some(generation);

@@ -27,6 +27,7 @@ fn known(places: Places) -> Known {
         weight: Default::default(),
         limits: Limits::default(),
         places,
+        policy: Default::default(),
     };
     catalog.merge(&Place::Tenant(tenant()), record.into(), etag());
     for n in 0..3 {
@@ -43,6 +44,9 @@ fn known(places: Places) -> Known {
             created_ms: 1,
             actor: String::new(),
             warnings: Vec::new(),
+            parameters: 0,
+            signed_by: None,
+            quarantined: false,
             lineage: None,
             origin: None,
             condemned: None,

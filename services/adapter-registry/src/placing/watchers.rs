@@ -72,7 +72,7 @@ impl PlacementWatcher {
 pub(crate) struct DesiredWatcher {
     stream: Stream,
     core: Arc<Core>,
-    directory: watch::Receiver<Arc<pb::Directory>>,
+    records: watch::Receiver<u64>,
     worker: String,
     /// When something goes out, whether there is news or not.
     due: Instant,
@@ -89,8 +89,8 @@ impl DesiredWatcher {
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let stream = Stream::new(core, placing, stopping, permit);
-        let (core, directory) = (Arc::clone(core), core.watch());
-        Self { stream, core, directory, worker: canonical(worker), due: Instant::now(), sent: None }
+        let (core, records) = (Arc::clone(core), core.watch());
+        Self { stream, core, records, worker: canonical(worker), due: Instant::now(), sent: None }
     }
 
     pub(crate) async fn next(mut self) -> Option<(Result<pb::Desired, Status>, Self)> {
@@ -102,12 +102,12 @@ impl DesiredWatcher {
                 tokio::select! {
                     changed = self.stream.published.changed() => changed.ok()?,
                     // Pins are records.
-                    changed = self.directory.changed() => changed.ok()?,
+                    changed = self.records.changed() => changed.ok()?,
                     () = tokio::time::sleep_until(self.due) => continue,
                     () = self.stream.stopping.wait() => return None,
                 }
             }
-            self.directory.mark_unchanged();
+            self.records.mark_unchanged();
             let last = self.stream.published.borrow_and_update().clone();
             let (epoch, news) = match last {
                 Some(last) => (last.document.epoch.number(), self.news(last.of_worker(&self.worker))),

@@ -4,11 +4,12 @@
 //! A version keeps its lineage: the recipe, whose parents are digests, and what these were called. A recipe gives the same bytes
 //! whenever and wherever it is followed, so that the same merge again is the version that it was.
 
-use super::{Outcome, Publisher, Target};
+use super::{Made, Outcome, Publisher, Target};
 use crate::Error;
 use crate::layout::adapter_prefix;
 use crate::records::{BaseRecord, Lineage, LineageParent, VersionRecord};
 use bytes::Bytes;
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use weft_adapter_format::{CheckedPackage, Refusal, check_package};
@@ -25,6 +26,8 @@ pub(crate) struct Asked {
     pub(crate) target_rank: Option<u32>,
     pub(crate) space: Space,
     pub(crate) dtype: OutputDtype,
+    /// For a request that waits.
+    pub(crate) at_request: bool,
 }
 
 impl Asked {
@@ -39,6 +42,7 @@ impl Asked {
             adapter: adapter.clone(),
             alias: alias.clone(),
             actor: actor.clone(),
+            quarantined: false,
         };
         let mut method = serde_json::Map::from_iter([("kind".to_owned(), request.method.clone().into())]);
         let mut set = |name: &str, value: Option<serde_json::Value>| {
@@ -57,6 +61,7 @@ impl Asked {
                 .map_err(wrong("dtype"))?,
             target_rank: *target_rank,
             parents: parents.clone(),
+            at_request: request.at_request,
             start,
         })
     }
@@ -92,16 +97,31 @@ impl Publisher {
     ///
     /// # Errors
     /// `invalid`, naming the field; `not_found` for a parent that there is not; `refused` for parents that do not go together.
-    pub(crate) async fn merge(&self, asked: Asked) -> Result<Merge, Error> {
+    pub(crate) async fn merge(&self, asked: Asked, lately: &HashSet<Digest>) -> Result<Merge, Error> {
         let max = self.core.settings.publishes_max;
         let busy = |_| Error::Busy { what: "uploads and merges", max, setting: "publishes_max" };
         let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(busy)?;
-        let target = self.admit(asked.start.clone()).await?;
-        self.core.refresh(&adapter_prefix(&target.tenant, &target.adapter)).await?;
+        let tenant: TenantName =
+            asked.start.tenant.parse().map_err(|source| Error::Name { param: "tenant", source })?;
+        // What is named wrongly is said before anything is read.
+        let named = if asked.at_request { None } else { Some(self.admit(asked.start.clone()).await?) };
+        self.core.require_tenant(&tenant).await?;
         let base = self.core.require_base().await?;
-        let versions = self.parents(&target.tenant, &asked.parents, &base).await?;
+        let versions = self.parents(&tenant, &asked.parents, &base).await?;
         let recipe = asked.recipe(&versions.iter().map(|(parent, _)| parent.clone()).collect::<Vec<_>>());
         let recipe = recipe.check().map_err(not_mergeable)?;
+        let target = named.unwrap_or_else(|| Target {
+            adapter: AdapterName::of_recipe(&recipe.digest()),
+            tenant,
+            alias: None,
+            actor: asked.start.actor.clone(),
+            origin: None,
+            quarantined: false,
+        });
+        self.core.refresh(&adapter_prefix(&target.tenant, &target.adapter)).await?;
+        if asked.at_request && self.known_merge(&target, recipe.digest(), &base).is_none() {
+            self.core.make_room_for_merge(&target.tenant, lately).await?;
+        }
         let this = self.clone();
         tokio::spawn(async move {
             let _permit = permit;
@@ -133,6 +153,11 @@ impl Publisher {
                 let message = format!("version {number} of {adapter} is of another base than {}", base.served_name);
                 return Err(Error::invalid("parents", message));
             }
+            if self.core.policy(tenant).signed && version.signed_by.is_none() {
+                let number = version.number;
+                let message = format!("version {number} of {adapter} is not signed, and the tenant's policy wants it");
+                return Err(Error::invalid("parents", message));
+            }
             let bytes = version.bytes;
             let parent = LineageParent { adapter, version: version.number, digest: version.digest, weight: *weight };
             parents.push((parent, bytes));
@@ -158,7 +183,7 @@ impl Publisher {
             })?;
             return Ok(Merge { adapter, outcome: Outcome::Existing(version), lineage });
         }
-        let limits = self.limits();
+        let limits = self.limits(&target.tenant);
         let of_merge = merging::Limits {
             rank_max: limits.rank_max,
             package_bytes_max: limits.weights_bytes_max,
@@ -197,7 +222,10 @@ impl Publisher {
         let parents = parents.into_iter().map(|(parent, _)| parent).collect();
         let lineage = Lineage { recipe_digest, recipe: merged.recipe, parents, error: merged.report.error };
         let outcome = match checked {
-            Ok((checked, digest)) => self.store(&target, checked, digest, &base, Some(lineage.clone())).await?,
+            Ok((checked, digest)) => {
+                let made = Made { lineage: Some(lineage.clone()), signed_by: None };
+                self.store(&target, checked, digest, &base, made).await?
+            }
             Err(refusal) => Outcome::Refused(refusal),
         };
         Ok(Merge { adapter, outcome, lineage })

@@ -7,9 +7,11 @@
 //! that none of 1 to n has its digest (but for condemned ones), and only if n + 1 is not there. A loser looks again.
 
 mod merge;
+mod signers;
 mod upload;
 
 pub(crate) use merge::Asked;
+pub(crate) use signers::Signers;
 
 use crate::Error;
 use crate::admin::Expected;
@@ -20,11 +22,11 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use upload::{SMALL_BYTES_MAX, Upload};
-use weft_adapter_format::{CheckedPackage, Limits, Refusal, check_package};
+use weft_adapter_format::{CheckedPackage, Limits, Refusal, Resolved, check_package};
 use weft_adapter_sources::{Source, Sources};
 use weft_object_store::{PutOutcome, keys};
 use weft_proto::registry::v1 as pb;
-use weft_types::{AdapterName, AliasName, Digest, TenantName};
+use weft_types::{AdapterName, AliasName, Digest, MERGED_PREFIX, TenantName};
 
 /// So that a directory with everything at its limit still fits one message.
 pub(crate) const ADAPTERS_MAX: usize = 50_000;
@@ -50,8 +52,17 @@ pub(crate) enum Outcome {
 pub(crate) struct Publisher {
     core: Arc<Core>,
     sources: Arc<Sources>,
+    signers: Arc<Signers>,
     uploads: Arc<Semaphore>,
     checks: Arc<Semaphore>,
+}
+
+/// Where a package comes from.
+struct Made {
+    /// It was merged.
+    lineage: Option<Lineage>,
+    /// Somebody who is trusted signed it.
+    signed_by: Option<String>,
 }
 
 /// What is published, checked as names.
@@ -63,6 +74,8 @@ pub(crate) struct Target {
     pub(crate) actor: String,
     /// Where it was read from; none: it was uploaded.
     pub(crate) origin: Option<String>,
+    /// Nobody is shown the version, and no alias moves.
+    pub(crate) quarantined: bool,
 }
 
 /// Files that change what an adapter's prompts become: the base's template and vocabulary are the mesh's.
@@ -80,10 +93,10 @@ fn refused_beside(files: &[String]) -> Option<Refusal> {
 }
 
 impl Publisher {
-    pub(crate) fn new(core: Arc<Core>, sources: Arc<Sources>) -> Self {
+    pub(crate) fn new(core: Arc<Core>, sources: Arc<Sources>, signers: Arc<Signers>) -> Self {
         let uploads = Arc::new(Semaphore::new(core.settings.publishes_max));
         let checks = Arc::new(Semaphore::new(core.settings.checks_max));
-        Self { core, sources, uploads, checks }
+        Self { core, sources, signers, uploads, checks }
     }
 
     /// Runs one publish. Once the upload is complete it goes on even if the caller goes away.
@@ -99,8 +112,12 @@ impl Publisher {
         let target = self.admit(start).await?;
         // What others published meanwhile is read while the upload comes.
         let known = adapter_prefix(&target.tenant, &target.adapter);
-        let (upload, ()) = futures::future::try_join(parts.receive(), self.core.refresh(&known)).await?;
+        let cap = self.core.policy(&target.tenant).weights_bytes_max(&self.core.settings);
+        let (upload, ()) = futures::future::try_join(parts.receive(cap), self.core.refresh(&known)).await?;
         self.core.metrics.uploaded(upload.bytes());
+        if let Some(refusal) = refused_beside(&upload.others) {
+            return Ok((target.adapter, Outcome::Refused(refusal)));
+        }
         let (this, adapter) = (self.clone(), target.adapter.clone());
         let outcome = tokio::spawn(async move { this.commit(target, upload, permit).await }).await??;
         Ok((adapter, outcome))
@@ -119,11 +136,12 @@ impl Publisher {
         let known = adapter_prefix(&target.tenant, &target.adapter);
         self.core.refresh(&known).await?;
         let opened = self.sources.open(&source).await?;
-        let (origin, others) = (opened.origin.clone(), opened.other_files.clone());
-        if let Some(refusal) = refused_beside(&others) {
+        let origin = opened.origin.clone();
+        if let Some(refusal) = refused_beside(&opened.other_files) {
             return Ok((target.adapter, Outcome::Refused(refusal), origin));
         }
-        let upload = upload::import(opened, &self.core.settings).await?;
+        let cap = self.core.policy(&target.tenant).weights_bytes_max(&self.core.settings);
+        let upload = upload::import(opened, &self.core.settings, cap).await?;
         self.core.metrics.uploaded(upload.bytes());
         let target = Target { origin: Some(origin.clone()), ..target };
         let (this, adapter) = (self.clone(), target.adapter.clone());
@@ -143,14 +161,29 @@ impl Publisher {
         crate::admin::check_actor(&start.actor)?;
         self.core.require_tenant(&tenant).await?;
         let base = self.core.require_base().await?;
+        if adapter.is_merged() {
+            let message = format!(
+                "adapter {adapter}: names that begin with {MERGED_PREFIX} are those of merges made at request time"
+            );
+            return Err(Error::invalid("adapter", message));
+        }
         if adapter.as_str() == base.served_name {
             return Err(Error::invalid("adapter", format!("adapter {adapter} is the name of the base model")));
         }
-        Ok(Target { tenant, adapter, alias, actor: start.actor, origin: None })
+        let alias = alias.filter(|_| !start.quarantined);
+        Ok(Target { tenant, adapter, alias, actor: start.actor, origin: None, quarantined: start.quarantined })
     }
 
     async fn commit(&self, target: Target, upload: Upload, _permit: OwnedSemaphorePermit) -> Result<Outcome, Error> {
         let base = self.core.require_base().await?;
+        let is_required = self.core.policy(&target.tenant).signed;
+        let (signers, upload) = (Arc::clone(&self.signers), Arc::new(upload));
+        let of_check = Arc::clone(&upload);
+        let signed = tokio::task::spawn_blocking(move || signers.check(&of_check, is_required, now_ms())).await?;
+        let signed_by = match signed {
+            Ok(signed_by) => signed_by,
+            Err(refusal) => return Ok(Outcome::Refused(refusal)),
+        };
         // Its bytes may be on their way out, or gone with a collector that a publisher before did not outlive: then all is done again.
         let known = self.known_source(&target, &upload, &base);
         if let Some(version) = known
@@ -160,7 +193,7 @@ impl Publisher {
             return Ok(Outcome::Existing(version));
         }
         let _check = Arc::clone(&self.checks).acquire_owned().await.expect("the semaphore is never closed");
-        let limits = self.limits();
+        let limits = self.limits(&target.tenant);
         let base_of_check = base.clone();
         let is_small = upload.weights().len() <= SMALL_BYTES_MAX;
         let check = move || -> Result<(CheckedPackage, Digest), Refusal> {
@@ -174,16 +207,12 @@ impl Publisher {
             Ok(checked) => checked,
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
-        self.store(&target, checked, digest, &base, None).await
+        self.store(&target, checked, digest, &base, Made { lineage: None, signed_by }).await
     }
 
-    /// What a package may be.
-    fn limits(&self) -> Limits {
-        Limits {
-            rank_max: self.core.settings.rank_max,
-            weights_bytes_max: self.core.settings.package_bytes_max,
-            ..Limits::default()
-        }
+    /// What a package of this tenant may be.
+    fn limits(&self, tenant: &TenantName) -> Limits {
+        self.core.policy(tenant).limits(&self.core.settings)
     }
 
     /// A package that was checked becomes a version.
@@ -193,10 +222,11 @@ impl Publisher {
         checked: CheckedPackage,
         digest: Digest,
         base: &BaseRecord,
-        lineage: Option<Lineage>,
+        made: Made,
     ) -> Result<Outcome, Error> {
         self.check_room(target)?;
-        let record = VersionRecord { lineage: lineage.map(Box::new), ..describe(&checked, digest, base, target) };
+        let described = describe(&checked, digest, base, target);
+        let record = VersionRecord { lineage: made.lineage.map(Box::new), signed_by: made.signed_by, ..described };
         let blob: Bytes = checked.into_canonical_blob().into();
         self.put_blob(digest, blob.clone()).await?;
         let outcome = self.put_version(target, record).await?;
@@ -308,6 +338,9 @@ fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target:
         number: 0,
         digest,
         bytes: checked.canonical_bytes().len() as u64,
+        parameters: parameters(checked, base),
+        signed_by: None,
+        quarantined: target.quarantined,
         rank_max: u32::try_from(checked.rank_max).unwrap_or(u32::MAX),
         target_modules: checked.modules.clone(),
         config_sha256: checked.config_sha256,
@@ -321,6 +354,15 @@ fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target:
         condemned: None,
         collected_ms: None,
     }
+}
+
+/// Elements of all low-rank factors together.
+fn parameters(checked: &CheckedPackage, base: &BaseRecord) -> u64 {
+    let of = |one: &Resolved| {
+        let linear = base.linears.iter().find(|linear| linear.module == one.module.as_str());
+        linear.map_or(0, |linear| one.rank as u64 * (linear.in_features + linear.out_features) as u64)
+    };
+    checked.resolved.iter().map(of).sum()
 }
 
 /// At most so many bytes of the text, cut between characters.

@@ -1,4 +1,4 @@
-//! Receiving a package: a start, then config and weights, whichever comes first, each part in order and under its cap.
+//! Receiving a package: a start, then config, weights and what comes with them, whichever comes first, each part in order and under its cap.
 //!
 //! Weights go to an unnamed temporary file that is then mapped, so that an upload takes disk and not memory, and vanishes with the
 //! process. Those of [`SMALL_BYTES_MAX`] or less stay in memory: a file takes more than they do.
@@ -23,12 +23,22 @@ const CHUNK_BYTES_MAX: usize = 1 << 20;
 pub(crate) const SMALL_BYTES_MAX: usize = 64 << 10;
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+const SIGNATURE: &str = "model.sig";
+/// Names of what lies beside a package.
+const OTHER_FILES_MAX: usize = 256;
+
+/// Most bytes of weights, and what says so.
+pub(crate) type Cap = (u64, &'static str);
 
 /// A complete upload.
 pub(crate) struct Upload {
     pub(crate) config: Vec<u8>,
     pub(crate) config_sha256: Digest,
     pub(crate) weights_sha256: Digest,
+    /// `model.sig`, if it came.
+    pub(crate) signature: Option<Vec<u8>>,
+    /// Names of what lies beside the files that came.
+    pub(crate) others: Vec<String>,
     weights: Weights,
 }
 
@@ -51,13 +61,13 @@ impl Upload {
 }
 
 /// Reads a package from elsewhere. Returns what it was, too.
-pub(crate) async fn import(mut opened: Opened, settings: &Settings) -> Result<Upload, Error> {
+pub(crate) async fn import(mut opened: Opened, settings: &Settings, cap: Cap) -> Result<Upload, Error> {
     let config = opened.config.to_vec();
     check_cap(CONFIG, config.len() as u64, CONFIG_BYTES_MAX, "the registry")?;
     let mut spool = Spool::new(settings.spool_dir.clone());
     while let Some(chunk) = opened.weights.next().await {
         let chunk = chunk?;
-        check_cap(WEIGHTS, spool.bytes + chunk.len() as u64, settings.package_bytes_max, "package_bytes_max")?;
+        check_cap(WEIGHTS, spool.bytes + chunk.len() as u64, cap.0, cap.1)?;
         spool.write(&chunk).await?;
     }
     if spool.bytes == 0 {
@@ -65,7 +75,9 @@ pub(crate) async fn import(mut opened: Opened, settings: &Settings) -> Result<Up
     }
     let config_sha256 = Digest::of(&config);
     let (weights, weights_sha256) = spool.finish().await?;
-    Ok(Upload { config, config_sha256, weights_sha256, weights })
+    let others = opened.other_files;
+    let signature = opened.signature.map(|bundle| bundle.to_vec());
+    Ok(Upload { config, config_sha256, weights_sha256, signature, others, weights })
 }
 
 /// The parts of an upload that are still to come.
@@ -110,9 +122,10 @@ impl Parts<'_> {
     }
 
     /// The rest of the upload.
-    pub(crate) async fn receive(mut self) -> Result<Upload, Error> {
+    pub(crate) async fn receive(mut self, cap: Cap) -> Result<Upload, Error> {
         let (mut config, mut config_hasher) = (Vec::new(), DigestHasher::new());
         let mut spool: Option<Spool> = None;
+        let (mut signature, mut others) = (None, Vec::new());
         while let Some(part) = self.next().await? {
             match part {
                 Part::Config(chunk) => {
@@ -124,9 +137,22 @@ impl Parts<'_> {
                 Part::Weights(chunk) => {
                     check_chunk(WEIGHTS, &chunk)?;
                     let spool = spool.get_or_insert_with(|| Spool::new(self.settings.spool_dir.clone()));
-                    let (bytes, max) = (spool.bytes + chunk.len() as u64, self.settings.package_bytes_max);
-                    check_cap(WEIGHTS, bytes, max, "package_bytes_max")?;
+                    check_cap(WEIGHTS, spool.bytes + chunk.len() as u64, cap.0, cap.1)?;
                     spool.write(&chunk).await?;
+                }
+                Part::Signature(bundle) => {
+                    check_chunk(SIGNATURE, &bundle)?;
+                    if signature.replace(bundle.to_vec()).is_some() {
+                        return Err(Error::invalid("part", format!("a second {SIGNATURE} came")));
+                    }
+                }
+                Part::Others(found) => {
+                    others.extend(found.names);
+                    if others.len() > OTHER_FILES_MAX {
+                        let message =
+                            format!("{} names of other files came, the limit is {OTHER_FILES_MAX}", others.len());
+                        return Err(Error::invalid("part", message));
+                    }
                 }
                 Part::Start(_) => return Err(Error::invalid("part", "a second start came")),
             }
@@ -138,7 +164,8 @@ impl Parts<'_> {
             return Err(Error::invalid("weights", format!("{WEIGHTS} is missing or empty")));
         };
         let (weights, weights_sha256) = spool.finish().await?;
-        Ok(Upload { config, config_sha256: config_hasher.finish(), weights_sha256, weights })
+        let config_sha256 = config_hasher.finish();
+        Ok(Upload { config, config_sha256, weights_sha256, signature, others, weights })
     }
 }
 

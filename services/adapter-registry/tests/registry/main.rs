@@ -12,6 +12,8 @@ mod placement;
 mod publish;
 mod races;
 mod refusals;
+mod signatures;
+mod snapshot;
 mod support;
 mod tenants_and_keys;
 mod usage;

@@ -6,6 +6,7 @@ use super::InPath;
 use super::admin_limits::{LimitsAsked, LimitsBody};
 use super::admin_merge::LineageBody;
 use super::admin_placement::PlacesBody;
+use super::admin_policy::PolicyBody;
 use super::errors::{OpenAiBody, OpenAiError};
 use super::{admin_update, body};
 use crate::app::Gateway;
@@ -62,7 +63,7 @@ impl Gateway {
     }
 
     /// Waits until this gateway serves from a directory that has the write in it.
-    pub(super) async fn show(&self, shows: impl Fn(&Snapshot) -> bool) {
+    pub(crate) async fn show(&self, shows: impl Fn(&Snapshot) -> bool) {
         let wait = Duration::from_millis(self.settings.admin_visible_ms);
         self.directory.show(self.registry.clone(), wait, shows).await;
     }
@@ -99,6 +100,7 @@ pub(crate) struct TenantBody {
     /// Its own; where it has none, the gateways' settings `default_…` hold.
     limits: LimitsBody,
     places: PlacesBody,
+    policy: PolicyBody,
 }
 
 impl From<pb::Tenant> for TenantBody {
@@ -111,6 +113,7 @@ impl From<pb::Tenant> for TenantBody {
             weight: tenant.weight,
             limits: tenant.limits.into(),
             places: tenant.places.into(),
+            policy: tenant.policy.into(),
         }
     }
 }
@@ -382,6 +385,35 @@ pub(crate) struct VersionBody {
     lineage: Option<LineageBody>,
     /// Where it was imported from; null: it was uploaded or merged.
     origin: Option<String>,
+    /// Elements of all low-rank factors; null: it was published before they were counted.
+    parameters: Option<u64>,
+    /// The key or certificate that signed the package; null: none did, or nobody asked.
+    signed_by: Option<String>,
+    /// Nobody is shown it until it is released.
+    quarantined: bool,
+}
+
+impl From<pb::Version> for VersionBody {
+    fn from(version: pb::Version) -> Self {
+        Self {
+            version: version.number,
+            digest: digest(&version.digest),
+            bytes: version.bytes,
+            rank_max: version.rank_max,
+            target_modules: version.target_modules,
+            config_sha256: digest(&version.config_sha256),
+            weights_sha256: digest(&version.weights_sha256),
+            base_digest: digest(&version.base_digest),
+            created_ms: version.created_ms,
+            actor: version.actor,
+            warnings: version.warnings,
+            lineage: version.lineage.map(Into::into),
+            origin: Some(version.origin).filter(|origin| !origin.is_empty()),
+            parameters: Some(version.parameters).filter(|parameters| *parameters > 0),
+            signed_by: Some(version.signed_by).filter(|by| !by.is_empty()),
+            quarantined: version.quarantined,
+        }
+    }
 }
 
 /// An adapter's versions.
@@ -402,20 +434,6 @@ pub(crate) async fn list_versions(
     let name: AdapterName = checked("name", &name)?;
     let request = pb::ListVersionsRequest { tenant: tenant.to_string(), adapter: name.to_string() };
     let answer = gateway.ask(gateway.registry.clone().list_versions(request)).await?;
-    let versions = answer.versions.into_iter().map(|version| VersionBody {
-        version: version.number,
-        digest: digest(&version.digest),
-        bytes: version.bytes,
-        rank_max: version.rank_max,
-        target_modules: version.target_modules,
-        config_sha256: digest(&version.config_sha256),
-        weights_sha256: digest(&version.weights_sha256),
-        base_digest: digest(&version.base_digest),
-        created_ms: version.created_ms,
-        actor: version.actor,
-        warnings: version.warnings,
-        lineage: version.lineage.map(Into::into),
-        origin: Some(version.origin).filter(|origin| !origin.is_empty()),
-    });
+    let versions = answer.versions.into_iter().map(VersionBody::from);
     Ok(Json(VersionList { versions: versions.collect() }))
 }

@@ -2,7 +2,7 @@
 
 use super::InPath;
 use super::admin::checked;
-use super::admin_publish::{PublishedBody, refused, wished_alias};
+use super::admin_publish::{PublishedBody, refused, wished_alias, wished_quarantine};
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use axum::Json;
@@ -38,7 +38,8 @@ pub(crate) struct ImportedBody {
 #[utoipa::path(
     post, path = "/admin/v1/tenants/{tenant}/adapters/{name}/imports", tag = "admin", security(("admin" = [])),
     params(("tenant" = String, Path), ("name" = String, Path, description = "One segment: a slash is `%2F`"),
-        ("alias" = Option<String>, Query, description = "`none`, or the alias to move; absent: `live`")),
+        ("alias" = Option<String>, Query, description = "`none`, or the alias to move; absent: `live`"),
+        ("quarantine" = Option<bool>, Query, description = "Shown to nobody, and no alias moves, until it is released")),
     request_body = ImportAsked,
     responses(
         (status = 201, description = "A new version", body = ImportedBody),
@@ -55,10 +56,17 @@ pub(crate) async fn import(
 ) -> Result<Response, OpenAiError> {
     let tenant: TenantName = checked("tenant", &tenant)?;
     let name: AdapterName = checked("name", &name)?;
-    let alias = wished_alias(request.uri())?;
+    let (alias, quarantined) = (wished_alias(request.uri())?, wished_quarantine(request.uri())?);
     let _room = gateway.mesh.limits.upload()?;
     let (actor, _, asked) = gateway.admin_json::<ImportAsked>(request).await?;
-    let start = pb::PublishStart { tenant: tenant.to_string(), adapter: name.to_string(), alias: alias.clone(), actor };
+    let moving = gateway.moving(&tenant, &name, alias, &actor);
+    let start = pb::PublishStart {
+        tenant: tenant.to_string(),
+        adapter: name.to_string(),
+        alias: moving.at_once(),
+        actor,
+        quarantined,
+    };
     let request = pb::ImportRequest { start: Some(start), source: asked.source };
     let mut registry = gateway.registry.clone();
     let limit = gateway.settings.import_timeout();
@@ -68,6 +76,6 @@ pub(crate) async fn import(
         Some(Imported::Refusal(refusal)) => return Err(refused(refusal.reasons).into()),
         None => return Err(Fault::internal("the registry answered with nothing").into()),
     };
-    let (status, published) = gateway.show_published(&tenant, &name, &alias, published).await?;
+    let (status, published) = gateway.finish_publish(&tenant, &name, moving, published).await?;
     Ok((status, Json(ImportedBody { published, origin: answer.origin })).into_response())
 }

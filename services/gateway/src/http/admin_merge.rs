@@ -139,10 +139,11 @@ pub(crate) async fn merge(
         selector: parent.version,
         weight: parent.weight,
     };
+    let moving = gateway.moving(&tenant, &name, alias, &actor);
     let request = pb::MergeRequest {
         tenant: tenant.to_string(),
         adapter: name.to_string(),
-        alias: alias.clone(),
+        alias: moving.at_once(),
         actor,
         parents: asked.parents.into_iter().map(parent).collect(),
         method: asked.method,
@@ -152,6 +153,7 @@ pub(crate) async fn merge(
         target_rank: asked.target_rank,
         space: asked.space,
         dtype: asked.dtype,
+        at_request: false,
     };
     let mut registry = gateway.registry.clone();
     let answer = gateway.judged(registry.merge(request)).await?;
@@ -160,7 +162,7 @@ pub(crate) async fn merge(
         Some(Merged::Refusal(refusal)) => return Err(refused(refusal.reasons).into()),
         None => return Err(Fault::internal("the registry answered with nothing").into()),
     };
-    let (status, published) = gateway.show_published(&tenant, &name, &alias, published).await?;
+    let (status, published) = gateway.finish_publish(&tenant, &name, moving, published).await?;
     let lineage = answer.lineage.map(Into::into);
     Ok((status, Json(MergedBody { published, lineage })).into_response())
 }

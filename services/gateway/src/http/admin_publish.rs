@@ -9,6 +9,7 @@ use super::InPath;
 use super::admin::{checked, operator, registry_silent};
 use super::archive::{ARCHIVES, Archive};
 use super::errors::{OpenAiBody, OpenAiError};
+use super::publish_cost::CostBody;
 use crate::app::Gateway;
 use crate::directory::{Snapshot, registry_fault};
 use crate::error::Error;
@@ -40,6 +41,10 @@ const JUDGE_TIMEOUT: Duration = Duration::from_secs(300);
 const STOPPED: &str = "registry_stopped";
 /// How long the answer of a call that takes no more pieces may take.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// Largest signature, which the registry takes in one piece.
+const SIGNATURE_BYTES_MAX: usize = 1 << 20;
+/// Names of other files.
+const OTHERS_BYTES_MAX: usize = 64 << 10;
 /// Files that are pickles: executable, so never opened.
 const PICKLES: &[&str] = &[".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"];
 
@@ -47,6 +52,8 @@ const PICKLES: &[&str] = &[".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"];
 #[derive(Deserialize)]
 pub(crate) struct Wish {
     alias: Option<String>,
+    #[serde(default)]
+    quarantine: bool,
 }
 
 /// A published version.
@@ -57,6 +64,11 @@ pub(crate) struct PublishedBody {
     #[schema(value_type = Option<String>)]
     digest: Option<Digest>,
     warnings: Vec<String>,
+    /// Nobody is shown it until it is released (`…/versions/{version}/smoke` or `…/release`), and no alias moved.
+    quarantined: bool,
+    /// The key or certificate that signed the package; null: none did, or nobody asked.
+    signed_by: Option<String>,
+    cost: CostBody,
 }
 
 /// The two files of a package.
@@ -69,6 +81,11 @@ pub(crate) struct Package {
     /// `adapter_model.safetensors`
     #[schema(value_type = String, format = Binary)]
     weights: Vec<u8>,
+    /// `model.sig`: an OpenSSF model signature of the two files.
+    #[schema(value_type = Option<String>, format = Binary)]
+    signature: Option<Vec<u8>>,
+    /// Names of what lies beside them, one a line: what would change what prompts become is refused.
+    others: Option<String>,
 }
 
 /// The two files of a package in one archive.
@@ -84,7 +101,8 @@ pub(crate) struct PackedPackage(Vec<u8>);
 #[utoipa::path(
     post, path = "/admin/v1/tenants/{tenant}/adapters/{name}/versions", tag = "admin", security(("admin" = [])),
     params(("tenant" = String, Path), ("name" = String, Path, description = "One segment: a slash is `%2F`"),
-        ("alias" = Option<String>, Query, description = "`none`, or the alias to move; absent: `live`")),
+        ("alias" = Option<String>, Query, description = "`none`, or the alias to move; absent: `live`"),
+        ("quarantine" = Option<bool>, Query, description = "Shown to nobody, and no alias moves, until it is released")),
     request_body(content((Package = "multipart/form-data"), (PackedPackage = "application/x-tar"), (PackedPackage = "application/gzip"))),
     responses(
         (status = 201, description = "A new version", body = PublishedBody),
@@ -101,20 +119,29 @@ pub(crate) async fn publish(
 ) -> Result<Response, OpenAiError> {
     let tenant: TenantName = checked("tenant", &tenant)?;
     let name: AdapterName = checked("name", &name)?;
-    let alias = wished_alias(request.uri())?;
+    let (alias, quarantined) = (wished_alias(request.uri())?, wished_quarantine(request.uri())?);
     let _room = gateway.mesh.limits.upload()?;
     let (parts, stream) = request.into_parts();
+    let actor = operator(&parts);
+    let moving = gateway.moving(&tenant, &name, alias, &actor);
     let start = pb::PublishStart {
         tenant: tenant.to_string(),
         adapter: name.to_string(),
-        alias: alias.clone(),
-        actor: operator(&parts),
+        alias: moving.at_once(),
+        actor,
+        quarantined,
     };
     let mut upload = Upload::of(&gateway, parts, stream).await?;
     let published = send(&gateway, start, &mut upload).await?;
 
-    let (status, body) = gateway.show_published(&tenant, &name, &alias, published).await?;
+    let (status, body) = gateway.finish_publish(&tenant, &name, moving, published).await?;
     Ok((status, Json(body)).into_response())
+}
+
+/// `?quarantine=`: whether the version is shown to nobody until it is released.
+pub(super) fn wished_quarantine(uri: &http::Uri) -> Result<bool, Fault> {
+    let wish = Query::<Wish>::try_from_uri(uri).map_err(|error| Fault::invalid("quarantine", error.body_text()))?;
+    Ok(wish.0.quarantine)
 }
 
 /// `?alias=`: the alias to move; empty for none.
@@ -127,13 +154,28 @@ pub(super) fn wished_alias(uri: &http::Uri) -> Result<String, Fault> {
     })
 }
 
+/// The alias of a version that is being published.
+pub(super) struct Moving {
+    alias: String,
+    /// It waits until the version is warm.
+    is_later: bool,
+    actor: String,
+}
+
+impl Moving {
+    /// The alias that the registry moves with the version; empty: none.
+    pub(super) fn at_once(&self) -> String {
+        if self.is_later { String::new() } else { self.alias.clone() }
+    }
+}
+
 fn too_long_judged(limit: Duration) -> Fault {
     Fault::new(Kind::Timeout, format!("the registry did not answer within {} s", limit.as_secs_f64()))
 }
 
 impl Gateway {
     /// A call that makes the registry judge a package, within the time that this may take.
-    pub(super) async fn judged<T>(
+    pub(crate) async fn judged<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, Fault> {
@@ -141,7 +183,7 @@ impl Gateway {
     }
 
     /// The same within another time.
-    pub(super) async fn judged_within<T>(
+    pub(crate) async fn judged_within<T>(
         &self,
         limit: Duration,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -150,8 +192,48 @@ impl Gateway {
         Ok(answer.map_err(|status| registry_fault(&status))?.into_inner())
     }
 
+    /// How the alias of a version that is to be published moves.
+    pub(super) fn moving(&self, tenant: &TenantName, name: &AdapterName, alias: String, actor: &str) -> Moving {
+        Moving { is_later: self.moves_later(tenant, name, &alias), alias, actor: actor.to_owned() }
+    }
+
+    /// After a publish: an alias that waits moves once the version is warm. A gateway that dies before leaves a version that the same publish
+    /// again gives its alias.
+    pub(super) async fn finish_publish(
+        &self,
+        tenant: &TenantName,
+        name: &AdapterName,
+        moving: Moving,
+        published: pb::Published,
+    ) -> Result<(StatusCode, PublishedBody), Fault> {
+        let version = published.version;
+        let is_ahead = self.directory.last().is_some_and(|snapshot| {
+            let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
+            // Old bytes again move no alias back.
+            adapter.is_some_and(|adapter| adapter.aliases.get(&moving.alias) < Some(&version))
+        });
+        if moving.is_later && is_ahead && !published.quarantined {
+            self.show(|snapshot| {
+                let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
+                adapter.is_some_and(|adapter| adapter.versions.contains_key(&version))
+            })
+            .await;
+            let alias: AliasName = checked("alias", &moving.alias)?;
+            self.prewarm(tenant, name, &alias, version).await;
+            let request = pb::ReleaseVersionRequest {
+                tenant: tenant.to_string(),
+                adapter: name.to_string(),
+                version,
+                alias: moving.alias.clone(),
+                actor: moving.actor.clone(),
+            };
+            self.ask(self.registry.clone().release_version(request)).await?;
+        }
+        self.show_published(tenant, name, &moving.alias, published).await
+    }
+
     /// Waits until this gateway serves the version, and says how that is answered.
-    pub(super) async fn show_published(
+    async fn show_published(
         &self,
         tenant: &TenantName,
         name: &AdapterName,
@@ -160,13 +242,16 @@ impl Gateway {
     ) -> Result<(StatusCode, PublishedBody), Fault> {
         let shown = |snapshot: &Snapshot| {
             let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
-            adapter.is_some_and(|adapter| {
-                let aliased =
-                    alias.is_empty() || !published.created || adapter.aliases.get(alias) >= Some(&published.version);
-                aliased && adapter.versions.contains_key(&published.version)
-            })
+            published.quarantined
+                || adapter.is_some_and(|adapter| {
+                    let aliased = alias.is_empty()
+                        || !published.created
+                        || adapter.aliases.get(alias) >= Some(&published.version);
+                    aliased && adapter.versions.contains_key(&published.version)
+                })
         };
         self.show(shown).await;
+        let cost = CostBody::of(self, &published);
         let mut warnings = published.warnings;
         if !published.created && !alias.is_empty() {
             let aliases = self.aliases(tenant, name).await?;
@@ -178,6 +263,9 @@ impl Gateway {
             version: published.version,
             digest: Digest::try_from(published.digest.as_ref()).ok(),
             warnings,
+            quarantined: published.quarantined,
+            signed_by: Some(published.signed_by).filter(|by| !by.is_empty()),
+            cost,
         };
         Ok((status, body))
     }
@@ -227,7 +315,7 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, upload: &mut Upload) -
     }
 }
 
-pub(super) fn refused(reasons: Vec<String>) -> Fault {
+pub(crate) fn refused(reasons: Vec<String>) -> Fault {
     Fault::new(Kind::Refused, format!("the package is refused: {}", reasons.join("; ")))
         .with_code("package_refused")
         .with_reasons(reasons)
@@ -309,14 +397,14 @@ async fn forward(
 ) -> Result<(), Fault> {
     let settings = &gateway.settings;
     pieces.put(Part::Start(start)).await?;
-    let (mut config_seen, mut weights_seen) = (false, false);
+    let (mut config_seen, mut weights_seen, mut signature_seen, mut others_seen) = (false, false, false, false);
     let timeout = settings.body_timeout();
     while let Some(field) = within(timeout, multipart.next_field()).await? {
         let name = field.name().unwrap_or_default().to_owned();
         match name.as_str() {
             "config" if !config_seen => {
                 config_seen = true;
-                let config = read_config(field, settings.package_config_bytes_max, timeout).await?;
+                let config = read_small(field, settings.package_config_bytes_max, timeout).await?;
                 pieces.put(Part::Config(config.into())).await?;
             }
             "weights" if !weights_seen => {
@@ -332,7 +420,19 @@ async fn forward(
                     pieces.put(Part::Weights(piece)).await?;
                 }
             }
-            "config" | "weights" => {
+            "signature" if !signature_seen => {
+                signature_seen = true;
+                let signature = read_small(field, SIGNATURE_BYTES_MAX, timeout).await?;
+                pieces.put(Part::Signature(signature.into())).await?;
+            }
+            "others" if !others_seen => {
+                others_seen = true;
+                let names = read_small(field, OTHERS_BYTES_MAX, timeout).await?;
+                let names = String::from_utf8_lossy(&names);
+                let names = names.lines().map(str::trim).filter(|name| !name.is_empty()).map(ToOwned::to_owned);
+                pieces.put(Part::Others(pb::OtherFiles { names: names.collect() })).await?;
+            }
+            "config" | "weights" | "signature" | "others" => {
                 return Err(Fault::invalid(name.clone(), format!("part `{name}` comes twice")));
             }
             other => {
@@ -340,7 +440,9 @@ async fn forward(
                 let other: String = other.chars().take(64).collect();
                 return Err(Fault::invalid(
                     other.clone(),
-                    format!("unknown part `{other}`; a package has the parts `config` and `weights`"),
+                    format!(
+                        "unknown part `{other}`; a package has the parts `config` and `weights`, and may have `signature` and `others`"
+                    ),
                 ));
             }
         }
@@ -380,15 +482,17 @@ async fn within<T>(
     }
 }
 
-async fn read_config(mut field: Field<'_>, max: usize, timeout: Duration) -> Result<Vec<u8>, Fault> {
-    let mut config = Vec::new();
+/// A part that is small enough for memory.
+async fn read_small(mut field: Field<'_>, max: usize, timeout: Duration) -> Result<Vec<u8>, Fault> {
+    let name = field.name().unwrap_or_default().to_owned();
+    let mut bytes = Vec::new();
     while let Some(piece) = within(timeout, field.chunk()).await? {
-        if config.len() + piece.len() > max {
-            return Err(part_too_large("config", max as u64));
+        if bytes.len() + piece.len() > max {
+            return Err(part_too_large(&name, max as u64));
         }
-        config.extend_from_slice(&piece);
+        bytes.extend_from_slice(&piece);
     }
-    Ok(config)
+    Ok(bytes)
 }
 
 fn part_too_large(part: &str, max: u64) -> Fault {

@@ -4,12 +4,14 @@ use super::InPath;
 use super::admin::{KeyBody, TenantBody, checked};
 use super::admin_limits::LimitsAsked;
 use super::admin_placement::PlacesAsked;
+use super::admin_policy::PolicyAsked;
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use crate::directory::limits;
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
 use weft_fault::Fault;
@@ -27,6 +29,10 @@ pub(crate) struct TenantChange {
     limits: Option<LimitsAsked>,
     /// What placement promises the tenant and denies it.
     places: Option<PlacesAsked>,
+    /// What the tenant may publish and ask for.
+    policy: Option<PolicyAsked>,
+    /// The adapter that an absent model name means; empty: the base.
+    default_adapter: Option<String>,
 }
 
 /// Change a tenant. Requests that arrive from now on have the new weight and limits.
@@ -49,10 +55,26 @@ pub(crate) async fn update_tenant(
     let weight = asked.weight.map(checked_weight).transpose()?;
     let change = asked.limits.map(|limits| limits.change()).transpose()?;
     let places = asked.places.map(|places| places.change()).transpose()?;
-    let request = pb::UpdateTenantRequest { name: name.to_string(), actor, weight, limits: change, places };
+    let policy = asked.policy.map(PolicyAsked::change).transpose()?;
+    let request = pb::UpdateTenantRequest {
+        name: name.to_string(),
+        actor,
+        weight,
+        limits: change,
+        places,
+        policy,
+        default_adapter: asked.default_adapter,
+    };
     let answer = gateway.ask(gateway.registry.clone().update_tenant(request)).await?.tenant.unwrap_or_default();
     let now = limits(answer.limits);
-    let is_now = |tenant: &crate::directory::Tenant| tenant.weight == answer.weight && tenant.limits == now;
+    let policy = answer.policy.clone().unwrap_or_default();
+    let is_now = |tenant: &crate::directory::Tenant| {
+        tenant.weight == answer.weight
+            && tenant.limits == now
+            && tenant.default_adapter.as_deref().unwrap_or_default() == answer.default_adapter
+            && tenant.base_is_default == policy.base_is_default
+            && tenant.adapter_sources.iter().eq(policy.adapter_sources.iter().collect::<BTreeMap<_, _>>())
+    };
     gateway.show(|snapshot| snapshot.tenant(name.as_str()).is_some_and(|tenant| is_now(tenant))).await;
     Ok(Json(answer.into()))
 }

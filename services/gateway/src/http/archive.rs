@@ -2,7 +2,7 @@
 
 use super::admin_publish::{Pieces, refused};
 use crate::app::Gateway;
-use crate::error::Error;
+use crate::error::code;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::io::StreamReader;
 use weft_adapter_sources::archive::{Event, Limits, Reader};
-use weft_fault::Fault;
+use weft_fault::{Fault, Kind};
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::publish_request::Part;
 
@@ -22,6 +22,8 @@ use weft_proto::registry::v1::publish_request::Part;
 pub(super) const ARCHIVES: [&str; 4] =
     ["application/x-tar", "application/gzip", "application/x-gzip", "application/x-gtar"];
 
+/// Names of other files that the registry takes.
+const OTHERS_MAX: usize = 256;
 /// While other files are passed over the registry gets nothing, and would give the upload up: so often it is told that it still comes.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
@@ -44,9 +46,11 @@ impl Archive {
         let (limits, timeout) = (self.limits, self.timeout);
         pieces.put(Part::Start(start)).await?;
         let is_late = Arc::new(AtomicBool::new(false));
-        let failed = |error: weft_adapter_sources::Error| -> Fault {
+        let failed = |error: weft_adapter_sources::Error| {
             if is_late.load(Ordering::Relaxed) {
-                return Error::BodyTooSlow(timeout.as_secs()).into();
+                let seconds = timeout.as_secs();
+                let message = format!("the upload brought nothing for {seconds} s");
+                return Fault::new(Kind::Timeout, message).with_code(code::BODY_TIMEOUT);
             }
             error.into()
         };
@@ -64,14 +68,20 @@ impl Archive {
             };
             let part = match event {
                 Some(Event::Config(config)) => Part::Config(config),
+                Some(Event::Signature(bundle)) => Part::Signature(bundle),
                 Some(Event::Weights(piece)) => Part::Weights(piece),
                 None => break,
             };
             pieces.put(part).await?;
         }
-        if let Some(pickle) = reader.other_files().into_iter().find(|name| name.ends_with(".bin")) {
+        let mut names = reader.other_files();
+        if let Some(pickle) = names.iter().find(|name| name.ends_with(".bin")) {
             return Err(refused(vec![format!("the archive has {pickle}, a pickle, which can run code")]));
         }
+        // Those that the registry looks for before the rest.
+        names.sort_by_key(|name| !name.ends_with(".json") && !name.ends_with(".jinja"));
+        names.truncate(OTHERS_MAX);
+        pieces.put(Part::Others(pb::OtherFiles { names })).await?;
         pieces.whole();
         Ok(())
     }

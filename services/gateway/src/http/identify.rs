@@ -26,6 +26,8 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 const REQUEST_ID_BYTES_MAX: usize = 128;
 pub(super) const ADAPTER: &str = "x-weft-adapter";
 pub(super) const ADAPTER_DIGEST: &str = "x-weft-adapter-digest";
+/// Of a merge made at request time.
+pub(super) const RECIPE_DIGEST: &str = "x-weft-recipe-digest";
 pub(super) const BASE_DIGEST: &str = "x-weft-base-digest";
 pub(super) const WORKER: &str = "x-weft-worker";
 /// What feedback about the answer names.
@@ -66,6 +68,11 @@ impl Known {
         put(&mut headers, ADAPTER, &resolved.label(tenant));
         if let Some(digest) = resolved.digest() {
             put(&mut headers, ADAPTER_DIGEST, &digest.to_string());
+        }
+        if let Resolved::Adapter { name, .. } = resolved
+            && let Some(recipe) = weft_types::recipe_of(name)
+        {
+            put(&mut headers, RECIPE_DIGEST, &recipe.to_string());
         }
     }
 

@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 use weft_fault::Fault;
 use weft_proto::worker::v1 as pb;
 use weft_service_kit::transport::within;
+use weft_types::AdapterName;
 
 /// LoRAX's answer.
 #[derive(Serialize, ToSchema)]
@@ -205,10 +206,11 @@ struct Started {
     room: (OwnedSemaphorePermit, body::Room),
 }
 
-async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started, Fault> {
+async fn start(gateway: &Arc<Gateway>, asked: Asked, stream: bool) -> Result<Started, Fault> {
     let Asked { call, request, body } = asked;
-    let checked = request.check(stream, &gateway.settings)?;
+    let mut checked = request.check(stream, &gateway.settings)?;
     let mut body = body.for_answers(checked.wanted.len(), &gateway.mesh.limits)?;
+    let call = make_adapter(gateway, call, &mut checked).await?;
     let (admission, room) = gateway.admit(call, checked.adapter_id.as_deref(), None, &checked.wanted).await?;
     let validated = Instant::now();
     match gateway.mesh.start_all(&admission, &checked.wanted).await {
@@ -223,6 +225,28 @@ async fn start(gateway: &Gateway, asked: Asked, stream: bool) -> Result<Started,
     }
 }
 
+/// Sees to it that the tenant has what is asked for: a merge gets a name, and what its policy knows a source of is imported.
+async fn make_adapter(gateway: &Arc<Gateway>, call: super::Call, checked: &mut Checked) -> Result<super::Call, Fault> {
+    let tenant = &call.tenant;
+    if let Some(merged) = &checked.merged {
+        let base = gateway.mesh.pool.base()?;
+        let merge = merged.of(tenant, base.served_name())?;
+        let (name, snapshot) = gateway.merged(&tenant.name, merge).await?;
+        let version = snapshot.newest(&tenant.name, name.as_str()).unwrap_or(1);
+        checked.adapter_id = Some(format!("{name}@{version}"));
+        return Ok(call.seen_by(&snapshot));
+    }
+    // Only a plain name is one of something elsewhere.
+    let name = checked.adapter_id.as_deref().and_then(|id| id.parse::<AdapterName>().ok());
+    let (Some(name), Some(beginning)) = (name, tenant.adapter_sources.get(&checked.source)) else { return Ok(call) };
+    let is_base = gateway.mesh.pool.base()?.served_name() == name.as_str();
+    if is_base || name.is_merged() || tenant.adapters.contains_key(name.as_str()) {
+        return Ok(call);
+    }
+    let snapshot = gateway.sourced(&tenant.name, name, beginning).await?;
+    Ok(call.seen_by(&snapshot))
+}
+
 /// The worker counts, but says it in its own words; LoRAX's clients know LoRAX's.
 async fn in_lorax_words(gateway: &Gateway, admission: &Admission, checked: &Checked) -> Option<Fault> {
     let at = gateway.mesh.pool.choose(&workers::Asked::of_base(&admission.base.digest))?;
@@ -233,7 +257,7 @@ async fn in_lorax_words(gateway: &Gateway, admission: &Admission, checked: &Chec
     too_long(checked.kept(tokens), checked.max_new_tokens, &admission.base.description)
 }
 
-async fn streamed(gateway: &Gateway, asked: Asked) -> Result<Response, LoraxError> {
+async fn streamed(gateway: &Arc<Gateway>, asked: Asked) -> Result<Response, LoraxError> {
     let mut started = start(gateway, asked, true).await?;
     let mut headers = lorax_headers(&started.admission, &started.checked);
     // `best_of` is 1 in a stream, so there is exactly one.
@@ -243,7 +267,7 @@ async fn streamed(gateway: &Gateway, asked: Asked) -> Result<Response, LoraxErro
     Ok((headers, sse::response(events, gateway.settings.write_stall())).into_response())
 }
 
-async fn whole(gateway: &Gateway, asked: Asked) -> Result<(HeaderMap, LoraxAnswer), Fault> {
+async fn whole(gateway: &Arc<Gateway>, asked: Asked) -> Result<(HeaderMap, LoraxAnswer), Fault> {
     let Started { admission, generations, checked, validated, room } = start(gateway, asked, false).await?;
     let mut answers = collect_all(generations).await?;
     drop(room);

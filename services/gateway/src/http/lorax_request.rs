@@ -1,11 +1,11 @@
 //! A request in LoRAX's dialect: its fields, defaults, checks and the texts of its refusals, which clients match on.
 //!
-//! Differences on purpose, each refused by name instead of ignored: `merged_adapters`, `watermark`.
+//! Differences on purpose, each refused by name instead of ignored: `watermark`.
 //! A `response_format` of type `text` leaves the answer free, which LoRAX does not.
-//! `adapter_source` and `api_token` are checked for their form and then ignored: an `adapter_id` is always a name that
-//! this tenant published here.
+//! `api_token` is ignored. An `adapter_id` is always the name of an adapter that this tenant has here; where the tenant's policy says what an
+//! `adapter_source` is, one that it has not is imported from there.
 
-use super::body::Given;
+use super::lorax_merged::MergedAdapters;
 use super::response_format::ResponseFormat;
 use crate::generate::Wanted;
 use crate::settings::Settings;
@@ -37,10 +37,10 @@ pub(crate) struct LoraxRequest {
 pub(crate) struct Parameters {
     /// A name that the tenant published here; absent or empty: the tenant's default, else the base.
     pub(crate) adapter_id: Option<String>,
-    /// `hub`, `local`, `s3` or `pbase`: accepted and ignored.
+    /// `hub` (the default), `local`, `s3` or `pbase`: where an adapter that the tenant has not is imported from, if its policy says what that is.
     adapter_source: Option<String>,
-    #[schema(ignore)]
-    merged_adapters: Given,
+    /// Not together with `adapter_id`.
+    merged_adapters: Option<MergedAdapters>,
     /// Accepted and ignored: the key is in `authorization`.
     api_token: Option<String>,
     /// Generate so many and answer with the likeliest.
@@ -77,6 +77,10 @@ pub(crate) struct Parameters {
 pub(crate) struct Checked {
     pub(crate) wanted: Vec<Wanted>,
     pub(crate) adapter_id: Option<String>,
+    /// Where it is imported from if the tenant has it not.
+    pub(crate) source: String,
+    /// In place of it.
+    pub(crate) merged: Option<MergedAdapters>,
     pub(crate) max_new_tokens: Option<u32>,
     pub(crate) details: bool,
     pub(crate) prefill: bool,
@@ -163,6 +167,8 @@ impl LoraxRequest {
         Ok(Checked {
             wanted: vec![one; best_of],
             adapter_id: p.adapter_id,
+            source: p.adapter_source.filter(|source| !source.is_empty()).unwrap_or_else(|| "hub".to_owned()),
+            merged: p.merged_adapters.filter(|merged| !merged.is_off()),
             max_new_tokens: p.max_new_tokens,
             details: p.details == Some(true) || prefill,
             prefill,
@@ -175,11 +181,11 @@ impl LoraxRequest {
 
 impl Parameters {
     fn refuse_unsupported(&self) -> Result<(), Fault> {
-        if !self.merged_adapters.is_off() {
+        if let Some(merged) = self.merged_adapters.as_ref().filter(|merged| !merged.is_off()) {
             if self.adapter_id.as_deref().is_some_and(|id| !id.is_empty()) {
                 return Err(refusal("merged_adapters", "at most one of `adapter_id` or `adapters` may be provided"));
             }
-            return Err(not_yet("merged_adapters"));
+            merged.check()?;
         }
         if self.watermark == Some(true) {
             return Err(not_yet("watermark"));
@@ -350,7 +356,7 @@ mod tests {
             (
                 r#"{"merged_adapters":{"ids":["a"],"merge_strategy":"nonsense"}}"#,
                 false,
-                "`merged_adapters` is not supported yet",
+                "number of adapter IDs must match number of adapter weights",
             ),
             (r#"{"watermark":true}"#, false, "`watermark` is not supported yet"),
             (

@@ -12,8 +12,10 @@ mod admin_import;
 mod admin_limits;
 mod admin_merge;
 mod admin_placement;
+mod admin_policy;
 mod admin_publish;
 mod admin_residency;
+mod admin_smoke;
 mod admin_update;
 mod admin_usage;
 mod admin_workers;
@@ -24,6 +26,7 @@ mod experiment_page;
 mod feedback;
 mod identify;
 mod lorax;
+mod lorax_merged;
 mod lorax_request;
 mod lorax_stream;
 mod models;
@@ -38,10 +41,12 @@ mod openapi_shared;
 mod ops;
 mod per_address;
 mod prewarm;
+mod publish_cost;
 mod response_format;
 mod sse;
 mod standing;
 
+pub(crate) use admin_publish::refused;
 pub(crate) use identify::{Known, RequestId, unasked_lines};
 pub use openapi::openapi_json;
 pub(crate) use ops::Waiting;
@@ -50,6 +55,7 @@ pub(crate) use per_address::{Addresses, Peer};
 use crate::app::Gateway;
 use crate::authenticate;
 use crate::directory::Key;
+use crate::directory::Snapshot;
 use crate::error::Error;
 use crate::experiments::{ResponseId, mirror};
 use crate::generate::{Admission, Collected, Facts, Wanted};
@@ -127,6 +133,8 @@ fn admin_routes() -> Vec<Route> {
         ("/admin/v1/tenants/{tenant}/adapters", get(admin::list_adapters)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions", get(admin::list_versions).post(admin_publish::publish)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/versions/{version}", delete(admin_gc::delete_version)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/versions/{version}/smoke", post(admin_smoke::smoke)),
+        ("/admin/v1/tenants/{tenant}/adapters/{name}/versions/{version}/release", post(admin_smoke::release)),
         ("/admin/v1/tenants/{tenant}/adapters/{name}/imports", post(admin_import::import)),
         ("/admin/v1/gc", post(admin_gc::collect)),
         ("/admin/v1/usage", get(admin_usage::usage)),
@@ -316,6 +324,14 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// The same call by a tenant as a newer directory has it.
+    pub(crate) fn seen_by(mut self, snapshot: &Snapshot) -> Self {
+        if let Some(tenant) = snapshot.tenant(&self.tenant.name) {
+            self.tenant = Arc::clone(tenant);
+        }
+        self
+    }
+
     /// Gives its room back.
     pub(crate) fn leave(self) -> Arc<crate::directory::Tenant> {
         self.tenant

@@ -2,8 +2,8 @@
 
 use super::{
     admin, admin_aliases, admin_experiments, admin_gc, admin_import, admin_merge, admin_placement, admin_publish,
-    admin_residency, admin_update, admin_usage, admin_workers, errors, feedback, lorax, lorax_request, lorax_stream,
-    models,
+    admin_residency, admin_smoke, admin_update, admin_usage, admin_workers, errors, feedback, lorax, lorax_request,
+    lorax_stream, models,
 };
 use super::{openai_chat, openai_chat_answer, openai_completions, openai_completions_answer, openapi_shared, ops};
 use axum::response::{Html, IntoResponse, Response};
@@ -23,7 +23,7 @@ use utoipa::{Modify, OpenApi};
         admin::list_adapters, admin::list_versions, admin_publish::publish, admin_merge::merge, admin_aliases::list_aliases, admin_aliases::get_alias,
         admin_aliases::set_alias, admin_aliases::history, admin_aliases::roll_back, admin_experiments::create, admin_experiments::list,
         admin_experiments::show, admin_experiments::start, admin_experiments::weigh, admin_experiments::promote, admin_experiments::stop,
-        admin_experiments::exposures, admin_gc::collect, admin_gc::delete_version, admin_import::import, admin_usage::usage, admin_workers::workers, admin_workers::residency,
+        admin_experiments::exposures, admin_gc::collect, admin_gc::delete_version, admin_smoke::smoke, admin_smoke::release, admin_import::import, admin_usage::usage, admin_workers::workers, admin_workers::residency,
         admin_residency::pin, admin_residency::unpin, admin_residency::evict, admin_placement::placement,
     ),
     components(schemas(

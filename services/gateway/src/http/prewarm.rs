@@ -2,6 +2,7 @@
 //! traffic does not arrive before the bytes.
 
 use crate::app::Gateway;
+use crate::directory::Tenant;
 use crate::workers::Worker;
 use futures::future::join_all;
 use std::sync::Arc;
@@ -34,12 +35,12 @@ impl Gateway {
         let warming = workers.iter().map(|worker| async {
             let mut client = worker.client();
             let digest = || to.to_vec().into();
-            // A pin loads, and lasts only until it is let go: what placement pins, it pins again.
-            let pinned = client.pin(within(limit, pb::PinRequest { digest: digest() })).await.is_ok();
-            if pinned {
+            // A pin loads, and lasts only until it is let go, if it is ours.
+            let pinned = client.pin(within(limit, pb::PinRequest { digest: digest() })).await;
+            if pinned.as_ref().is_ok_and(|pinned| !pinned.get_ref().was_pinned) {
                 let _ = client.unpin(within(limit, pb::UnpinRequest { digest: digest() })).await;
             }
-            pinned
+            pinned.is_ok()
         });
         let warm = match tokio::time::timeout(limit, join_all(warming)).await {
             Ok(warm) => warm.into_iter().filter(|is_warm| *is_warm).count(),
@@ -49,6 +50,18 @@ impl Gateway {
             tracing::warn!(%tenant, %adapter, %alias, version, warm, workers = workers.len(), "an alias moves before all workers are warm");
         }
         (warm, workers.len())
+    }
+
+    /// Whether the alias of a version that is being published has to wait until the version is warm: it means another one now, and nothing but us moves it.
+    pub(super) fn moves_later(&self, tenant: &TenantName, adapter: &AdapterName, alias: &str) -> bool {
+        let Some(snapshot) = self.directory.last() else { return false };
+        let known = snapshot.tenant(tenant.as_str());
+        let has_alias = |known: &Arc<Tenant>| {
+            let adapter = known.adapters.get(adapter.as_str());
+            adapter.is_some_and(|adapter| adapter.aliases.contains_key(alias))
+        };
+        let is_split = |known: &Arc<Tenant>| known.split(adapter.as_str(), alias).is_some();
+        self.settings.prewarm_ms > 0 && known.is_some_and(|known| has_alias(known) && !is_split(known))
     }
 
     /// What the alias means now and what it will mean; `None` if that is the same, or nobody knows.

@@ -183,7 +183,7 @@ async fn errors_are_flat_and_typed() {
             json!({"merged_adapters": {"ids": ["a"]}}),
             422,
             "validation",
-            "Input validation error: `merged_adapters` is not supported yet",
+            "Input validation error: number of adapter IDs must match number of adapter weights",
         ),
         (json!({"watermark": true}), 422, "validation", "Input validation error: `watermark` is not supported yet"),
     ] {

@@ -11,8 +11,8 @@ use weft_types::Digest;
 
 use crate::Error;
 
-/// Told the bytes once the adapter is pinned in its slot.
-pub(crate) type Reply = oneshot::Sender<Result<u64, Fault>>;
+/// Told the bytes once the adapter is pinned in its slot, and whether it was before.
+pub(crate) type Reply = oneshot::Sender<Result<(u64, bool), Fault>>;
 
 pub(crate) struct Pins {
     bytes_max: u64,

@@ -339,7 +339,7 @@ impl Slots {
     }
 
     fn pin_if_awaited(&mut self, digest: Digest) {
-        let waiting = self.pins.take_waiting(&digest);
+        let (waiting, was_pinned) = (self.pins.take_waiting(&digest), self.pins.has(&digest));
         let is_wanted = self.pins.is_wanted(&digest);
         if waiting.is_empty() && !is_wanted {
             return;
@@ -359,7 +359,7 @@ impl Slots {
             let pinned = self.pins.pin(digest, bytes, of_others);
             self.generation += u64::from(pinned.is_ok());
             // Whoever does not wait for the answer any more sees it in the residency.
-            let _ = reply.send(pinned.map_err(Into::into));
+            let _ = reply.send(pinned.map(|bytes| (bytes, was_pinned)).map_err(Into::into));
         }
         if self.pins.has(&digest) {
             self.ledger.pin(&digest);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use weft_batching::{Phase, RequestId};
+use weft_fault::Fault;
 use weft_types::Digest;
 
 use super::{Command, StepLoop};
@@ -16,12 +17,12 @@ use crate::error::chain;
 
 /// What an operator wishes for one adapter; each is answered once.
 pub(crate) enum Wish {
-    /// Load it if it is not here, and keep it in its slot. Told its bytes.
+    /// Load it if it is not here, and keep it in its slot. Told its bytes, and whether it was pinned before.
     Pin(Digest, Reply),
     /// Told whether there was a pin.
     Unpin(Digest, oneshot::Sender<bool>),
     /// Drop it now. Told the bytes that got free.
-    Evict(Digest, Reply),
+    Evict(Digest, oneshot::Sender<Result<u64, Fault>>),
 }
 
 impl StepLoop {
@@ -50,6 +51,7 @@ impl StepLoop {
 
     fn loaded(&mut self, packed: Packed) {
         self.parts.metrics.adapter_load_seconds.observe(packed.took.as_secs_f64());
+        self.parts.view.moved(packed.prepared.digest(), packed.blob_bytes);
         let step = Duration::from_micros(self.load.step_us);
         self.slots.arrive(packed, step, self.now_ms());
     }

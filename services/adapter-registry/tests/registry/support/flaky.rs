@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 use weft_object_store::{ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome, S3Store};
 
@@ -12,13 +13,26 @@ pub(crate) struct Flaky {
     lose_next: Mutex<Option<String>>,
     /// Everything fails.
     away: Mutex<bool>,
+    /// Objects that were read.
+    reads: AtomicU64,
     /// Contents come only when it is false.
     held: watch::Sender<bool>,
 }
 
 impl Flaky {
     pub(crate) fn over(inner: S3Store) -> Self {
-        Self { inner, lose_next: Mutex::default(), away: Mutex::default(), held: watch::Sender::new(false) }
+        Self {
+            inner,
+            lose_next: Mutex::default(),
+            away: Mutex::default(),
+            reads: AtomicU64::new(0),
+            held: watch::Sender::new(false),
+        }
+    }
+
+    /// How many objects were read since this was called last.
+    pub(crate) fn take_reads(&self) -> u64 {
+        self.reads.swap(0, Ordering::Relaxed)
     }
 
     pub(crate) fn lose_reply_of(&self, key_part: &str) {
@@ -60,6 +74,7 @@ impl Flaky {
 impl ObjectStore for Flaky {
     async fn get(&self, key: &str) -> Result<Option<Object>, Error> {
         self.reach(key)?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.inner.get(key).await
     }
     async fn get_stream(&self, key: &str) -> Result<Option<ObjectStream>, Error> {

@@ -166,6 +166,7 @@ pub(crate) fn start_part(tenant: &str, adapter: &str, alias: &str) -> Part {
         adapter: adapter.to_owned(),
         alias: alias.to_owned(),
         actor: "ada".to_owned(),
+        ..pb::PublishStart::default()
     })
 }
 

@@ -190,6 +190,7 @@ impl FakeRegistry {
                 .collect(),
             adapters: tenant.adapters.iter().map(|(name, adapter)| directory_adapter(name, adapter)).collect(),
             experiments: tenant.experiments.iter().map(|json| json.clone().into()).collect(),
+            policy: None,
         });
         let tenants = tenants.collect();
         self.0.directory.send_modify(|directory| {
@@ -289,6 +290,8 @@ impl Registry for FakeRegistry {
                     upload.piece_bytes_max = upload.piece_bytes_max.max(piece.len());
                     upload.weights.extend(piece);
                 }
+                // What comes beside a package is tested with a real registry (`cli/tests/mesh/policy.rs`).
+                Some(Part::Signature(_) | Part::Others(_)) => {}
                 None => return Err(Status::invalid_argument("empty message")),
             }
         }
@@ -325,6 +328,7 @@ impl Registry for FakeRegistry {
                 digest: digest.to_vec().into(),
                 warnings: vec!["base name differs".into()],
                 created: known.is_none(),
+                ..pb::Published::default()
             })
         })?;
         Ok(Response::new(pb::PublishResponse { result: Some(pb::publish_response::Result::Published(published)) }))
@@ -345,6 +349,31 @@ impl Registry for FakeRegistry {
         }
         state.reports.push(request.into_inner());
         Ok(Response::new(pb::ReportObservationsResponse {}))
+    }
+
+    /// Residency is told by workers.
+    async fn keep_residency(
+        &self,
+        _: Request<pb::KeepResidencyRequest>,
+    ) -> Result<Response<pb::KeepResidencyResponse>, Status> {
+        Err(Status::unimplemented("keep_residency"))
+    }
+
+    async fn release_version(
+        &self,
+        request: Request<pb::ReleaseVersionRequest>,
+    ) -> Result<Response<pb::ReleaseVersionResponse>, Status> {
+        let asked = request.into_inner();
+        self.change(|state| {
+            let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
+            let adapter = tenant.adapters.get_mut(&asked.adapter).ok_or_else(|| unknown("adapter"))?;
+            let now = adapter.aliases.get(&asked.alias).copied();
+            if !asked.alias.is_empty() && now.is_none_or(|(now, _)| now < asked.version) {
+                adapter.aliases.insert(asked.alias.clone(), (asked.version, now.map_or(1, |(_, etag)| etag + 1)));
+            }
+            Ok::<_, Status>(())
+        })?;
+        Ok(Response::new(pb::ReleaseVersionResponse::default()))
     }
 
     async fn keep_usage(

@@ -349,7 +349,7 @@ impl Worker for FakeWorker {
         let digest = Digest::try_from(&request.into_inner().digest[..]).unwrap();
         self.inner.pinned.lock().unwrap().push(digest);
         self.inner.warmed.lock().unwrap().push(digest);
-        Ok(Response::new(pb::PinResponse { bytes: 77 }))
+        Ok(Response::new(pb::PinResponse { bytes: 77, ..Default::default() }))
     }
 
     async fn unpin(&self, request: Request<pb::UnpinRequest>) -> Result<Response<pb::UnpinResponse>, Status> {
