@@ -406,6 +406,14 @@ impl LoraMatrix {
     pub fn format(&self) -> WeightFormat {
         self.0.format()
     }
+
+    /// The values row by row, of floats that the reference packed; none of others. Cost: a copy.
+    #[must_use]
+    pub fn to_row_major(&self) -> Option<Vec<f32>> {
+        let values = |row| (0..self.cols()).map(move |col| self.0.at(row, col));
+        let is_plain = self.0.layout == Layout::RowMajor && !self.format().is_integer();
+        is_plain.then(|| (0..self.rows()).flat_map(values).collect())
+    }
 }
 
 impl std::fmt::Debug for PackedLinear {

@@ -1,0 +1,36 @@
+//! Compiles the shim and, against it, the very `.cu` files that nvcc compiles for devices. No CUDA is involved.
+
+fn main() {
+    for folder in ["shim", "."] {
+        for entry in std::fs::read_dir(folder).expect("the crate's own folder").flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|end| ["cu", "cuh", "h", "cpp"].iter().any(|known| end == *known)) {
+                println!("cargo::rerun-if-changed={}", path.display());
+            }
+        }
+    }
+    // scripts/asan.sh: the address sanitizer instead of the race check; g++ cannot do both at once.
+    let sanitizers = std::env::var("CARGO_CFG_SANITIZE").unwrap_or_default();
+    let is_asan = sanitizers.split(',').any(|sanitizer| sanitizer == "address");
+    println!("cargo::rustc-check-cfg=cfg(race_check_is_off)");
+    if is_asan {
+        println!("cargo::rustc-cfg=race_check_is_off");
+    }
+    // Without debug assertions, as nvcc; with the same additions as written, but for explicit `fmaf`.
+    let build = || {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++20").opt_level(2).warnings(true).extra_warnings(true);
+        build.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-Wno-unknown-pragmas");
+        if is_asan {
+            build.flag("-fsanitize=address");
+        }
+        build
+    };
+    build().file("shim/shim.cpp").file("shim/races.cpp").compile("weft_cuda_shim");
+    let mut kernels = build();
+    if !is_asan {
+        // The calls that it puts before each access are answered by shim/races.cpp.
+        kernels.flag("-fsanitize=thread");
+    }
+    kernels.include("shim").file("shim/kernels.cpp").compile("weft_cuda_kernels");
+}
