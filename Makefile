@@ -44,9 +44,14 @@ test-api: ## The HTTP API against its own description, and a mesh over another S
 	scripts/test-api.sh
 
 .PHONY: asan
-asan: ## The kernels' tests under the address sanitizer (part of make test)
+asan: ## The kernels' tests (the CUDA kernels' on this processor too) under the address sanitizer (part of make test)
 	@scripts/setup.sh build test
 	scripts/asan.sh
+
+.PHONY: gpu-check
+gpu-check: ## The CUDA kernels without a device: compiled for every architecture, run on this processor, their ceiling predicted (WEFT_GOLDEN=write: the table)
+	@scripts/setup.sh build test cuda
+	@scripts/gpu-check.sh
 
 # CHECK=1: a figure that is not what it should be ends the run with status 1, after everything has been measured.
 check_flag = $(if $(filter 1,$(CHECK)),--check)

@@ -2,9 +2,10 @@
 # Installs what a fresh Debian 12 with Rust lacks, and says so. Usage: scripts/setup.sh PART...
 #   build   what compiling needs: a C compiler
 #   demo    what fetching the demo model needs: python3 with venv and pip
-#   test    what the tests need: protoc, nats-server, redis-server, faketime, openssl, cargo-nextest, the real clients from PyPI
+#   test    what the tests need: g++, protoc, nats-server, redis-server, faketime, openssl, cargo-nextest, the real clients from PyPI
 #   api     what the tests of the HTTP API and of another S3 server need: schemathesis and moto from PyPI
 #   deploy  what the tests of the chart, SkyPilot's files and the alerts need: Helm, Kubernetes' schemas and SkyPilot from PyPI, promtool
+#   cuda    what compiling the CUDA kernels needs: g++, and nvcc from PyPI
 #   compose what the test of compose.yaml needs beside that: Docker, docker-compose and debootstrap
 #   bench   what building and running the other engines of the comparison needs; loadtests/peers/install.sh installs them
 # Nothing that is present already is touched.
@@ -15,6 +16,7 @@ venv=${PYTHON_VENV:-$PWD/.cache/venv}
 deploy_venv=${PYTHON_DEPLOY_VENV:-$PWD/.cache/venv-deploy}
 # The same goes for schemathesis and moto.
 api_venv=${PYTHON_API_VENV:-$PWD/.cache/venv-api}
+cuda_venv=${PYTHON_CUDA_VENV:-$PWD/.cache/venv-cuda}
 nextest_version=0.9.143
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -61,6 +63,8 @@ for part in "$@"; do
         test)
             # It lies in /usr/sbin, which is not in everybody's PATH.
             PATH=$PATH:/usr/sbin need_package nats-server nats-server
+            # The CUDA kernels' shim is C++.
+            need_package g++ g++
             need_package protoc protobuf-compiler
             need_package redis-server redis-server
             need_package faketime faketime
@@ -68,6 +72,7 @@ for part in "$@"; do
             need_package python3 python3
             need_venv_module
             ;;
+        cuda) need_package g++ g++; need_package python3 python3; need_venv_module ;;
         deploy)
             need_package promtool prometheus
             need_package openssl openssl
@@ -102,6 +107,8 @@ for part in "$@"; do
                 python_packages "tests/$of/requirements.txt" "$api_venv"
             done
             ;;
+        # Whoever has a toolkit may name it.
+        cuda) [ -n "${CUDA_HOME:-}" ] || python_packages kernels/cuda/requirements.txt "$cuda_venv" ;;
         deploy) python_packages tests/deploy/requirements.txt "$deploy_venv" ;;
         *) ;;
     esac

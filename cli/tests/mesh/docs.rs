@@ -18,6 +18,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/placement.md",
     "docs/deployment.md",
     "docs/experiments.md",
+    "docs/gpu.md",
     "docs/releases.md",
     "docs/usage.md",
     "charts/weft/README.md",

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# All that can be proved of the CUDA kernels without a device. Usage: scripts/gpu-check.sh
+#   - every kernels/cuda/*.cu compiles for every architecture, with the registers, spills and shared memory of
+#     kernels/cuda/ptxas.golden.txt (WEFT_GOLDEN=write: writes the table)
+#   - the same files, run on this processor, conform
+#   - what bytes over bandwidth predict is printed
+# Needs the part `cuda` of scripts/setup.sh, or another CUDA 13.0 in CUDA_HOME. The last line says how it went; exit 0 only if all of it held.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+architectures=(80 86 89 90 100)
+golden=kernels/cuda/ptxas.golden.txt
+venv=${PYTHON_CUDA_VENV:-$PWD/.cache/venv-cuda}
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+
+cuda=${CUDA_HOME:-}
+[ -n "$cuda" ] || for folder in "$venv"/lib/python*/site-packages/nvidia/cu13; do cuda=$folder; done
+nvcc="$cuda/bin/nvcc"
+[ -x "$nvcc" ] || { echo "gpu-check: no nvcc in $cuda: run scripts/setup.sh cuda, or set CUDA_HOME" >&2; exit 1; }
+release=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+echo "gpu-check: nvcc $release"
+
+# One line for each entry function: registers and what ptxas had to put into memory.
+table() { # architecture, what ptxas said
+    awk -v arch="sm_$1" '
+        /Compiling entry function/ { split($0, part, "\047"); name = part[2] }
+        /bytes stack frame/ { stack = $1; stores = $5; loads = $9 }
+        /Used [0-9]+ registers/ {
+            shared = 0
+            for (i = 1; i <= NF; i++) {
+                if ($i == "Used") registers = $(i + 1)
+                if ($i == "smem" || $i == "smem,") shared = $(i - 2)
+            }
+            printf "%s %s registers %d stack %d spill_stores %d spill_loads %d shared %d\n", arch, name, registers, stack, stores, loads, shared
+        }' "$2"
+}
+
+compiled=0
+wanted=0
+for source in kernels/cuda/*.cu; do
+    for architecture in "${architectures[@]}"; do
+        wanted=$((wanted + 1))
+        log="$out/$(basename "$source" .cu).$architecture.log"
+        if "$nvcc" -std=c++17 -arch="sm_$architecture" -cubin -Xptxas -v -o "$out/cubin" "$source" >"$log" 2>&1; then
+            compiled=$((compiled + 1))
+            table "$architecture" "$log" >>"$out/rows"
+        else
+            echo "gpu-check: $source for sm_$architecture:" >&2
+            cat "$log" >&2
+        fi
+    done
+done
+{
+    echo "# Made by WEFT_GOLDEN=write scripts/gpu-check.sh with nvcc $release. A change of kernels that changes a row must change it here."
+    echo "# shared: static bytes; stack and spills: bytes of local memory."
+    sort -V "$out/rows"
+} >"$out/table"
+table=unchanged
+if [ "${WEFT_GOLDEN:-}" = write ]; then
+    cp "$out/table" "$golden"
+elif ! diff -u "$golden" "$out/table"; then
+    table=changed
+fi
+
+tests="$out/tests"
+cargo nextest run --release -p weft-cuda-kernels --no-fail-fast 2>&1 | tee "$tests" || true
+ran=$(sed -nE 's/^ *Summary .* ([0-9]+) tests? run:.*/\1/p' "$tests")
+passed=$(sed -nE 's/^ *Summary .* ([0-9]+) passed.*/\1/p' "$tests")
+
+echo
+cargo run --quiet --release -p weft-cuda-kernels --example ceiling || table="$table, no prediction"
+echo
+echo "gpu: kernels $compiled/$wanted compiled, conformance ${passed:-0}/${ran:-0}, golden table $table"
+[ "$compiled" = "$wanted" ] && [ -n "$ran" ] && [ "${passed:-0}" = "$ran" ] && [ "$table" = unchanged ]
