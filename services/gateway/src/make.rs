@@ -10,7 +10,7 @@ use crate::error::code;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_adapter_merge::{Component, Method, OutputDtype, Recipe, Space};
@@ -18,8 +18,11 @@ use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, Digest};
 
-/// Adapters being made at once.
+/// Adapters being made at once, of all tenants and of one.
 const MAKES_MAX: usize = 64;
+const MAKES_PER_TENANT_MAX: usize = 8;
+/// The same with the failures that are remembered.
+const ENTRIES_MAX: usize = 1_024;
 /// What could not be made is not tried again for so long.
 const FAILURE_KEPT: Duration = Duration::from_secs(10);
 /// Who it is, in records.
@@ -29,7 +32,7 @@ type Made = Result<(), Fault>;
 
 struct Making {
     done: Shared<BoxFuture<'static, Made>>,
-    began: Instant,
+    ended: Arc<OnceLock<Instant>>,
 }
 
 /// What is being made, by tenant and adapter.
@@ -64,24 +67,35 @@ impl Makes {
             let mut makes = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             makes.retain(|_, making| match making.done.peek() {
                 Some(Ok(())) => false,
-                Some(Err(_)) => making.began.elapsed() < self.failures_kept,
+                Some(Err(_)) => making.ended.get().is_none_or(|ended| ended.elapsed() < self.failures_kept),
                 None => true,
             });
             let key = (tenant.to_owned(), adapter.to_owned());
-            let count = makes.len();
+            let running = makes.iter().filter(|(_, making)| making.done.peek().is_none()).map(|((owner, _), _)| owner);
+            let (all, own) = running.fold((0, 0), |(all, own), owner| (all + 1, own + usize::from(owner == tenant)));
+            let is_full = all >= MAKES_MAX || own >= MAKES_PER_TENANT_MAX || makes.len() >= ENTRIES_MAX;
             match makes.get(&key) {
                 Some(making) => making.done.clone(),
-                None if count >= MAKES_MAX => {
-                    let message = format!("{MAKES_MAX} adapters are being made for requests, the limit");
+                None if is_full => {
+                    let message = format!(
+                        "{all} adapters are being made for requests, {own} of them this tenant's: the limits are {MAKES_MAX} and {MAKES_PER_TENANT_MAX}"
+                    );
                     return Err(in_the_making(message));
                 }
                 None => {
                     // Goes on when nobody waits any more: the next request finds it.
                     let task = tokio::spawn(work);
-                    let done =
-                        async move { task.await.unwrap_or_else(|error| Err(Fault::internal(error.to_string()))) };
+                    let (ended, at) = (Arc::new(OnceLock::new()), Instant::now);
+                    let end = Arc::clone(&ended);
+                    let done = async move {
+                        let made = task.await.unwrap_or_else(|error| Err(Fault::internal(error.to_string())));
+                        let _ = end.set(at());
+                        made
+                    };
                     let done = done.boxed().shared();
-                    makes.insert(key, Making { done: done.clone(), began: Instant::now() });
+                    // Its end is seen although nobody waits for it.
+                    tokio::spawn(done.clone());
+                    makes.insert(key, Making { done: done.clone(), ended });
                     done
                 }
             }
@@ -219,8 +233,17 @@ impl Gateway {
             quarantined: false,
         };
         let request = pb::ImportRequest { start: Some(start), source: format!("{beginning}{name}") };
+        let there = pb::ListVersionsRequest { tenant: tenant.to_owned(), adapter: name.to_string() };
         let (gateway, owner, adapter) = (Arc::clone(self), tenant.to_owned(), name.clone());
         let work = async move {
+            // Versions that the directory does not show are in quarantine: nobody gets round that by asking.
+            if gateway
+                .ask(gateway.registry.clone().list_versions(there))
+                .await
+                .is_ok_and(|found| !found.versions.is_empty())
+            {
+                return Err(crate::error::Error::UnknownModel(adapter.to_string()).into());
+            }
             let answer = gateway
                 .judged_within(gateway.settings.import_timeout(), gateway.registry.clone().import(request))
                 .await?;
@@ -319,9 +342,25 @@ mod tests {
     async fn no_more_than_the_limit_is_made_at_once() {
         let (makes, times) = (Makes::new(LONG), Arc::new(AtomicU32::new(0)));
         for n in 0..=MAKES_MAX {
-            let fault = makes.make("t", &n.to_string(), SHORT, counted(&times, LONG, Ok(()))).await.unwrap_err();
-            assert_eq!(fault.message.contains("the limit"), n == MAKES_MAX, "{n}: {fault}");
+            let tenant = format!("t{}", n / MAKES_PER_TENANT_MAX);
+            let fault = makes.make(&tenant, &n.to_string(), SHORT, counted(&times, LONG, Ok(()))).await.unwrap_err();
+            assert_eq!(fault.message.contains("the limits are"), n == MAKES_MAX, "{n}: {fault}");
         }
         assert_eq!(times.load(Ordering::SeqCst) as usize, MAKES_MAX);
+    }
+
+    #[tokio::test]
+    async fn one_tenant_does_not_take_all_and_what_nobody_waits_for_makes_room_when_it_ends() {
+        let (makes, times) = (Makes::new(LONG), Arc::new(AtomicU32::new(0)));
+        let ask =
+            |n: usize| makes.make("t", if n == 0 { "first" } else { "other" }, SHORT, counted(&times, LONG, Ok(())));
+        for n in 0..MAKES_PER_TENANT_MAX {
+            let work = counted(&times, Duration::from_millis(300), Ok(()));
+            makes.make("t", &n.to_string(), SHORT, work).await.unwrap_err();
+        }
+        assert!(ask(0).await.unwrap_err().message.contains("the limits are"));
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(!ask(1).await.unwrap_err().message.contains("the limits are"));
+        assert_eq!(makes.running.lock().unwrap().len(), 1, "what has ended is forgotten");
     }
 }

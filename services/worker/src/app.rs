@@ -190,6 +190,7 @@ impl App {
                 incarnation: self.service.incarnation.to_string(),
                 every: Duration::from_millis(self.settings.residency_report_ms),
             };
+            teller.view.keep_occupancy();
             let over = Shutdown::new();
             (tokio::spawn(teller.tell(registry, over.clone())), over)
         });

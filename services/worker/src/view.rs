@@ -25,7 +25,8 @@ const RESTING: u64 = u64::MAX;
 struct Seen {
     load: pb::GetLoadResponse,
     residency: pb::ListResidencyResponse,
-    occupancy: Occupancy,
+    /// While somebody tells of it.
+    occupancy: Option<Occupancy>,
 }
 
 impl View {
@@ -69,20 +70,33 @@ impl View {
     pub(crate) fn set_residency(&self, residency: pb::ListResidencyResponse) {
         let now_ms = self.now_ms();
         let mut seen = self.lock();
-        seen.occupancy.observe(now_ms, &residency);
+        if let Some(occupancy) = &mut seen.occupancy {
+            occupancy.observe(now_ms, &residency);
+        }
         seen.residency = residency;
+    }
+
+    /// What adapters take is added up from now on; whoever asks for it takes it.
+    pub(crate) fn keep_occupancy(&self) {
+        let now_ms = self.now_ms();
+        let mut seen = self.lock();
+        let mut occupancy = Occupancy::default();
+        occupancy.observe(now_ms, &seen.residency);
+        seen.occupancy = Some(occupancy);
     }
 
     /// So many bytes were brought here for an adapter.
     pub(crate) fn moved(&self, digest: Digest, bytes: u64) {
         let now_ms = self.now_ms();
-        self.lock().occupancy.moved(now_ms, digest, bytes);
+        if let Some(occupancy) = &mut self.lock().occupancy {
+            occupancy.moved(now_ms, digest, bytes);
+        }
     }
 
     /// What each adapter took since this was called last.
     pub(crate) fn take_occupancy(&self) -> Vec<(Digest, Taken)> {
         let now_ms = self.now_ms();
-        self.lock().occupancy.take(now_ms)
+        self.lock().occupancy.as_mut().map(|occupancy| occupancy.take(now_ms)).unwrap_or_default()
     }
 
     fn now_ms(&self) -> u64 {

@@ -15,7 +15,7 @@ pub(crate) use signers::Signers;
 
 use crate::Error;
 use crate::admin::Expected;
-use crate::core::{Core, now_ms};
+use crate::core::{Change, Core, now_ms};
 use crate::layout::{Place, adapter_prefix};
 use crate::records::{BaseRecord, Lineage, VersionRecord};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use upload::{SMALL_BYTES_MAX, Upload};
 use weft_adapter_format::{CheckedPackage, Limits, Refusal, Resolved, check_package};
 use weft_adapter_sources::{Source, Sources};
-use weft_object_store::{PutOutcome, keys};
+use weft_object_store::{ETag, PutOutcome, keys};
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, Digest, MERGED_PREFIX, TenantName};
 
@@ -189,6 +189,7 @@ impl Publisher {
         if let Some(version) = known
             && self.core.blob_outlives_collection(&version.digest).await?
         {
+            let version = self.note_signer(&target, version, signed_by).await?;
             self.move_alias(&target, &version).await?;
             return Ok(Outcome::Existing(version));
         }
@@ -208,6 +209,28 @@ impl Publisher {
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
         self.store(&target, checked, digest, &base, Made { lineage: None, signed_by }).await
+    }
+
+    /// Files that were published before nobody signed them say who did from now on.
+    async fn note_signer(
+        &self,
+        target: &Target,
+        version: VersionRecord,
+        signed_by: Option<String>,
+    ) -> Result<VersionRecord, Error> {
+        if version.signed_by.is_some() || signed_by.is_none() {
+            return Ok(version);
+        }
+        let place = Place::Version(target.tenant.clone(), target.adapter.clone(), version.number);
+        let noted = self.core.update(&place, |found: Option<(&VersionRecord, &ETag)>| match found {
+            Some((record, _)) if record.signed_by.is_none() => {
+                let revision = record.revision + 1;
+                Ok(Change::Write(VersionRecord { revision, signed_by: signed_by.clone(), ..record.clone() }))
+            }
+            Some((record, _)) => Ok(Change::Keep(record.clone())),
+            None => Err(Error::NotFound(format!("version {} is gone", version.number))),
+        });
+        Ok(noted.await?.0)
     }
 
     /// What a package of this tenant may be.

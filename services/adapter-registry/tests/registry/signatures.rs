@@ -102,6 +102,9 @@ async fn who_signed_is_in_the_version_and_a_wrong_signature_is_refused() {
     let refused = registry.client.merge(merge("clerk")).await.unwrap_err();
     assert!(refused.message().contains("is not signed"), "{refused}");
     registry.client.merge(merge("singer")).await.unwrap();
+    // What was published before is signed by bringing the signature.
+    let signed_by = publish(&registry, "clerk", &package, Some(sign(&key, &package))).await.unwrap();
+    assert!(signed_by.contains("release.pem"), "{signed_by}");
 
     // A registry that trusts nobody takes nothing that has to be signed.
     let nobody = world.start().await;
