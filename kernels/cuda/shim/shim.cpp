@@ -267,35 +267,28 @@ uint32_t collect(Collect what, unsigned mask, uint32_t bits, unsigned from) {
     return warp.gets[self];
 }
 
-uint32_t atomic_add(uint32_t* at, uint32_t value) {
-    races::note(at, 4, races::Access::Atomic);
-    const uint32_t before = *at;
-    *at = before + value;
+// Notes the access, and puts what `change` makes of the value there.
+template <class T, class Change>
+static T atomically(T* at, Change change) {
+    races::note(at, sizeof *at, races::Access::Atomic);
+    const T before = *at;
+    *at = change(before);
     return before;
+}
+uint32_t atomic_add(uint32_t* at, uint32_t value) {
+    return atomically(at, [=](uint32_t before) { return before + value; });
 }
 float atomic_add(float* at, float value) {
-    races::note(at, 4, races::Access::Atomic);
-    const float before = *at;
-    *at = before + value;
-    return before;
+    return atomically(at, [=](float before) { return before + value; });
 }
 uint32_t atomic_max(uint32_t* at, uint32_t value) {
-    races::note(at, 4, races::Access::Atomic);
-    const uint32_t before = *at;
-    *at = before < value ? value : before;
-    return before;
+    return atomically(at, [=](uint32_t before) { return before < value ? value : before; });
 }
 uint32_t atomic_exchange(uint32_t* at, uint32_t value) {
-    races::note(at, 4, races::Access::Atomic);
-    const uint32_t before = *at;
-    *at = value;
-    return before;
+    return atomically(at, [=](uint32_t) { return value; });
 }
 uint32_t atomic_compare_exchange(uint32_t* at, uint32_t expected, uint32_t value) {
-    races::note(at, 4, races::Access::Atomic);
-    const uint32_t before = *at;
-    if (before == expected) *at = value;
-    return before;
+    return atomically(at, [=](uint32_t before) { return before == expected ? value : before; });
 }
 
 }  // namespace shim
