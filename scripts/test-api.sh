@@ -12,35 +12,17 @@ unset WEFT_DEMO_MODEL WEFT_API_EXAMPLES WEFT_API_SEED
 
 WEFT_TEST_BINARIES=$bins "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/object-stores
 
-work=$(mktemp -d)
-cleanup() {
-    status=$?
-    [ -z "${server:-}" ] || { kill "$server" 2>/dev/null && wait "$server" || true; }
-    [ "$status" = 0 ] || { echo "--- log of weft up"; tail -40 "$work/log"; } >&2
-    rm -rf "$work"
-}
-trap cleanup EXIT
-
-"$bins/weft" up --model "$model" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --data-dir "$work/data" \
-    --admin-key test-admin-key >"$work/out" 2>"$work/log" &
-server=$!
-for _ in $(seq 300); do
-    grep -q '^serving ' "$work/out" && break
-    kill -0 "$server" 2>/dev/null || { echo "weft up ended early" >&2; exit 1; }
-    sleep 0.2
-done
-data=$(sed -n 's/^data plane *//p' "$work/out")
-admin=$(sed -n 's/^admin plane *//p' "$work/out")
-export WEFT_ADMIN_URL=$admin WEFT_ADMIN_KEY=test-admin-key
+weft=$bins/weft
+. scripts/weft-up.sh
 # Of the tenant's own adapter there are two versions, each with an alias. What generated requests clean up is somebody else's.
 for tenant in harbour attic; do
-    "$bins/weft" tenant create "$tenant" >/dev/null
+    "$weft" tenant create "$tenant" >/dev/null
     for package in pirate sql-writer; do
-        "$bins/weft" publish "examples/adapters/$package" --tenant "$tenant" --name pirate >/dev/null
+        "$weft" publish "examples/adapters/$package" --tenant "$tenant" --name pirate >/dev/null
     done
 done
-"$bins/weft" alias pirate canary 1 --tenant harbour >/dev/null
-key=$("$bins/weft" key create --tenant harbour | "$venv/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["secret"])')
+"$weft" alias pirate canary 1 --tenant harbour >/dev/null
+key=$("$weft" key create --tenant harbour | "$venv/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["secret"])')
 unset WEFT_ADMIN_URL WEFT_ADMIN_KEY
 "$venv/bin/python" -c 'import sys, urllib.request as web; print(web.urlopen(sys.argv[1]).read().decode())' "$data/openapi.json" >"$work/openapi.json"
 

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 /// A limit as it is typed: a number, or null for none.
-fn limit(text: &str) -> Result<Value, String> {
+pub(crate) fn limit(text: &str) -> Result<Value, String> {
     if text == "none" {
         return Ok(Value::Null);
     }

@@ -1,15 +1,8 @@
 //! A tenant's policy on the command line: what is not given stays, `none` takes a limit away.
 
+use crate::limits::limit;
 use clap::Args;
 use serde_json::{Map, Value, json};
-
-/// A number, or null for none.
-fn number(text: &str) -> Result<Value, String> {
-    if text == "none" {
-        return Ok(Value::Null);
-    }
-    text.parse::<u64>().map(Value::from).map_err(|_| "must be a whole number or none".to_owned())
-}
 
 /// `hub=hf://`, or `hub=none`.
 fn source(text: &str) -> Result<(String, Value), String> {
@@ -21,16 +14,16 @@ fn source(text: &str) -> Result<(String, Value), String> {
 #[derive(Args, Clone, Debug)]
 pub struct PolicyFlags {
     /// Largest rank of a package, or `none`
-    #[arg(long, value_name = "N", value_parser = number)]
+    #[arg(long, value_name = "N", value_parser = limit)]
     rank_max: Option<Value>,
     /// Most bytes of a package's weights, or `none`
-    #[arg(long, value_name = "BYTES", value_parser = number)]
+    #[arg(long, value_name = "BYTES", value_parser = limit)]
     package_bytes_max: Option<Value>,
     /// Whether a package needs a signature that the registries trust
     #[arg(long, value_name = "true|false")]
     signed: Option<bool>,
     /// Merges made at request time that are kept at once; 0: none are made; `none`: as the registries have it
-    #[arg(long, value_name = "N", value_parser = number)]
+    #[arg(long, value_name = "N", value_parser = limit)]
     request_merges_max: Option<Value>,
     /// Where adapters that requests ask for are imported from, by `adapter_source`: `hub=hf://`, `s3=s3://bucket/prefix/`, `local=file:///folder/`, or
     /// `hub=none`

@@ -17,7 +17,7 @@ def start_of_a_registry(binaries, folder, endpoint, bucket):
         registry.kill()
     said = registry.said()
     assert "listening on" not in said
-    assert "object store endpoint cannot be used" in said
+    assert f"object store endpoint cannot be used: bucket {bucket} at {endpoint}: " in said
     return said
 
 

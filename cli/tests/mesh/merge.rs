@@ -161,3 +161,29 @@ async fn a_tenant_keeps_as_many_merges_of_requests_as_its_policy_says() {
     let (status, _, body) = ask(0.9).await;
     assert!(status != 200 && body["error"].as_str().unwrap().contains("merges of tenant harbour"), "{status} {body}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_for_a_request_that_the_limits_refuse() {
+    let mesh = Weft::up(&tiny_model(), &[]);
+    let secret = mesh.tenant("harbour").await;
+    let admin = mesh.admin();
+    admin.publish("harbour", "rank8", &tiny_adapter("rank8"), Some("live")).await.unwrap();
+    let limits = async |text: &str| {
+        let args = ["tenant", "limits", "harbour", "--requests-per-minute", text];
+        let (status, _, err) = weft(&[&args[..], &["--admin-url", &mesh.admin_url, "--admin-key", ADMIN_KEY]].concat());
+        assert!(status.success(), "{err}");
+    };
+    let merged = || generate(&mesh, &secret, json!({"merged_adapters": {"ids": ["rank8"], "weights": [0.5]}}));
+    let made = async || admin.adapters("harbour").await.unwrap().to_string().contains("weft-merged/");
+    limits("1").await;
+    assert_eq!(generate(&mesh, &secret, json!({"adapter_id": "rank8"})).await.0, 200);
+    let (status, body, _) = merged().await;
+    assert_eq!((status, &body["error_type"]), (429, &json!("overloaded")), "{body}");
+    assert!(!made().await);
+    // What is wrong with a merge is said to whoever has none left, too.
+    let wrong = json!({"merged_adapters": {"ids": ["rank8"], "weights": [1000.0]}});
+    assert_eq!(generate(&mesh, &secret, wrong).await.0, 422);
+    limits("3").await;
+    assert_eq!(merged().await.0, 200);
+    assert!(made().await);
+}

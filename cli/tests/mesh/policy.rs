@@ -164,7 +164,13 @@ async fn a_version_is_shown_to_nobody_until_it_answers_as_it_should() {
     // No alias and no experiment gets at it by its number.
     assert!(admin.set_alias("harbour", "pirate", "live", 2, None).await.is_err());
 
-    // It survives a restart, and goes out with another word; the same bytes that pass are another version.
+    // The same bytes are the same version: published once more they are asked once more, and do not get out by a plain publish.
+    publish(json!({"prompts": [{"prompt": "Hi", "contains": ["no answer has this"]}]})).unwrap_err();
+    let plain = admin.publish("harbour", "pirate", &tiny_adapter("rank16"), Some("live")).await.unwrap_err();
+    assert!(plain.to_string().contains("version 2 of pirate has these bytes and is in quarantine"), "{plain}");
+    assert_eq!(quarantined(&admin.versions("harbour", "pirate").await.unwrap()), [false, true]);
+
+    // It survives a restart, and goes out with another word.
     let dir = mesh.kill();
     let mesh = Weft::up_in(dir, &tiny_model(), &[]);
     let (admin, data) = (mesh.admin(), mesh.data(&secret));

@@ -15,12 +15,15 @@ const RACES: usize = 2;
 /// Writes under a random key below `.weft-probe/` and removes it again. Cost: about 50 requests.
 ///
 /// # Errors
-/// [`Error::NotConforming`] naming the broken promise, or what made a request fail.
+/// [`Error::NotConforming`] naming the place and the broken promise, or what made a request fail.
 pub async fn probe(store: &dyn ObjectStore) -> Result<(), Error> {
     let prefix = format!(".weft-probe/{}/", uuid::Uuid::new_v4());
     let result = check(store, &prefix).await;
     let cleaned = clean(store, &prefix).await;
-    result.and(cleaned)
+    result.and(cleaned).map_err(|error| match error {
+        Error::NotConforming(promise) => Error::NotConforming(format!("{}: {promise}", store.place())),
+        other => other,
+    })
 }
 
 async fn clean(store: &dyn ObjectStore, prefix: &str) -> Result<(), Error> {

@@ -116,6 +116,11 @@ impl PutOutcome {
 /// Errors are of kind `unavailable` or `timeout` if trying again can help, else `internal` or `corrupt`.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
+    /// Where it is, for messages.
+    fn place(&self) -> String {
+        "the object store".to_owned()
+    }
+
     /// The whole object, or `None`. For objects that are small by contract.
     async fn get(&self, key: &str) -> Result<Option<Object>, Error>;
 

@@ -88,18 +88,20 @@ async fn work(arguments: Arguments) -> Result<ExitCode> {
         Command::Rates { megabytes, rounds, at_once } => {
             let world = World::start(&bins, 1).await?;
             println!(
-                "{:>9} {:>9} {:>11} {:>7} {:>9} {:>11} {:>7}",
-                "package", "PUT/s", "publish/s", "ratio", "GET/s", "resolve/s", "ratio"
+                "{:>9} {:>9} {:>9} {:>11} {:>7} {:>9} {:>9} {:>11} {:>7}",
+                "package", "PUT/s", "floor/s", "publish/s", "of PUT", "of floor", "GET/s", "resolve/s", "of GET"
             );
             for megabytes in megabytes {
                 let objects = (200 / megabytes.max(1)).clamp(2, 100);
                 let rates = rates::measure(&world, megabytes << 20, objects, at_once, rounds).await?;
                 println!(
-                    "{:>6} MB {:>9.2} {:>11.2} {:>7.2} {:>9.2} {:>11.2} {:>7.2}",
+                    "{:>6} MB {:>9.2} {:>9.2} {:>11.2} {:>7.2} {:>9.2} {:>9.2} {:>11.2} {:>7.2}",
                     megabytes,
                     rates.put,
+                    rates.floor,
                     rates.publish,
                     rates.publish / rates.put,
+                    rates.publish / rates.floor,
                     rates.get,
                     rates.resolve,
                     rates.resolve / rates.get

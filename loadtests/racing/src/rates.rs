@@ -1,7 +1,7 @@
 //! How fast versions are published and read through a registry, against the S3 server's own `PUT` and `GET` of the same bytes in the same run.
 //!
-//! The floor of a publish is one `PUT` of the blob; the registry adds the check of the package, two conditional writes of records and looks at
-//! the store between them. A resolve and the read of a blob is one `GET` and a call that the registry answers from memory.
+//! A publish is a `PUT` of the blob and two conditional ones of records (version and alias), each durable before the next: that is its floor, which
+//! is measured too. The registry adds the way of the bytes through it, the check of the package, and a look at the store between the writes. A resolve and the read of a blob is one `GET` and a call that the registry answers from memory.
 
 use crate::package::Package;
 use crate::world::{Client, TENANT, World};
@@ -16,6 +16,8 @@ use weft_proto::registry::v1::publish_response::Result as Published;
 use weft_types::Digest;
 
 const CHUNK_BYTES: usize = 1 << 20;
+/// As a version's record has.
+const RECORD_BYTES: usize = 800;
 
 /// Rates in objects a second.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,8 @@ pub struct Rates {
     pub bytes: usize,
     /// `PUT`s of S3.
     pub put: f64,
+    /// The same `PUT`s, each with two conditional ones of records after it.
+    pub floor: f64,
     /// Publishes.
     pub publish: f64,
     /// `GET`s of S3.
@@ -38,7 +42,7 @@ pub struct Rates {
 /// A call fails.
 pub async fn measure(world: &World, bytes: usize, objects: usize, at_once: usize, rounds: usize) -> Result<Rates> {
     let (client, store) = (world.client(0)?, std::sync::Arc::new(world.store().await?));
-    let [mut put, mut publish, mut get, mut resolve] = [Duration::ZERO; 4];
+    let [mut put, mut floor, mut publish, mut get, mut resolve] = [Duration::ZERO; 5];
     let name = format!("rates-{bytes}");
     for round in 0..rounds {
         let packages: Vec<Package> =
@@ -46,6 +50,18 @@ pub async fn measure(world: &World, bytes: usize, objects: usize, at_once: usize
         put += timed(at_once, objects, |n| {
             let (store, body) = (store.clone(), Bytes::from(packages[n].weights.clone()));
             async move { store.put(&format!("rates/{bytes}/{round}-{n}"), body).await.map(drop).map_err(Into::into) }
+        })
+        .await?;
+        floor += timed(at_once, objects, |n| {
+            let (store, body) = (store.clone(), Bytes::from(packages[n].weights.clone()));
+            async move {
+                let key = format!("rates/{bytes}/floor-{round}-{n}");
+                store.put(&key, body).await?;
+                for record in ["version", "alias"] {
+                    store.put_if_absent(&format!("{key}-{record}"), vec![b' '; RECORD_BYTES].into()).await?;
+                }
+                Ok(())
+            }
         })
         .await?;
         // Each of its own adapter: what those who publish at once nearly always do.
@@ -67,6 +83,7 @@ pub async fn measure(world: &World, bytes: usize, objects: usize, at_once: usize
     Ok(Rates {
         bytes,
         put: per_second(put),
+        floor: per_second(floor),
         publish: per_second(publish),
         get: per_second(get),
         resolve: per_second(resolve),

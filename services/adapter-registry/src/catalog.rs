@@ -8,8 +8,8 @@
 use crate::layout::Place;
 use crate::records::{AliasRecord, BaseRecord, ExperimentRecord, KeyRecord, Record, TenantRecord, VersionRecord};
 use crate::wire;
-use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use weft_object_store::ETag;
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, AliasName, Digest, Selector, TenantName, VersionNumber};
@@ -20,7 +20,7 @@ pub(crate) struct Catalog {
     pub(crate) base: Option<BaseRecord>,
     pub(crate) tenants: BTreeMap<TenantName, Tenant>,
     /// The state of each object that was merged, so that it is not read again.
-    etags: HashMap<String, ETag>,
+    etags: BTreeMap<String, ETag>,
     counts: Counts,
 }
 
@@ -38,27 +38,6 @@ pub(crate) struct Adapter {
     /// Condemned ones among them.
     records: BTreeMap<VersionNumber, VersionRecord>,
     pub(crate) aliases: BTreeMap<AliasName, (AliasRecord, ETag)>,
-}
-
-/// Some of the records.
-pub(crate) enum Part {
-    Base,
-    /// The tenant's own, its keys and its experiments.
-    Tenant(TenantName),
-    /// Its versions and aliases.
-    Adapter(TenantName, AdapterName),
-}
-
-/// A record, as it is written.
-#[derive(Serialize)]
-#[serde(untagged)]
-pub(crate) enum Shown<'a> {
-    Base(&'a BaseRecord),
-    Tenant(&'a TenantRecord),
-    Key(&'a KeyRecord),
-    Version(&'a VersionRecord),
-    Alias(&'a AliasRecord),
-    Experiment(&'a ExperimentRecord),
 }
 
 /// How much there is.
@@ -144,11 +123,6 @@ impl Catalog {
         is_newer
     }
 
-    /// The state of the object that was merged from this key.
-    pub(crate) fn etag(&self, key: &str) -> Option<&ETag> {
-        self.etags.get(key)
-    }
-
     /// The newest known state of the record at this place.
     pub(crate) fn record(&self, place: &Place) -> Option<(Record, ETag)> {
         let tenant = place.tenant().and_then(|tenant| self.tenants.get(tenant));
@@ -160,7 +134,7 @@ impl Catalog {
             Place::Alias(_, adapter, alias) => tenant?.adapters.get(adapter)?.aliases.get(alias)?.0.clone().into(),
             Place::Experiment(_, id) => tenant?.experiments.get(id)?.clone().into(),
         };
-        Some((record, self.etag(&place.key())?.clone()))
+        Some((record, self.etags.get(&place.key())?.clone()))
     }
 
     /// How many records are known.
@@ -168,55 +142,10 @@ impl Catalog {
         self.etags.len()
     }
 
-    /// Names of parts that together have every record.
-    pub(crate) fn parts(&self) -> Vec<Part> {
-        let tenants = self.tenants.iter().flat_map(|(name, tenant)| {
-            let adapters = tenant.adapters.keys().map(|adapter| Part::Adapter(name.clone(), adapter.clone()));
-            std::iter::once(Part::Tenant(name.clone())).chain(adapters)
-        });
-        std::iter::once(Part::Base).chain(tenants).collect()
-    }
-
-    /// Shows every record of a part.
-    ///
-    /// # Errors
-    /// The first of `show`'s.
-    pub(crate) fn for_each_of<E>(
-        &self,
-        part: &Part,
-        mut show: impl FnMut(&Place, Shown<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        match part {
-            Part::Base => {
-                if let Some(base) = &self.base {
-                    show(&Place::Base, Shown::Base(base))?;
-                }
-            }
-            Part::Tenant(name) => {
-                let Some(tenant) = self.tenants.get(name) else { return Ok(()) };
-                if let Some(record) = &tenant.record {
-                    show(&Place::Tenant(name.clone()), Shown::Tenant(record))?;
-                }
-                for (id, key) in &tenant.keys {
-                    show(&Place::Key(name.clone(), id.clone()), Shown::Key(key))?;
-                }
-                for (id, experiment) in &tenant.experiments {
-                    show(&Place::Experiment(name.clone(), id.clone()), Shown::Experiment(experiment))?;
-                }
-            }
-            Part::Adapter(name, adapter) => {
-                let Some(known) = self.tenants.get(name).and_then(|tenant| tenant.adapters.get(adapter)) else {
-                    return Ok(());
-                };
-                for (number, version) in &known.records {
-                    show(&Place::Version(name.clone(), adapter.clone(), *number), Shown::Version(version))?;
-                }
-                for (alias, (record, _)) in &known.aliases {
-                    show(&Place::Alias(name.clone(), adapter.clone(), alias.clone()), Shown::Alias(record))?;
-                }
-            }
-        }
-        Ok(())
+    /// The keys of records after this one, in order, at most so many.
+    pub(crate) fn keys_after(&self, key: &str, most: usize) -> Vec<String> {
+        let after = (Bound::Excluded(key), Bound::Unbounded);
+        self.etags.range::<str, _>(after).take(most).map(|(key, _)| key.clone()).collect()
     }
 
     /// Forgets a key whose object is gone. Returns whether it was known.
@@ -247,6 +176,11 @@ impl Catalog {
     /// The adapter, if it has a version.
     pub(crate) fn adapter(&self, tenant: &TenantName, adapter: &AdapterName) -> Option<&Adapter> {
         self.tenant(tenant)?.adapters.get(adapter).filter(|adapter| adapter.is_visible())
+    }
+
+    /// The adapter, if anything was ever seen of it: versions in quarantine and condemned ones among it.
+    pub(crate) fn known_adapter(&self, tenant: &TenantName, adapter: &AdapterName) -> Option<&Adapter> {
+        self.tenant(tenant)?.adapters.get(adapter)
     }
 
     /// The version that the selector means.
@@ -375,6 +309,12 @@ impl Adapter {
         self.versions().find(|version| version.digest == *digest)
     }
 
+    /// What there is already of the same: a version that can be asked for, else one in quarantine.
+    pub(crate) fn existing(&self, is_same: impl Fn(&VersionRecord) -> bool) -> Option<&VersionRecord> {
+        let visible = self.versions().find(|version| is_same(version));
+        visible.or_else(|| self.listed().find(|version| is_same(version)))
+    }
+
     /// When its first version was published.
     pub(crate) fn created_ms(&self) -> u64 {
         self.records.values().next().map_or(0, |first| first.created_ms)
@@ -441,6 +381,7 @@ pub(crate) mod tests_support {
             parameters: 0,
             signed_by: None,
             quarantined: false,
+            again_ms: 0,
             lineage: None,
             origin: None,
             condemned: None,

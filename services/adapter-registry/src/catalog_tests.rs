@@ -29,6 +29,7 @@ fn version(number: u64) -> (Place, Record, ETag) {
         parameters: 0,
         signed_by: None,
         quarantined: false,
+        again_ms: 0,
         lineage: None,
         origin: None,
         condemned: None,

@@ -155,14 +155,19 @@ impl Core {
 
     /// Takes records in. If any is news, every directory made from now on shows it.
     fn merge(&self, records: impl IntoIterator<Item = (Place, Record, ETag)>) {
+        self.news.fetch_add(self.take_in(records), Ordering::Relaxed);
+    }
+
+    /// The same for records that the snapshot has. Returns how many were news.
+    fn take_in(&self, records: impl IntoIterator<Item = (Place, Record, ETag)>) -> u64 {
+        let mut news = 0;
         self.change(|catalog| {
-            let mut news = 0;
             for (place, record, etag) in records {
                 news += u64::from(catalog.merge(&place, record, etag));
             }
-            self.news.fetch_add(news, Ordering::Relaxed);
             news > 0
         });
+        news
     }
 
     /// Drops keys whose objects are gone.
@@ -214,8 +219,9 @@ impl Core {
             let unseen = listed.iter().filter(|object| !catalog.has_seen(&object.key, &object.etag));
             unseen.filter_map(|object| self.place_of(&object.key)).collect()
         };
-        let (mut found, unseen) = self.recall(unseen, &listed);
-        let recalled = found.len() as u64;
+        let (recalled, unseen) = self.recall(unseen, &listed);
+        self.take_in(recalled);
+        let mut found = Vec::new();
         let mut reads = futures::stream::iter(unseen).map(|place| self.read(place)).buffer_unordered(READS_MAX);
         let mut failure = None;
         while let Some(read) = reads.next().await {
@@ -231,8 +237,6 @@ impl Core {
         let is_any_damaged = !self.damaged.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         let read = is_any_damaged.then(|| found.iter().map(|(place, ..)| place.key()).collect::<Vec<_>>());
         self.merge(found);
-        // They are in the snapshot already.
-        self.news.fetch_sub(recalled.min(self.news.load(Ordering::Relaxed)), Ordering::Relaxed);
         if prefix == ROOT && failure.is_none() {
             *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Remembered::new();
         }
@@ -341,11 +345,8 @@ impl Core {
         let key = place.key();
         let known = self.catalog().record(place).and_then(|(record, etag)| Some((R::try_from(record).ok()?, etag)));
         if let Ok(Change::Write(record)) = decide(known.as_ref().map(|(record, etag)| (record, etag))) {
-            let outcome = match &known {
-                Some((_, etag)) => self.store.put_if_match(&key, encode(&record), etag).await?,
-                None => self.store.put_if_absent(&key, encode(&record)).await?,
-            };
-            if let PutOutcome::Written(etag) = outcome {
+            let state = known.as_ref().map(|(_, etag)| etag);
+            if let PutOutcome::Written(etag) = self.put_over(&key, state, &record).await? {
                 return Ok(self.written(place, record, etag));
             }
         }
@@ -355,33 +356,28 @@ impl Core {
                 None => None,
             };
             let change = decide(current.as_ref().map(|(record, etag)| (record, etag)))?;
-            let (record, etag) = match (change, current) {
+            let record = match (change, &current) {
                 (Change::Keep(record), Some((_, etag))) => {
                     self.merge([(place.clone(), record.clone().into(), etag.clone())]);
-                    return Ok((record, etag));
+                    return Ok((record, etag.clone()));
                 }
-                (Change::Write(record) | Change::Keep(record), None) => {
-                    match self.store.put_if_absent(&key, encode(&record)).await? {
-                        PutOutcome::Written(etag) => (record, etag),
-                        PutOutcome::Lost => {
-                            lost(attempt).await;
-                            continue;
-                        }
-                    }
-                }
-                (Change::Write(record), Some((_, etag))) => {
-                    match self.store.put_if_match(&key, encode(&record), &etag).await? {
-                        PutOutcome::Written(etag) => (record, etag),
-                        PutOutcome::Lost => {
-                            lost(attempt).await;
-                            continue;
-                        }
-                    }
-                }
+                (Change::Write(record) | Change::Keep(record), _) => record,
             };
-            return Ok(self.written(place, record, etag));
+            let state = current.as_ref().map(|(_, etag)| etag);
+            if let PutOutcome::Written(etag) = self.put_over(&key, state, &record).await? {
+                return Ok(self.written(place, record, etag));
+            }
+            lost(attempt).await;
         }
         Err(Error::Conflict(format!("{key} was changed by others in each of {WRITE_ATTEMPTS_MAX} tries")))
+    }
+
+    /// Puts a record over this state of it; none: over nothing.
+    async fn put_over<R: Serialize>(&self, key: &str, state: Option<&ETag>, record: &R) -> Result<PutOutcome, Error> {
+        Ok(match state {
+            Some(etag) => self.store.put_if_match(key, encode(record), etag).await?,
+            None => self.store.put_if_absent(key, encode(record)).await?,
+        })
     }
 
     fn written<R: Clone + Into<Record>>(&self, place: &Place, record: R, etag: ETag) -> (R, ETag) {

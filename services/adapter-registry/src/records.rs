@@ -143,6 +143,9 @@ pub(crate) struct VersionRecord {
     /// It was published to be looked at first: nobody is shown it until it is released.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) quarantined: bool,
+    /// When it was last published again into quarantine; 0: it was not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) again_ms: u64,
     /// None: it was uploaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lineage: Option<Box<Lineage>>,
@@ -271,8 +274,9 @@ impl ExperimentRecord {
     }
 }
 
-/// Any record, as it is merged into the catalog.
-#[derive(Clone, Debug, PartialEq)]
+/// Any record, as it is merged into the catalog; it is written as what it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
 pub(crate) enum Record {
     Base(BaseRecord),
     Tenant(TenantRecord),

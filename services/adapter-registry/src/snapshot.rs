@@ -5,7 +5,6 @@
 //! Any registry writes one when much has changed since it read or wrote the last; the last one stays.
 
 use crate::Error;
-use crate::catalog::Catalog;
 use crate::core::Core;
 use crate::layout::Place;
 use crate::records::Record;
@@ -16,14 +15,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use weft_object_store::ETag;
 
 /// Where it lies.
 pub(crate) const KEY: &str = "snapshot/records.jsonl.gz";
 /// News that are not worth a snapshot.
 const NEWS_MIN: u64 = 1_000;
+/// Records that are copied out of the catalog in one go.
+const RECORDS_AT_ONCE: usize = 256;
 /// More text than this is not read: a directory with everything at its limit has less.
 const TEXT_BYTES_MAX: u64 = 2 << 30;
 
@@ -31,10 +32,10 @@ const TEXT_BYTES_MAX: u64 = 2 << 30;
 pub(crate) type Remembered = HashMap<String, (ETag, Record)>;
 
 #[derive(Serialize)]
-struct Line<'a, R> {
+struct Line<'a> {
     key: &'a str,
     etag: &'a str,
-    record: &'a R,
+    record: &'a Record,
 }
 
 #[derive(Deserialize)]
@@ -63,12 +64,12 @@ impl Core {
     ///
     /// # Errors
     /// The store's.
-    pub(crate) async fn snapshot_if_due(self: &std::sync::Arc<Self>) -> Result<(), Error> {
+    pub(crate) async fn snapshot_if_due(self: &Arc<Self>) -> Result<(), Error> {
         let (news, known) = (self.news.load(Ordering::Relaxed), self.catalog().known());
         if news < NEWS_MIN.max(known as u64 / 4) {
             return Ok(());
         }
-        let core = std::sync::Arc::clone(self);
+        let core = Arc::clone(self);
         let bytes = tokio::task::spawn_blocking(move || core.write_snapshot()).await?;
         let bytes = bytes.map_err(|error| Error::Damaged { key: KEY.to_owned(), problem: error.to_string() })?;
         tracing::info!(records = known, bytes = bytes.len(), "wrote a snapshot of the records");
@@ -77,28 +78,29 @@ impl Core {
         Ok(())
     }
 
-    /// Each line stands for itself, so the catalog is held for one adapter's lines at a time.
+    /// Each line stands for itself, so the catalog is held for a few lines at a time.
     fn write_snapshot(&self) -> std::io::Result<Vec<u8>> {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        let parts = self.catalog().parts();
-        for part in parts {
-            let mut lines = Vec::new();
-            {
+        let mut last = String::new();
+        loop {
+            let records: Vec<_> = {
                 let catalog = self.catalog();
-                catalog.for_each_of(&part, |place, record| push(&mut lines, &catalog, place, &record))?;
+                let keys = catalog.keys_after(&last, RECORDS_AT_ONCE);
+                match keys.last() {
+                    Some(key) => last.clone_from(key),
+                    None => break,
+                }
+                let record = |key: String| catalog.record(&Place::parse(&key)?).map(|record| (key, record));
+                keys.into_iter().filter_map(record).collect()
+            };
+            for (key, (record, etag)) in records {
+                let mut line = serde_json::to_vec(&Line { key: &key, etag: etag.as_str(), record: &record })?;
+                line.push(b'\n');
+                gzip.write_all(&line)?;
             }
-            gzip.write_all(&lines)?;
         }
         gzip.finish()
     }
-}
-
-fn push(lines: &mut Vec<u8>, catalog: &Catalog, place: &Place, record: &impl Serialize) -> std::io::Result<()> {
-    let key = place.key();
-    let Some(etag) = catalog.etag(&key) else { return Ok(()) };
-    serde_json::to_writer(&mut *lines, &Line { key: &key, etag: etag.as_str(), record })?;
-    lines.push(b'\n');
-    Ok(())
 }
 
 fn read(bytes: impl Read) -> Result<Remembered, String> {

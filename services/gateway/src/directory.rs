@@ -169,15 +169,13 @@ impl Snapshot {
         self.tenants.get(name)
     }
 
-    /// The newest version of the tenant's adapter.
-    pub(crate) fn newest(&self, tenant: &str, adapter: &str) -> Option<u64> {
-        self.tenant(tenant)?.adapters.get(adapter)?.versions.keys().next_back().copied()
+    pub(crate) fn adapter(&self, tenant: &str, adapter: &str) -> Option<&Adapter> {
+        self.tenant(tenant)?.adapters.get(adapter)
     }
 
-    /// Whether the tenant's adapter has a version.
-    pub(crate) fn has_version(&self, tenant: &str, adapter: &str) -> bool {
-        let adapter = self.tenant(tenant).and_then(|tenant| tenant.adapters.get(adapter));
-        adapter.is_some_and(|adapter| !adapter.versions.is_empty())
+    /// The newest version of the tenant's adapter.
+    pub(crate) fn newest(&self, tenant: &str, adapter: &str) -> Option<u64> {
+        self.adapter(tenant, adapter)?.versions.keys().next_back().copied()
     }
 
     /// `tenant/name@version` of every digest; of several the first in the order of versions of some tenant. Cost: one step a version.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use weft_adapter_merge::{Component, Method, OutputDtype, Recipe, Space};
-use weft_fault::Fault;
+use weft_fault::{Fault, Kind};
 use weft_proto::registry::v1 as pb;
 use weft_types::{AdapterName, Digest};
 
@@ -85,11 +85,11 @@ impl Makes {
                 None => {
                     // Goes on when nobody waits any more: the next request finds it.
                     let task = tokio::spawn(work);
-                    let (ended, at) = (Arc::new(OnceLock::new()), Instant::now);
+                    let ended = Arc::new(OnceLock::new());
                     let end = Arc::clone(&ended);
                     let done = async move {
                         let made = task.await.unwrap_or_else(|error| Err(Fault::internal(error.to_string())));
-                        let _ = end.set(at());
+                        let _ = end.set(Instant::now());
                         made
                     };
                     let done = done.boxed().shared();
@@ -143,6 +143,15 @@ impl Merge {
         Ok(recipe.check()?.digest())
     }
 
+    /// What the adapter is called that is this merge.
+    ///
+    /// # Errors
+    /// `invalid`: a value is out of bounds.
+    pub(crate) fn name(&self) -> Result<AdapterName, Fault> {
+        let recipe = self.recipe().map_err(|error| Fault::invalid("merged_adapters", error.to_string()))?;
+        Ok(AdapterName::of_recipe(&recipe))
+    }
+
     fn request(&self, tenant: &str) -> pb::MergeRequest {
         let parent = |(adapter, digest, weight): &(String, Digest, f64)| pb::MergeParent {
             adapter: adapter.clone(),
@@ -192,30 +201,21 @@ impl Gateway {
         tenant: &str,
         merge: Merge,
     ) -> Result<(AdapterName, Arc<Snapshot>), Fault> {
-        let recipe = merge.recipe().map_err(|error| Fault::invalid("merged_adapters", error.to_string()))?;
-        let name = AdapterName::of_recipe(&recipe);
+        let name = merge.name()?;
         if let Some(snapshot) = self.has_version(tenant, name.as_str())? {
             return Ok((name, snapshot));
         }
         let (gateway, owner, adapter) = (Arc::clone(self), tenant.to_owned(), name.clone());
         let work = async move {
-            let answer = gateway.judged(gateway.registry.clone().merge(merge.request(&owner))).await?;
-            gateway
-                .made(
-                    &owner,
-                    adapter.as_str(),
-                    answer.result.map(|result| match result {
-                        pb::merge_response::Result::Published(_) => None,
-                        pb::merge_response::Result::Refusal(refusal) => Some(refusal.reasons),
-                    }),
-                )
-                .await
+            gateway.ask_merge(merge.request(&owner)).await?;
+            gateway.show_made(&owner, adapter.as_str()).await;
+            Ok(())
         };
         self.make(tenant, name.as_str(), work).await?;
         self.after_making(tenant, name)
     }
 
-    /// The adapter with this name, imported first if the tenant has it not and its policy says where such adapters are. None: it does not say.
+    /// The adapter with this name, imported first from behind this beginning. Answers with the directory that has it.
     ///
     /// # Errors
     /// The import fails, or is not ready in time.
@@ -237,26 +237,18 @@ impl Gateway {
         let (gateway, owner, adapter) = (Arc::clone(self), tenant.to_owned(), name.clone());
         let work = async move {
             // Versions that the directory does not show are in quarantine: nobody gets round that by asking.
-            if gateway
-                .ask(gateway.registry.clone().list_versions(there))
-                .await
-                .is_ok_and(|found| !found.versions.is_empty())
-            {
-                return Err(crate::error::Error::UnknownModel(adapter.to_string()).into());
+            let unknown = || Err(crate::error::Error::UnknownModel(adapter.to_string()).into());
+            match gateway.ask(gateway.registry.clone().list_versions(there)).await {
+                Ok(found) if !found.versions.is_empty() => return unknown(),
+                Err(fault) if fault.kind != Kind::NotFound => return Err(fault),
+                Ok(_) | Err(_) => {}
             }
-            let answer = gateway
-                .judged_within(gateway.settings.import_timeout(), gateway.registry.clone().import(request))
-                .await?;
-            gateway
-                .made(
-                    &owner,
-                    adapter.as_str(),
-                    answer.result.map(|result| match result {
-                        pb::import_response::Result::Published(_) => None,
-                        pb::import_response::Result::Refusal(refusal) => Some(refusal.reasons),
-                    }),
-                )
-                .await
+            match gateway.ask_import(request).await {
+                Err(fault) if fault.kind == Kind::Conflict => return unknown(),
+                imported => imported.map(drop)?,
+            }
+            gateway.show_made(&owner, adapter.as_str()).await;
+            Ok(())
         };
         self.make(tenant, name.as_str(), work).await?;
         Ok(self.after_making(tenant, name)?.1)
@@ -266,21 +258,13 @@ impl Gateway {
         self.makes.make(tenant, adapter, Duration::from_millis(self.settings.make_wait_ms), work).await
     }
 
-    /// After the registry's answer: reasons of a refusal, or none and the version is waited for.
-    async fn made(&self, tenant: &str, adapter: &str, answer: Option<Option<Vec<String>>>) -> Made {
-        match answer {
-            Some(None) => {
-                self.show(|snapshot| snapshot.has_version(tenant, adapter)).await;
-                Ok(())
-            }
-            Some(Some(reasons)) => Err(crate::http::refused(reasons)),
-            None => Err(Fault::internal("the registry answered with nothing")),
-        }
+    async fn show_made(&self, tenant: &str, adapter: &str) {
+        self.show(|snapshot| snapshot.newest(tenant, adapter).is_some()).await;
     }
 
     fn has_version(&self, tenant: &str, adapter: &str) -> Result<Option<Arc<Snapshot>>, Fault> {
         let snapshot = self.directory.snapshot()?;
-        Ok(snapshot.has_version(tenant, adapter).then_some(snapshot))
+        Ok(snapshot.newest(tenant, adapter).is_some().then_some(snapshot))
     }
 
     fn after_making(&self, tenant: &str, name: AdapterName) -> Result<(AdapterName, Arc<Snapshot>), Fault> {

@@ -178,17 +178,6 @@ impl S3Store {
         }
     }
 
-    /// [`crate::probe`] with the endpoint named in the error.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn probe(&self) -> Result<(), Error> {
-        crate::probe(self).await.map_err(|error| match error {
-            Error::NotConforming(promise) => Error::NotConforming(format!("{}: {promise}", self.endpoint)),
-            other => other,
-        })
-    }
-
     fn full_key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -253,6 +242,10 @@ impl S3Store {
 
 #[async_trait]
 impl ObjectStore for S3Store {
+    fn place(&self) -> String {
+        format!("bucket {} at {}", self.bucket, self.endpoint)
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Object>, Error> {
         let Some(found) = self.get_stream(key).await? else { return Ok(None) };
         let mut stream = found.stream;

@@ -79,7 +79,7 @@ pub(crate) fn hold(
     if asked.contains(&version.digest) {
         return Some(Hold::Requests);
     }
-    if version.created_ms.saturating_add(rules.age_min_ms) > now_ms {
+    if version.created_ms.max(version.again_ms).saturating_add(rules.age_min_ms) > now_ms {
         return Some(Hold::Young);
     }
     // A merge made at request time is made again when it is asked for.

@@ -47,6 +47,7 @@ fn known(places: Places) -> Known {
             parameters: 0,
             signed_by: None,
             quarantined: false,
+            again_ms: 0,
             lineage: None,
             origin: None,
             condemned: None,

@@ -1,6 +1,7 @@
 //! From an upload, or from a merge of versions ([`merge`]), to a version: receive, check against the base, blob, version, alias.
 //!
-//! What is refused leaves nothing in the store: everything that can refuse comes before the first write. A publish
+//! What is refused leaves nothing in the store but a blob, if what refuses it was not known here before: everything that can refuse comes before
+//! the first write. A publish
 //! that is broken off later leaves at most a blob or a version without its alias; the same publish again goes on there.
 //!
 //! **One version for the same bytes.** Numbers have no gaps: a publisher writes number n + 1 only after it has seen
@@ -21,6 +22,7 @@ use crate::records::{BaseRecord, Lineage, VersionRecord};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
 use upload::{SMALL_BYTES_MAX, Upload};
 use weft_adapter_format::{CheckedPackage, Limits, Refusal, Resolved, check_package};
 use weft_adapter_sources::{Source, Sources};
@@ -111,9 +113,8 @@ impl Publisher {
         let (start, parts) = upload::start(parts, &self.core.settings).await?;
         let target = self.admit(start).await?;
         // What others published meanwhile is read while the upload comes.
-        let known = adapter_prefix(&target.tenant, &target.adapter);
         let cap = self.core.policy(&target.tenant).weights_bytes_max(&self.core.settings);
-        let (upload, ()) = futures::future::try_join(parts.receive(cap), self.core.refresh(&known)).await?;
+        let (upload, ()) = futures::future::try_join(parts.receive(cap), self.refresh(&target)).await?;
         self.core.metrics.uploaded(upload.bytes());
         if let Some(refusal) = refused_beside(&upload.others) {
             return Ok((target.adapter, Outcome::Refused(refusal)));
@@ -133,8 +134,7 @@ impl Publisher {
         let permit = Arc::clone(&self.uploads).try_acquire_owned().map_err(busy)?;
         let source: Source = request.source.parse()?;
         let target = self.admit(request.start.unwrap_or_default()).await?;
-        let known = adapter_prefix(&target.tenant, &target.adapter);
-        self.core.refresh(&known).await?;
+        self.refresh(&target).await?;
         let opened = self.sources.open(&source).await?;
         let origin = opened.origin.clone();
         if let Some(refusal) = refused_beside(&opened.other_files) {
@@ -179,53 +179,72 @@ impl Publisher {
         let is_required = self.core.policy(&target.tenant).signed;
         let (signers, upload) = (Arc::clone(&self.signers), Arc::new(upload));
         let of_check = Arc::clone(&upload);
-        let signed = tokio::task::spawn_blocking(move || signers.check(&of_check, is_required, now_ms())).await?;
+        // A signature may be made to take long.
+        let signature_bytes = if upload.signature.is_some() { usize::MAX } else { 0 };
+        let signed = by_size(signature_bytes, move || signers.check(&of_check, is_required, now_ms())).await?;
         let signed_by = match signed {
             Ok(signed_by) => signed_by,
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
         // Its bytes may be on their way out, or gone with a collector that a publisher before did not outlive: then all is done again.
-        let known = self.known_source(&target, &upload, &base);
-        if let Some(version) = known
+        // The very same two files against the same base: there is nothing to check again.
+        let known = self.existing(&target, |version| {
+            version.config_sha256 == upload.config_sha256
+                && version.weights_sha256 == upload.weights_sha256
+                && version.base_digest == base.digest
+        });
+        if let Some(version) = known?
             && self.core.blob_outlives_collection(&version.digest).await?
         {
-            let version = self.note_signer(&target, version, signed_by).await?;
+            let version = self.note_again(&target, version, signed_by).await?;
             self.move_alias(&target, &version).await?;
             return Ok(Outcome::Existing(version));
         }
         let _check = Arc::clone(&self.checks).acquire_owned().await.expect("the semaphore is never closed");
         let limits = self.limits(&target.tenant);
         let base_of_check = base.clone();
-        let is_small = upload.weights().len() <= SMALL_BYTES_MAX;
+        let package_bytes = upload.weights().len() + upload.config.len();
         let check = move || -> Result<(CheckedPackage, Digest), Refusal> {
             let (shape, name) = (base_of_check.shape(), Some(base_of_check.served_name.as_str()));
             let checked = check_package(&upload.config, upload.weights(), &shape, name, &limits)?;
             let digest = checked.digest();
             Ok((checked, digest))
         };
-        let checked = if is_small { check() } else { tokio::task::spawn_blocking(check).await? };
-        let (checked, digest) = match checked {
+        let (checked, digest) = match by_size(package_bytes, check).await? {
             Ok(checked) => checked,
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
         self.store(&target, checked, digest, &base, Made { lineage: None, signed_by }).await
     }
 
-    /// Files that were published before nobody signed them say who did from now on.
-    async fn note_signer(
+    /// Reads what others made of the adapter. Of one that is new here nothing need be known: if it is not new elsewhere, version 1 cannot be
+    /// written, and whoever finds that reads all.
+    async fn refresh(&self, target: &Target) -> Result<(), Error> {
+        if self.core.catalog().known_adapter(&target.tenant, &target.adapter).is_none() {
+            return Ok(());
+        }
+        self.core.refresh(&adapter_prefix(&target.tenant, &target.adapter)).await
+    }
+
+    /// What a version learns when its files are published again: who signed them, if nobody had before, and that somebody still wants it out of
+    /// quarantine.
+    async fn note_again(
         &self,
         target: &Target,
         version: VersionRecord,
         signed_by: Option<String>,
     ) -> Result<VersionRecord, Error> {
-        if version.signed_by.is_some() || signed_by.is_none() {
+        let is_news = |record: &VersionRecord| record.signed_by.is_none() && signed_by.is_some() || record.quarantined;
+        if !is_news(&version) {
             return Ok(version);
         }
         let place = Place::Version(target.tenant.clone(), target.adapter.clone(), version.number);
         let noted = self.core.update(&place, |found: Option<(&VersionRecord, &ETag)>| match found {
-            Some((record, _)) if record.signed_by.is_none() => {
+            Some((record, _)) if is_news(record) => {
+                let signed_by = record.signed_by.clone().or_else(|| signed_by.clone());
+                let again_ms = if record.quarantined { now_ms() } else { record.again_ms };
                 let revision = record.revision + 1;
-                Ok(Change::Write(VersionRecord { revision, signed_by: signed_by.clone(), ..record.clone() }))
+                Ok(Change::Write(VersionRecord { revision, signed_by, again_ms, ..record.clone() }))
             }
             Some((record, _)) => Ok(Change::Keep(record.clone())),
             None => Err(Error::NotFound(format!("version {} is gone", version.number))),
@@ -250,9 +269,17 @@ impl Publisher {
         self.check_room(target)?;
         let described = describe(&checked, digest, base, target);
         let record = VersionRecord { lineage: made.lineage.map(Box::new), signed_by: made.signed_by, ..described };
+        self.existing(target, |version| version.digest == digest)?;
         let blob: Bytes = checked.into_canonical_blob().into();
         self.put_blob(digest, blob.clone()).await?;
-        let outcome = self.put_version(target, record).await?;
+        let (config_sha256, weights_sha256) = (record.config_sha256, record.weights_sha256);
+        let signed_by = record.signed_by.clone();
+        let mut outcome = self.put_version(target, record).await?;
+        if let Outcome::Existing(version) = &mut outcome
+            && (version.config_sha256, version.weights_sha256) == (config_sha256, weights_sha256)
+        {
+            *version = self.note_again(target, version.clone(), signed_by).await?;
+        }
         if let Outcome::Created(version) | Outcome::Existing(version) = &outcome {
             // Before traffic follows, whoever wrote the version.
             if !self.core.blob_outlives_collection(&digest).await? {
@@ -266,16 +293,25 @@ impl Publisher {
         Ok(outcome)
     }
 
-    /// The version made of the very same two files against the same base: there is nothing to check again.
-    fn known_source(&self, target: &Target, upload: &Upload, base: &BaseRecord) -> Option<VersionRecord> {
+    /// The version that is the same already.
+    ///
+    /// # Errors
+    /// It is in quarantine: what is there does not get out by being published once more.
+    fn existing(
+        &self,
+        target: &Target,
+        is_same: impl Fn(&VersionRecord) -> bool,
+    ) -> Result<Option<VersionRecord>, Error> {
         let catalog = self.core.catalog();
-        let mut versions = catalog.adapter(&target.tenant, &target.adapter)?.versions();
-        let same = |version: &&VersionRecord| {
-            version.config_sha256 == upload.config_sha256
-                && version.weights_sha256 == upload.weights_sha256
-                && version.base_digest == base.digest
-        };
-        versions.find(same).cloned()
+        let adapter = catalog.known_adapter(&target.tenant, &target.adapter);
+        let found = adapter.and_then(|adapter| adapter.existing(is_same));
+        match found {
+            Some(found) if found.quarantined && !target.quarantined => Err(Error::Conflict(format!(
+                "version {} of {} has these bytes and is in quarantine: release it, or delete it first",
+                found.number, target.adapter
+            ))),
+            found => Ok(found.cloned()),
+        }
     }
 
     /// Before anything is put: a version without the alias that was asked for would be half a publish.
@@ -285,7 +321,7 @@ impl Publisher {
             self.core.check_alias_is_free(&target.tenant, &target.adapter, alias)?;
         }
         let versions =
-            self.core.catalog().adapter(&target.tenant, &target.adapter).map(|adapter| adapter.versions().count());
+            self.core.catalog().known_adapter(&target.tenant, &target.adapter).map(|adapter| adapter.listed().count());
         let counts = self.core.counts();
         let adapters = if versions.is_some() { 0 } else { counts.adapters };
         for (what, count, max) in [
@@ -317,12 +353,12 @@ impl Publisher {
         let prefix = adapter_prefix(&target.tenant, &target.adapter);
         // Ends: every turn but the last means that somebody else made a version, and their number is limited.
         loop {
+            if let Some(existing) = self.existing(target, |version| version.digest == record.digest)? {
+                return Ok(Outcome::Existing(existing));
+            }
             let last = {
                 let catalog = self.core.catalog();
-                let adapter = catalog.tenant(&target.tenant).and_then(|tenant| tenant.adapters.get(&target.adapter));
-                if let Some(existing) = adapter.and_then(|adapter| adapter.version_with(&record.digest)) {
-                    return Ok(Outcome::Existing(existing.clone()));
-                }
+                let adapter = catalog.known_adapter(&target.tenant, &target.adapter);
                 adapter.map_or(0, |adapter| adapter.last_number())
             };
             self.check_room(target)?;
@@ -334,7 +370,7 @@ impl Publisher {
             self.core.refresh(&prefix).await?;
             let is_known = |number: &u64| {
                 let catalog = self.core.catalog();
-                let adapter = catalog.tenant(&target.tenant).and_then(|tenant| tenant.adapters.get(&target.adapter));
+                let adapter = catalog.known_adapter(&target.tenant, &target.adapter);
                 adapter.is_some_and(|adapter| adapter.all().any(|version| version.number == *number))
             };
             if !is_known(&record.number) {
@@ -364,6 +400,7 @@ fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target:
         parameters: parameters(checked, base),
         signed_by: None,
         quarantined: target.quarantined,
+        again_ms: 0,
         rank_max: u32::try_from(checked.rank_max).unwrap_or(u32::MAX),
         target_modules: checked.modules.clone(),
         config_sha256: checked.config_sha256,
@@ -391,4 +428,10 @@ fn parameters(checked: &CheckedPackage, base: &BaseRecord) -> u64 {
 /// At most so many bytes of the text, cut between characters.
 pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
     text[..text.floor_char_boundary(bytes_max)].to_owned()
+}
+
+/// Work over a file of so many bytes: at once if it takes less than the way to another thread, so that a small publish takes the same course
+/// every time.
+async fn by_size<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    if bytes <= SMALL_BYTES_MAX { Ok(work()) } else { tokio::task::spawn_blocking(work).await }
 }

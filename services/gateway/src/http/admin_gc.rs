@@ -103,7 +103,7 @@ pub(crate) async fn delete_version(
     };
     gateway.ask(gateway.registry.clone().delete_version(request)).await?;
     let is_gone = |snapshot: &Snapshot| {
-        let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
+        let adapter = snapshot.adapter(tenant.as_str(), name.as_str());
         adapter.is_none_or(|adapter| !adapter.versions.contains_key(&version))
     };
     gateway.show(is_gone).await;

@@ -2,7 +2,7 @@
 
 use super::InPath;
 use super::admin::checked;
-use super::admin_publish::{PublishedBody, refused, wished_alias, wished_quarantine};
+use super::admin_publish::{PublishedBody, judgement, wished_alias, wished_quarantine};
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use axum::Json;
@@ -45,6 +45,7 @@ pub(crate) struct ImportedBody {
         (status = 201, description = "A new version", body = ImportedBody),
         (status = 200, description = "These bytes were a version already", body = ImportedBody),
         (status = 400, description = "The source is none", body = OpenAiBody),
+        (status = 409, description = "These bytes are in quarantine, or an experiment splits the alias", body = OpenAiBody),
         (status = 404, description = "There is nothing there", body = OpenAiBody),
         (status = 422, description = "The source is not allowed, or the package is refused; then every reason is in `error.reasons`", body = OpenAiBody),
     )
@@ -68,14 +69,22 @@ pub(crate) async fn import(
         quarantined,
     };
     let request = pb::ImportRequest { start: Some(start), source: asked.source };
-    let mut registry = gateway.registry.clone();
-    let limit = gateway.settings.import_timeout();
-    let answer = gateway.judged_within(limit, registry.import(request)).await?;
-    let published = match answer.result {
-        Some(Imported::Published(published)) => published,
-        Some(Imported::Refusal(refusal)) => return Err(refused(refusal.reasons).into()),
-        None => return Err(Fault::internal("the registry answered with nothing").into()),
-    };
+    let (published, origin) = gateway.ask_import(request).await?;
     let (status, published) = gateway.finish_publish(&tenant, &name, moving, published).await?;
-    Ok((status, Json(ImportedBody { published, origin: answer.origin })).into_response())
+    Ok((status, Json(ImportedBody { published, origin })).into_response())
+}
+
+impl Gateway {
+    /// Has the registry import. Also returns what exactly was read.
+    ///
+    /// # Errors
+    /// It cannot, within `import_timeout_ms`, or the package is refused.
+    pub(crate) async fn ask_import(&self, request: pb::ImportRequest) -> Result<(pb::Published, String), Fault> {
+        let answer = self.judged_within(self.settings.import_timeout(), self.registry.clone().import(request)).await?;
+        let published = judgement(answer.result.map(|result| match result {
+            Imported::Published(published) => Ok(published),
+            Imported::Refusal(refusal) => Err(refusal),
+        }))?;
+        Ok((published, answer.origin))
+    }
 }

@@ -1,6 +1,7 @@
 //! Limits of tenants and keys, as operators write and read them.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use super::body::given;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use weft_fault::Fault;
 use weft_proto::registry::v1 as pb;
@@ -52,11 +53,6 @@ pub(crate) struct LimitsAsked {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<u64>, minimum = 1, maximum = 1_000_000_000_000_i64)]
     queue_length: Option<Option<u64>>,
-}
-
-/// Tells null from absent.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 impl LimitsAsked {

@@ -2,7 +2,7 @@
 
 use super::InPath;
 use super::admin::{checked, digest};
-use super::admin_publish::{PublishedBody, refused, wished_alias};
+use super::admin_publish::{PublishedBody, judgement, wished_alias};
 use super::errors::{OpenAiBody, OpenAiError};
 use crate::app::Gateway;
 use axum::Json;
@@ -120,6 +120,7 @@ impl From<pb::Lineage> for LineageBody {
         (status = 201, description = "A new version", body = MergedBody),
         (status = 200, description = "This merge was a version already", body = MergedBody),
         (status = 400, description = "A value is wrong, or the parents do not go together", body = OpenAiBody),
+        (status = 409, description = "These bytes are in quarantine, or an experiment splits the alias", body = OpenAiBody),
         (status = 404, description = "No such tenant, adapter or version", body = OpenAiBody),
         (status = 422, description = "The result is refused; every reason is in `error.reasons`", body = OpenAiBody),
     )
@@ -155,14 +156,26 @@ pub(crate) async fn merge(
         dtype: asked.dtype,
         at_request: false,
     };
-    let mut registry = gateway.registry.clone();
-    let answer = gateway.judged(registry.merge(request)).await?;
-    let published = match answer.result {
-        Some(Merged::Published(published)) => published,
-        Some(Merged::Refusal(refusal)) => return Err(refused(refusal.reasons).into()),
-        None => return Err(Fault::internal("the registry answered with nothing").into()),
-    };
+    let (published, lineage) = gateway.ask_merge(request).await?;
     let (status, published) = gateway.finish_publish(&tenant, &name, moving, published).await?;
-    let lineage = answer.lineage.map(Into::into);
+    let lineage = lineage.map(Into::into);
     Ok((status, Json(MergedBody { published, lineage })).into_response())
+}
+
+impl Gateway {
+    /// Has the registry merge.
+    ///
+    /// # Errors
+    /// It cannot, in the time that judging may take, or the result is refused.
+    pub(crate) async fn ask_merge(
+        &self,
+        request: pb::MergeRequest,
+    ) -> Result<(pb::Published, Option<pb::Lineage>), Fault> {
+        let answer = self.judged(self.registry.clone().merge(request)).await?;
+        let published = judgement(answer.result.map(|result| match result {
+            Merged::Published(published) => Ok(published),
+            Merged::Refusal(refusal) => Err(refusal),
+        }))?;
+        Ok((published, answer.lineage))
+    }
 }

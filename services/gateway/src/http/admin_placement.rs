@@ -1,10 +1,11 @@
 //! `/admin/v1/placement`: what the authority has published last, as this gateway has it. And what operators set of it for a tenant.
 
+use super::body::given;
 use super::errors::OpenAiBody;
 use crate::app::Gateway;
 use axum::Json;
 use axum::extract::State;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -127,11 +128,6 @@ pub(crate) struct PlacesAsked {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 100_000)]
     ceiling: Option<Option<u32>>,
-}
-
-/// Tells null from absent.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u32>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 impl PlacesAsked {

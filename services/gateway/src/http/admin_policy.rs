@@ -1,6 +1,7 @@
 //! What a tenant may publish and ask for, as operators write and read it.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use super::body::given;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 use weft_fault::Fault;
@@ -58,11 +59,6 @@ pub(crate) struct PolicyAsked {
     /// takes one away.
     adapter_sources: BTreeMap<String, Option<String>>,
     base_is_default: Option<bool>,
-}
-
-/// Tells null from absent.
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 impl PolicyAsked {

@@ -28,9 +28,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::ToSchema;
+use weft_adapter_sources::SIGNATURE_BYTES_MAX;
 use weft_fault::{Fault, Kind};
 use weft_proto::registry::v1 as pb;
 use weft_proto::registry::v1::publish_request::Part;
+use weft_proto::registry::v1::publish_response::Result as Published;
 use weft_types::{AdapterName, AliasName, Digest, TenantName};
 
 /// Pieces on their way.
@@ -41,8 +43,6 @@ const JUDGE_TIMEOUT: Duration = Duration::from_secs(300);
 const STOPPED: &str = "registry_stopped";
 /// How long the answer of a call that takes no more pieces may take.
 const LAST_WORD: Duration = Duration::from_secs(1);
-/// Largest signature, which the registry takes in one piece.
-const SIGNATURE_BYTES_MAX: usize = 1 << 20;
 /// Names of other files.
 const OTHERS_BYTES_MAX: usize = 64 << 10;
 /// Files that are pickles: executable, so never opened.
@@ -108,6 +108,7 @@ pub(crate) struct PackedPackage(Vec<u8>);
         (status = 201, description = "A new version", body = PublishedBody),
         (status = 200, description = "These bytes were a version already", body = PublishedBody),
         (status = 400, description = "The upload is not what it should be", body = OpenAiBody),
+        (status = 409, description = "These bytes are in quarantine, or an experiment splits the alias", body = OpenAiBody),
         (status = 413, description = "A part is over its cap", body = OpenAiBody),
         (status = 422, description = "Refused; every reason is in `error.reasons`", body = OpenAiBody),
     )
@@ -207,27 +208,20 @@ impl Gateway {
         published: pb::Published,
     ) -> Result<(StatusCode, PublishedBody), Fault> {
         let version = published.version;
+        // Old bytes again move no alias back.
         let is_ahead = self.directory.last().is_some_and(|snapshot| {
-            let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
-            // Old bytes again move no alias back.
+            let adapter = snapshot.adapter(tenant.as_str(), name.as_str());
             adapter.is_some_and(|adapter| adapter.aliases.get(&moving.alias) < Some(&version))
         });
         if moving.is_later && is_ahead && !published.quarantined {
             self.show(|snapshot| {
-                let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
+                let adapter = snapshot.adapter(tenant.as_str(), name.as_str());
                 adapter.is_some_and(|adapter| adapter.versions.contains_key(&version))
             })
             .await;
             let alias: AliasName = checked("alias", &moving.alias)?;
             self.prewarm(tenant, name, &alias, version).await;
-            let request = pb::ReleaseVersionRequest {
-                tenant: tenant.to_string(),
-                adapter: name.to_string(),
-                version,
-                alias: moving.alias.clone(),
-                actor: moving.actor.clone(),
-            };
-            self.ask(self.registry.clone().release_version(request)).await?;
+            self.release(tenant, name, version, &moving.alias, moving.actor).await?;
         }
         self.show_published(tenant, name, &moving.alias, published).await
     }
@@ -241,7 +235,7 @@ impl Gateway {
         published: pb::Published,
     ) -> Result<(StatusCode, PublishedBody), Fault> {
         let shown = |snapshot: &Snapshot| {
-            let adapter = snapshot.tenant(tenant.as_str()).and_then(|tenant| tenant.adapters.get(name.as_str()));
+            let adapter = snapshot.adapter(tenant.as_str(), name.as_str());
             published.quarantined
                 || adapter.is_some_and(|adapter| {
                     let aliased = alias.is_empty()
@@ -308,14 +302,20 @@ async fn send(gateway: &Gateway, start: pb::PublishStart, upload: &mut Upload) -
     if outcome.as_ref().err().is_none_or(|fault| fault.kind != Kind::Timeout) {
         upload.discard().await;
     }
-    match outcome?.map_err(|status| registry_fault(&status))?.into_inner().result {
-        Some(pb::publish_response::Result::Published(published)) => Ok(published),
-        Some(pb::publish_response::Result::Refusal(refusal)) => Err(refused(refusal.reasons)),
-        None => Err(Fault::internal("the registry answered with nothing")),
-    }
+    let result = outcome?.map_err(|status| registry_fault(&status))?.into_inner().result;
+    judgement(result.map(|result| match result {
+        Published::Published(published) => Ok(published),
+        Published::Refusal(refusal) => Err(refusal),
+    }))
 }
 
-pub(crate) fn refused(reasons: Vec<String>) -> Fault {
+/// What the registry said of a package, however it got it.
+pub(super) fn judgement(said: Option<Result<pb::Published, pb::Refusal>>) -> Result<pb::Published, Fault> {
+    let said = said.ok_or_else(|| Fault::internal("the registry answered with nothing"))?;
+    said.map_err(|refusal| refused(refusal.reasons))
+}
+
+pub(super) fn refused(reasons: Vec<String>) -> Fault {
     Fault::new(Kind::Refused, format!("the package is refused: {}", reasons.join("; ")))
         .with_code("package_refused")
         .with_reasons(reasons)
@@ -422,7 +422,7 @@ async fn forward(
             }
             "signature" if !signature_seen => {
                 signature_seen = true;
-                let signature = read_small(field, SIGNATURE_BYTES_MAX, timeout).await?;
+                let signature = read_small(field, SIGNATURE_BYTES_MAX as usize, timeout).await?;
                 pieces.put(Part::Signature(signature.into())).await?;
             }
             "others" if !others_seen => {

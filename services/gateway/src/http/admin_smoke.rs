@@ -174,7 +174,7 @@ pub(crate) async fn smoke(
         let message = format!("version {version} of {name} does not answer as it should: {}", reasons.join("; "));
         return Err(Fault::new(Kind::Refused, message).with_code("smoke_failed").with_reasons(reasons).into());
     }
-    gateway.release(&tenant, &name, version, alias, actor).await?;
+    gateway.release_and_show(&tenant, &name, version, &alias, actor).await?;
     Ok(Json(SmokeBody { adapter: name.to_string(), version, digest, results }))
 }
 
@@ -198,7 +198,7 @@ pub(crate) async fn release(
     let (tenant, name): (TenantName, AdapterName) = (checked("tenant", &tenant)?, checked("name", &name)?);
     let alias = wished_alias(request.uri())?;
     let actor = super::admin::operator(&request.into_parts().0);
-    Ok(Json(gateway.release(&tenant, &name, version, alias, actor).await?.into()))
+    Ok(Json(gateway.release_and_show(&tenant, &name, version, &alias, actor).await?.into()))
 }
 
 impl Gateway {
@@ -237,32 +237,43 @@ impl Gateway {
         })
     }
 
-    async fn release(
+    /// Ends a version's quarantine, if it is in one, and moves the alias forward to it; empty: none.
+    pub(super) async fn release(
         &self,
         tenant: &TenantName,
         name: &AdapterName,
         version: u64,
-        alias: String,
+        alias: &str,
         actor: String,
     ) -> Result<pb_registry::Version, Fault> {
-        let (tenant, adapter) = (tenant.to_string(), name.to_string());
         let request = pb_registry::ReleaseVersionRequest {
-            tenant: tenant.clone(),
-            adapter: adapter.clone(),
+            tenant: tenant.to_string(),
+            adapter: name.to_string(),
             version,
-            alias: alias.clone(),
+            alias: alias.to_owned(),
             actor,
         };
         let released = self.ask(self.registry.clone().release_version(request)).await?.version;
+        released.ok_or_else(|| Fault::internal("the registry answered with nothing"))
+    }
+
+    async fn release_and_show(
+        &self,
+        tenant: &TenantName,
+        name: &AdapterName,
+        version: u64,
+        alias: &str,
+        actor: String,
+    ) -> Result<pb_registry::Version, Fault> {
+        let released = self.release(tenant, name, version, alias, actor).await?;
         let shown = |snapshot: &Snapshot| {
-            let known = snapshot.tenant(&tenant).and_then(|tenant| tenant.adapters.get(&adapter));
-            known.is_some_and(|known| {
+            snapshot.adapter(tenant.as_str(), name.as_str()).is_some_and(|known| {
                 known.versions.contains_key(&version)
-                    && (alias.is_empty() || known.aliases.get(&alias) >= Some(&version))
+                    && (alias.is_empty() || known.aliases.get(alias) >= Some(&version))
             })
         };
         self.show(shown).await;
-        released.ok_or_else(|| Fault::internal("the registry answered with nothing"))
+        Ok(released)
     }
 }
 

@@ -22,8 +22,6 @@ use weft_proto::registry::v1::publish_request::Part;
 pub(super) const ARCHIVES: [&str; 4] =
     ["application/x-tar", "application/gzip", "application/x-gzip", "application/x-gtar"];
 
-/// Names of other files that the registry takes.
-const OTHERS_MAX: usize = 256;
 /// While other files are passed over the registry gets nothing, and would give the upload up: so often it is told that it still comes.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
@@ -74,13 +72,10 @@ impl Archive {
             };
             pieces.put(part).await?;
         }
-        let mut names = reader.other_files();
+        let names = reader.other_files();
         if let Some(pickle) = names.iter().find(|name| name.ends_with(".bin")) {
             return Err(refused(vec![format!("the archive has {pickle}, a pickle, which can run code")]));
         }
-        // Those that the registry looks for before the rest.
-        names.sort_by_key(|name| !name.ends_with(".json") && !name.ends_with(".jinja"));
-        names.truncate(OTHERS_MAX);
         pieces.put(Part::Others(pb::OtherFiles { names })).await?;
         pieces.whole();
         Ok(())

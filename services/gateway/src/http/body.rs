@@ -246,6 +246,13 @@ impl<'de> Deserialize<'de> for Given {
     }
 }
 
+/// For `deserialize_with` of a field that has a default: tells null, `Some(None)`, from absent.
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

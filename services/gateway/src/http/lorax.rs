@@ -225,12 +225,19 @@ async fn start(gateway: &Arc<Gateway>, asked: Asked, stream: bool) -> Result<Sta
     }
 }
 
-/// Sees to it that the tenant has what is asked for: a merge gets a name, and what its policy knows a source of is imported.
-async fn make_adapter(gateway: &Arc<Gateway>, call: super::Call, checked: &mut Checked) -> Result<super::Call, Fault> {
-    let tenant = &call.tenant;
+/// Sees to it that the tenant has what is asked for: a merge gets a name, and what its policy knows a source of is imported. Nothing is made for
+/// a request that the tenant's limits refuse.
+async fn make_adapter(
+    gateway: &Arc<Gateway>,
+    mut call: super::Call,
+    checked: &mut Checked,
+) -> Result<super::Call, Fault> {
+    let base = gateway.mesh.pool.base()?;
     if let Some(merged) = &checked.merged {
-        let base = gateway.mesh.pool.base()?;
-        let merge = merged.of(tenant, base.served_name())?;
+        let merge = merged.of(&call.tenant, base.served_name())?;
+        merge.name()?;
+        gateway.reserve_once(&mut call, &checked.wanted, &base).await?;
+        let tenant = &call.tenant;
         let (name, snapshot) = gateway.merged(&tenant.name, merge).await?;
         let version = snapshot.newest(&tenant.name, name.as_str()).unwrap_or(1);
         checked.adapter_id = Some(format!("{name}@{version}"));
@@ -238,11 +245,13 @@ async fn make_adapter(gateway: &Arc<Gateway>, call: super::Call, checked: &mut C
     }
     // Only a plain name is one of something elsewhere.
     let name = checked.adapter_id.as_deref().and_then(|id| id.parse::<AdapterName>().ok());
+    let tenant = Arc::clone(&call.tenant);
     let (Some(name), Some(beginning)) = (name, tenant.adapter_sources.get(&checked.source)) else { return Ok(call) };
-    let is_base = gateway.mesh.pool.base()?.served_name() == name.as_str();
+    let is_base = base.served_name() == name.as_str();
     if is_base || name.is_merged() || tenant.adapters.contains_key(name.as_str()) {
         return Ok(call);
     }
+    gateway.reserve_once(&mut call, &checked.wanted, &base).await?;
     let snapshot = gateway.sourced(&tenant.name, name, beginning).await?;
     Ok(call.seen_by(&snapshot))
 }

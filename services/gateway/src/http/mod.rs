@@ -46,7 +46,6 @@ mod response_format;
 mod sse;
 mod standing;
 
-pub(crate) use admin_publish::refused;
 pub(crate) use identify::{Known, RequestId, unasked_lines};
 pub use openapi::openapi_json;
 pub(crate) use ops::Waiting;
@@ -62,6 +61,7 @@ use crate::generate::{Admission, Collected, Facts, Wanted};
 use crate::quota::Meter;
 use crate::resolve::resolve_split;
 use crate::usage::Account;
+use crate::workers::Base;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath, Path, Request, State};
@@ -321,6 +321,8 @@ pub(crate) struct Call {
     session: Option<String>,
     arrived: Instant,
     room: OwnedSemaphorePermit,
+    /// What it may cost, if that was taken from the limits before it was admitted.
+    meter: Option<Meter>,
 }
 
 impl Call {
@@ -347,7 +349,7 @@ impl Gateway {
         let request_id = parts.extensions.get::<RequestId>().map_or_else(String::new, |id| id.0.clone());
         let session = parts.headers.get(identify::SESSION).and_then(|value| value.to_str().ok());
         let session = session.filter(|text| !text.is_empty()).map(ToOwned::to_owned);
-        Ok(Call { tenant, key, request_id, known: Known::of(&parts.extensions), session, arrived, room })
+        Ok(Call { tenant, key, request_id, known: Known::of(&parts.extensions), session, arrived, room, meter: None })
     }
 
     /// Reads the body within the limits of the data listener.
@@ -360,7 +362,7 @@ impl Gateway {
     /// it is among the tenant's own; a session that the headers name goes before.
     pub(crate) async fn admit(
         &self,
-        call: Call,
+        mut call: Call,
         model: Option<&str>,
         user: Option<&str>,
         wanted: &[Wanted],
@@ -371,7 +373,7 @@ impl Gateway {
         let (resolved, assigned) = resolve_split(&call.tenant, model, base.served_name(), key)?;
         call.known.resolved(&call.tenant.name, &resolved);
         let more = if wanted.len() > 1 { Some(self.mesh.limits.generations(wanted.len() - 1)?) } else { None };
-        let meter = self.reserve(&call, wanted, u64::from(base.description.context_tokens_max)).await?;
+        let meter = self.reserve_once(&mut call, wanted, &base).await?;
         let mut room = call.room;
         if let Some(more) = more {
             room.merge(more);
@@ -423,6 +425,16 @@ impl Gateway {
                 Err(error.into())
             }
         }
+    }
+
+    /// The same, at most once for each call.
+    pub(crate) async fn reserve_once(&self, call: &mut Call, wanted: &[Wanted], base: &Base) -> Result<Meter, Fault> {
+        let meter = match call.meter.take() {
+            Some(meter) => meter,
+            None => self.reserve(call, wanted, u64::from(base.description.context_tokens_max)).await?,
+        };
+        call.meter = Some(meter.clone());
+        Ok(meter)
     }
 }
 

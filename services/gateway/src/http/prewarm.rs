@@ -73,7 +73,7 @@ impl Gateway {
         version: u64,
     ) -> Option<(Digest, Digest)> {
         let snapshot = self.directory.last()?;
-        let adapter = snapshot.tenant(tenant.as_str())?.adapters.get(adapter.as_str())?;
+        let adapter = snapshot.adapter(tenant.as_str(), adapter.as_str())?;
         let from = *adapter.versions.get(adapter.aliases.get(alias.as_str())?)?;
         let to = *adapter.versions.get(&version)?;
         (from != to).then_some((from, to))

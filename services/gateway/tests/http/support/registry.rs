@@ -364,16 +364,19 @@ impl Registry for FakeRegistry {
         request: Request<pb::ReleaseVersionRequest>,
     ) -> Result<Response<pb::ReleaseVersionResponse>, Status> {
         let asked = request.into_inner();
-        self.change(|state| {
+        let version = self.change(|state| {
             let tenant = state.tenants.get_mut(&asked.tenant).ok_or_else(|| unknown("tenant"))?;
             let adapter = tenant.adapters.get_mut(&asked.adapter).ok_or_else(|| unknown("adapter"))?;
+            let number = asked.version;
+            let digest = adapter.versions.get(number as usize - 1).ok_or_else(|| unknown("version"))?.to_vec().into();
             let now = adapter.aliases.get(&asked.alias).copied();
-            if !asked.alias.is_empty() && now.is_none_or(|(now, _)| now < asked.version) {
-                adapter.aliases.insert(asked.alias.clone(), (asked.version, now.map_or(1, |(_, etag)| etag + 1)));
+            if !asked.alias.is_empty() && now.is_none_or(|(now, _)| now < number) {
+                adapter.aliases.insert(asked.alias.clone(), (number, now.map_or(1, |(_, etag)| etag + 1)));
             }
-            Ok::<_, Status>(())
+            let (tenant, adapter) = (asked.tenant.clone(), asked.adapter.clone());
+            Ok::<_, Status>(pb::Version { tenant, adapter, number, digest, ..Default::default() })
         })?;
-        Ok(Response::new(pb::ReleaseVersionResponse::default()))
+        Ok(Response::new(pb::ReleaseVersionResponse { version: Some(version) }))
     }
 
     async fn keep_usage(
