@@ -113,6 +113,7 @@ bench-build:
 check: ## Formatting and lints
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release -p weft-cuda-device --all-targets --features cuda -- -D warnings
 
 .PHONY: codegen
 codegen: ## Rewrites the generated code in proto/src/generated

@@ -2,21 +2,17 @@
 # All that can be proved of the CUDA kernels without a device. Usage: scripts/gpu-check.sh
 #   - every kernels/cuda/*.cu compiles for every architecture, with the registers, spills and shared memory of
 #     kernels/cuda/ptxas.golden.txt (WEFT_GOLDEN=write: writes the table)
-#   - the same files, run on this processor, conform
+#   - the same files, run on this processor, conform; so does the device layer, with what calls CUDA's driver compiled in
 #   - what bytes over bandwidth predict is printed
 # Needs the part `cuda` of scripts/setup.sh, or another CUDA 13.0 in CUDA_HOME. The last line says how it went; exit 0 only if all of it held.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 architectures=(80 86 89 90 100)
 golden=kernels/cuda/ptxas.golden.txt
-venv=${PYTHON_CUDA_VENV:-$PWD/.cache/venv-cuda}
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
-cuda=${CUDA_HOME:-}
-[ -n "$cuda" ] || for folder in "$venv"/lib/python*/site-packages/nvidia/cu13; do cuda=$folder; done
-nvcc="$cuda/bin/nvcc"
-[ -x "$nvcc" ] || { echo "gpu-check: no nvcc in $cuda: run scripts/setup.sh cuda, or set CUDA_HOME" >&2; exit 1; }
+nvcc=$(scripts/nvcc.sh)
 release=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
 echo "gpu-check: nvcc $release"
 
@@ -35,21 +31,29 @@ table() { # architecture, what ptxas said
         }' "$2"
 }
 
-compiled=0
+# Each kernel file for each architecture, as many at a time as there are processors.
+compile() { # source, architecture
+    local log
+    log="$out/$(basename "$1" .cu).$2.log"
+    if "$nvcc" -std=c++17 -arch="sm_$2" -cubin -Xptxas -v -o "$log.cubin" "$1" >"$log" 2>&1; then
+        table "$2" "$log" >"$log.rows"
+    else
+        echo "gpu-check: $1 for sm_$2:" >&2
+        cat "$log" >&2
+    fi
+}
+export -f compile table
+export nvcc out
 wanted=0
 for source in kernels/cuda/*.cu; do
     for architecture in "${architectures[@]}"; do
         wanted=$((wanted + 1))
-        log="$out/$(basename "$source" .cu).$architecture.log"
-        if "$nvcc" -std=c++17 -arch="sm_$architecture" -cubin -Xptxas -v -o "$out/cubin" "$source" >"$log" 2>&1; then
-            compiled=$((compiled + 1))
-            table "$architecture" "$log" >>"$out/rows"
-        else
-            echo "gpu-check: $source for sm_$architecture:" >&2
-            cat "$log" >&2
-        fi
+        echo "$source" "$architecture"
     done
-done
+done >"$out/jobs"
+xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' _ <"$out/jobs"
+compiled=$(find "$out" -name '*.rows' | wc -l)
+cat "$out"/*.rows >"$out/rows"
 {
     echo "# Made by WEFT_GOLDEN=write scripts/gpu-check.sh with nvcc $release. A change of kernels that changes a row must change it here."
     echo "# shared: static bytes; stack and spills: bytes of local memory."
@@ -63,7 +67,8 @@ elif ! diff -u "$golden" "$out/table"; then
 fi
 
 tests="$out/tests"
-cargo nextest run --release -p weft-cuda-kernels --no-fail-fast 2>&1 | tee "$tests" || true
+cargo nextest run --release -p weft-cuda-kernels -p weft-cuda-device -p weft-engine --features weft-cuda-device/cuda --no-fail-fast \
+    -E 'not package(weft-engine) or binary(device)' 2>&1 | tee "$tests" || true
 ran=$(sed -nE 's/^ *Summary .* ([0-9]+) tests? run:.*/\1/p' "$tests")
 passed=$(sed -nE 's/^ *Summary .* ([0-9]+) passed.*/\1/p' "$tests")
 

@@ -10,6 +10,7 @@
 
 use crate::aligned::AlignedBuf;
 use crate::packed::{PANEL, round_bf16, widen_bf16};
+use std::any::Any;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,8 +23,20 @@ pub enum KvFormat {
 }
 
 pub(crate) enum KvData {
-    F32 { k: AlignedBuf<f32>, v: AlignedBuf<f32> },
-    Bf16 { k: AlignedBuf<u16>, v: AlignedBuf<u16> },
+    F32 {
+        k: AlignedBuf<f32>,
+        v: AlignedBuf<f32>,
+    },
+    Bf16 {
+        k: AlignedBuf<u16>,
+        v: AlignedBuf<u16>,
+    },
+    /// Pages that lie elsewhere, on a device perhaps.
+    Elsewhere {
+        pages: Box<dyn Any + Send + Sync>,
+        format: KvFormat,
+        bytes: usize,
+    },
 }
 
 /// The pages of one layer, from [`crate::Kernels::new_kv`]. Which block belongs to whom is the caller's business.
@@ -117,6 +130,43 @@ impl KvLayer {
         Self { shape: KvShape { blocks, block_size, kv_heads, head_dim, pair }, data }
     }
 
+    /// Pages that an implementation outside of this crate keeps, `bytes` of them, in a layout of its own. Those in this crate refuse
+    /// them.
+    #[must_use]
+    pub fn elsewhere(
+        blocks: usize,
+        [block_size, kv_heads, head_dim]: [usize; 3],
+        format: KvFormat,
+        bytes: usize,
+        pages: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        let data = KvData::Elsewhere { pages, format, bytes };
+        Self { shape: KvShape { blocks, block_size, kv_heads, head_dim, pair: 1 }, data }
+    }
+
+    /// What [`Self::elsewhere`] was given, if it was a `T`.
+    #[must_use]
+    pub fn pages<T: Any>(&self) -> Option<&T> {
+        match &self.data {
+            KvData::Elsewhere { pages, .. } => pages.downcast_ref(),
+            _ => None,
+        }
+    }
+
+    /// [`Self::pages`], to write.
+    #[must_use]
+    pub fn pages_mut<T: Any>(&mut self) -> Option<&mut T> {
+        match &mut self.data {
+            KvData::Elsewhere { pages, .. } => pages.downcast_mut(),
+            _ => None,
+        }
+    }
+
+    /// Stops an implementation of this crate.
+    pub(crate) fn refuse_elsewhere(shape: KvShape) -> ! {
+        panic!("kv layer: its {} blocks lie elsewhere: made by another implementation", shape.blocks)
+    }
+
     /// Number of pages.
     #[must_use]
     pub fn blocks(&self) -> usize {
@@ -147,6 +197,7 @@ impl KvLayer {
         match self.data {
             KvData::F32 { .. } => KvFormat::F32,
             KvData::Bf16 { .. } => KvFormat::Bf16,
+            KvData::Elsewhere { format, .. } => format,
         }
     }
 
@@ -156,6 +207,7 @@ impl KvLayer {
         match &self.data {
             KvData::F32 { k, v } => k.bytes() + v.bytes(),
             KvData::Bf16 { k, v } => k.bytes() + v.bytes(),
+            KvData::Elsewhere { bytes, .. } => *bytes,
         }
     }
 
@@ -165,6 +217,7 @@ impl KvLayer {
         match &self.data {
             KvData::F32 { k, .. } => k[index],
             KvData::Bf16 { k, .. } => widen_bf16(k[index]),
+            KvData::Elsewhere { .. } => Self::refuse_elsewhere(self.shape),
         }
     }
 
@@ -174,6 +227,7 @@ impl KvLayer {
         match &self.data {
             KvData::F32 { v, .. } => v[index],
             KvData::Bf16 { v, .. } => widen_bf16(v[index]),
+            KvData::Elsewhere { .. } => Self::refuse_elsewhere(self.shape),
         }
     }
 
@@ -185,6 +239,7 @@ impl KvLayer {
             match &mut self.data {
                 KvData::F32 { k, v } => (k[at_key], v[at_value]) = (key, value),
                 KvData::Bf16 { k, v } => (k[at_key], v[at_value]) = (round_bf16(key), round_bf16(value)),
+                KvData::Elsewhere { .. } => Self::refuse_elsewhere(shape),
             }
         }
     }

@@ -414,6 +414,15 @@ impl LoraMatrix {
         let is_plain = self.0.layout == Layout::RowMajor && !self.format().is_integer();
         is_plain.then(|| (0..self.rows()).flat_map(values).collect())
     }
+
+    /// The codes row by row and the scale of each rank, of integers that the reference packed; none of others. Cost: a copy.
+    #[must_use]
+    pub fn to_codes(&self) -> Option<(Vec<i8>, Vec<f32>)> {
+        match &self.0.data {
+            Data::Codes(codes, scales) if self.0.layout == Layout::RowMajor => Some((codes.to_vec(), scales.to_vec())),
+            _ => None,
+        }
+    }
 }
 
 impl std::fmt::Debug for PackedLinear {

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use weft_kernels::{
-    AttentionSeq, CpuOptions, Kernels, KvFormat, LoraSegment, LoraTarget, WeightFormat, cpu, reference,
+    AttentionSeq, CpuOptions, Kernels, KvFormat, KvLayer, LoraSegment, LoraTarget, WeightFormat, cpu, reference,
 };
 
 /// Both implementations refuse with this message.
@@ -78,6 +78,20 @@ fn pages_that_do_not_exist_or_do_not_reach() {
     refuses("attention: q has 6 values, out 6, heads 3, for KvLayer(2 x [2, 4, 1], F32)", |kernels| {
         let layer = kernels.new_kv(2, 4, 2, 1, KvFormat::F32);
         kernels.attention(&[0.0; 6], 3, 1.0, &[], &layer, &mut [0.0; 6]);
+    });
+}
+
+#[test]
+fn pages_of_another_implementation() {
+    let seqs = [AttentionSeq { rows: 0..1, start: 0, blocks: &[0] }];
+    let layer = || KvLayer::elsewhere(2, [4, 1, 2], KvFormat::F32, 64, Box::new(7u8));
+    assert_eq!((layer().bytes(), layer().format(), layer().pages::<u8>()), (64, KvFormat::F32, Some(&7)));
+    assert!(layer().pages::<u16>().is_none() && reference().new_kv(2, 4, 1, 2, KvFormat::F32).pages::<u8>().is_none());
+    refuses("kv layer: its 2 blocks lie elsewhere: made by another implementation", |kernels| {
+        kernels.write_kv(&[0.0; 2], &[0.0; 2], &seqs, &mut layer());
+    });
+    refuses("kv layer: its 2 blocks lie elsewhere: made by another implementation", |kernels| {
+        kernels.attention(&[0.0; 2], 1, 1.0, &seqs, &layer(), &mut [0.0; 2]);
     });
 }
 

@@ -1,6 +1,7 @@
 //! From a canonical blob to an adapter that a step can use.
 
 use crate::dora::{AdaptedLinear, OutputFactors};
+use crate::plan::Entry;
 use crate::shape::{SITES, Shape};
 use crate::weights::Base;
 use crate::{Error, shape};
@@ -69,6 +70,12 @@ impl Resident {
     }
 }
 
+impl Entry for Box<Resident> {
+    fn shape(&self) -> &Arc<Shape> {
+        &self.shape
+    }
+}
+
 impl PreparedAdapter {
     /// SHA-256 of the blob, taken from the private copy that was packed.
     #[must_use]
@@ -115,7 +122,7 @@ impl Preparer {
         sites.resize_with(self.shape.layers, Default::default);
         let mut bytes = 0;
         for delta in adapter.modules() {
-            self.check(delta)?;
+            check(&self.shape, delta)?;
             delta.a.read_f32(a);
             delta.b.read_f32(b);
             let site = self.shape.place(delta.module).site;
@@ -136,29 +143,6 @@ impl Preparer {
     fn spare(&self) -> MutexGuard<'_, Vec<Scratch>> {
         // Whatever a panic left in it is cleared before it is used.
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn check(&self, delta: &ModuleDelta<'_>) -> Result<(), Error> {
-        let refuse = |reason: String| Err(unfit(delta, reason));
-        if delta.layer >= self.shape.layers {
-            return refuse(format!("the base has {} layers", self.shape.layers));
-        }
-        let place = self.shape.place(delta.module);
-        let [rank, in_features] = delta.a.shape;
-        if rank != delta.rank || in_features != place.in_features {
-            return refuse(format!("lora_a is {:?}, expected {:?}", delta.a.shape, [delta.rank, place.in_features]));
-        }
-        if delta.b.shape != [place.out_features, rank] {
-            return refuse(format!("lora_b is {:?}, expected {:?}", delta.b.shape, [place.out_features, rank]));
-        }
-        let found = delta.magnitude.map_or(place.out_features, |magnitude| magnitude.len());
-        if found != place.out_features {
-            return refuse(format!("lora_magnitude_vector is [{found}], expected [{}]", place.out_features));
-        }
-        if rank == 0 || !(delta.scale as f32).is_finite() {
-            return refuse(format!("rank {rank} and scale {} cannot be applied", delta.scale));
-        }
-        Ok(())
     }
 
     fn pack(&self, delta: &ModuleDelta<'_>, a: &[f32], b: &[f32]) -> LoraTarget {
@@ -190,12 +174,36 @@ impl Preparer {
     }
 }
 
-fn unfit(delta: &ModuleDelta<'_>, reason: String) -> Error {
+/// Whether a module fits the base.
+pub(crate) fn check(shape: &Shape, delta: &ModuleDelta<'_>) -> Result<(), Error> {
+    let refuse = |reason: String| Err(unfit(delta, reason));
+    if delta.layer >= shape.layers {
+        return refuse(format!("the base has {} layers", shape.layers));
+    }
+    let place = shape.place(delta.module);
+    let [rank, in_features] = delta.a.shape;
+    if rank != delta.rank || in_features != place.in_features {
+        return refuse(format!("lora_a is {:?}, expected {:?}", delta.a.shape, [delta.rank, place.in_features]));
+    }
+    if delta.b.shape != [place.out_features, rank] {
+        return refuse(format!("lora_b is {:?}, expected {:?}", delta.b.shape, [place.out_features, rank]));
+    }
+    let found = delta.magnitude.map_or(place.out_features, |magnitude| magnitude.len());
+    if found != place.out_features {
+        return refuse(format!("lora_magnitude_vector is [{found}], expected [{}]", place.out_features));
+    }
+    if rank == 0 || !(delta.scale as f32).is_finite() {
+        return refuse(format!("rank {rank} and scale {} cannot be applied", delta.scale));
+    }
+    Ok(())
+}
+
+pub(crate) fn unfit(delta: &ModuleDelta<'_>, reason: String) -> Error {
     Error::AdapterShape { layer: delta.layer, module: delta.module.as_str(), reason }
 }
 
 /// Copies in pieces that stay in the first cache, and hashes each piece from the copy.
-fn copy_hashed(blob: &[u8], copy: &mut Vec<u8>) -> Digest {
+pub(crate) fn copy_hashed(blob: &[u8], copy: &mut Vec<u8>) -> Digest {
     const PIECE_BYTES: usize = 16 << 10;
     copy.clear();
     copy.reserve_exact(blob.len());

@@ -1,11 +1,12 @@
 //! The engine: base weights, slots and KV memory, and the step that uses them.
 
-use crate::adapter::{PreparedAdapter, Preparer};
-use crate::forward::{Model, Scratch};
+use crate::adapter::{PreparedAdapter, Preparer, Resident};
+use crate::forward::forward;
 use crate::ops::Read;
 use crate::plan::{BlockOwners, Limits, Plan};
+use crate::processor::{Scratch, Step};
 use crate::shape::Shape;
-use crate::slots::{SlotId, SlotTable};
+use crate::slots::{SlotId, Table};
 use crate::timed::{StepTimes, Timed};
 use crate::weights::Base;
 use crate::workspace::Workspace;
@@ -204,7 +205,7 @@ pub struct Engine {
     block_size: usize,
     kv_blocks: usize,
     kv: Vec<KvLayer>,
-    slots: SlotTable,
+    slots: Table<Box<Resident>>,
     owners: BlockOwners,
     scratch: Scratch,
     /// Flat, for `logits_rows * vocabulary` values.
@@ -248,7 +249,7 @@ impl Engine {
             adapter_dtype: options.adapter_dtype,
             block_size: options.block_size,
             kv_blocks: options.kv_blocks,
-            slots: SlotTable::default(),
+            slots: Table::default(),
             owners: BlockOwners::default(),
             scratch: Scratch {
                 rows: Workspace::new(Device::Cpu),
@@ -289,7 +290,7 @@ impl Engine {
     /// The digest in a slot's entry.
     #[must_use]
     pub fn slot_digest(&self, slot: SlotId) -> Option<Digest> {
-        self.slots.digest(slot)
+        self.slots.get(slot).map(|adapter| adapter.digest)
     }
 
     /// Ids in the vocabulary: the width of a row of logits.
@@ -358,8 +359,16 @@ impl Engine {
         let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
         let vocabulary = self.shape.vocabulary;
         let logits = logits_view(&mut self.logits, &mut self.logits_rows, plan.wanted.len(), vocabulary)?;
-        let model = Model { shape: &self.shape, base: &self.base, kernels: &self.kernels };
-        model.forward(&plan, &mut self.kv, &mut self.scratch, logits.as_ref())?;
+        let mut step = Step {
+            shape: &self.shape,
+            base: &self.base,
+            kernels: &self.kernels,
+            plan: &plan,
+            kv: &mut self.kv,
+            scratch: &mut self.scratch,
+            logits: logits.as_ref(),
+        };
+        forward(&mut step, self.shape.layers, logits.is_some())?;
 
         recycled.resize_with(batch.seqs.len(), SeqOutput::default);
         for (computed, &at) in plan.order.iter().enumerate() {

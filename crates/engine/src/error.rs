@@ -58,6 +58,35 @@ pub enum Error {
     /// A tensor operation failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
+    /// No run of free device memory holds an adapter.
+    #[error("an adapter of {bytes} bytes does not fit into the slots: {free} bytes are free, {largest} in one piece")]
+    SlotsFull {
+        /// Of the adapter.
+        bytes: usize,
+        /// In any number of pieces.
+        free: usize,
+        /// The longest piece.
+        largest: usize,
+    },
+    /// A batch is larger than a device engine was made for.
+    #[error("the batch has {value} {what}, the engine was made for {limit}")]
+    Batch {
+        /// `rows` or `sequences`.
+        what: &'static str,
+        /// How many.
+        value: usize,
+        /// Most of them.
+        limit: usize,
+    },
+    /// Memory of a device ran out, or the device failed.
+    #[error("the device failed")]
+    Device(#[from] weft_cuda_device::Error),
+    /// A batch that adapters on a device are not launched for.
+    #[error("adapters cannot be launched")]
+    Adapters(#[from] weft_cuda_kernels::table::Error),
+    /// A batch that attention on a device is not launched for.
+    #[error("attention cannot be launched")]
+    Attention(#[from] weft_cuda_kernels::attention::Error),
 }
 
 /// Why one sequence of a batch cannot be computed.
@@ -137,9 +166,15 @@ impl Error {
             // The registry checked the package: a blob that cannot be read or does not fit is not what its name says.
             Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
             Self::Sequence { problem: Problem::Token { .. }, .. } => Kind::Invalid,
-            Self::Option { .. } => Kind::Invalid,
+            Self::Option { .. } | Self::Batch { .. } => Kind::Invalid,
+            Self::SlotsFull { .. } | Self::Device(weft_cuda_device::Error::OutOfMemory { .. }) => Kind::Unavailable,
             Self::Model(_) | Self::TensorSize { .. } => Kind::Corrupt,
-            Self::Sequence { .. } | Self::Logits | Self::Tensor(_) => Kind::Internal,
+            Self::Sequence { .. }
+            | Self::Logits
+            | Self::Tensor(_)
+            | Self::Device(_)
+            | Self::Adapters(_)
+            | Self::Attention(_) => Kind::Internal,
         }
     }
 }

@@ -8,8 +8,8 @@
 //! Stages of a step, in order:
 //! 1. `plan` checks the whole batch before anything is written, and orders its sequences by slot, so that the rows of one
 //!    adapter are one run;
-//! 2. `forward` is the Llama model, written once over candle tensors; each hot operation is a candle custom op from `ops`
-//!    that calls [`weft_kernels::Kernels`];
+//! 2. `forward` is the Llama model, written once over a port of its operations. On processors (`processor`) they run over candle tensors, each hot
+//!    one a candle custom op from `ops` that calls [`weft_kernels::Kernels`];
 //! 3. logits are handed back in the order of the batch, each with the digest read from the slot entry that was used.
 //!
 //! Beside the step loop: [`Preparer`] turns a canonical blob into a [`PreparedAdapter`] on any thread, so that
@@ -17,12 +17,14 @@
 //! [`sampling`] chooses tokens from logits.
 
 mod adapter;
+pub mod device;
 mod dora;
 mod engine;
 mod error;
 mod forward;
 mod ops;
 mod plan;
+mod processor;
 pub mod sampling;
 mod shape;
 mod slots;

@@ -1,5 +1,5 @@
 //! The hot operations as candle custom ops: each takes the slices out of the tensors and calls one or two
-//! [`weft_kernels::Kernels`] methods. A CUDA implementation adds `cuda_fwd` to these and changes nothing in `forward`.
+//! [`weft_kernels::Kernels`] methods.
 //!
 //! All ops work in place on contiguous f32 tensors of `workspace`; shapes are named there.
 
@@ -161,8 +161,8 @@ impl InplaceOp2 for Linear<'_> {
     }
 }
 
-/// Rotary embedding, store of keys and values, and attention: `out [rows, q_width]` from `qkv [rows, qkv_width]`.
-pub(crate) struct Attention<'a> {
+/// Takes `qkv [rows, qkv_width]` apart, turns the keys, and puts keys and values where they stay.
+pub(crate) struct Store<'a> {
     pub(crate) kernels: &'a dyn Kernels,
     pub(crate) shape: &'a Shape,
     /// `[rows]`.
@@ -170,9 +170,8 @@ pub(crate) struct Attention<'a> {
     pub(crate) seqs: &'a [AttentionSeq<'a>],
     /// One layer's pages. A cell, because candle passes ops by shared reference; the step has them for itself.
     pub(crate) kv: RefCell<&'a mut KvLayer>,
+    /// Keeps the queries for [`Attention`].
     pub(crate) split: &'a RefCell<Split>,
-    /// Only store keys and values: nothing of this layer's output is wanted.
-    pub(crate) store_only: bool,
 }
 
 /// Room for q, k and v taken apart, kept between steps.
@@ -197,29 +196,48 @@ impl Split {
     }
 }
 
-impl InplaceOp2 for Attention<'_> {
+fn rope(kernels: &dyn Kernels, shape: &Shape, positions: &[u32], x: &mut [f32], heads: usize) {
+    kernels.rope(x, heads, shape.head_dim, positions, &shape.inv_freq, shape.attention_factor);
+}
+
+impl InplaceOp1 for Store<'_> {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    fn cpu_fwd(&self, qkv: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let mut split = self.split.borrow_mut();
+        split.fill(slice(qkv, layout)?, self.shape);
+        let Split { k, v, .. } = &mut *split;
+        rope(self.kernels, self.shape, self.positions, k, self.shape.kv_heads);
+        self.kernels.write_kv(k, v, self.seqs, &mut self.kv.borrow_mut());
+        Ok(())
+    }
+}
+
+/// Attention of the rows that [`Store`] took apart last: `out [rows, q_width]`.
+pub(crate) struct Attention<'a> {
+    pub(crate) kernels: &'a dyn Kernels,
+    pub(crate) shape: &'a Shape,
+    /// `[rows]`.
+    pub(crate) positions: &'a [u32],
+    pub(crate) seqs: &'a [AttentionSeq<'a>],
+    /// One layer's pages.
+    pub(crate) kv: &'a KvLayer,
+    pub(crate) split: &'a RefCell<Split>,
+}
+
+impl InplaceOp1 for Attention<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn cpu_fwd(&self, out: &mut CpuStorage, out_layout: &Layout, qkv: &CpuStorage, qkv_layout: &Layout) -> Result<()> {
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let shape = self.shape;
-        let mut split = self.split.borrow_mut();
-        split.fill(slice(qkv, qkv_layout)?, shape);
-        let Split { q, k, v } = &mut *split;
-        let rope = |x: &mut [f32], heads: usize| {
-            let (inv_freq, factor) = (&shape.inv_freq, shape.attention_factor);
-            self.kernels.rope(x, heads, shape.head_dim, self.positions, inv_freq, factor);
-        };
-        let mut kv = self.kv.borrow_mut();
-        rope(k, shape.kv_heads);
-        self.kernels.write_kv(k, v, self.seqs, &mut kv);
-        if self.store_only {
-            return Ok(());
-        }
-        rope(q, shape.heads);
+        let q = &mut self.split.borrow_mut().q;
+        rope(self.kernels, shape, self.positions, q, shape.heads);
         let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        self.kernels.attention(q, shape.heads, scale, self.seqs, &kv, slice_mut(out, out_layout)?);
+        self.kernels.attention(q, shape.heads, scale, self.seqs, self.kv, slice_mut(out, layout)?);
         Ok(())
     }
 }

@@ -3,54 +3,59 @@
 //! Words: a *row* is one token of one sequence in this step. Sequences are computed in order of their slot (the base
 //! first, ties as in the batch), so that the rows of one adapter are one run.
 
-use crate::adapter::Resident;
 use crate::engine::{LogitsWanted, SeqStep};
 use crate::error::Problem;
 use crate::shape::Shape;
-use crate::slots::SlotTable;
+use crate::slots::Table;
 use crate::{Error, SlotId};
 use std::ops::Range;
 use std::sync::Arc;
 use weft_kernels::AttentionSeq;
 
+/// What a slot holds, as far as checks look at it.
+pub(crate) trait Entry {
+    /// Of the engine that it was prepared for.
+    fn shape(&self) -> &Arc<Shape>;
+}
+
 /// Consecutive rows of one adapter.
-pub(crate) struct Run<'a> {
+pub(crate) struct Run<'a, R> {
     pub(crate) rows: Range<usize>,
-    pub(crate) adapter: &'a Resident,
+    pub(crate) adapter: &'a R,
 }
 
 /// A checked batch, in the order of computation.
-pub(crate) struct Plan<'a> {
+pub(crate) struct Plan<'a, R> {
     /// Position in the batch of each computed sequence.
     pub(crate) order: Vec<usize>,
     /// Slot entry of each computed sequence.
-    pub(crate) adapters: Vec<Option<&'a Resident>>,
+    pub(crate) adapters: Vec<Option<&'a R>>,
     /// `[rows]`.
     pub(crate) tokens: Vec<u32>,
     /// `[rows]`.
     pub(crate) positions: Vec<u32>,
     pub(crate) seqs: Vec<AttentionSeq<'a>>,
-    pub(crate) runs: Vec<Run<'a>>,
+    pub(crate) runs: Vec<Run<'a, R>>,
     /// Rows whose logits are wanted, ascending.
     pub(crate) wanted: Vec<u32>,
     /// The runs again, counted in wanted rows.
-    pub(crate) wanted_runs: Vec<Run<'a>>,
+    pub(crate) wanted_runs: Vec<Run<'a, R>>,
     /// Part of `wanted` that belongs to each computed sequence.
     pub(crate) wanted_of: Vec<Range<usize>>,
 }
 
 /// What the checks compare with.
-pub(crate) struct Limits<'a> {
+pub(crate) struct Limits<'a, R> {
     pub(crate) shape: &'a Arc<Shape>,
-    pub(crate) slots: &'a SlotTable,
+    pub(crate) slots: &'a Table<R>,
     pub(crate) kv_blocks: usize,
     pub(crate) block_size: usize,
 }
 
-impl<'a> Plan<'a> {
+impl<'a, R: Entry> Plan<'a, R> {
     /// # Errors
     /// [`Error::Sequence`] for the first sequence that cannot be computed. Nothing has been written then.
-    pub(crate) fn new(seqs: &'a [SeqStep], limits: &Limits<'a>, owners: &mut BlockOwners) -> Result<Self, Error> {
+    pub(crate) fn new(seqs: &'a [SeqStep], limits: &Limits<'a, R>, owners: &mut BlockOwners) -> Result<Self, Error> {
         let mut adapters = Vec::with_capacity(seqs.len());
         for (sequence, seq) in seqs.iter().enumerate() {
             let checked = check_sequence(seq, limits);
@@ -109,14 +114,14 @@ impl<'a> Plan<'a> {
 }
 
 /// Runs of one slot are neighbours because the sequences are sorted; an empty part (no wanted rows) changes nothing.
-fn extend<'a>(runs: &mut Vec<Run<'a>>, rows: Range<usize>, adapter: &'a Resident, joins: bool) {
+fn extend<'a, R>(runs: &mut Vec<Run<'a, R>>, rows: Range<usize>, adapter: &'a R, joins: bool) {
     match runs.last_mut() {
         Some(run) if joins => run.rows.end = rows.end,
         _ => runs.push(Run { rows, adapter }),
     }
 }
 
-fn check_sequence<'a>(seq: &SeqStep, limits: &Limits<'a>) -> Result<Option<&'a Resident>, Problem> {
+fn check_sequence<'a, R: Entry>(seq: &SeqStep, limits: &Limits<'a, R>) -> Result<Option<&'a R>, Problem> {
     if seq.tokens.is_empty() {
         return Err(Problem::Empty);
     }
@@ -137,7 +142,7 @@ fn check_sequence<'a>(seq: &SeqStep, limits: &Limits<'a>) -> Result<Option<&'a R
     }
     let Some(slot) = seq.slot else { return Ok(None) };
     let adapter = limits.slots.get(slot).ok_or(Problem::Slot { slot })?;
-    if !Arc::ptr_eq(&adapter.shape, limits.shape) {
+    if !Arc::ptr_eq(adapter.shape(), limits.shape) {
         return Err(Problem::ForeignAdapter { slot });
     }
     Ok(Some(adapter))
@@ -155,7 +160,7 @@ pub(crate) struct BlockOwners {
 }
 
 impl BlockOwners {
-    fn check(&mut self, seqs: &[SeqStep], limits: &Limits<'_>) -> Result<(), Error> {
+    fn check<R>(&mut self, seqs: &[SeqStep], limits: &Limits<'_, R>) -> Result<(), Error> {
         self.writers.resize(limits.kv_blocks, (0, 0));
         self.step += 1;
         for (sequence, seq) in seqs.iter().enumerate() {

@@ -78,6 +78,16 @@ impl Shape {
         self.q_width() + 2 * self.kv_width()
     }
 
+    /// Outputs and inputs of a site.
+    pub(crate) fn site(&self, site: Site) -> (usize, usize) {
+        match site {
+            Site::Qkv => (self.qkv_width(), self.hidden),
+            Site::Output => (self.hidden, self.q_width()),
+            Site::GateUp => (2 * self.intermediate, self.hidden),
+            Site::Down => (self.hidden, self.intermediate),
+        }
+    }
+
     pub(crate) fn place(&self, module: Module) -> Place {
         let (hidden, q, kv, inter) = (self.hidden, self.q_width(), self.kv_width(), self.intermediate);
         let place = |site, in_features, out_features, out_offset| Place { site, in_features, out_features, out_offset };

@@ -1,8 +1,6 @@
 //! The slot table: which adapter is resident where.
 
-use crate::adapter::Resident;
 use std::fmt;
-use weft_types::Digest;
 
 /// Names one filling of one slot. A slot that is emptied and filled again gets another id, so that an id kept too long
 /// is refused instead of meaning somebody else's adapter.
@@ -18,23 +16,27 @@ impl fmt::Display for SlotId {
     }
 }
 
-#[derive(Default)]
-struct Slot {
+struct Slot<T> {
     generation: u32,
-    adapter: Option<Box<Resident>>,
+    adapter: Option<T>,
 }
 
-/// All slots of an engine. Every operation is O(1).
-#[derive(Default)]
-pub(crate) struct SlotTable {
-    slots: Vec<Slot>,
+/// All slots of an engine, and what each holds. Every operation is O(1).
+pub(crate) struct Table<T> {
+    slots: Vec<Slot<T>>,
     free: Vec<u32>,
 }
 
-impl SlotTable {
-    pub(crate) fn install(&mut self, adapter: Box<Resident>) -> SlotId {
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Table<T> {
+    pub(crate) fn install(&mut self, adapter: T) -> SlotId {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
+            self.slots.push(Slot { generation: 0, adapter: None });
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
@@ -42,7 +44,7 @@ impl SlotTable {
         SlotId { index, generation: slot.generation }
     }
 
-    pub(crate) fn remove(&mut self, id: SlotId) -> Option<Box<Resident>> {
+    pub(crate) fn remove(&mut self, id: SlotId) -> Option<T> {
         let slot = self.slots.get_mut(id.index as usize).filter(|slot| slot.generation == id.generation)?;
         let adapter = slot.adapter.take()?;
         slot.generation = slot.generation.wrapping_add(1);
@@ -50,12 +52,13 @@ impl SlotTable {
         Some(adapter)
     }
 
-    pub(crate) fn get(&self, id: SlotId) -> Option<&Resident> {
+    pub(crate) fn get(&self, id: SlotId) -> Option<&T> {
         let slot = self.slots.get(id.index as usize)?;
-        if slot.generation == id.generation { slot.adapter.as_deref() } else { None }
+        if slot.generation == id.generation { slot.adapter.as_ref() } else { None }
     }
 
-    pub(crate) fn digest(&self, id: SlotId) -> Option<Digest> {
-        self.get(id).map(|adapter| adapter.digest)
+    pub(crate) fn get_mut(&mut self, id: SlotId) -> Option<&mut T> {
+        let slot = self.slots.get_mut(id.index as usize)?;
+        if slot.generation == id.generation { slot.adapter.as_mut() } else { None }
     }
 }

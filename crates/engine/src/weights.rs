@@ -35,16 +35,17 @@ impl Base {
     /// Reads and packs everything, on as many threads as there are processors. Peak memory: the packed weights and one
     /// fused f32 matrix per thread, or the f32 embedding table.
     pub(crate) fn load(model: &BaseModel, shape: &Shape, kernels: &dyn Kernels, dtype: Dtype) -> Result<Self, Error> {
-        let loader = Loader { weights: &model.weights, kernels, dtype, device: Device::Cpu };
+        let values = Values { weights: &model.weights };
+        let loader = Loader { values, kernels, dtype, device: Device::Cpu };
         let layers = loader.layers(shape)?;
-        let final_norm = loader.norm("model.norm.weight", shape.hidden)?;
+        let final_norm = loader.tensor(values.read("model.norm.weight", shape.hidden)?)?;
 
-        let table = loader.values("model.embed_tokens.weight", shape.vocabulary * shape.hidden)?;
+        let table = values.read("model.embed_tokens.weight", shape.vocabulary * shape.hidden)?;
         let head = |rows: &[f32]| kernels.pack_linear(rows, shape.vocabulary, shape.hidden, dtype.head());
         let lm_head = if model.config.tied_embeddings {
             head(&table)
         } else {
-            head(&loader.values("lm_head.weight", shape.vocabulary * shape.hidden)?)
+            head(&values.read("lm_head.weight", shape.vocabulary * shape.hidden)?)
         };
         let shares_head = model.config.tied_embeddings && dtype.head().is_integer();
         let embeddings = (!shares_head).then(|| {
@@ -67,8 +68,56 @@ impl Base {
     }
 }
 
+/// Reads the base's tensors as f32, and holds each against the size that it should have.
+#[derive(Clone, Copy)]
+pub(crate) struct Values<'a> {
+    pub(crate) weights: &'a Weights,
+}
+
+impl Values<'_> {
+    /// The rows of the linears of one site, one after the other: `[out of the site, in]`.
+    pub(crate) fn site(&self, layer: usize, site: Site, shape: &Shape) -> Result<Vec<f32>, Error> {
+        let (hidden, q, kv, inter) = (shape.hidden, shape.q_width(), shape.kv_width(), shape.intermediate);
+        match site {
+            Site::Qkv => self.fused(
+                layer,
+                &[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
+                hidden,
+            ),
+            Site::Output => self.fused(layer, &[("self_attn.o_proj", hidden)], q),
+            Site::GateUp => self.fused(layer, &[("mlp.gate_proj", inter), ("mlp.up_proj", inter)], hidden),
+            Site::Down => self.fused(layer, &[("mlp.down_proj", hidden)], inter),
+        }
+    }
+
+    fn fused(&self, layer: usize, parts: &[(&str, usize)], in_features: usize) -> Result<Vec<f32>, Error> {
+        let values =
+            |&(name, out): &(&str, usize)| self.read(&format!("model.layers.{layer}.{name}.weight"), out * in_features);
+        let out_features: usize = parts.iter().map(|(_, out)| out).sum();
+        let mut rows = values(&parts[0])?;
+        rows.reserve_exact((out_features - parts[0].1) * in_features);
+        for part in &parts[1..] {
+            rows.extend_from_slice(&values(part)?);
+        }
+        Ok(rows)
+    }
+
+    /// The weight of a norm of a layer.
+    pub(crate) fn layer_norm(&self, layer: usize, name: &str, width: usize) -> Result<Vec<f32>, Error> {
+        self.read(&format!("model.layers.{layer}.{name}.weight"), width)
+    }
+
+    pub(crate) fn read(&self, name: &str, expected: usize) -> Result<Vec<f32>, Error> {
+        let values = self.weights.load_f32(name)?;
+        if values.len() != expected {
+            return Err(Error::TensorSize { name: name.to_owned(), found: values.len(), expected });
+        }
+        Ok(values)
+    }
+}
+
 struct Loader<'a> {
-    weights: &'a Weights,
+    values: Values<'a>,
     kernels: &'a dyn Kernels,
     dtype: Dtype,
     device: Device,
@@ -93,42 +142,24 @@ impl Loader<'_> {
     }
 
     fn layer(&self, layer: usize, shape: &Shape) -> Result<Layer, Error> {
-        let (hidden, q, kv, inter) = (shape.hidden, shape.q_width(), shape.kv_width(), shape.intermediate);
-        let norm = |name: &str| self.norm(&format!("model.layers.{layer}.{name}.weight"), hidden);
-        let fused = |parts: &[(&str, usize)], in_features: usize| self.fused(layer, parts, in_features);
+        let norm = |name: &str| self.tensor(self.values.layer_norm(layer, name, shape.hidden)?);
+        let packed = |site: Site| {
+            let rows = self.values.site(layer, site, shape)?;
+            let (outputs, inputs) = shape.site(site);
+            Ok::<_, Error>(self.kernels.pack_linear(&rows, outputs, inputs, self.dtype.weights()))
+        };
         Ok(Layer {
             input_norm: norm("input_layernorm")?,
-            qkv: fused(&[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)], hidden)?,
-            output: fused(&[("self_attn.o_proj", hidden)], q)?,
+            qkv: packed(Site::Qkv)?,
+            output: packed(Site::Output)?,
             post_norm: norm("post_attention_layernorm")?,
-            gate_up: fused(&[("mlp.gate_proj", inter), ("mlp.up_proj", inter)], hidden)?,
-            down: fused(&[("mlp.down_proj", hidden)], inter)?,
+            gate_up: packed(Site::GateUp)?,
+            down: packed(Site::Down)?,
         })
     }
 
-    /// The rows of several linears of one layer, one after the other.
-    fn fused(&self, layer: usize, parts: &[(&str, usize)], in_features: usize) -> Result<PackedLinear, Error> {
-        let values = |&(name, out): &(&str, usize)| {
-            self.values(&format!("model.layers.{layer}.{name}.weight"), out * in_features)
-        };
-        let out_features: usize = parts.iter().map(|(_, out)| out).sum();
-        let mut rows = values(&parts[0])?;
-        rows.reserve_exact((out_features - parts[0].1) * in_features);
-        for part in &parts[1..] {
-            rows.extend_from_slice(&values(part)?);
-        }
-        Ok(self.kernels.pack_linear(&rows, out_features, in_features, self.dtype.weights()))
-    }
-
-    fn norm(&self, name: &str, width: usize) -> Result<Tensor, Error> {
-        Ok(Tensor::from_vec(self.values(name, width)?, width, &self.device)?)
-    }
-
-    fn values(&self, name: &str, expected: usize) -> Result<Vec<f32>, Error> {
-        let values = self.weights.load_f32(name)?;
-        if values.len() != expected {
-            return Err(Error::TensorSize { name: name.to_owned(), found: values.len(), expected });
-        }
-        Ok(values)
+    fn tensor(&self, values: Vec<f32>) -> Result<Tensor, Error> {
+        let width = values.len();
+        Ok(Tensor::from_vec(values, width, &self.device)?)
     }
 }

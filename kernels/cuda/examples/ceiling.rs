@@ -1,8 +1,10 @@
 //! Prints the predicted ceiling of an 8B model in bf16 on an H100, from the bytes that the launches of a step move.
 
 use weft_cuda_kernels::model::{H100_BYTES_PER_SECOND, H100_MULTIPROCESSORS, LLAMA_8B};
+use weft_cuda_kernels::pack::Format;
+use weft_cuda_kernels::table;
 
-fn main() {
+fn main() -> Result<(), table::Error> {
     let seconds = |bytes: usize| bytes as f64 / H100_BYTES_PER_SECOND;
     let base = LLAMA_8B.base_bytes();
     println!(
@@ -11,11 +13,12 @@ fn main() {
         seconds(base) * 1e3
     );
     println!("distinct r16 adapters   launches   adapter GB   adds ms   A again from L2, GB   ceiling, % of base");
-    for (values, bytes) in [("bf16", 2), ("int8", 1)] {
+    for format in [Format::Bf16, Format::Int8, Format::Fp8] {
         for adapters in [1, 8, 32, 64] {
-            let step = LLAMA_8B.decode(&vec![16; adapters], bytes, H100_MULTIPROCESSORS);
+            let step = LLAMA_8B.decode(&vec![16; adapters], format, H100_MULTIPROCESSORS)?;
             println!(
-                "{adapters:>16} {values}  {:>10} {:>12.2} {:>9.2} {:>21.2} {:>20.0}",
+                "{adapters:>16} {:<4}  {:>10} {:>12.2} {:>9.2} {:>21.2} {:>20.0}",
+                format.suffix(),
                 step.launches,
                 step.adapter_bytes as f64 / 1e9,
                 seconds(step.adapter_bytes) * 1e3,
@@ -24,4 +27,5 @@ fn main() {
             );
         }
     }
+    Ok(())
 }

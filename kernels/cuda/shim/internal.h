@@ -1,4 +1,4 @@
-// Between the two halves of the shim: the fibres (shim.cpp) and the race check (races.cpp).
+// Between the parts of the shim: the fibres (shim.cpp), the race check (races.cpp) and what a launch may touch (bounds.cpp).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,6 +11,13 @@ void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // Numbers of the thread that runs, or -1 outside of launches.
 extern int running_thread;
 
+// Gives `mine` to the warp; when all of its 32 lanes have come, the last one calls `compute` with what each gave, in order of lanes. All
+// lanes of one meeting name the same function.
+void meet(void* mine, void (*compute)(void* const (&lanes)[32]));
+
+// Copies that a block before has begun and not waited for (mma.cpp).
+void forget_copies();
+
 namespace races {
 
 enum class Access { Read, Write, Atomic };
@@ -22,4 +29,9 @@ void pass_barrier();
 void note(const void* at, size_t bytes, Access access);
 
 }  // namespace races
+
+// bounds.cpp
+namespace bounds {
+void note(uintptr_t at, size_t bytes, bool reads, bool writes);
+}
 }  // namespace shim

@@ -1,5 +1,6 @@
 // Kernels that show what the shim does and sees (tests/shim.rs). Not for a device.
 #include "../common.cuh"
+#include "../sampling_math.cuh"
 
 // Turns a block of 64 values around, through shared memory, with the barrier that this needs.
 extern "C" __global__ void probe_reverses(const float* from, float* to) {
@@ -53,3 +54,9 @@ extern "C" __global__ void probe_votes_and_shuffles(unsigned* to) {
 
 // Threads of all blocks add to one counter.
 extern "C" __global__ void probe_counts_by_atomics(unsigned* count) { atomicAdd(count, 1u); }
+
+// The sampler's exponential, of one value a thread.
+extern "C" __global__ void probe_weighs(const float* from, float* to) {
+    const unsigned at = blockIdx.x * 64 + threadIdx.x;
+    to[at] = weft::exp_below_zero(from[at]);
+}

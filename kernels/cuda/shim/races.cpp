@@ -20,6 +20,7 @@
 
 extern "C" char __data_start[] __attribute__((weak));
 extern "C" char _end[] __attribute__((weak));
+extern "C" char __executable_start[] __attribute__((weak));
 
 namespace shim::races {
 namespace {
@@ -63,6 +64,9 @@ bool is_shared(uintptr_t at) {
     return (at >= dynamic_begin && at < dynamic_end) ||
            (at >= uintptr_t(__data_start) && at < uintptr_t(_end));
 }
+
+// Tables and arguments by value that the compiler put into the program itself.
+bool is_constant(uintptr_t at) { return at >= uintptr_t(__executable_start) && at < uintptr_t(__data_start); }
 
 // Whether an access in `then` by `thread` meets one of now, unordered.
 bool meets(uint32_t then, int32_t thread, bool shared) {
@@ -115,6 +119,7 @@ void note(const void* address, size_t bytes, Access access) {
     // What a thread alone uses: its stack, and what it asks about itself.
     if (running_thread < 0 || (at >= stacks_begin && at < stacks_end)) return;
     if (at >= uintptr_t(&here) && at < uintptr_t(&here + 1)) return;
+    if (!is_shared(at) && !is_constant(at)) bounds::note(at, bytes, access != Access::Write, access != Access::Read);
     for (uintptr_t byte = at / GRANULE * GRANULE; byte < at + bytes; byte += GRANULE) check(byte, access);
 }
 

@@ -57,6 +57,9 @@ struct Warp {
     Collect what[WARP];
     unsigned from[WARP];
     unsigned mask = 0, arrived = 0;
+    // Of a meeting: what each lane gave, and what the last one calls. Null while the lanes exchange values.
+    void* brought[WARP];
+    void (*compute)(void* const (&lanes)[WARP]) = nullptr;
 };
 
 std::mutex one_launch;
@@ -183,6 +186,7 @@ void run_warp(unsigned warp, unsigned threads, bool backwards) {
 
 void run_block(uint3 block_size, unsigned threads, unsigned order) {
     races::begin_block();
+    forget_copies();
     const unsigned warp_count = (threads + WARP - 1) / WARP;
     warps.assign(warp_count, Warp());
     for (unsigned i = 0; i < threads; ++i) prepare(i, block_size);
@@ -244,6 +248,7 @@ uint32_t collect(Collect what, unsigned mask, uint32_t bits, unsigned from) {
     const unsigned expected = lanes == WARP ? mask : mask & ((1u << lanes) - 1);
     Warp& warp = warps[thread / WARP];
     if (!(expected >> self & 1)) fail("lane %u calls an operation of lanes %08x", self, mask);
+    if (warp.arrived != 0 && warp.compute) fail("lanes of one warp are at a matrix operation and at another");
     if (warp.arrived != 0 && warp.mask != expected) fail("lanes of one warp name %08x and %08x", warp.mask, expected);
     if (what == Collect::Value && !(expected >> from & 1)) fail("lane %u reads lane %u, which is not among %08x", self, from, expected);
     warp.mask = expected;
@@ -267,6 +272,25 @@ uint32_t collect(Collect what, unsigned mask, uint32_t bits, unsigned from) {
     return warp.gets[self];
 }
 
+void meet(void* mine, void (*compute)(void* const (&lanes)[WARP])) {
+    const unsigned thread = unsigned(running_thread), self = thread % WARP, first = thread - self;
+    if (fibres.size() - first < WARP) fail("a matrix operation in a warp of %zu lanes", fibres.size() - first);
+    Warp& warp = warps[thread / WARP];
+    if (warp.arrived != 0 && warp.compute != compute) fail("lanes of one warp are at a matrix operation and at another");
+    warp.compute = compute;
+    warp.brought[self] = mine;
+    warp.arrived |= 1u << self;
+    if (warp.arrived != 0xffffffffu) {
+        yield(State::InWarp);
+        return;
+    }
+    compute(warp.brought);
+    warp.arrived = 0;
+    warp.compute = nullptr;
+    for (unsigned i = 0; i < WARP; ++i)
+        if (i != self) fibres[first + i].state = State::Ready;
+}
+
 // Notes the access, and puts what `change` makes of the value there.
 template <class T, class Change>
 static T atomically(T* at, Change change) {
@@ -283,6 +307,9 @@ float atomic_add(float* at, float value) {
 }
 uint32_t atomic_max(uint32_t* at, uint32_t value) {
     return atomically(at, [=](uint32_t before) { return before < value ? value : before; });
+}
+uint32_t atomic_or(uint32_t* at, uint32_t value) {
+    return atomically(at, [=](uint32_t before) { return before | value; });
 }
 uint32_t atomic_exchange(uint32_t* at, uint32_t value) {
     return atomically(at, [=](uint32_t) { return value; });
@@ -332,4 +359,9 @@ extern "C" int weft_shim_launch(const char* name, const unsigned grid[3], const 
 // The name of a kernel by its number; null beyond the last.
 extern "C" const char* weft_shim_kernel(size_t index) {
     return index < shim::kernel_count ? shim::kernel_table[index].name : nullptr;
+}
+
+// As Kernel::describe; 0 beyond the last kernel.
+extern "C" size_t weft_shim_parameters(size_t index, shim::Parameter* to, size_t capacity) {
+    return index < shim::kernel_count ? shim::kernel_table[index].describe(to, capacity) : 0;
 }

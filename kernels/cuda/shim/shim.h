@@ -51,6 +51,7 @@ unsigned lane();
 uint32_t atomic_add(uint32_t* at, uint32_t value);
 float atomic_add(float* at, float value);
 uint32_t atomic_max(uint32_t* at, uint32_t value);
+uint32_t atomic_or(uint32_t* at, uint32_t value);
 uint32_t atomic_exchange(uint32_t* at, uint32_t value);
 uint32_t atomic_compare_exchange(uint32_t* at, uint32_t expected, uint32_t value);
 
@@ -105,9 +106,27 @@ inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline unsigned atomicAdd(unsigned* at, unsigned value) { return shim::atomic_add(at, value); }
 inline float atomicAdd(float* at, float value) { return shim::atomic_add(at, value); }
 inline unsigned atomicMax(unsigned* at, unsigned value) { return shim::atomic_max(at, value); }
+inline unsigned atomicOr(unsigned* at, unsigned value) { return shim::atomic_or(at, value); }
 inline unsigned atomicExch(unsigned* at, unsigned value) { return shim::atomic_exchange(at, value); }
 inline unsigned atomicCAS(unsigned* at, unsigned expected, unsigned value) {
     return shim::atomic_compare_exchange(at, expected, value);
 }
 
+// Byte i of the result is the byte of low (0 to 3) or high (4 to 7) that the i-th four bits of `which` name.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
+    const uint64_t bytes = uint64_t(high) << 32 | low;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (which >> 4 * i & 7u) & 0xffu) << 8 * i;
+    return result;
+}
 inline float __fmul_rn(float a, float b) { return a * b; }
+
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a < b ? b : a; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline unsigned __float_as_uint(float value) { return shim::to_bits(value); }
+inline float __uint_as_float(unsigned bits) { return shim::from_bits<float>(bits); }

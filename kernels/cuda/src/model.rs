@@ -3,7 +3,8 @@
 //! Operations do not matter at decode (rank 16 adds half a percent of them); KV reads are left out, because base and adapters share
 //! them and they only bring the two closer together.
 
-use crate::table::{self, Path, Segment};
+use crate::pack::Format;
+use crate::table::{self, Choice, Path, Segment};
 use std::collections::BTreeSet;
 
 /// Linears that one launch serves: they read the same input.
@@ -68,25 +69,29 @@ impl Model {
     }
 
     /// A decode step of one row for each entry of `ranks`, each with an adapter of its own on every linear.
-    #[must_use]
-    pub fn decode(&self, ranks: &[usize], bytes_per_value: usize, multiprocessors: usize) -> Step {
+    ///
+    /// # Errors
+    ///
+    /// When a launch cannot be made for these ranks.
+    pub fn decode(&self, ranks: &[usize], format: Format, multiprocessors: usize) -> Result<Step, table::Error> {
         let mut step = Step::default();
+        let Some(rank_max) = ranks.iter().copied().max() else { return Ok(step) };
+        let choice = Choice { activations: Format::Bf16, batch_invariant: false, rank_max };
         for site in self.sites {
             let targets = site.outputs.len();
             let segments: Vec<Segment> =
                 (0..ranks.len()).map(|row| (row..row + 1, row * targets..(row + 1) * targets)).collect();
-            let (path, items) = table::items(&segments);
-            let Some(rank_max) = ranks.iter().copied().max().filter(|_| !items.is_empty()) else { continue };
-            assert_eq!(path, Path::Decode);
+            let (path, items) = table::items(&segments, choice);
+            debug_assert_eq!(path, Path::Decode);
             let out_stride = site.outputs.iter().sum();
-            let shape = table::shape(path, items.len(), rank_max, out_stride, multiprocessors);
+            let shape = table::shape(path, items.len(), rank_max, out_stride, multiprocessors)?;
             step.launches += self.layers;
             let mut read = BTreeSet::new();
             for item in &items {
                 let rank = ranks[item.first_target as usize / targets];
                 let mut offset = 0;
                 for (index, outputs) in (item.first_target..).zip(site.outputs) {
-                    let (a, b) = (rank * site.inputs * bytes_per_value, outputs * rank * bytes_per_value);
+                    let (a, b) = (format.bytes(rank, site.inputs), format.bytes(rank, *outputs));
                     if read.insert(index) {
                         step.adapter_bytes += self.layers * (a + b);
                     }
@@ -98,7 +103,7 @@ impl Model {
                 }
             }
         }
-        step
+        Ok(step)
     }
 
     /// Most that a step with these adapters can reach of the bare base's throughput: a share of 1.
@@ -111,24 +116,52 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pack::{self, Half};
+
+    fn decode(ranks: &[usize], format: Format) -> Step {
+        LLAMA_8B.decode(ranks, format, H100_MULTIPROCESSORS).unwrap()
+    }
 
     #[test]
     fn the_ceiling_of_an_8b_model_is_what_its_bytes_say() {
         assert_eq!(LLAMA_8B.base_bytes(), 15_009_316_864);
-        let ceiling = |adapters| {
-            let step = LLAMA_8B.decode(&vec![16; adapters], 2, H100_MULTIPROCESSORS);
+        let ceiling = |(adapters, format)| {
+            let step = decode(&vec![16; adapters], format);
             assert_eq!(step.launches, 4 * 32);
-            // 2.62 M values for each rank.
-            assert_eq!(step.adapter_bytes, adapters * 2_621_440 * 16 * 2);
+            // 2.62 M values for each rank; with codes, two scales for each rank of seven linears in 32 layers besides.
+            let (value_bytes, scale_bytes) = if format == Format::Bf16 { (2, 0) } else { (1, 7 * 32 * 2 * 16 * 4) };
+            assert_eq!(step.adapter_bytes, adapters * (2_621_440 * 16 * value_bytes + scale_bytes));
             (LLAMA_8B.ceiling(step) * 100.0).round() as u32
         };
-        assert_eq!([32, 64].map(ceiling), [85, 74]);
-        assert_eq!(LLAMA_8B.decode(&[], 2, 132), Step::default());
+        let cases = [(32, Format::Bf16), (64, Format::Bf16), (32, Format::Int8), (64, Format::Fp8)];
+        assert_eq!(cases.map(ceiling), [85, 74, 92, 85]);
+        assert_eq!(decode(&[], Format::Int8), Step::default());
+        assert!(LLAMA_8B.decode(&[16, 769], Format::Int8, 132).is_err());
     }
 
     #[test]
     fn bytes_follow_the_sum_of_actual_ranks() {
-        let bytes = |ranks: &[usize]| LLAMA_8B.decode(ranks, 2, 132).adapter_bytes;
-        assert_eq!(bytes(&[8, 16, 32, 64]), bytes(&[30; 4]));
+        for format in Format::ALL {
+            let bytes = |ranks: &[usize]| decode(ranks, format).adapter_bytes;
+            assert_eq!(bytes(&[8, 16, 32, 64]), bytes(&[32, 32, 28, 28]), "{format:?}");
+        }
+    }
+
+    /// What the model counts is what lies in a slot.
+    #[test]
+    fn bytes_are_those_of_packed_adapters() {
+        const SITES: &[Site] = &[Site { name: "only", inputs: 40, outputs: &[24, 9] }];
+        let model = Model { layers: 3, sites: SITES, head: 0, bytes_per_weight: 2 };
+        for format in Format::ALL {
+            for rank in [1, 4, 13, 16] {
+                let half = |half, width| pack::half(&vec![0.5; rank * width], half, rank, format).unwrap().len();
+                let (a, b) = (half(Half::Shrink(40), 40), half(Half::Grow(24), 24) + half(Half::Grow(9), 9));
+                assert_eq!(
+                    model.decode(&[rank], format, 1).unwrap().adapter_bytes,
+                    3 * (2 * a + b),
+                    "{format:?} {rank}"
+                );
+            }
+        }
     }
 }

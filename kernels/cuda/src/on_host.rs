@@ -1,13 +1,19 @@
 //! The kernels as the port of `weft-kernels`, in the shim: what the conformance suite judges.
 
+mod attention;
+
 use crate::arguments;
+use crate::gemm;
 use crate::host::{Error, Launch, Order};
-use crate::table::{self, Item, Path, Target};
+use crate::pack::{self, Format, Half};
+use crate::table::{self, Choice, Item, Target};
+pub use attention::{Call, E4m3, KvElement, Pages};
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::Arc;
 use weft_kernels::{
-    AttentionSeq, Kernels, KvFormat, KvLayer, LoraMatrix, LoraSegment, PackedLinear, WeightFormat, reference,
+    AttentionSeq, Kernels, KvFormat, KvLayer, LoraMatrix, LoraSegment, LoraTarget, PackedLinear, WeightFormat,
+    reference,
 };
 
 /// A number that kernels read and write.
@@ -50,13 +56,13 @@ impl Element for f16 {
     }
 }
 
-/// An adapter's change to one linear, in row-major slices.
+/// An adapter's change to one linear, as it lies in a slot.
 #[derive(Clone, Copy, Debug)]
-pub struct Adapter<'a, W> {
-    /// `[rank, in]`.
-    pub a: &'a [W],
-    /// `[out_features, rank]`.
-    pub b: &'a [W],
+pub struct Adapter<'a> {
+    /// A `[rank, in]`, from [`pack::half`].
+    pub a: &'a [u8],
+    /// B `[out_features, rank]`.
+    pub b: &'a [u8],
     /// The actual rank.
     pub rank: usize,
     /// Multiplies A x.
@@ -65,6 +71,29 @@ pub struct Adapter<'a, W> {
     pub out_offset: usize,
     /// Columns.
     pub out_features: usize,
+}
+
+/// Rows of a step, and what changes them.
+pub type LoraRows<'a> = (Range<usize>, Vec<Adapter<'a>>);
+
+/// Which kernels a launch of adapters may choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoraKind {
+    /// How A and B are stored.
+    pub format: Format,
+    /// As in [`Choice`].
+    pub batch_invariant: bool,
+}
+
+/// What did not come to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoraError {
+    /// No launch can be made for these shapes.
+    #[error(transparent)]
+    Table(#[from] table::Error),
+    /// The launch failed.
+    #[error(transparent)]
+    Launch(#[from] Error),
 }
 
 /// Runs kernels in the shim.
@@ -77,34 +106,42 @@ pub struct Device {
 }
 
 impl Device {
-    /// `weft_lora_{decode,mixed}`: `x [rows, in_features]`, `out [rows, out_stride]`, segments as in [`LoraSegment`].
+    /// `weft_lora_{decode,mixed,prefill}`: `x [rows, in_features]`, `out [rows, out_stride]`, segments as in [`LoraSegment`].
     ///
     /// # Errors
     ///
-    /// When the launch fails.
+    /// When a rank exceeds [`table::RANK_MAX`], there are too many rows for a launch, or the launch fails.
     ///
     /// # Panics
     ///
-    /// When slices do not have their shapes, or a rank exceeds [`table::RANK_MAX`].
-    pub fn lora<X: Element, W: Element>(
+    /// When slices do not have their shapes.
+    pub fn lora<X: Element>(
         &self,
         x: &[X],
         in_features: usize,
-        segments: &[(Range<usize>, Vec<Adapter<'_, W>>)],
+        segments: &[LoraRows<'_>],
         out: &mut [X],
         out_stride: usize,
-    ) -> Result<(), Error> {
+        LoraKind { format, batch_invariant }: LoraKind,
+    ) -> Result<(), LoraError> {
         let mut targets: Vec<Target> = Vec::new();
         let mut ranges = Vec::new();
         for (rows, adapters) in segments {
             assert!(rows.end * in_features <= x.len() && rows.end * out_stride <= out.len(), "lora: rows {rows:?}");
             let first = targets.len();
             for adapter in adapters {
-                assert!(adapter.a.len() == adapter.rank * in_features, "lora: a has {} values", adapter.a.len());
+                let lengths =
+                    [format.bytes(adapter.rank, in_features), format.bytes(adapter.rank, adapter.out_features)];
                 assert!(
-                    adapter.b.len() == adapter.out_features * adapter.rank,
-                    "lora: b has {} values",
-                    adapter.b.len()
+                    [adapter.a.len(), adapter.b.len()] == lengths,
+                    "lora: a and b have other lengths than {lengths:?}"
+                );
+                let is_aligned =
+                    |half: &[u8]| half.is_empty() || (half.as_ptr() as usize).is_multiple_of(format.alignment());
+                assert!(
+                    is_aligned(adapter.a) && is_aligned(adapter.b),
+                    "lora: a and b begin off {} bytes",
+                    format.alignment()
                 );
                 assert!(adapter.out_offset + adapter.out_features <= out_stride, "lora: columns beyond {out_stride}");
                 targets.push(Target {
@@ -118,15 +155,17 @@ impl Device {
             }
             ranges.push((rows.clone(), first..targets.len()));
         }
-        let (path, items) = table::items(&ranges);
-        let Some(rank_max) = targets.iter().map(|target| target.rank as usize).max().filter(|_| !items.is_empty())
-        else {
+        let rank_max = targets.iter().map(|target| target.rank as usize).max().unwrap_or(0);
+        let of_x = Format::ALL.into_iter().find(|format| format.suffix() == X::SUFFIX);
+        let activations = of_x.expect("invariant: kernels have elements of these formats");
+        let choice = Choice { activations, batch_invariant, rank_max };
+        let (path, items) = table::items(&ranges, choice);
+        if items.is_empty() {
             return Ok(());
-        };
+        }
         // One block more than there are items, as in a graph that was captured for a larger batch.
-        let shape = table::shape(path, items.len() + 1, rank_max, out_stride, self.multiprocessors);
-        let name = if path == Path::Decode { "decode" } else { "mixed" };
-        let kernel = format!("weft_lora_{name}_{}_{}", X::SUFFIX, W::SUFFIX);
+        let shape = table::shape(path, items.len() + 1, rank_max, out_stride, self.multiprocessors)?;
+        let kernel = table::kernel(path, activations, format)?;
         let (x, out, items_at): (*const X, *mut X, *const Item) = (x.as_ptr(), out.as_mut_ptr(), items.as_ptr());
         let (targets, count): (*const Target, u32) = (targets.as_ptr(), items.len() as u32);
         let count: *const u32 = &raw const count;
@@ -134,8 +173,8 @@ impl Device {
         let (stride, columns) = (shape.shrunk_stride as i32, shape.columns_per_block as i32);
         let mut arguments = arguments![x, in_features, out, out_stride, items_at, targets, count, stride, columns];
         let launch = self.launch(&kernel, shape.grid, table::THREADS, shape.shared_bytes);
-        // SAFETY: the parameters of segmented_lora.cu; the slices have the shapes that were checked above and outlive the call.
-        unsafe { launch.run(&mut arguments) }
+        // SAFETY: the parameters of segmented_lora.cuh; the slices have the shapes that were checked above and outlive the call.
+        Ok(unsafe { launch.run(&mut arguments) }?)
     }
 
     /// `weft_rms_norm`, or with a residual `weft_add_rms_norm`; all slices `[rows, weight.len()]`.
@@ -225,23 +264,52 @@ impl Device {
     }
 }
 
-/// The port over the shim. Linears, attention and packing are the reference's: there are no kernels for them yet.
+/// The port over the shim, with activations in f32. Linears with float weights and packing are the reference's: there are no kernels for them.
 ///
 /// # Panics
 ///
 /// Its methods panic with the shim's message when a launch fails, so that a race fails the suite.
 #[must_use]
 pub fn kernels(device: Device) -> Arc<dyn Kernels> {
-    Arc::new(OnHost { device, reference: reference() })
+    Arc::new(OnHost { device, reference: reference(), lora: OnHost::lora_in::<f32>, batch_invariant: true })
 }
+
+/// The same with the activations of adapters rounded to `X` and back: what tensor cores take. `batch_invariant` as in [`Choice`].
+#[must_use]
+pub fn kernels_in<X: Element>(device: Device, batch_invariant: bool) -> Arc<dyn Kernels> {
+    Arc::new(OnHost { device, reference: reference(), lora: OnHost::lora_in::<X>, batch_invariant })
+}
+
+type Lora = fn(&OnHost, &[f32], usize, &[LoraSegment<'_>], &mut [f32], usize);
 
 struct OnHost {
     device: Device,
     reference: Arc<dyn Kernels>,
+    lora: Lora,
+    batch_invariant: bool,
+}
+
+/// What the reference packed, as it lies in a slot.
+fn slot(matrix: &LoraMatrix, half: Half, rank: usize) -> Vec<u8> {
+    if let Some((codes, mut scales)) = matrix.to_codes() {
+        scales.resize(scales.len().next_multiple_of(4), 0.0);
+        let scales = scales.iter().flat_map(|scale| scale.to_le_bytes());
+        return scales.chain(codes.iter().map(|code| code.to_le_bytes()[0])).collect();
+    }
+    let values = matrix.to_row_major().expect("packed by this object");
+    pack::half(&values, half, rank, slot_format(matrix)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn slot_format(matrix: &LoraMatrix) -> Format {
+    match matrix.format() {
+        WeightFormat::F32 => Format::F32,
+        WeightFormat::Bf16 => Format::Bf16,
+        WeightFormat::Int8 | WeightFormat::Q4 => Format::Int8,
+    }
 }
 
 impl OnHost {
-    fn lora_in<W: Element>(
+    fn lora_in<X: Element>(
         &self,
         x: &[f32],
         in_features: usize,
@@ -249,14 +317,20 @@ impl OnHost {
         out: &mut [f32],
         out_stride: usize,
     ) {
-        let values = |matrix: &LoraMatrix| -> Vec<W> {
-            matrix.to_row_major().expect("packed by this object").into_iter().map(W::from_f32).collect()
+        let Some(format) =
+            segments.iter().flat_map(|segment| segment.targets).map(|target| slot_format(&target.a)).next()
+        else {
+            return;
         };
-        let slots: Vec<Vec<(Vec<W>, Vec<W>)>> = segments
-            .iter()
-            .map(|segment| segment.targets.iter().map(|target| (values(&target.a), values(&target.b))).collect())
-            .collect();
-        let segments: Vec<(Range<usize>, Vec<Adapter<'_, W>>)> = segments
+        let halves = |target: &LoraTarget| {
+            (
+                slot(&target.a, Half::Shrink(in_features), target.rank),
+                slot(&target.b, Half::Grow(target.out_features), target.rank),
+            )
+        };
+        let slots: Vec<Vec<(Vec<u8>, Vec<u8>)>> =
+            segments.iter().map(|segment| segment.targets.iter().map(halves).collect()).collect();
+        let segments: Vec<LoraRows<'_>> = segments
             .iter()
             .zip(&slots)
             .map(|(segment, slots)| {
@@ -271,9 +345,19 @@ impl OnHost {
                 (segment.rows.clone(), adapters.collect())
             })
             .collect();
+        let rounded = |values: &[f32]| -> Vec<X> { values.iter().copied().map(X::from_f32).collect() };
+        let (before, x) = (rounded(out), rounded(x));
+        let mut after = before.clone();
+        let kind = LoraKind { format, batch_invariant: self.batch_invariant };
         self.device
-            .lora::<f32, W>(x, in_features, &segments, out, out_stride)
+            .lora(&x, in_features, &segments, &mut after, out_stride, kind)
             .unwrap_or_else(|error| panic!("{error}"));
+        // What the kernel leaves alone stays, unrounded.
+        for ((to, after), before) in out.iter_mut().zip(after).zip(before) {
+            if after.to_f32().to_bits() != before.to_f32().to_bits() {
+                *to = after.to_f32();
+            }
+        }
     }
 }
 
@@ -295,31 +379,26 @@ impl Kernels for OnHost {
     }
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {
-        self.reference.linear(x, w, out);
-    }
-
-    fn lora(&self, x: &[f32], in_features: usize, segments: &[LoraSegment<'_>], out: &mut [f32], out_stride: usize) {
-        let is_bf16 = segments
-            .iter()
-            .flat_map(|segment| segment.targets)
-            .any(|target| target.a.format() == WeightFormat::Bf16 && target.b.format() == WeightFormat::Bf16);
-        if is_bf16 {
-            self.lora_in::<bf16>(x, in_features, segments, out, out_stride);
-        } else {
-            self.lora_in::<f32>(x, in_features, segments, out, out_stride);
+        match w.format() {
+            WeightFormat::Int8 | WeightFormat::Q4 => gemm::on_host::linear(self.device, x, w, out),
+            WeightFormat::F32 | WeightFormat::Bf16 => self.reference.linear(x, w, out),
         }
     }
 
+    fn lora(&self, x: &[f32], in_features: usize, segments: &[LoraSegment<'_>], out: &mut [f32], out_stride: usize) {
+        (self.lora)(self, x, in_features, segments, out, out_stride);
+    }
+
     fn new_kv(&self, blocks: usize, block_size: usize, kv_heads: usize, head_dim: usize, format: KvFormat) -> KvLayer {
-        self.reference.new_kv(blocks, block_size, kv_heads, head_dim, format)
+        attention::new_kv(blocks, [block_size, kv_heads, head_dim], format)
     }
 
     fn write_kv(&self, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>], kv: &mut KvLayer) {
-        self.reference.write_kv(k, v, seqs, kv);
+        attention::write_kv(&self.device, k, v, seqs, kv).unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn attention(&self, q: &[f32], heads: usize, scale: f32, seqs: &[AttentionSeq<'_>], kv: &KvLayer, out: &mut [f32]) {
-        self.reference.attention(q, heads, scale, seqs, kv, out);
+        attention::attention(&self.device, q, heads, scale, seqs, kv, out).unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use weft_cuda_kernels::arguments;
 use weft_cuda_kernels::host::{Error, Launch, Order, kernels};
+use weft_cuda_kernels::within::{Range, Touched, parameters};
 
 fn launch(kernel: &str, blocks: u32, threads: u32, order: Order, arguments: &mut [*mut c_void]) -> Result<(), Error> {
     let launch = Launch { kernel, grid: [blocks, 1, 1], threads, shared_bytes: 0, order };
@@ -110,4 +111,41 @@ fn every_kernel_for_devices_is_in_the_shim() {
     known.retain(|name| name.starts_with("weft_"));
     known.sort_unstable();
     assert_eq!(known, compiled);
+}
+
+#[test]
+#[cfg_attr(race_check_is_off, ignore = "under the address sanitizer the shim sees no accesses")]
+fn a_launch_touches_what_it_names_and_tells_it() {
+    let (from, mut to) = (vec![1.0f32; 192], vec![0.0f32; 192]);
+    let (from, to): (*const f32, *mut f32) = (from.as_ptr(), to.as_mut_ptr());
+    let (reads, writes) = (from as usize, to as usize);
+    let launch =
+        Launch { kernel: "probe_reverses", grid: [3, 1, 1], threads: 64, shared_bytes: 0, order: Order::FORWARDS };
+    let run = |ranges: &[Range]| {
+        // SAFETY: as in probes.cu: two pointers, over 192 values each.
+        let (result, touched) = unsafe { launch.run_within(&mut arguments![from, to], ranges) };
+        (result.map_err(|error| error.to_string()), touched)
+    };
+    let all = [Range::new(reads..reads + 768, false, true), Range::new(writes..writes + 768, true, true)];
+    let (result, touched) = run(&all);
+    result.unwrap();
+    let bytes = |of: fn(&Touched) -> u64| touched.iter().map(|line| of(line).count_ones()).sum::<u32>();
+    assert_eq!((bytes(|line| line.read), bytes(|line| line.written)), (768, 768));
+    assert!(touched.iter().filter(|line| line.read != 0).all(|line| (reads - 63..reads + 768).contains(&line.at)));
+
+    let short = run(&[Range::new(reads..reads + 764, false, false), all[1]]).0.unwrap_err();
+    assert!(short.contains("thread 63 reads 4 bytes at"), "{short}");
+    let only_read = run(&[all[0], Range::new(writes..writes + 768, false, false)]).0.unwrap_err();
+    assert!(only_read.contains("writes 4 bytes at") && only_read.contains("outside of what"), "{only_read}");
+    // The next launch of this thread names nothing, and is not held to anything.
+    // SAFETY: as above.
+    unsafe { launch.run(&mut arguments![from, to]) }.unwrap();
+}
+
+#[test]
+fn kernels_say_what_they_take() {
+    let norm = parameters("weft_rms_norm_f32").unwrap();
+    let sizes: Vec<_> = norm.iter().map(|of| (of.bytes, of.is_pointer())).collect();
+    assert_eq!(sizes, [(8, true), (8, true), (4, false), (8, true), (4, false)]);
+    assert!(parameters("weft_none").is_none());
 }

@@ -54,6 +54,7 @@ pub(super) fn write_kv(cpu: &Cpu, k: &[f32], v: &[f32], seqs: &[AttentionSeq<'_>
                 }
             }
         }
+        KvData::Elsewhere { .. } => KvLayer::refuse_elsewhere(shape),
     }
 }
 
@@ -193,6 +194,7 @@ pub(super) fn attention(
             let (kernel, narrow) = (pairs.tile, Some(pairs.round));
             Call { cpu, q, group, scale, seqs, shape, keys, values, kernel, narrow, out }.run();
         }
+        (KvData::Elsewhere { .. }, _) => KvLayer::refuse_elsewhere(shape),
     }
 }
 

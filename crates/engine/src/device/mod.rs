@@ -1,0 +1,485 @@
+//! The engine on a device: base, slots and KV in its memory, steps as launches, decoding steps as graphs.
+//!
+//! A step has two forms. One that decodes a single token for each sequence is *replayed*: the graph for the next size of batch and for base rows alone, or
+//! with adapters, is captured once; rows beyond the step's are padding that belongs to nobody. Tables in device memory say which rows use which
+//! adapter of which rank, so no number of adapters and no rank needs another graph. All other steps, and those with an adapter that is
+//! still being copied, are launched one by one.
+//!
+//! Everything of a step is on one stream but the copies of adapters, which events order before the layers that use them.
+
+mod activations;
+mod adapter;
+mod kv;
+mod precision;
+mod slots;
+mod step;
+mod tables;
+mod weights;
+
+pub use adapter::{PreparedAdapter, Preparer};
+pub use precision::Precision;
+pub use weft_cuda_kernels::pack::Format;
+
+use crate::forward::forward;
+use crate::plan::{BlockOwners, Limits, Plan};
+use crate::shape::{SITES, Shape};
+use crate::{Error, LogitsWanted, SeqOutput, SlotId, StepBatch, StepOutput};
+use activations::{Buffers, Room};
+use kv::Kv;
+use slots::{Resident, Slots};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+use step::{LoraLaunch, Step, coming, lora_launches};
+use tables::{Caps, Layout, StepTables};
+use weft_base_model::{BaseModel, ModelConfig};
+use weft_cuda_device::{Buffer, Device, Graph, Pinned, Stream};
+use weft_cuda_kernels::attention;
+pub use weft_cuda_kernels::table::RANK_MAX;
+use weft_cuda_kernels::table::{self, Choice, Path};
+use weft_types::Digest;
+use weights::Weights;
+
+/// Most rows, and most sequences: grids end there.
+pub const ROWS_MAX: usize = 65_535;
+
+/// How to build a device engine.
+#[derive(Clone, Debug)]
+pub struct DeviceOptions {
+    /// Where. Its pool must hold the base, the pages, the slots and the activations.
+    pub device: Device,
+    /// Of everything but adapters.
+    pub precision: Precision,
+    /// Of adapters: one that the kernels take beside that precision.
+    pub adapters: Format,
+    /// Whether a row's adapter gives the same bits whatever shares its step; then prompts take no tensor cores for it.
+    pub batch_invariant: bool,
+    /// Physical blocks in the KV pool, 1 or more.
+    pub kv_blocks: usize,
+    /// Positions per block, 1 or more.
+    pub block_size: usize,
+    /// Most rows of a step, up to [`ROWS_MAX`].
+    pub rows_max: usize,
+    /// Most rows of a step whose logits are wanted: each takes a row of the vocabulary in f32 on the device, and one in pinned memory.
+    pub logits_rows_max: usize,
+    /// Most sequences of a step, up to [`ROWS_MAX`]; the largest batch that is replayed.
+    pub sequences_max: usize,
+    /// Device memory for adapters. What lies in it lies in pinned memory, too.
+    pub slots_bytes: usize,
+    /// Largest rank of an adapter, up to [`RANK_MAX`].
+    pub rank_max: usize,
+    /// Whether decoding steps are replayed as graphs.
+    pub graphs: bool,
+}
+
+/// One base model with its adapter slots and KV memory, on a device. Owned by one step loop.
+pub struct DeviceEngine {
+    shape: Arc<Shape>,
+    options: DeviceOptions,
+    stream: Stream,
+    weights: Weights,
+    kv: Vec<Kv>,
+    slots: Slots,
+    owners: BlockOwners,
+    buffers: Buffers,
+    tables: Buffer,
+    staging: Pinned,
+    bytes: Vec<u8>,
+    logits: Pinned,
+    attention: attention::Layer,
+    graphs: HashMap<Bucket, Graph>,
+    /// Steps that could not be captured: they stay launches.
+    launched: HashSet<Bucket>,
+}
+
+/// Steps that one graph serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Bucket {
+    rows: usize,
+    /// Columns of its block tables: room for the longest context in the step.
+    table_stride: usize,
+    /// None: base rows alone, and no launch for adapters.
+    adapters: Option<Path>,
+}
+
+impl DeviceEngine {
+    /// Loads the base and takes all memory that steps will need.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a size out of range, [`Error::Model`] and [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device
+    /// has too little memory or fails.
+    pub fn new(model: &BaseModel, options: DeviceOptions) -> Result<Self, Error> {
+        Self::build(&model.config, options, |shape, options, stream| {
+            Weights::load(model, shape, options.precision, &options.device, stream)
+        })
+    }
+
+    /// An engine for these sizes whose every weight is the same small number: for measurements, where no model is at hand.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn without_meaning(config: &ModelConfig, options: DeviceOptions) -> Result<Self, Error> {
+        Self::build(config, options, |shape, options, stream| {
+            Weights::without_meaning(config, shape, options.precision, &options.device, stream)
+        })
+    }
+
+    fn build(
+        config: &ModelConfig,
+        options: DeviceOptions,
+        weights: impl FnOnce(&Shape, &DeviceOptions, &Stream) -> Result<Weights, Error>,
+    ) -> Result<Self, Error> {
+        let shape = Arc::new(Shape::of(config));
+        let attention = check(&shape, &options)?;
+        let (device, precision) = (&options.device, options.precision);
+        let stream = device.stream("compute")?;
+        // Whatever is dropped on the way out gives its memory back at once: nothing may be on its way to it.
+        let idle = Idle(&stream);
+        stream.prepare_products()?;
+        let weights = weights(&shape, &options, &stream)?;
+        let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, options.kv_blocks, precision));
+        let kv = kv.collect::<Result<_, _>>()?;
+        let slots = Slots::new(device, options.slots_bytes)?;
+        let room = Room {
+            rows: options.rows_max,
+            logits_rows: options.logits_rows_max,
+            sequences: options.sequences_max,
+            positions: shape.context,
+        };
+        let buffers = Buffers::new(device, &shape, precision, &room)?;
+        buffers.clear(&stream)?;
+        let largest = Layout::new(Self::caps_max(&shape, &options)).bytes;
+        let (tables, staging) = (device.allocate(largest)?, device.allocate_pinned(largest)?);
+        let logits = device.allocate_pinned(options.logits_rows_max * shape.vocabulary * size_of::<f32>())?;
+        drop(idle);
+        Ok(Self {
+            stream,
+            weights,
+            kv,
+            slots,
+            owners: BlockOwners::default(),
+            buffers,
+            tables,
+            staging,
+            bytes: Vec::new(),
+            logits,
+            attention,
+            graphs: HashMap::new(),
+            launched: HashSet::new(),
+            shape,
+            options,
+        })
+    }
+
+    /// What any step may need.
+    fn caps_max(shape: &Shape, options: &DeviceOptions) -> Caps {
+        let (rows, sequences) =
+            (options.rows_max.max(Self::bucket_rows(options, options.sequences_max)), options.sequences_max);
+        Caps {
+            rows,
+            wanted: rows,
+            prefill: rows,
+            decode: sequences,
+            sequences,
+            table_stride: Self::table_stride_max(shape, options),
+            items: rows,
+            targets: sequences * TARGETS_MAX,
+            sites: (shape.layers + 1) * SITES,
+        }
+    }
+
+    /// What makes adapters ready for this engine, on any thread.
+    #[must_use]
+    pub fn preparer(&self) -> Preparer {
+        Preparer {
+            shape: Arc::clone(&self.shape),
+            device: self.options.device.clone(),
+            format: self.options.adapters,
+            rank_max: self.options.rank_max,
+        }
+    }
+
+    /// Begins to copy a prepared adapter into a slot; a step that uses it meanwhile waits layer by layer.
+    ///
+    /// # Errors
+    /// [`Error::SlotsFull`] if no run of free memory holds it: remove another one first. [`Error::Device`].
+    pub fn install(&mut self, adapter: PreparedAdapter) -> Result<SlotId, Error> {
+        self.slots.install(adapter)
+    }
+
+    /// Empties a slot and gives back what was in it, as ready for a slot as before; none if it holds no such adapter.
+    pub fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {
+        self.slots.remove(slot)
+    }
+
+    /// The digest in a slot's entry.
+    #[must_use]
+    pub fn slot_digest(&self, slot: SlotId) -> Option<Digest> {
+        self.slots.get(slot).map(Resident::digest)
+    }
+
+    /// Device memory for adapters that is free, in any number of pieces.
+    #[must_use]
+    pub fn free_slot_bytes(&self) -> usize {
+        self.slots.free_bytes()
+    }
+
+    /// Ids in the vocabulary: the width of a row of logits.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.shape.vocabulary
+    }
+
+    /// Bytes of weights that a step reads, whatever its batch.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
+    /// Graphs captured so far.
+    #[must_use]
+    pub fn graphs(&self) -> usize {
+        self.graphs.len()
+    }
+
+    /// One pass of the base over all rows of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Sequence`] names the one sequence that cannot be computed; nothing was written. [`Error::Batch`] if it is larger than the engine
+    /// was made for. [`Error::Device`] if the device fails.
+    pub fn step(&mut self, batch: &StepBatch) -> Result<StepOutput, Error> {
+        let mut output = StepOutput::default();
+        self.step_into(batch, &mut output)?;
+        Ok(output)
+    }
+
+    /// [`Self::step`] into an output whose memory is used again. After an error the output is empty.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn step_into(&mut self, batch: &StepBatch, output: &mut StepOutput) -> Result<(), Error> {
+        let start = Instant::now();
+        let mut recycled = std::mem::take(&mut output.seqs);
+        if batch.seqs.is_empty() {
+            return Ok(());
+        }
+        let rows: usize = batch.seqs.iter().map(|seq| seq.tokens.len()).sum();
+        let wanted = batch.seqs.iter().map(|seq| match seq.logits {
+            LogitsWanted::None => 0,
+            LogitsWanted::Last => 1,
+            LogitsWanted::All => seq.tokens.len(),
+        });
+        for (what, value, limit) in [
+            ("rows", rows, self.options.rows_max),
+            ("rows with logits", wanted.sum(), self.options.logits_rows_max),
+            ("sequences", batch.seqs.len(), self.options.sequences_max),
+        ] {
+            if value > limit {
+                return Err(Error::Batch { what, value, limit });
+            }
+        }
+        let mut is_there = true;
+        for slot in batch.seqs.iter().filter_map(|seq| seq.slot) {
+            is_there &= self.slots.is_there(slot)?;
+        }
+        let limits = Limits {
+            shape: &self.shape,
+            slots: self.slots.table(),
+            kv_blocks: self.options.kv_blocks,
+            block_size: self.options.block_size,
+        };
+        let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
+        let attention = attention::Step::new(&self.attention, plan.rows(), self.options.kv_blocks, &plan.seqs)?;
+        let choice = Choice {
+            activations: self.options.precision.format(),
+            batch_invariant: self.options.batch_invariant,
+            rank_max: 0,
+        };
+        let tables = StepTables::new(&plan, attention, self.shape.layers, choice);
+        let exact = tables.caps(&plan);
+        let decodes = exact.prefill == 0 && exact.wanted == exact.rows;
+        let bucket = (self.options.graphs && decodes && is_there).then(|| Bucket {
+            rows: Self::bucket_rows(&self.options, exact.rows),
+            table_stride: exact
+                .table_stride
+                .next_power_of_two()
+                .min(Self::table_stride_max(&self.shape, &self.options)),
+            adapters: tables.path(),
+        });
+        let (layout, lora) = match bucket {
+            Some(bucket) => {
+                let launch = bucket.adapters.map(|path| LoraLaunch {
+                    path,
+                    items: bucket.rows,
+                    rank_max: self.options.rank_max.min(path.rank_max()),
+                });
+                let caps = self.bucket_caps(bucket);
+                (Layout::new(caps), vec![launch; caps.sites])
+            }
+            None => (Layout::new(exact), lora_launches(&tables.sites)),
+        };
+        tables.write(&plan, &layout, &mut self.bytes);
+
+        // What fails half way leaves nothing on its way: the next step writes where this one reads.
+        let idle = Idle(&self.stream);
+        self.staging.write(0, &self.bytes)?;
+        self.stream.upload(&self.staging, 0..layout.bytes, self.tables.part(0..layout.bytes)?)?;
+        let wants_logits = exact.wanted > 0;
+        let mut step = Step {
+            shape: &self.shape,
+            precision: self.options.precision,
+            device: &self.options.device,
+            stream: &self.stream,
+            weights: &self.weights,
+            kv: &self.kv,
+            slots: self.slots.memory(),
+            adapters: self.options.adapters,
+            buffers: &self.buffers,
+            tables: &self.tables,
+            layout,
+            attention: self.attention,
+            positions: layout.caps.table_stride * self.options.block_size,
+            lora,
+            coming: coming(plan.runs.iter().map(|run| run.adapter)),
+        };
+        match bucket.and_then(|bucket| self.graphs.get(&bucket)) {
+            Some(graph) => graph.replay(&self.stream)?,
+            None => forward(&mut step, self.shape.layers, wants_logits)?,
+        }
+        let vocabulary = self.shape.vocabulary;
+        let logits_bytes = exact.wanted * vocabulary * size_of::<f32>();
+        if wants_logits {
+            self.stream.download(self.buffers.logits(exact.wanted)?, &self.logits, 0..logits_bytes)?;
+        }
+        self.stream.synchronize()?;
+        drop(idle);
+        if let Some(bucket) = bucket
+            && !self.graphs.contains_key(&bucket)
+            && !self.launched.contains(&bucket)
+        {
+            // Only now: kernels are loaded and products are planned by a run, which a capture may not do.
+            match capture(&self.stream, &mut step, self.shape.layers) {
+                Ok(graph) => drop(self.graphs.insert(bucket, graph)),
+                Err(error) => {
+                    tracing::warn!(%error, ?bucket, "a step cannot be captured; it stays launches");
+                    self.launched.insert(bucket);
+                }
+            }
+        }
+
+        recycled.resize_with(batch.seqs.len(), SeqOutput::default);
+        for (computed, &at) in plan.order.iter().enumerate() {
+            let out = &mut recycled[at];
+            // The entry, not the request: this is the digest whose matrices the rows went through.
+            out.adapter = plan.adapters[computed].map(Resident::digest);
+            let wanted = plan.wanted_of[computed].clone();
+            out.logits.clear();
+            out.logits.resize(wanted.len() * vocabulary, 0.0);
+            self.logits.read(wanted.start * vocabulary * size_of::<f32>(), &mut out.logits)?;
+        }
+        output.seqs = recycled;
+        output.times = crate::StepTimes { base: start.elapsed(), ..crate::StepTimes::default() };
+        Ok(())
+    }
+
+    /// Blocks of the longest context.
+    fn table_stride_max(shape: &Shape, options: &DeviceOptions) -> usize {
+        shape.context.div_ceil(options.block_size)
+    }
+
+    /// The next power of two, up to the largest batch.
+    fn bucket_rows(options: &DeviceOptions, rows: usize) -> usize {
+        rows.next_power_of_two().min(options.sequences_max.min(options.rows_max)).max(rows)
+    }
+
+    fn bucket_caps(&self, bucket: Bucket) -> Caps {
+        let rows = bucket.rows;
+        let (items, targets, sites) = match bucket.adapters {
+            Some(_) => (rows, rows * TARGETS_MAX, (self.shape.layers + 1) * SITES),
+            None => (0, 0, 0),
+        };
+        Caps {
+            rows,
+            wanted: rows,
+            prefill: 0,
+            decode: rows,
+            sequences: rows,
+            table_stride: bucket.table_stride,
+            items,
+            targets,
+            sites,
+        }
+    }
+}
+
+/// Waits for a stream when it goes.
+struct Idle<'a>(&'a Stream);
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        // An error comes again with the next call.
+        let _ = self.0.synchronize();
+    }
+}
+
+impl Drop for DeviceEngine {
+    fn drop(&mut self) {
+        // Its memory may be another engine's next.
+        self.slots.wait();
+        drop(Idle(&self.stream));
+    }
+}
+
+/// A graph of a decoding step.
+fn capture(stream: &Stream, step: &mut Step<'_>, layers: usize) -> Result<Graph, Error> {
+    let mut failed = None;
+    let captured = stream.capture(|| match forward(step, layers, true) {
+        Err(Error::Device(error)) => Err(error),
+        Err(other) => {
+            failed = Some(other);
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(captured?),
+    }
+}
+
+/// Holds options against what kernels and grids take, before anything is loaded.
+fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Error> {
+    for (option, value, most, allowed) in [
+        ("layers", shape.layers, usize::MAX, "1 or more"),
+        ("kv_blocks", options.kv_blocks, u32::MAX as usize, "1 to 2^32 - 1"),
+        ("block_size", options.block_size, attention::POSITIONS_MAX, "1 to 2^30"),
+        ("rows_max", options.rows_max, ROWS_MAX, "1 to 65535"),
+        ("logits_rows_max", options.logits_rows_max, options.rows_max, "1 to rows_max"),
+        ("sequences_max", options.sequences_max, ROWS_MAX, "1 to 65535"),
+        ("rank_max", options.rank_max, RANK_MAX, "1 to 768"),
+        ("slots_bytes", options.slots_bytes / slots::BLOCK_BYTES, usize::MAX, "4096 or more"),
+    ] {
+        if value == 0 || value > most {
+            return Err(Error::Option { option, value, allowed });
+        }
+    }
+    // Any path has the same types, but for tensor cores with f32.
+    if table::kernel(Path::Decode, options.precision.format(), options.adapters).is_err() {
+        let allowed = "a format that the kernels take beside the precision";
+        return Err(Error::Option { option: "adapters", value: options.adapters as usize, allowed });
+    }
+    let layer = attention::Layer {
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        block_size: options.block_size,
+        window: None,
+        scale: 1.0 / (shape.head_dim as f32).sqrt(),
+        soft_cap: None,
+    };
+    layer.check()?;
+    Ok(layer)
+}
+
+/// Linears of a site: q, k and v.
+const TARGETS_MAX: usize = 3;

@@ -1,0 +1,433 @@
+//! A step on a device: the operations of `forward` as launches on one stream.
+
+use super::activations::{Activations, Buffers};
+use super::kv::Kv;
+use super::precision::Precision;
+use super::slots::Resident;
+use super::tables::{Layout, SiteTable, site_number};
+use super::weights::Weights;
+use crate::Error;
+use crate::forward::{Backend, Norm};
+use crate::shape::{Shape, Site};
+use weft_cuda_device::{Argument, Buffer, Counts, Device, Event, Launch, Matmul, Stream, View};
+use weft_cuda_kernels::attention;
+use weft_cuda_kernels::pack::Format;
+use weft_cuda_kernels::table::{self, Path};
+
+/// Threads of a block; as in the `.cu` files.
+const ROW_THREADS: u32 = 256;
+const ROPE_THREADS: u32 = 128;
+/// Columns of a block of `silu_mul.cu`.
+const SILU_COLUMNS: usize = 2048;
+
+/// How the adapters of a site are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoraLaunch {
+    pub(crate) path: Path,
+    /// The most that the launch shall hold.
+    pub(crate) items: usize,
+    pub(crate) rank_max: usize,
+}
+
+/// One step, or the capture of one.
+pub(crate) struct Step<'a> {
+    pub(crate) shape: &'a Shape,
+    pub(crate) precision: Precision,
+    pub(crate) device: &'a Device,
+    pub(crate) stream: &'a Stream,
+    pub(crate) weights: &'a Weights,
+    pub(crate) kv: &'a [Kv],
+    pub(crate) slots: &'a Buffer,
+    /// Of adapters.
+    pub(crate) adapters: Format,
+    pub(crate) buffers: &'a Buffers,
+    pub(crate) tables: &'a Buffer,
+    pub(crate) layout: Layout,
+    pub(crate) attention: attention::Layer,
+    /// Longest context that it serves.
+    pub(crate) positions: usize,
+    /// By [`site_number`]; none: no adapter touches the site. Empty: the step has none.
+    pub(crate) lora: Vec<Option<LoraLaunch>>,
+    /// Of the adapters that are on their way: events of their layers.
+    pub(crate) coming: Vec<&'a [Event]>,
+}
+
+/// The launches for these tables.
+pub(crate) fn lora_launches(sites: &[SiteTable]) -> Vec<Option<LoraLaunch>> {
+    let launch = |site: &SiteTable| {
+        site.path.map(|path| LoraLaunch { path, items: site.items.len(), rank_max: site.rank_max() })
+    };
+    sites.iter().map(launch).collect()
+}
+
+/// Events of those adapters that are not all there.
+pub(crate) fn coming<'a>(adapters: impl Iterator<Item = &'a Resident>) -> Vec<&'a [Event]> {
+    adapters.map(|adapter| &adapter.coming[..]).filter(|events| !events.is_empty()).collect()
+}
+
+impl Step<'_> {
+    fn part(&self, range: std::ops::Range<usize>) -> Result<View<'_>, Error> {
+        Ok(self.tables.part(range)?)
+    }
+
+    fn named(&self, kernel: &str) -> String {
+        format!("weft_{kernel}_{}", self.precision.suffix())
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        // SAFETY: every argument is a view with the shape that the kernel takes, as the launches below make them from one `Shape`; tables were
+        // written from a plan that was checked against the pages, the slots and the vocabulary.
+        Ok(unsafe { self.stream.launch(launch) }?)
+    }
+
+    fn norm_weight(&self, norm: Norm) -> &Buffer {
+        match norm {
+            Norm::Input(layer) => &self.weights.layers[layer].input_norm,
+            Norm::Post(layer) => &self.weights.layers[layer].post_norm,
+            Norm::Final => &self.weights.final_norm,
+        }
+    }
+
+    /// Bytes of this many elements.
+    fn bytes(&self, elements: usize) -> u64 {
+        (elements * self.precision.bytes()) as u64
+    }
+
+    fn gather(&self, from: View<'_>, numbers: View<'_>, to: View<'_>, rows: usize, width: usize) -> Result<(), Error> {
+        let bytes = self.bytes(rows * width);
+        self.launch(&Launch {
+            kernel: &self.named("gather_rows"),
+            grid: [rows as u32, 1, 1],
+            threads: ROW_THREADS,
+            shared_bytes: 0,
+            arguments: &[
+                from.reads().in_parts().into(),
+                numbers.reads().into(),
+                to.writes().into(),
+                Argument::I32(width as i32),
+            ],
+            through_tables: &[],
+            counts: Counts { read_bytes: bytes + 4 * rows as u64, written_bytes: bytes, operations: 0 },
+        })
+    }
+
+    fn rope(&self, x: View<'_>, heads: usize, rows: usize) -> Result<(), Error> {
+        let shape = self.shape;
+        let bytes = self.bytes(rows * heads * shape.head_dim);
+        self.launch(&Launch {
+            kernel: &self.named("rope"),
+            grid: [rows as u32, 1, 1],
+            threads: ROPE_THREADS,
+            shared_bytes: 0,
+            arguments: &[
+                x.writes().in_parts().into(),
+                Argument::I32(heads as i32),
+                Argument::I32(shape.head_dim as i32),
+                Argument::I32(shape.qkv_width() as i32),
+                self.part(self.layout.positions())?.reads().into(),
+                self.weights.inv_freq.all().reads().into(),
+                Argument::F32(shape.attention_factor),
+            ],
+            through_tables: &[],
+            counts: Counts { read_bytes: bytes, written_bytes: bytes, operations: 0 },
+        })
+    }
+
+    fn add_adapters(
+        &self,
+        site: usize,
+        x: View<'_>,
+        inputs: usize,
+        out: View<'_>,
+        outputs: usize,
+    ) -> Result<(), Error> {
+        let Some(LoraLaunch { path, items, rank_max }) = self.lora.get(site).copied().flatten() else { return Ok(()) };
+        let multiprocessors = self.device.properties().multiprocessors;
+        let shape = table::shape(path, items, rank_max, outputs, multiprocessors)?;
+        let [items, targets, count] = self.layout.lora(site);
+        self.launch(&Launch {
+            kernel: &table::kernel(path, self.precision.format(), self.adapters)?,
+            grid: shape.grid,
+            threads: table::THREADS,
+            shared_bytes: shape.shared_bytes,
+            arguments: &[
+                x.reads().in_parts().into(),
+                Argument::I32(inputs as i32),
+                out.writes().in_parts().into(),
+                Argument::I32(outputs as i32),
+                self.part(items)?.reads().into(),
+                self.part(targets)?.reads().into(),
+                self.part(count)?.reads().into(),
+                Argument::I32(shape.shrunk_stride as i32),
+                Argument::I32(shape.columns_per_block as i32),
+            ],
+            through_tables: &[self.slots.all().reads().in_parts()],
+            counts: Counts::default(),
+        })
+    }
+}
+
+impl Backend for Step<'_> {
+    type Rows = Activations;
+
+    fn rows(&mut self) -> Result<Activations, Error> {
+        Ok(Activations { rows: self.layout.caps.rows, is_part: false })
+    }
+
+    fn embed(&mut self, x: &Activations) -> Result<(), Error> {
+        let width = self.shape.hidden;
+        let tokens = self.part(self.layout.tokens())?;
+        let residual = self.buffers.residual(x)?;
+        self.gather(self.weights.embeddings.all(), tokens, residual, x.rows, width)
+    }
+
+    fn norm(&mut self, norm: Norm, x: &Activations) -> Result<(), Error> {
+        let bytes = self.bytes(x.rows * self.shape.hidden);
+        self.launch(&Launch {
+            kernel: &self.named("rms_norm"),
+            grid: [x.rows as u32, 1, 1],
+            threads: ROW_THREADS,
+            shared_bytes: 0,
+            arguments: &[
+                self.buffers.residual(x)?.reads().into(),
+                self.norm_weight(norm).all().reads().into(),
+                Argument::F32(self.shape.rms_eps),
+                self.buffers.normed(x)?.writes().into(),
+                Argument::I32(self.shape.hidden as i32),
+            ],
+            through_tables: &[],
+            counts: Counts { read_bytes: bytes, written_bytes: bytes, operations: 0 },
+        })
+    }
+
+    fn add_norm(&mut self, norm: Norm, x: &Activations) -> Result<(), Error> {
+        let bytes = self.bytes(x.rows * self.shape.hidden);
+        self.launch(&Launch {
+            kernel: &self.named("add_rms_norm"),
+            grid: [x.rows as u32, 1, 1],
+            threads: ROW_THREADS,
+            shared_bytes: 0,
+            arguments: &[
+                self.buffers.residual(x)?.writes().into(),
+                self.buffers.delta(x)?.reads().into(),
+                self.norm_weight(norm).all().reads().into(),
+                Argument::F32(self.shape.rms_eps),
+                self.buffers.normed(x)?.writes().into(),
+                Argument::I32(self.shape.hidden as i32),
+            ],
+            through_tables: &[],
+            counts: Counts { read_bytes: 2 * bytes, written_bytes: 2 * bytes, operations: 0 },
+        })
+    }
+
+    fn linear(&mut self, layer: usize, site: Site, x: &Activations) -> Result<(), Error> {
+        let shape = self.shape;
+        let buffers = self.buffers;
+        let (input, inputs, out, outputs) = match site {
+            Site::Qkv => (buffers.normed(x)?, shape.hidden, buffers.qkv(x)?, shape.qkv_width()),
+            Site::Output => (buffers.attention(x)?, shape.q_width(), buffers.delta(x)?, shape.hidden),
+            Site::GateUp => (buffers.normed(x)?, shape.hidden, buffers.gate_up(x)?, 2 * shape.intermediate),
+            Site::Down => (buffers.activated(x)?, shape.intermediate, buffers.delta(x)?, shape.hidden),
+        };
+        let of = self.precision.of();
+        self.stream.matmul(&Matmul {
+            rows: x.rows,
+            inputs,
+            outputs,
+            x: input,
+            x_stride: inputs,
+            w: self.weights.layers[layer].site(site).all(),
+            of,
+            out,
+            out_stride: outputs,
+            out_of: of,
+            adds: false,
+        })?;
+        if site == Site::Qkv {
+            // Adapters that are still on their way: the first site of a layer waits for that layer.
+            for events in &self.coming {
+                self.stream.wait(&events[layer])?;
+            }
+        }
+        let number = site_number(layer, site, shape.layers, x.is_part);
+        self.add_adapters(number, input, inputs, out, outputs)
+    }
+
+    fn store(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {
+        let shape = self.shape;
+        let qkv = self.buffers.qkv(x)?;
+        let bytes = self.precision.bytes();
+        let after = |columns: usize| qkv.part(columns * bytes..qkv.bytes());
+        self.rope(qkv, shape.heads, x.rows)?;
+        let k = after(shape.q_width())?;
+        self.rope(k, shape.kv_heads, x.rows)?;
+        let v = after(shape.q_width() + shape.kv_width())?;
+        let suffix = self.precision.suffix();
+        let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
+        let kv = &self.kv[layer];
+        for ([items, count], most) in
+            [(self.layout.prefill(), self.layout.caps.prefill), (self.layout.decode(), self.layout.caps.decode)]
+        {
+            if most == 0 {
+                continue;
+            }
+            let grid = attention::write_grid(most);
+            let stored = self.bytes(x.rows * shape.kv_width() * 2);
+            self.launch(&Launch {
+                kernel: &format!("weft_kv_write_{suffix}_{suffix}"),
+                grid: grid.grid,
+                threads: attention::THREADS,
+                shared_bytes: grid.shared_bytes,
+                arguments: &[
+                    k.reads().in_parts().into(),
+                    v.reads().in_parts().into(),
+                    Argument::I32(shape.qkv_width() as i32),
+                    Argument::I32(shape.qkv_width() as i32),
+                    self.part(items)?.reads().into(),
+                    self.part(count)?.reads().into(),
+                    self.part(self.layout.block_tables())?.reads().into(),
+                    Argument::Bytes(bytemuck::bytes_of(&described)),
+                    kv.keys.all().writes().in_parts().into(),
+                    kv.values.all().writes().in_parts().into(),
+                    Argument::Null,
+                    Argument::Null,
+                ],
+                through_tables: &[],
+                counts: Counts { read_bytes: stored, written_bytes: stored, operations: 0 },
+            })?;
+        }
+        Ok(())
+    }
+
+    fn attend(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {
+        let (shape, kv) = (self.shape, &self.kv[layer]);
+        let suffix = self.precision.suffix();
+        let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
+        let (q, out) = (self.buffers.qkv(x)?, self.buffers.attention(x)?);
+        let (keys, values) = (kv.keys.all().reads().in_parts(), kv.values.all().reads().in_parts());
+        let block_tables = self.part(self.layout.block_tables())?.reads();
+        let Layout { caps, .. } = self.layout;
+        if caps.prefill > 0 {
+            let grid = attention::prefill_grid(&self.attention, caps.prefill, self.precision.bytes());
+            let [items, count] = self.layout.prefill();
+            self.launch(&Launch {
+                kernel: &format!("weft_attention_prefill_{suffix}_{suffix}"),
+                grid: grid.grid,
+                threads: attention::THREADS,
+                shared_bytes: grid.shared_bytes,
+                arguments: &[
+                    q.reads().in_parts().into(),
+                    self.part(items)?.reads().into(),
+                    self.part(count)?.reads().into(),
+                    block_tables.into(),
+                    Argument::Bytes(bytemuck::bytes_of(&described)),
+                    keys.into(),
+                    values.into(),
+                    Argument::Null,
+                    Argument::Null,
+                    out.writes().in_parts().into(),
+                ],
+                through_tables: &[],
+                counts: Counts::default(),
+            })?;
+        }
+        if caps.decode == 0 {
+            return Ok(());
+        }
+        let multiprocessors = self.device.properties().multiprocessors;
+        let (layer, bytes) = (&self.attention, self.precision.bytes());
+        let grid = attention::decode_grid(layer, caps.decode, self.positions, bytes, multiprocessors);
+        let [items, count] = self.layout.decode();
+        let (items, count) = (self.part(items)?.reads(), self.part(count)?.reads());
+        let (partials, sums) = (self.buffers.partials.all(), self.buffers.sums.all());
+        self.launch(&Launch {
+            kernel: &format!("weft_attention_decode_{suffix}_{suffix}"),
+            grid: grid.grid,
+            threads: attention::THREADS,
+            shared_bytes: grid.shared_bytes,
+            arguments: &[
+                q.reads().in_parts().into(),
+                items.into(),
+                count.into(),
+                block_tables.into(),
+                Argument::Bytes(bytemuck::bytes_of(&described)),
+                keys.into(),
+                values.into(),
+                Argument::Null,
+                Argument::Null,
+                Argument::I32(attention::decode_block_heads(layer) as i32),
+                partials.writes().in_parts().into(),
+                sums.writes().in_parts().into(),
+                out.writes().in_parts().into(),
+            ],
+            through_tables: &[],
+            counts: Counts::default(),
+        })?;
+        let grid = attention::combine_grid(layer, caps.decode);
+        self.launch(&Launch {
+            kernel: &self.named("attention_combine"),
+            grid: grid.grid,
+            threads: attention::THREADS,
+            shared_bytes: grid.shared_bytes,
+            arguments: &[
+                items.into(),
+                count.into(),
+                Argument::Bytes(bytemuck::bytes_of(&described)),
+                Argument::Null,
+                partials.reads().in_parts().into(),
+                sums.reads().in_parts().into(),
+                out.writes().in_parts().into(),
+            ],
+            through_tables: &[],
+            counts: Counts::default(),
+        })
+    }
+
+    fn silu_mul(&mut self, x: &Activations) -> Result<(), Error> {
+        let inter = self.shape.intermediate;
+        let bytes = self.bytes(x.rows * inter);
+        self.launch(&Launch {
+            kernel: &self.named("silu_mul"),
+            grid: [inter.div_ceil(SILU_COLUMNS) as u32, x.rows as u32, 1],
+            threads: ROW_THREADS,
+            shared_bytes: 0,
+            arguments: &[
+                self.buffers.gate_up(x)?.reads().into(),
+                self.buffers.activated(x)?.writes().into(),
+                Argument::I32(inter as i32),
+            ],
+            through_tables: &[],
+            counts: Counts { read_bytes: 2 * bytes, written_bytes: bytes, operations: 0 },
+        })
+    }
+
+    fn wanted(&mut self, x: Activations) -> Result<Activations, Error> {
+        let rows = self.layout.caps.wanted;
+        if rows == x.rows {
+            return Ok(x);
+        }
+        let part = Activations { rows, is_part: true };
+        let numbers = self.part(self.layout.wanted())?;
+        let (hidden, q_width) = (self.shape.hidden, self.shape.q_width());
+        self.gather(self.buffers.residual(&x)?, numbers, self.buffers.residual(&part)?, rows, hidden)?;
+        self.gather(self.buffers.attention(&x)?, numbers, self.buffers.attention(&part)?, rows, q_width)?;
+        Ok(part)
+    }
+
+    fn head(&mut self, x: &Activations) -> Result<(), Error> {
+        let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
+        Ok(self.stream.matmul(&Matmul {
+            rows: x.rows,
+            inputs: hidden,
+            outputs: vocabulary,
+            x: self.buffers.normed(x)?,
+            x_stride: hidden,
+            w: self.weights.head.all(),
+            of: self.precision.of(),
+            out: self.buffers.logits(x.rows)?,
+            out_stride: vocabulary,
+            out_of: weft_cuda_device::Type::F32,
+            adds: false,
+        })?)
+    }
+}

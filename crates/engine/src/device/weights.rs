@@ -1,0 +1,135 @@
+//! The resident base in device memory.
+
+use super::precision::Precision;
+use crate::Error;
+use crate::shape::{Shape, Site};
+use crate::weights::Values;
+use weft_base_model::{BaseModel, ModelConfig};
+use weft_cuda_device::{Buffer, Device, Pinned, Stream};
+
+/// One decoder layer; linears that read the same input are one matrix `[out, in]`.
+pub(crate) struct Layer {
+    /// `[hidden]`.
+    pub(crate) input_norm: Buffer,
+    /// `[hidden]`.
+    pub(crate) post_norm: Buffer,
+    sites: [Buffer; 4],
+}
+
+impl Layer {
+    pub(crate) fn site(&self, site: Site) -> &Buffer {
+        &self.sites[site as usize]
+    }
+}
+
+/// All weights of the base, in one precision.
+pub(crate) struct Weights {
+    /// `[vocabulary, hidden]`.
+    pub(crate) embeddings: Buffer,
+    pub(crate) layers: Vec<Layer>,
+    /// `[hidden]`.
+    pub(crate) final_norm: Buffer,
+    /// `[vocabulary, hidden]`; the embeddings, if they are tied.
+    pub(crate) head: Buffer,
+    /// f32 `[head_dim / 2]`.
+    pub(crate) inv_freq: Buffer,
+}
+
+impl Weights {
+    /// Reads, converts and copies everything. Cost: the model once through main memory and once over the bus; one fused f32 matrix at a time.
+    pub(crate) fn load(
+        model: &BaseModel,
+        shape: &Shape,
+        precision: Precision,
+        device: &Device,
+        stream: &Stream,
+    ) -> Result<Self, Error> {
+        let values = Values { weights: &model.weights };
+        let mut loader = Loader::new(device, stream, precision)?;
+        let mut layers = Vec::with_capacity(shape.layers);
+        for layer in 0..shape.layers {
+            let mut site = |site| loader.put(&values.site(layer, site, shape)?);
+            let sites = [site(Site::Qkv)?, site(Site::Output)?, site(Site::GateUp)?, site(Site::Down)?];
+            let mut norm = |name| loader.put(&values.layer_norm(layer, name, shape.hidden)?);
+            let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
+            layers.push(Layer { input_norm, post_norm, sites });
+        }
+        let table = |name| values.read(name, shape.vocabulary * shape.hidden);
+        let embeddings = loader.put(&table("model.embed_tokens.weight")?)?;
+        let head =
+            if model.config.tied_embeddings { embeddings.clone() } else { loader.put(&table("lm_head.weight")?)? };
+        let final_norm = loader.put(&values.read("model.norm.weight", shape.hidden)?)?;
+        loader.precision = Precision::F32;
+        let inv_freq = loader.put(&shape.inv_freq)?;
+        Ok(Self { embeddings, layers, final_norm, head, inv_freq })
+    }
+
+    /// The same sizes with one small number everywhere: as many bytes and operations as a model, and no meaning. (A chip may clock higher
+    /// over equal numbers than over real ones.) Cost: filling the memory.
+    pub(crate) fn without_meaning(
+        config: &ModelConfig,
+        shape: &Shape,
+        precision: Precision,
+        device: &Device,
+        stream: &Stream,
+    ) -> Result<Self, Error> {
+        // 0x3c3c is 0.0115 in bf16, and 0x3c3c3c3c the same in f32.
+        const BYTE: u8 = 0x3c;
+        let filled = |values: usize| {
+            let buffer = device.allocate(values * precision.bytes())?;
+            stream.fill(buffer.all(), BYTE)?;
+            Ok::<_, Error>(buffer)
+        };
+        let site = |site| {
+            let (outputs, inputs) = shape.site(site);
+            filled(outputs * inputs)
+        };
+        let layer = |_| {
+            let sites = [site(Site::Qkv)?, site(Site::Output)?, site(Site::GateUp)?, site(Site::Down)?];
+            Ok(Layer { input_norm: filled(shape.hidden)?, post_norm: filled(shape.hidden)?, sites })
+        };
+        let layers = (0..shape.layers).map(layer).collect::<Result<_, Error>>()?;
+        let embeddings = filled(shape.vocabulary * shape.hidden)?;
+        let head = if config.tied_embeddings { embeddings.clone() } else { filled(shape.vocabulary * shape.hidden)? };
+        let inv_freq = Loader::new(device, stream, Precision::F32)?.put(&shape.inv_freq)?;
+        Ok(Self { embeddings, layers, final_norm: filled(shape.hidden)?, head, inv_freq })
+    }
+
+    /// Bytes that a step reads, whatever its batch: all linears and the head, each once.
+    pub(crate) fn bytes(&self) -> u64 {
+        let of_layer = |layer: &Layer| layer.sites.iter().map(Buffer::bytes).sum::<usize>();
+        (self.layers.iter().map(of_layer).sum::<usize>() + self.head.bytes()) as u64
+    }
+}
+
+/// Copies values to new buffers, a piece at a time through pinned memory.
+struct Loader<'a> {
+    device: &'a Device,
+    stream: &'a Stream,
+    precision: Precision,
+    staging: Pinned,
+    bytes: Vec<u8>,
+}
+
+/// Of pinned memory while loading, given back after.
+const STAGING_BYTES: usize = 1 << 20;
+
+impl<'a> Loader<'a> {
+    fn new(device: &'a Device, stream: &'a Stream, precision: Precision) -> Result<Self, Error> {
+        let staging = device.allocate_pinned(STAGING_BYTES)?;
+        Ok(Self { device, stream, precision, staging, bytes: Vec::new() })
+    }
+
+    fn put(&mut self, values: &[f32]) -> Result<Buffer, Error> {
+        self.bytes.clear();
+        self.precision.encode(values, &mut self.bytes);
+        let buffer = self.device.allocate(self.bytes.len())?;
+        for (piece, bytes) in self.bytes.chunks(STAGING_BYTES).enumerate() {
+            let at = piece * STAGING_BYTES;
+            self.staging.write(0, bytes)?;
+            self.stream.upload(&self.staging, 0..bytes.len(), buffer.part(at..at + bytes.len())?)?;
+            self.stream.synchronize()?;
+        }
+        Ok(buffer)
+    }
+}

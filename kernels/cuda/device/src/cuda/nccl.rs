@@ -1,0 +1,133 @@
+//! Ranks by NCCL: one for each device, in one process or in several.
+
+use super::Cuda;
+use super::calls::{handle, number};
+use crate::collective::Collective;
+use crate::driver::{StreamId, Type};
+use crate::error::Error;
+use cudarc::nccl::result::{self, NcclError, NcclStatus};
+use cudarc::nccl::sys;
+use std::ffi::CStr;
+use std::sync::Arc;
+
+/// What ranks find each other by: one of them makes it, and gives it to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id(pub [u8; 128]);
+
+impl Id {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// When NCCL is not there, or finds no network.
+    pub fn new() -> Result<Self, Error> {
+        is_there()?;
+        let id = result::get_uniqueid().map_err(|error| failed("ncclGetUniqueId", &error, std::ptr::null_mut()))?;
+        Ok(Self(id.internal.map(|byte| byte.cast_unsigned())))
+    }
+}
+
+fn is_there() -> Result<(), Error> {
+    // SAFETY: loading NVIDIA's library runs its constructors, which is what it is for.
+    if unsafe { sys::is_culib_present() } {
+        return Ok(());
+    }
+    let remedy = "install NCCL for CUDA 13 (nvidia-nccl-cu13 on PyPI) and name its folder in LD_LIBRARY_PATH";
+    Err(Error::NoLibrary { library: "nccl", remedy })
+}
+
+fn failed(call: &'static str, error: &NcclError, communicator: sys::ncclComm_t) -> Error {
+    // SAFETY: the communicator lives, or is null, which the function takes; what it returns is a static text or null.
+    let message = unsafe {
+        let text = sys::ncclGetLastError(communicator);
+        if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+    };
+    Error::Driver { call, code: format!("{:?}", error.0), message }
+}
+
+/// A device's part in a group of ranks.
+#[derive(Debug)]
+pub struct Nccl {
+    cuda: Arc<Cuda>,
+    communicator: u64,
+    ranks: usize,
+    rank: usize,
+}
+
+impl Nccl {
+    /// Joins the group. Waits until all ranks have; those of one process do so in a thread each.
+    ///
+    /// # Errors
+    ///
+    /// When the rank is not below the number of ranks, NCCL is not there, or says so.
+    pub fn join(cuda: &Arc<Cuda>, id: Id, rank: usize, ranks: usize) -> Result<Arc<Self>, Error> {
+        is_there()?;
+        if rank >= ranks || ranks > i32::MAX as usize {
+            return Err(Error::value("group", "rank", format!("{rank} of {ranks}"), "below the number of ranks"));
+        }
+        cuda.bind()?;
+        let id = sys::ncclUniqueId { internal: id.0.map(|byte| byte.cast_signed() as std::ffi::c_char) };
+        let mut communicator = std::ptr::null_mut();
+        // SAFETY: the pointer is written before the call returns; `Drop` destroys what is made.
+        let joined = unsafe { result::comm_init_rank(&raw mut communicator, ranks as i32, id, rank as i32) };
+        joined.map_err(|error| failed("ncclCommInitRank", &error, std::ptr::null_mut()))?;
+        Ok(Arc::new(Self { cuda: Arc::clone(cuda), communicator: number(communicator), ranks, rank }))
+    }
+
+    fn checked(&self, call: &'static str, result: Result<NcclStatus, NcclError>) -> Result<(), Error> {
+        result.map(drop).map_err(|error| failed(call, &error, handle(self.communicator)))
+    }
+}
+
+impl Drop for Nccl {
+    fn drop(&mut self) {
+        if self.cuda.bind().is_ok() {
+            // SAFETY: `join` made it, and it is destroyed once. A failure leaves nothing to be done.
+            let _ = unsafe { result::comm_destroy(handle(self.communicator)) };
+        }
+    }
+}
+
+fn data_type(of: Type) -> sys::ncclDataType_t {
+    match of {
+        Type::F32 => sys::ncclDataType_t::ncclFloat32,
+        Type::Bf16 => sys::ncclDataType_t::ncclBfloat16,
+        Type::F16 => sys::ncclDataType_t::ncclFloat16,
+    }
+}
+
+impl Collective for Nccl {
+    fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    unsafe fn all_reduce(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error> {
+        self.cuda.bind()?;
+        let (sum, communicator) = (sys::ncclRedOp_t::ncclSum, handle(self.communicator));
+        // SAFETY: the caller's promise.
+        let result = unsafe {
+            result::all_reduce(handle(from), handle(to), count, data_type(of), sum, communicator, handle(stream.0))
+        };
+        self.checked("ncclAllReduce", result)
+    }
+
+    unsafe fn all_gather(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error> {
+        self.cuda.bind()?;
+        // SAFETY: the caller's promise.
+        let result = unsafe {
+            result::all_gather(
+                handle(from),
+                handle(to),
+                count,
+                data_type(of),
+                handle(self.communicator),
+                handle(stream.0),
+            )
+        };
+        self.checked("ncclAllGather", result)
+    }
+}

@@ -1,0 +1,157 @@
+//! What can go wrong, and on what.
+
+use std::path::PathBuf;
+
+/// A call that a device, or this crate before it, refused; or work that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The machine has no NVIDIA driver, or lacks a library.
+    #[error("no {library} library found: {remedy}")]
+    NoLibrary {
+        /// As in its file name.
+        library: &'static str,
+        /// What to install.
+        remedy: &'static str,
+    },
+    /// See [`crate::requirements`].
+    #[error("the {library} found supports CUDA {}, these kernels need CUDA {}: {remedy}", Version(*found), Version(*needed))]
+    TooOld {
+        /// The driver, or a library.
+        library: &'static str,
+        /// 1000 times major plus 10 times minor.
+        found: i32,
+        /// As `found`.
+        needed: i32,
+        /// What to install.
+        remedy: &'static str,
+    },
+    /// The driver sees none, or none of this number.
+    #[error("no device {ordinal}: the driver sees {found} (CUDA_VISIBLE_DEVICES can hide some)")]
+    NoDevice {
+        /// From zero.
+        ordinal: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// Older than Ampere.
+    #[error("device {ordinal} ({name}) has compute capability {}.{}, which is below {}.{}", found.0, found.1, needed.0, needed.1)]
+    CapabilityTooLow {
+        /// From zero.
+        ordinal: usize,
+        /// As the driver calls it.
+        name: String,
+        /// Major, minor.
+        found: (i32, i32),
+        /// Major, minor.
+        needed: (i32, i32),
+    },
+    /// A file of kernels that cannot be read or is none.
+    #[error("kernels in {}: {reason}", path.display())]
+    Kernels {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A pool, or the device when the pool was made, has no run of that size.
+    #[error("out of {memory} memory: {asked} bytes asked, {free} free (the longest run has {largest}), {total} in all")]
+    OutOfMemory {
+        /// `device` or `pinned`.
+        memory: &'static str,
+        /// What was to be allocated.
+        asked: usize,
+        /// Not in use.
+        free: usize,
+        /// The most that one allocation can get.
+        largest: usize,
+        /// Size of the pool, or of the device.
+        total: usize,
+    },
+    /// No kernel of this name was loaded.
+    #[error("no kernel {0} is loaded")]
+    NoKernel(String),
+    /// A value out of range.
+    #[error("{on}: {field} is {value}, must be {limit}")]
+    Value {
+        /// The kernel, copy or product.
+        on: String,
+        /// Which.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What may be given.
+        limit: String,
+    },
+    /// A call that a stream in capture cannot take, or a capture that cannot become a graph.
+    #[error("capture: {0}")]
+    Capture(String),
+    /// Two operations touch the same memory, one writes, and nothing orders them. Only the shim sees this.
+    #[error("{later} {} bytes {:#x}..{:#x}, which {earlier} {}: no event orders them", if *writes { "writes" } else { "reads" }, at.0, at.1, if *wrote { "wrote" } else { "read" })]
+    Race {
+        /// The operation that ran later in this order.
+        later: String,
+        /// Whether it writes.
+        writes: bool,
+        /// The operation that ran earlier.
+        earlier: String,
+        /// Whether it wrote.
+        wrote: bool,
+        /// Addresses.
+        at: (u64, u64),
+    },
+    /// A kernel of the shim did not come to its end.
+    #[error("{operation}: {reason}")]
+    Kernel {
+        /// Which.
+        operation: String,
+        /// What the shim says.
+        reason: String,
+    },
+    /// Ranks that do not do the same, or do not come.
+    #[error("{operation}: {reason}")]
+    Collective {
+        /// Which.
+        operation: String,
+        /// Why.
+        reason: String,
+    },
+    /// Work failed before, and nothing on this device can be relied upon.
+    #[error("the device has failed: {0}")]
+    Failed(Box<Error>),
+    /// A call of the driver or of a library failed.
+    #[error("{call}: {code}: {message}")]
+    Driver {
+        /// Name of the function.
+        call: &'static str,
+        /// Name of the error.
+        code: String,
+        /// The driver's words.
+        message: String,
+    },
+}
+
+impl Error {
+    /// Whether less, or later, would do: something to shed, not to die of.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. })
+    }
+
+    pub(crate) fn value(
+        on: impl Into<String>,
+        field: &'static str,
+        value: impl ToString,
+        limit: impl Into<String>,
+    ) -> Self {
+        Self::Value { on: on.into(), field, value: value.to_string(), limit: limit.into() }
+    }
+}
+
+struct Version(i32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}

@@ -1,0 +1,365 @@
+//! Pages and attention in the shim.
+
+use super::{Device, Element};
+use crate::arguments;
+use crate::attention::{self, Error, Grid, Item, Layer, Shape, Step};
+use half::{bf16, f16};
+use std::marker::PhantomData;
+use weft_kernels::{AttentionSeq, KvFormat, KvLayer};
+
+/// A number that pages hold.
+pub trait KvElement: Copy + Send + Sync + 'static {
+    /// How names of kernels end.
+    const SUFFIX: &'static str;
+    /// Whether values are codes times the scale of their head.
+    const IS_SCALED: bool = false;
+    /// To nearest even.
+    fn from_f32(value: f32) -> Self;
+    /// Exact.
+    fn to_f32(self) -> f32;
+}
+
+macro_rules! kv_element {
+    ($($element:ty),*) => { $(
+        impl KvElement for $element {
+            const SUFFIX: &'static str = <Self as Element>::SUFFIX;
+            fn from_f32(value: f32) -> Self {
+                Element::from_f32(value)
+            }
+            fn to_f32(self) -> f32 {
+                Element::to_f32(self)
+            }
+        }
+    )* };
+}
+kv_element!(f32, bf16, f16);
+
+/// `__nv_fp8_e4m3`: a sign, four bits of exponent with bias 7, three of fraction; no infinities, 0x7f is NaN, 448 the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct E4m3(pub u8);
+
+impl KvElement for E4m3 {
+    const SUFFIX: &'static str = "e4m3";
+    const IS_SCALED: bool = true;
+
+    /// Cost: a search among the 127 codes.
+    fn from_f32(value: f32) -> Self {
+        if value.is_nan() {
+            return Self(0x7f);
+        }
+        let magnitude = value.abs();
+        let distance = |code: u8| (f64::from(Self(code).to_f32()) - f64::from(magnitude.min(448.0))).abs();
+        // Of two that are as near, the even one.
+        let nearest = (0..0x7f)
+            .min_by(|&a, &b| distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1))))
+            .expect("there are codes");
+        Self(nearest | if value.is_sign_negative() { 0x80 } else { 0 })
+    }
+
+    fn to_f32(self) -> f32 {
+        let (exponent, fraction) = (i32::from(self.0 >> 3 & 15), f32::from(self.0 & 7));
+        let magnitude = match (exponent, self.0 & 7) {
+            (15, 7) => f32::NAN,
+            (0, _) => fraction / 8.0 * 2f32.powi(-6),
+            _ => (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
+        };
+        if self.0 & 0x80 == 0 { magnitude } else { -magnitude }
+    }
+}
+
+/// What a device's allocations are aligned to, at the least.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Piece([u8; 16]);
+
+/// Keys and values of one layer, each `[blocks, kv_heads, block_size, page_stride]`, and for e4m3 the scales of its heads.
+pub struct Pages<Kv> {
+    k: Vec<Piece>,
+    v: Vec<Piece>,
+    blocks: usize,
+    shape: [usize; 3],
+    k_scale: Vec<f32>,
+    v_scale: Vec<f32>,
+    element: PhantomData<Kv>,
+}
+
+impl<Kv: KvElement> Pages<Kv> {
+    /// `blocks` pages of zero for `layer`. `scales`: of the keys and of the values of each head; used for e4m3 alone.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many, or a scale is missing or not above zero.
+    pub fn new(layer: &Layer, blocks: usize, [k_scale, v_scale]: [&[f32]; 2]) -> Result<Self, Error> {
+        let elements = layer.page_elements(blocks, size_of::<Kv>())?;
+        if Kv::IS_SCALED {
+            attention::length("k_scale", k_scale.len(), layer.kv_heads)?;
+            attention::length("v_scale", v_scale.len(), layer.kv_heads)?;
+            for (field, scales) in [("k_scale", k_scale), ("v_scale", v_scale)] {
+                if let Some(&value) = scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
+                    return Err(Error::Factor { field, value });
+                }
+            }
+        }
+        let pieces = vec![Piece([0; 16]); elements * size_of::<Kv>() / 16];
+        Ok(Self {
+            k: pieces.clone(),
+            v: pieces,
+            blocks,
+            shape: [layer.block_size, layer.kv_heads, layer.head_dim],
+            k_scale: k_scale.to_vec(),
+            v_scale: v_scale.to_vec(),
+            element: PhantomData,
+        })
+    }
+
+    /// Memory of keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        16 * (self.k.len() + self.v.len())
+    }
+
+    /// The stored key and value of one position of a head, `[head_dim]` each, scaled.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such block.
+    #[must_use]
+    pub fn at(&self, block: usize, kv_head: usize, slot: usize) -> [Vec<f32>; 2] {
+        let [block_size, kv_heads, head_dim] = self.shape;
+        let start =
+            ((block * kv_heads + kv_head) * block_size + slot) * attention::page_stride(head_dim, size_of::<Kv>());
+        let row = |pieces: &[Piece], scales: &[f32]| {
+            assert!((start + head_dim) * size_of::<Kv>() <= size_of_val(pieces), "position {slot} of block {block}");
+            let element = |i| {
+                // SAFETY: within the pages, as was checked, which are aligned for any element; any bits are one.
+                let element: Kv = unsafe { pieces.as_ptr().cast::<Kv>().add(start + i).read() };
+                element.to_f32() * if Kv::IS_SCALED { scales[kv_head] } else { 1.0 }
+            };
+            (0..head_dim).map(element).collect()
+        };
+        [row(&self.k, &self.k_scale), row(&self.v, &self.v_scale)]
+    }
+
+    fn check(&self, layer: &Layer) -> Result<(), Error> {
+        let [block_size, kv_heads, head_dim] = self.shape;
+        attention::length("block_size of the pages", block_size, layer.block_size)?;
+        attention::length("kv_heads of the pages", kv_heads, layer.kv_heads)?;
+        attention::length("head_dim of the pages", head_dim, layer.head_dim)
+    }
+
+    fn scales(&self) -> [*const f32; 2] {
+        if Kv::IS_SCALED { [self.k_scale.as_ptr(), self.v_scale.as_ptr()] } else { [std::ptr::null(); 2] }
+    }
+}
+
+/// The rows of a call, and where they begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// Of the model.
+    pub layer: &'a Layer,
+    /// Rows of the step.
+    pub rows: usize,
+    /// Elements between rows: of k and v when they are written, else of q and out.
+    pub strides: [usize; 2],
+    /// Their sequences.
+    pub seqs: &'a [AttentionSeq<'a>],
+}
+
+impl Call<'_> {
+    /// Whether slices hold `rows` rows that are `width` wide.
+    fn check(&self, fields: [&'static str; 2], lens: [usize; 2], width: usize) -> Result<(), Error> {
+        for i in 0..2 {
+            // Zero rows need nothing; otherwise the last row ends with its width.
+            let needed = self.rows.checked_sub(1).map_or(0, |before| before * self.strides[i] + width);
+            attention::stride(fields[i], self.strides[i], width)?;
+            if lens[i] < needed {
+                return Err(Error::Length { field: fields[i], len: lens[i], needed });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    /// `weft_kv_write`: stores `k` and `v`, `[rows, kv_heads, head_dim]` with the strides of the call.
+    ///
+    /// # Errors
+    ///
+    /// When shapes do not fit or the launch fails.
+    pub fn kv_write<X: Element, Kv: KvElement>(
+        &self,
+        call: &Call<'_>,
+        k: &[X],
+        v: &[X],
+        pages: &mut Pages<Kv>,
+    ) -> Result<(), Error> {
+        let layer = call.layer;
+        layer.check()?;
+        pages.check(layer)?;
+        call.check(["k", "v"], [k.len(), v.len()], layer.kv_heads * layer.head_dim)?;
+        let step = Step::new(layer, call.rows, pages.blocks, call.seqs)?;
+        let width = layer.heads * layer.head_dim;
+        let shape = layer.shape(step.table_stride, [width, width])?;
+        let [k_scale, v_scale] = pages.scales();
+        let (k, v): (*const X, *const X) = (k.as_ptr(), v.as_ptr());
+        let (k_pages, v_pages): (*mut Kv, *mut Kv) = (pages.k.as_mut_ptr().cast(), pages.v.as_mut_ptr().cast());
+        let tables: *const u32 = step.block_tables.as_ptr();
+        let [k_stride, v_stride] = call.strides.map(|stride| stride as i32);
+        for items in [&step.prefill, &step.decode].into_iter().filter(|items| !items.is_empty()) {
+            // One block more than there are items, as in a graph that was captured for a larger batch.
+            let Grid { grid, shared_bytes } = attention::write_grid(items.len() + 1);
+            let (at, count): (*const Item, u32) = (items.as_ptr(), items.len() as u32);
+            let count: *const u32 = &raw const count;
+            let kernel = format!("weft_kv_write_{}_{}", X::SUFFIX, Kv::SUFFIX);
+            let mut arguments =
+                arguments![k, v, k_stride, v_stride, at, count, tables, shape, k_pages, v_pages, k_scale, v_scale];
+            // SAFETY: the parameters of kv_write.cu; slices, blocks and positions were checked above and outlive the call.
+            unsafe { self.launch(&kernel, grid, attention::THREADS, shared_bytes).run(&mut arguments) }?;
+        }
+        Ok(())
+    }
+
+    /// `weft_attention_prefill`, `weft_attention_decode` and `weft_attention_combine`: `q` and `out` are `[rows, heads, head_dim]` with the
+    /// strides of the call. Rows without a sequence stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// When shapes do not fit or a launch fails.
+    pub fn attention<X: Element, Kv: KvElement>(
+        &self,
+        call: &Call<'_>,
+        q: &[X],
+        pages: &Pages<Kv>,
+        out: &mut [X],
+    ) -> Result<(), Error> {
+        let layer = call.layer;
+        layer.check()?;
+        pages.check(layer)?;
+        call.check(["q", "out"], [q.len(), out.len()], layer.heads * layer.head_dim)?;
+        let step = Step::new(layer, call.rows, pages.blocks, call.seqs)?;
+        let shape = layer.shape(step.table_stride, call.strides)?;
+        let to = Launched { device: self, layer, step: &step, shape, q: q.as_ptr(), out: out.as_mut_ptr(), pages };
+        if !step.prefill.is_empty() {
+            to.prefill()?;
+        }
+        if !step.decode.is_empty() {
+            to.decode()?;
+        }
+        Ok(())
+    }
+}
+
+/// What both kinds of launches are given.
+struct Launched<'a, X, Kv> {
+    device: &'a Device,
+    layer: &'a Layer,
+    step: &'a Step,
+    shape: Shape,
+    q: *const X,
+    out: *mut X,
+    pages: &'a Pages<Kv>,
+}
+
+impl<X: Element, Kv: KvElement> Launched<'_, X, Kv> {
+    fn name(part: &str) -> String {
+        format!("weft_attention_{part}_{}_{}", X::SUFFIX, Kv::SUFFIX)
+    }
+
+    fn pages(&self) -> [*const Kv; 2] {
+        [self.pages.k.as_ptr().cast(), self.pages.v.as_ptr().cast()]
+    }
+
+    fn prefill(&self) -> Result<(), Error> {
+        let (q, out, shape, items) = (self.q, self.out, self.shape, &self.step.prefill);
+        let ([k_pages, v_pages], [k_scale, v_scale]) = (self.pages(), self.pages.scales());
+        let (at, tables, count) = (items.as_ptr(), self.step.block_tables.as_ptr(), items.len() as u32);
+        let count: *const u32 = &raw const count;
+        let Grid { grid, shared_bytes } = attention::prefill_grid(self.layer, items.len() + 1, size_of::<Kv>());
+        let kernel = Self::name("prefill");
+        let mut arguments = arguments![q, at, count, tables, shape, k_pages, v_pages, k_scale, v_scale, out];
+        // SAFETY: the parameters of attention_prefill.cu; `attention` has checked slices, blocks and positions.
+        unsafe { self.device.launch(&kernel, grid, attention::THREADS, shared_bytes).run(&mut arguments) }?;
+        Ok(())
+    }
+
+    fn decode(&self) -> Result<(), Error> {
+        let (q, out, shape, items) = (self.q, self.out, self.shape, &self.step.decode);
+        let ([k_pages, v_pages], [k_scale, v_scale]) = (self.pages(), self.pages.scales());
+        let (at, tables, count) = (items.as_ptr(), self.step.block_tables.as_ptr(), items.len() as u32);
+        let count: *const u32 = &raw const count;
+        let positions = self.step.table_stride * self.layer.block_size;
+        let (bytes, multiprocessors) = (size_of::<Kv>(), self.device.multiprocessors);
+        let decode = attention::decode_grid(self.layer, items.len() + 1, positions, bytes, multiprocessors);
+        let block_heads = attention::decode_block_heads(self.layer) as i32;
+        let results = self.step.partials * self.layer.heads;
+        let (mut values, mut sums) = (vec![f32::NAN; results * self.layer.head_dim], vec![f32::NAN; 2 * results]);
+        let (values, sums): (*mut f32, *mut f32) = (values.as_mut_ptr(), sums.as_mut_ptr());
+        let kernel = Self::name("decode");
+        let mut arguments =
+            arguments![q, at, count, tables, shape, k_pages, v_pages, k_scale, v_scale, block_heads, values, sums, out];
+        let launch = self.device.launch(&kernel, decode.grid, attention::THREADS, decode.shared_bytes);
+        // SAFETY: the parameters of attention_decode.cu; `attention` has checked slices, blocks and positions, and there is room for the
+        // results of all splits of the items.
+        unsafe { launch.run(&mut arguments) }?;
+        let Grid { grid, shared_bytes } = attention::combine_grid(self.layer, items.len() + 1);
+        let kernel = format!("weft_attention_combine_{}", X::SUFFIX);
+        let mut arguments = arguments![at, count, shape, v_scale, values, sums, out];
+        // SAFETY: as above; the results were written by the launch before.
+        unsafe { self.device.launch(&kernel, grid, attention::THREADS, shared_bytes).run(&mut arguments) }?;
+        Ok(())
+    }
+}
+
+/// The pages of the port; its shapes have no window and no soft cap.
+fn layer([heads, kv_heads, head_dim]: [usize; 3], block_size: usize, scale: f32) -> Layer {
+    Layer { heads, kv_heads, head_dim, block_size, window: None, scale, soft_cap: None }
+}
+
+pub(super) fn new_kv(blocks: usize, shape: [usize; 3], format: KvFormat) -> KvLayer {
+    fn pages<Kv: KvElement>(blocks: usize, shape: [usize; 3], format: KvFormat) -> KvLayer {
+        let [block_size, kv_heads, head_dim] = shape;
+        let layer = layer([kv_heads, kv_heads, head_dim], block_size, 1.0);
+        let pages = Pages::<Kv>::new(&layer, blocks, [&[], &[]]).unwrap_or_else(|error| panic!("{error}"));
+        KvLayer::elsewhere(blocks, shape, format, pages.bytes(), Box::new(pages))
+    }
+    match format {
+        KvFormat::F32 => pages::<f32>(blocks, shape, format),
+        KvFormat::Bf16 => pages::<bf16>(blocks, shape, format),
+    }
+}
+
+pub(super) fn write_kv(
+    device: &Device,
+    k: &[f32],
+    v: &[f32],
+    seqs: &[AttentionSeq<'_>],
+    kv: &mut KvLayer,
+) -> Result<(), Error> {
+    let (kv_heads, head_dim) = (kv.kv_heads(), kv.head_dim());
+    let layer = layer([kv_heads, kv_heads, head_dim], kv.block_size(), 1.0);
+    let width = kv_heads * head_dim;
+    let call = Call { layer: &layer, rows: k.len() / width, strides: [width; 2], seqs };
+    match kv.format() {
+        KvFormat::F32 => device.kv_write(&call, k, v, kv.pages_mut::<Pages<f32>>().expect("pages of this object")),
+        KvFormat::Bf16 => device.kv_write(&call, k, v, kv.pages_mut::<Pages<bf16>>().expect("pages of this object")),
+    }
+}
+
+pub(super) fn attention(
+    device: &Device,
+    q: &[f32],
+    heads: usize,
+    scale: f32,
+    seqs: &[AttentionSeq<'_>],
+    kv: &KvLayer,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let layer = layer([heads, kv.kv_heads(), kv.head_dim()], kv.block_size(), scale);
+    let width = heads * kv.head_dim();
+    let call = Call { layer: &layer, rows: q.len().checked_div(width).unwrap_or(0), strides: [width; 2], seqs };
+    match kv.format() {
+        KvFormat::F32 => device.attention(&call, q, kv.pages::<Pages<f32>>().expect("pages of this object"), out),
+        KvFormat::Bf16 => device.attention(&call, q, kv.pages::<Pages<bf16>>().expect("pages of this object"), out),
+    }
+}
