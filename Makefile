@@ -24,7 +24,7 @@ demo: ## Three tenants, three adapters, one base model, then serves on 127.0.0.1
 test: ## Every test there is on a machine without a GPU
 	@scripts/setup.sh build test api deploy
 	$(CARGO) nextest run --release --workspace
-	scripts/asan.sh
+	scripts/asan.sh cpu
 	scripts/test-clients.sh
 	scripts/test-api.sh
 	scripts/test-chaos.sh
@@ -44,9 +44,9 @@ test-api: ## The HTTP API against its own description, and a mesh over another S
 	scripts/test-api.sh
 
 .PHONY: asan
-asan: ## The kernels' tests (the CUDA kernels' on this processor too) under the address sanitizer (part of make test)
+asan: ## The kernels' tests under the address sanitizer: the CPU's (part of make test), and CUDA's on this processor (part of make gpu-check)
 	@scripts/setup.sh build test
-	scripts/asan.sh
+	scripts/asan.sh cpu cuda
 
 .PHONY: gpu-check
 gpu-check: ## The CUDA kernels without a device: compiled for every architecture, run on this processor, their ceiling predicted (WEFT_GOLDEN=write: the table)

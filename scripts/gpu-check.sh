@@ -69,11 +69,13 @@ fi
 tests="$out/tests"
 cargo nextest run --release -p weft-cuda-kernels -p weft-cuda-device -p weft-engine --features weft-cuda-device/cuda --no-fail-fast \
     -E 'not package(weft-engine) or binary(device)' 2>&1 | tee "$tests" || true
+# Under the address sanitizer as well; what fails there fails here.
+scripts/asan.sh cuda || sanitized=failed
 ran=$(sed -nE 's/^ *Summary .* ([0-9]+) tests? run:.*/\1/p' "$tests")
 passed=$(sed -nE 's/^ *Summary .* ([0-9]+) passed.*/\1/p' "$tests")
 
 echo
 cargo run --quiet --release -p weft-cuda-kernels --example ceiling || table="$table, no prediction"
 echo
-echo "gpu: kernels $compiled/$wanted compiled, conformance ${passed:-0}/${ran:-0}, golden table $table"
-[ "$compiled" = "$wanted" ] && [ -n "$ran" ] && [ "${passed:-0}" = "$ran" ] && [ "$table" = unchanged ]
+echo "gpu: kernels $compiled/$wanted compiled, conformance ${passed:-0}/${ran:-0}, golden table $table${sanitized:+, address sanitizer $sanitized}"
+[ "${sanitized:-passed}" = passed ] && [ "$compiled" = "$wanted" ] && [ -n "$ran" ] && [ "${passed:-0}" = "$ran" ] && [ "$table" = unchanged ]
