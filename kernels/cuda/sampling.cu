@@ -1,9 +1,10 @@
 // From logits to tokens: what crates/engine/src/sampling does on processors, stage by stage and in its order. The same logits, parameters,
 // seed and position give the same token, whatever shares the batch.
 //
-//   logits   [rows, stride]  X, row-major, of which `vocabulary` count, at most 524,288; not changed
-//   rows     [grid.x]        how each row is sampled (sampling_logits.cuh); `count` says how many there are, so that a captured graph
-//                            stays valid for other parameters and other numbers of rows; a sequence has one row at most
+//   logits   [.., stride]    X, row-major, of which `vocabulary` count, at most 524,288; not changed
+//   rows     [grid.x]        how a row is sampled, and which one of the logits it is (sampling_logits.cuh); `count` says how many there
+//                            are, so that a captured graph stays valid for other parameters and other numbers of rows; a sequence has
+//                            one row at most
 //   results  [rows]          alternatives [rows, alternatives_stride], best first
 //   pending  [rows]          set for rows with more candidates than shared memory holds: those are for `weft_sample_large`
 //
@@ -370,7 +371,7 @@ __device__ __forceinline__ void sample_rows(const X* logits, int vocabulary, int
     if (at >= *count) return;
     const Candidates candidates = {shared.pool, shared.pool + CANDIDATES, nullptr, nullptr, CANDIDATES};
     const SampleRow row = rows[at];
-    const bool done = sample<false>(logits + static_cast<size_t>(at) * stride, vocabulary, row, results + at,
+    const bool done = sample<false>(logits + static_cast<size_t>(row.logits_row) * stride, vocabulary, row, results + at,
                                     alternatives + static_cast<size_t>(at) * alternatives_stride, alternatives_stride, candidates, shared);
     if (threadIdx.x == 0) pending[at] = done ? 0 : 1;
 }
@@ -387,7 +388,7 @@ __device__ __forceinline__ void sample_large_rows(const X* logits, int vocabular
     for (unsigned at = 0; at < all; ++at) {
         if (pending[at] == 0 || turn++ % gridDim.x != blockIdx.x) continue;
         const SampleRow row = rows[at];
-        sample<true>(logits + static_cast<size_t>(at) * stride, vocabulary, row, results + at, static_cast<Alternative*>(nullptr),
+        sample<true>(logits + static_cast<size_t>(row.logits_row) * stride, vocabulary, row, results + at, static_cast<Alternative*>(nullptr),
                      alternatives_stride, candidates, shared);
         __syncthreads();
     }

@@ -52,7 +52,8 @@ struct SampleRow {
     unsigned alternatives;
     // 0: saves the pass that the log-probability of the token takes; with alternatives 1.
     unsigned wants_logprob;
-    unsigned padding;
+    // Which row of the logits it is of, so that rows that nobody samples may lie between.
+    unsigned logits_row;
 };
 
 // Memory that the threads of a block share, 45 KiB.

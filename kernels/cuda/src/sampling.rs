@@ -150,7 +150,7 @@ pub fn biases(given: &[(u32, f32)], vocabulary: usize) -> Result<Vec<Bias>, Erro
 
 /// How a row is sampled. The layout of `SampleRow` on the device, 104 bytes; what fields mean is said there.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::NoUninit)]
 pub struct Row {
     /// Of the random numbers.
     pub seed: u64,
@@ -181,11 +181,12 @@ pub struct Row {
     pub alternatives: u32,
     /// 1: report the log-probability of the token. Alternatives need it.
     pub wants_logprob: u32,
-    padding: u32,
+    /// Which row of the logits it is of.
+    pub logits_row: u32,
 }
 
 impl Row {
-    /// A row without mask, penalties and biases: their addresses are 0. All roundings that the device relies on are made here.
+    /// Row 0 without mask, penalties and biases: their addresses are 0. All roundings that the device relies on are made here.
     #[must_use]
     pub fn new(settings: &Settings, position: u64) -> Self {
         // Not below the smallest normal number: a forbidden token (-inf) must stay forbidden at any temperature.
@@ -215,14 +216,14 @@ impl Row {
             top_k: u32::try_from(settings.top_k).unwrap_or(u32::MAX),
             alternatives: 0,
             wants_logprob: 0,
-            padding: 0,
+            logits_row: 0,
         }
     }
 }
 
 /// What a row got. The layout of `SampleResult` on the device, 16 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Outcome {
     /// The token, if `status` is 0.
     pub token: u32,
@@ -239,7 +240,7 @@ pub const BAD_LOGITS: u32 = 1;
 
 /// A token and the logarithm of its probability. The layout of `Alternative` on the device, 8 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Alternative {
     /// Token.
     pub id: u32,
@@ -249,7 +250,7 @@ pub struct Alternative {
 
 /// A sequence whose counts and marks are made anew. The layout of `SampleStart` on the device, 48 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::NoUninit)]
 pub struct Start {
     /// Address of `[vocabulary]` counts, or 0.
     pub counts: u64,

@@ -113,7 +113,9 @@ impl Device {
         let most = requests.iter().map(|request| request.alternatives).max().unwrap_or(0);
         check(vocabulary, stride, requests.len(), most)?;
         assert!(requests.is_empty() || logits.len() >= (requests.len() - 1) * stride + vocabulary);
-        let rows: Vec<Row> = requests.iter_mut().map(|request| row_of(request, vocabulary)).collect();
+        let row =
+            |(at, request): (usize, &mut Request<'_>)| Row { logits_row: at as u32, ..row_of(request, vocabulary) };
+        let rows: Vec<Row> = requests.iter_mut().enumerate().map(row).collect();
         if rows.is_empty() {
             return Ok(Vec::new());
         }
