@@ -75,7 +75,8 @@ fn log_probabilities(model: &BaseModel, dtype: Dtype, window: &[u32]) -> Vec<f32
         }
         let (_, engine) = slot.as_mut().expect("filled above");
         let blocks = (0..window.len().div_ceil(common::BLOCK_SIZE) as u32).collect();
-        let seq = SeqStep { tokens: window.to_vec(), start: 0, blocks, slot: None, logits: LogitsWanted::All };
+        let seq =
+            SeqStep { tokens: window.to_vec(), start: 0, blocks, slot: None, logits: LogitsWanted::All, draw: None };
         let output = engine.step(&StepBatch { seqs: vec![seq] }).expect("the window fits");
         let vocabulary = model.config.vocab_size;
         let mut rows = output.seqs[0].logits[CONTEXT * vocabulary..(window.len() - 1) * vocabulary].to_vec();

@@ -244,6 +244,7 @@ fn decode(slots: &[Option<SlotId>]) -> StepBatch {
         blocks: blocks_of(index, PROMPT + OUTPUT),
         slot,
         logits: LogitsWanted::Last,
+        draw: None,
     };
     StepBatch { seqs: slots.iter().enumerate().map(seq).collect() }
 }
@@ -255,6 +256,7 @@ fn prefill(slots: &[Option<SlotId>], length: usize) -> StepBatch {
         blocks: blocks_of(index, length.max(PROMPT + OUTPUT)),
         slot,
         logits: LogitsWanted::Last,
+        draw: None,
     };
     StepBatch { seqs: slots.iter().enumerate().map(seq).collect() }
 }

@@ -5,6 +5,7 @@ use crate::forward::forward;
 use crate::ops::Read;
 use crate::plan::{BlockOwners, Limits, Plan};
 use crate::processor::{Scratch, Step};
+use crate::sampling::{Draw, NoToken, Sampled};
 use crate::shape::Shape;
 use crate::slots::{SlotId, Table};
 use crate::timed::{StepTimes, Timed};
@@ -167,6 +168,20 @@ pub struct SeqStep {
     pub slot: Option<SlotId>,
     /// Rows that give logits.
     pub logits: LogitsWanted,
+    /// Chooses the token behind the last row, whatever `logits` says. The step then keeps that row's logits to itself, unless all rows are
+    /// wanted: on a device they do not cross the bus.
+    pub draw: Option<Draw>,
+}
+
+impl SeqStep {
+    /// Whether the rows that are computed to logits are part of the result.
+    pub(crate) fn returns_logits(&self) -> bool {
+        match self.logits {
+            LogitsWanted::None => false,
+            LogitsWanted::Last => self.draw.is_none(),
+            LogitsWanted::All => true,
+        }
+    }
 }
 
 /// What one step computes.
@@ -190,8 +205,10 @@ pub struct StepOutput {
 pub struct SeqOutput {
     /// Digest in the slot entry that the step used; none: the base alone.
     pub adapter: Option<Digest>,
-    /// `[rows wanted, vocabulary]`.
+    /// `[rows wanted, vocabulary]`; empty for the last row alone if a token was drawn from it.
     pub logits: Vec<f32>,
+    /// What the draw chose, if there was one; an error is this sequence's alone.
+    pub drawn: Option<Result<Sampled, NoToken>>,
 }
 
 /// One base model with its adapter slots and KV memory. Owned by one step loop.
@@ -374,15 +391,24 @@ impl Engine {
         for (computed, &at) in plan.order.iter().enumerate() {
             let out = &mut recycled[at];
             out.logits.clear();
+            out.drawn = None;
             // The entry, not the request: this is the digest whose matrices the rows went through.
             out.adapter = plan.adapters[computed].map(|adapter| adapter.digest);
         }
         if let Some(logits) = logits {
-            let outputs = RefCell::new(&mut recycled);
+            let outputs = RefCell::new((&mut recycled, Vec::new()));
             logits.inplace_op1(&Read(|values: &[f32]| {
-                let mut outputs = outputs.borrow_mut();
+                let (outputs, row) = &mut *outputs.borrow_mut();
                 for (rows, &at) in plan.wanted_of.iter().zip(&plan.order) {
-                    outputs[at].logits.extend_from_slice(&values[rows.start * vocabulary..rows.end * vocabulary]);
+                    let (seq, values) = (&batch.seqs[at], &values[rows.start * vocabulary..rows.end * vocabulary]);
+                    if seq.returns_logits() {
+                        outputs[at].logits.extend_from_slice(values);
+                    }
+                    if let Some(draw) = &seq.draw {
+                        row.clear();
+                        row.extend_from_slice(&values[values.len() - vocabulary..]);
+                        outputs[at].drawn = Some(draw.sample(row));
+                    }
                 }
             }))?;
         }

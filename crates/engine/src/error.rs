@@ -1,5 +1,6 @@
 //! What can go wrong in the engine, and whose fault it is.
 
+use crate::sampling::NoToken;
 use weft_fault::{Fault, Kind};
 
 /// A failed load, a failed preparation or a step that was refused.
@@ -87,6 +88,9 @@ pub enum Error {
     /// A batch that attention on a device is not launched for.
     #[error("attention cannot be launched")]
     Attention(#[from] weft_cuda_kernels::attention::Error),
+    /// A vocabulary that the sampler on a device is not launched for.
+    #[error("sampling cannot be launched")]
+    Sampling(#[from] weft_cuda_kernels::sampling::Error),
 }
 
 /// Why one sequence of a batch cannot be computed.
@@ -147,6 +151,22 @@ pub enum Problem {
         /// The slot asked for.
         slot: crate::SlotId,
     },
+    /// The draw asks for more than a device engine has room for.
+    #[error("its draw has {value} {what}, the engine has room for {limit}")]
+    Draw {
+        /// `top log-probabilities` or `occurrences of tokens`.
+        what: &'static str,
+        /// How many.
+        value: usize,
+        /// Most of them.
+        limit: usize,
+    },
+}
+
+impl From<NoToken> for Error {
+    fn from(NoToken: NoToken) -> Self {
+        Self::Logits
+    }
 }
 
 impl Error {
@@ -165,7 +185,7 @@ impl Error {
         match self {
             // The registry checked the package: a blob that cannot be read or does not fit is not what its name says.
             Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
-            Self::Sequence { problem: Problem::Token { .. }, .. } => Kind::Invalid,
+            Self::Sequence { problem: Problem::Token { .. } | Problem::Draw { .. }, .. } => Kind::Invalid,
             Self::Option { .. } | Self::Batch { .. } => Kind::Invalid,
             Self::SlotsFull { .. } | Self::Device(weft_cuda_device::Error::OutOfMemory { .. }) => Kind::Unavailable,
             Self::Model(_) | Self::TensorSize { .. } => Kind::Corrupt,
@@ -174,7 +194,8 @@ impl Error {
             | Self::Tensor(_)
             | Self::Device(_)
             | Self::Adapters(_)
-            | Self::Attention(_) => Kind::Internal,
+            | Self::Attention(_)
+            | Self::Sampling(_) => Kind::Internal,
         }
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct Plan<'a, R> {
     pub(crate) positions: Vec<u32>,
     pub(crate) seqs: Vec<AttentionSeq<'a>>,
     pub(crate) runs: Vec<Run<'a, R>>,
-    /// Rows whose logits are wanted, ascending.
+    /// Rows whose logits are wanted, by the caller or by a draw, ascending.
     pub(crate) wanted: Vec<u32>,
     /// The runs again, counted in wanted rows.
     pub(crate) wanted_runs: Vec<Run<'a, R>>,
@@ -99,8 +99,8 @@ impl<'a, R: Entry> Plan<'a, R> {
         self.seqs.push(AttentionSeq { rows: rows.clone(), start: seq.start, blocks: &seq.blocks });
         let first = self.wanted.len();
         match seq.logits {
-            LogitsWanted::None => {}
-            LogitsWanted::Last => self.wanted.push(rows.end as u32 - 1),
+            LogitsWanted::None if seq.draw.is_none() => {}
+            LogitsWanted::None | LogitsWanted::Last => self.wanted.push(rows.end as u32 - 1),
             LogitsWanted::All => self.wanted.extend(rows.start as u32..rows.end as u32),
         }
         let wanted = first..self.wanted.len();

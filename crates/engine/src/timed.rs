@@ -19,7 +19,7 @@ pub struct StepTimes {
     pub attention: Duration,
     /// Norms, rotary embedding, activation.
     pub rows: Duration,
-    /// Checking the batch, embeddings, gathering rows, factors of DoRA adapters, handing logits out.
+    /// Checking the batch, embeddings, gathering rows, factors of DoRA adapters, choosing tokens, handing logits out.
     pub gather: Duration,
 }
 

@@ -1,6 +1,8 @@
 //! The device engine over the shim: the CUDA kernels, streams, copies and graphs, run on this processor for the tiny models.
 
 mod common;
+#[path = "device/draws.rs"]
+mod draws;
 
 use common::{
     BLOCK_SIZE, Case, ExpectedLogits, base_shape, blob, difference, golden, golden_dir, greedy, prefill, tiny,
@@ -62,6 +64,7 @@ fn decode(engine: &mut DeviceEngine, seqs: &[(u32, usize, Option<SlotId>)]) -> V
         blocks: vec![2 * at as u32, 2 * at as u32 + 1],
         slot,
         logits: LogitsWanted::Last,
+        draw: None,
     };
     let batch = StepBatch { seqs: seqs.iter().enumerate().map(step).collect() };
     let output = engine.step(&batch).unwrap();
@@ -118,6 +121,7 @@ fn greedy_text_is_the_same_by_graphs_and_by_launches() {
                     blocks: blocks.clone(),
                     slot,
                     logits: LogitsWanted::Last,
+                    draw: None,
                 };
                 computed = tokens.len();
                 tokens.push(greedy(&engine.step(&StepBatch { seqs: vec![seq] }).unwrap().seqs[0].logits));

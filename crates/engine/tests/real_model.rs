@@ -155,7 +155,7 @@ fn each_storage_agrees_with_f32_as_often_as_is_stated() {
             tokens.extend_from_slice(&case.output_ids[..case.output_ids.len().min(TOKENS) - 1]);
             let blocks = (0..tokens.len().div_ceil(common::BLOCK_SIZE) as u32).collect();
             let slot = slots[&case.adapter];
-            let seq = SeqStep { tokens, start: 0, blocks, slot, logits: LogitsWanted::All };
+            let seq = SeqStep { tokens, start: 0, blocks, slot, logits: LogitsWanted::All, draw: None };
             let output = engine.step(&StepBatch { seqs: vec![seq] }).expect("the batch is sound");
             let rows = output.seqs[0].logits.chunks_exact(engine.vocabulary());
             for (row, expected) in rows.skip(case.prompt_ids.len() - 1).zip(&case.output_ids) {

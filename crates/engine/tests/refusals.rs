@@ -50,7 +50,8 @@ fn a_bad_sequence_is_named_and_the_rest_can_run() {
 fn a_block_that_another_sequence_writes_cannot_be_read() {
     let model = tiny("tiny");
     let mut engine = engine(&model, Dtype::F32, 8);
-    let reader = SeqStep { tokens: vec![9], start: 20, blocks: vec![0, 1], slot: None, logits: LogitsWanted::Last };
+    let reader =
+        SeqStep { tokens: vec![9], start: 20, blocks: vec![0, 1], slot: None, logits: LogitsWanted::Last, draw: None };
     let error = engine.step(&StepBatch { seqs: vec![reader, good()] }).unwrap_err();
     assert!(
         matches!(error, Error::Sequence { sequence: 1, problem: Problem::BlockShared { block: 0, other: 0 } }),

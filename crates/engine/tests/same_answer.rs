@@ -40,7 +40,8 @@ fn a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt() {
                 let mut logits = Vec::new();
                 for start in (0..prompt.len()).step_by(chunk) {
                     let tokens = prompt[start..prompt.len().min(start + chunk)].to_vec();
-                    let seq = SeqStep { tokens, start, blocks: blocks.clone(), slot, logits: LogitsWanted::All };
+                    let seq =
+                        SeqStep { tokens, start, blocks: blocks.clone(), slot, logits: LogitsWanted::All, draw: None };
                     logits.extend(engine.step(&StepBatch { seqs: vec![seq] }).unwrap().seqs.remove(0).logits);
                 }
                 assert_eq!(logits, whole, "chunks of {chunk}, {dtype:?}: the kernels promise equal bits");
@@ -101,8 +102,14 @@ fn only_wanted_rows_give_logits() {
     // A step that wants nothing still leaves its keys and values behind.
     let silent = StepBatch { seqs: vec![prefill(&prompt[..19], slots[1], 50, LogitsWanted::None)] };
     assert!(engine.step(&silent).unwrap().seqs[0].logits.is_empty());
-    let next =
-        SeqStep { tokens: vec![19], start: 19, blocks: vec![50, 51], slot: slots[1], logits: LogitsWanted::Last };
+    let next = SeqStep {
+        tokens: vec![19],
+        start: 19,
+        blocks: vec![50, 51],
+        slot: slots[1],
+        logits: LogitsWanted::Last,
+        draw: None,
+    };
     let next = engine.step(&StepBatch { seqs: vec![next] }).unwrap();
     assert_eq!(next.seqs[0].logits, all[19 * vocabulary..]);
 }
@@ -119,6 +126,7 @@ fn sequences_may_read_a_shared_prefix() {
         blocks: vec![0, 1, own],
         slot: slots[3],
         logits: LogitsWanted::Last,
+        draw: None,
     };
     let output = engine.step(&StepBatch { seqs: vec![rest(7), rest(8)] }).unwrap();
     assert!(output.seqs.iter().all(|out| out.logits == whole));

@@ -32,6 +32,9 @@ struct Args {
     /// How long each case is measured.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    /// Bring logits to the host instead of tokens that the device chose.
+    #[arg(long)]
+    logits: bool,
     /// Run in the shim on this processor: shows that the measurement runs.
     #[arg(long)]
     shim: bool,
@@ -57,6 +60,7 @@ fn main() -> Result<()> {
         rows: args.rows,
         context: args.context,
         each: Duration::try_from_secs_f64(args.seconds).context("--seconds is not a length of time")?,
+        logits: args.logits,
     };
     let report: Report = measure::run(driver, &plan)?;
     println!("{}", serde_json::to_string_pretty(&report)?);

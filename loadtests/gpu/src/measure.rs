@@ -9,6 +9,7 @@ use weft_base_model::ModelConfig;
 use weft_cuda_device::driver::Driver;
 use weft_cuda_device::{Device, Options};
 use weft_engine::device::{DeviceEngine, DeviceOptions, Format, Precision, PreparedAdapter};
+use weft_engine::sampling::{Sampler, SamplingParams};
 use weft_engine::{LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
 
 const BLOCK_SIZE: usize = 16;
@@ -28,6 +29,8 @@ pub struct Plan {
     pub context: usize,
     /// How long each case is measured.
     pub each: Duration,
+    /// Bring logits to the host, rather than choose tokens (greedily, with their log-probabilities) on the device.
+    pub logits: bool,
 }
 
 /// All of it.
@@ -39,6 +42,8 @@ pub struct Report {
     memory_bytes: usize,
     rows: usize,
     context: usize,
+    /// Whether logits were brought to the host; else tokens.
+    logits: bool,
     /// Copies within the device, read and write counted.
     bandwidth_bytes_per_s: f64,
     upload_bytes_per_s: f64,
@@ -94,6 +99,7 @@ pub fn run(driver: Arc<dyn Driver>, plan: &Plan) -> Result<Report> {
         memory_bytes: properties.memory_bytes,
         rows: plan.rows,
         context: plan.context,
+        logits: plan.logits,
         bandwidth_bytes_per_s: bandwidth,
         upload_bytes_per_s: upload,
         weight_bytes: 0,
@@ -235,12 +241,14 @@ impl<'a> Bench<'a> {
 
     fn batch(&self, slots: &[SlotId]) -> StepBatch {
         let each = (self.plan.context.div_ceil(BLOCK_SIZE) + 2) as u32;
+        let sampler = Sampler::new(SamplingParams::default(), &[]);
         let seq = |row: usize| SeqStep {
             tokens: vec![(row % self.plan.config.vocab_size) as u32],
             start: self.plan.context,
             blocks: (row as u32 * each..(row as u32 + 1) * each).collect(),
             slot: (!slots.is_empty()).then(|| slots[row % slots.len()]),
             logits: LogitsWanted::Last,
+            draw: (!self.plan.logits).then(|| sampler.draw(self.plan.context as u64 + 1, 0, None)),
         };
         StepBatch { seqs: (0..self.plan.rows).map(seq).collect() }
     }

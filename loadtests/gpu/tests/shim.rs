@@ -4,12 +4,17 @@ use std::process::Command;
 
 #[test]
 fn a_tiny_base_is_measured_in_the_shim() {
-    let output = Command::new(env!("CARGO_BIN_EXE_weft-gpu"))
-        .args(["--shim", "--shape", "tiny", "--rows", "4", "--context", "20", "--seconds", "0.01"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = |more: &[&str]| -> serde_json::Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_weft-gpu"))
+            .args(["--shim", "--shape", "tiny", "--rows", "4", "--context", "20", "--seconds", "0.01"])
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let (by_logits, report) = (report(&["--logits"]), report(&[]));
+    assert_eq!([&by_logits["logits"], &report["logits"]], [true, false]);
     let cases = report["cases"].as_array().unwrap();
     let of = |format: &str, graphs: bool| -> Vec<u64> {
         let found = cases.iter().filter(|case| case["format"] == format && case["graphs"] == graphs);

@@ -2,13 +2,15 @@
 //!
 //! A step has two forms. One that decodes a single token for each sequence is *replayed*: the graph for the next size of batch and for base rows alone, or
 //! with adapters, is captured once; rows beyond the step's are padding that belongs to nobody. Tables in device memory say which rows use which
-//! adapter of which rank, so no number of adapters and no rank needs another graph. All other steps, and those with an adapter that is
-//! still being copied, are launched one by one.
+//! adapter of which rank, and which rows draw a token and how, so no number of adapters, no rank and no setting needs another graph. All other
+//! steps, and those with an adapter that is still being copied, are launched one by one.
 //!
 //! Everything of a step is on one stream but the copies of adapters, which events order before the layers that use them.
 
 mod activations;
 mod adapter;
+mod answers;
+mod draws;
 mod kv;
 mod precision;
 mod slots;
@@ -17,6 +19,7 @@ mod tables;
 mod weights;
 
 pub use adapter::{PreparedAdapter, Preparer};
+pub use draws::TOP_LOGPROBS_MAX;
 pub use precision::Precision;
 pub use weft_cuda_kernels::pack::Format;
 
@@ -24,7 +27,9 @@ use crate::forward::forward;
 use crate::plan::{BlockOwners, Limits, Plan};
 use crate::shape::{SITES, Shape};
 use crate::{Error, SeqOutput, SlotId, StepBatch, StepOutput};
-use activations::{Buffers, Room};
+use activations::{Activations, Buffers, Room};
+use answers::{Answers, Host};
+use draws::{Draws, Memory, Piece};
 use kv::Kv;
 use slots::{Resident, Slots};
 use std::collections::{HashMap, HashSet};
@@ -34,9 +39,9 @@ use step::{LoraLaunch, Step, coming, lora_launches};
 use tables::{Caps, Layout, StepTables};
 use weft_base_model::{BaseModel, ModelConfig};
 use weft_cuda_device::{Buffer, Device, Graph, Pinned, Stream};
-use weft_cuda_kernels::attention;
 pub use weft_cuda_kernels::table::RANK_MAX;
 use weft_cuda_kernels::table::{self, Choice, Path};
+use weft_cuda_kernels::{attention, sampling};
 use weft_types::Digest;
 use weights::Weights;
 
@@ -60,9 +65,11 @@ pub struct DeviceOptions {
     pub block_size: usize,
     /// Most rows of a step, up to [`ROWS_MAX`].
     pub rows_max: usize,
-    /// Most rows of a step whose logits are wanted: each takes a row of the vocabulary in f32 on the device, and one in pinned memory.
+    /// Rows whose logits are computed at a time: each takes a row of the vocabulary in f32 on the device, and one in pinned memory. A step that
+    /// wants more passes the output matrix once for each such piece.
     pub logits_rows_max: usize,
-    /// Most sequences of a step, up to [`ROWS_MAX`]; the largest batch that is replayed.
+    /// Most sequences of a step, up to [`ROWS_MAX`]; the largest batch that is replayed. So that a token can be drawn from it, each takes device
+    /// memory: 4.25 bytes for each token of the vocabulary (counts, marks, a mask) and 4 for each position of the context.
     pub sequences_max: usize,
     /// Device memory for adapters. What lies in it lies in pinned memory, too.
     pub slots_bytes: usize,
@@ -85,7 +92,8 @@ pub struct DeviceEngine {
     tables: Buffer,
     staging: Pinned,
     bytes: Vec<u8>,
-    logits: Pinned,
+    sampling: Memory,
+    host: Host,
     attention: attention::Layer,
     graphs: HashMap<Bucket, Graph>,
     /// Steps that could not be captured: they stay launches.
@@ -150,7 +158,8 @@ impl DeviceEngine {
         buffers.clear(&stream)?;
         let largest = Layout::new(Self::caps_max(&shape, &options)).bytes;
         let (tables, staging) = (device.allocate(largest)?, device.allocate_pinned(largest)?);
-        let logits = device.allocate_pinned(options.logits_rows_max * shape.vocabulary * size_of::<f32>())?;
+        let sampling = Memory::new(device, shape.vocabulary, shape.context, options.sequences_max)?;
+        let host = Host::new(device, options.logits_rows_max, shape.vocabulary, &sampling)?;
         drop(idle);
         Ok(Self {
             stream,
@@ -162,7 +171,8 @@ impl DeviceEngine {
             tables,
             staging,
             bytes: Vec::new(),
-            logits,
+            sampling,
+            host,
             attention,
             graphs: HashMap::new(),
             launched: HashSet::new(),
@@ -184,6 +194,9 @@ impl DeviceEngine {
             items: rows,
             targets: sequences * TARGETS_MAX,
             sites: (shape.layers + 1) * SITES,
+            draws: sequences,
+            starts: sequences,
+            pieces: rows.div_ceil(options.logits_rows_max),
         }
     }
 
@@ -273,11 +286,9 @@ impl DeviceEngine {
             block_size: self.options.block_size,
         };
         let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
-        for (what, value, limit) in [
-            ("rows", plan.rows(), self.options.rows_max),
-            ("rows with logits", plan.wanted.len(), self.options.logits_rows_max),
-            ("sequences", plan.seqs.len(), self.options.sequences_max),
-        ] {
+        for (what, value, limit) in
+            [("rows", plan.rows(), self.options.rows_max), ("sequences", plan.seqs.len(), self.options.sequences_max)]
+        {
             if value > limit {
                 return Err(Error::Batch { what, value, limit });
             }
@@ -289,8 +300,9 @@ impl DeviceEngine {
             rank_max: 0,
         };
         let tables = StepTables::new(&plan, attention, self.shape.layers, choice);
-        let exact = tables.caps(&plan);
-        let decodes = exact.prefill == 0 && exact.wanted == exact.rows;
+        let draws = Draws::new(&plan, &batch.seqs, &self.sampling, self.options.logits_rows_max)?;
+        let exact = tables.caps(&plan, &draws);
+        let decodes = exact.prefill == 0 && exact.wanted == exact.rows && exact.pieces == 1;
         let bucket = (self.options.graphs && decodes && is_there).then(|| Bucket {
             rows: Self::bucket_rows(&self.options, exact.rows),
             table_stride: exact
@@ -299,7 +311,7 @@ impl DeviceEngine {
                 .min(Self::table_stride_max(&self.shape, &self.options)),
             adapters: tables.path(),
         });
-        let (layout, lora) = match bucket {
+        let (layout, lora, pieces) = match bucket {
             Some(bucket) => {
                 let launch = bucket.adapters.map(|path| LoraLaunch {
                     path,
@@ -307,17 +319,18 @@ impl DeviceEngine {
                     rank_max: self.options.rank_max.min(path.rank_max()),
                 });
                 let caps = self.bucket_caps(bucket);
-                (Layout::new(caps), vec![launch; caps.sites])
+                let piece = Piece { rows: 0..caps.wanted, draws: 0..caps.draws };
+                (Layout::new(caps), vec![launch; caps.sites], vec![piece])
             }
-            None => (Layout::new(exact), lora_launches(&tables.sites)),
+            None => (Layout::new(exact), lora_launches(&tables.sites), draws.pieces.clone()),
         };
-        tables.write(&plan, &layout, &mut self.bytes);
+        tables.write(&plan, &draws, &layout, &mut self.bytes);
 
         // What fails half way leaves nothing on its way: the next step writes where this one reads.
         let idle = Idle(&self.stream);
         self.staging.write(0, &self.bytes)?;
         self.stream.upload(&self.staging, 0..layout.bytes, self.tables.part(0..layout.bytes)?)?;
-        let wants_logits = exact.wanted > 0;
+        draws.upload(&self.sampling, &self.stream)?;
         let mut step = Step {
             shape: &self.shape,
             precision: self.options.precision,
@@ -334,17 +347,41 @@ impl DeviceEngine {
             positions: layout.caps.table_stride * self.options.block_size,
             lora,
             coming: coming(plan.runs.iter().map(|run| run.adapter)),
+            sampling: &self.sampling,
+            pieces,
         };
         match bucket.and_then(|bucket| self.graphs.get(&bucket)) {
             Some(graph) => graph.replay(&self.stream)?,
-            None => forward(&mut step, self.shape.layers, wants_logits)?,
+            None => forward(&mut step, self.shape.layers, exact.wanted > 0)?,
         }
-        let vocabulary = self.shape.vocabulary;
-        let logits_bytes = exact.wanted * vocabulary * size_of::<f32>();
-        if wants_logits {
-            self.stream.download(self.buffers.logits(exact.wanted)?, &self.logits, 0..logits_bytes)?;
+        recycled.resize_with(batch.seqs.len(), SeqOutput::default);
+        for (computed, &at) in plan.order.iter().enumerate() {
+            let out = &mut recycled[at];
+            // The entry, not the request: this is the digest whose matrices the rows went through.
+            out.adapter = plan.adapters[computed].map(Resident::digest);
+            out.logits.clear();
+            out.drawn = None;
         }
-        self.stream.synchronize()?;
+        let answers = Answers {
+            host: &self.host,
+            stream: &self.stream,
+            buffers: &self.buffers,
+            memory: &self.sampling,
+            plan: &plan,
+            seqs: &batch.seqs,
+            draws: &draws,
+        };
+        for (number, piece) in draws.pieces.iter().enumerate() {
+            if number > 0 {
+                step.answer(&Activations { rows: exact.wanted, is_part: exact.wanted < exact.rows }, number)?;
+            }
+            answers.download(piece)?;
+            self.stream.synchronize()?;
+            answers.read(piece, &mut recycled)?;
+        }
+        if draws.pieces.is_empty() {
+            self.stream.synchronize()?;
+        }
         drop(idle);
         if let Some(bucket) = bucket
             && !self.graphs.contains_key(&bucket)
@@ -360,16 +397,6 @@ impl DeviceEngine {
             }
         }
 
-        recycled.resize_with(batch.seqs.len(), SeqOutput::default);
-        for (computed, &at) in plan.order.iter().enumerate() {
-            let out = &mut recycled[at];
-            // The entry, not the request: this is the digest whose matrices the rows went through.
-            out.adapter = plan.adapters[computed].map(Resident::digest);
-            let wanted = plan.wanted_of[computed].clone();
-            out.logits.clear();
-            out.logits.resize(wanted.len() * vocabulary, 0.0);
-            self.logits.read(wanted.start * vocabulary * size_of::<f32>(), &mut out.logits)?;
-        }
         output.seqs = recycled;
         output.times = crate::StepTimes { base: start.elapsed(), ..crate::StepTimes::default() };
         Ok(())
@@ -402,6 +429,9 @@ impl DeviceEngine {
             items,
             targets,
             sites,
+            draws: rows,
+            starts: rows,
+            pieces: 1,
         }
     }
 }
@@ -472,6 +502,7 @@ fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Err
         soft_cap: None,
     };
     layer.check()?;
+    sampling::check(shape.vocabulary, shape.vocabulary, options.sequences_max, TOP_LOGPROBS_MAX)?;
     Ok(layer)
 }
 

@@ -1,6 +1,7 @@
 //! A step on a device: the operations of `forward` as launches on one stream.
 
 use super::activations::{Activations, Buffers};
+use super::draws::{Memory, Piece};
 use super::kv::Kv;
 use super::precision::Precision;
 use super::slots::Resident;
@@ -50,6 +51,9 @@ pub(crate) struct Step<'a> {
     pub(crate) lora: Vec<Option<LoraLaunch>>,
     /// Of the adapters that are on their way: events of their layers.
     pub(crate) coming: Vec<&'a [Event]>,
+    pub(crate) sampling: &'a Memory,
+    /// The first one's logits and tokens belong to the forward pass.
+    pub(crate) pieces: Vec<Piece>,
 }
 
 /// The launches for these tables.
@@ -66,7 +70,7 @@ pub(crate) fn coming<'a>(adapters: impl Iterator<Item = &'a Resident>) -> Vec<&'
 }
 
 impl Step<'_> {
-    fn part(&self, range: std::ops::Range<usize>) -> Result<View<'_>, Error> {
+    pub(crate) fn part(&self, range: std::ops::Range<usize>) -> Result<View<'_>, Error> {
         Ok(self.tables.part(range)?)
     }
 
@@ -74,7 +78,7 @@ impl Step<'_> {
         format!("weft_{kernel}_{}", self.precision.suffix())
     }
 
-    fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+    pub(crate) fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         // SAFETY: every argument is a view with the shape that the kernel takes, as the launches below make them from one `Shape`; tables were
         // written from a plan that was checked against the pages, the slots and the vocabulary.
         Ok(unsafe { self.stream.launch(launch) }?)
@@ -123,6 +127,27 @@ impl Step<'_> {
     /// Bytes of this many elements.
     fn bytes(&self, elements: usize) -> u64 {
         (elements * self.precision.bytes()) as u64
+    }
+
+    /// The logits of a piece, where those of the one before were, and the tokens that are drawn from them. `x`: the wanted rows after the last norm.
+    pub(crate) fn answer(&self, x: &Activations, piece: usize) -> Result<(), Error> {
+        let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
+        let rows = &self.pieces[piece].rows;
+        let bytes = |rows: usize| rows * hidden * self.precision.bytes();
+        self.stream.matmul(&Matmul {
+            rows: rows.len(),
+            inputs: hidden,
+            outputs: vocabulary,
+            x: self.buffers.normed(x)?.part(bytes(rows.start)..bytes(rows.end))?,
+            x_stride: hidden,
+            w: self.weights.head.all(),
+            of: self.precision.of(),
+            out: self.buffers.logits(rows.len())?,
+            out_stride: vocabulary,
+            out_of: weft_cuda_device::Type::F32,
+            adds: false,
+        })?;
+        self.sample(piece)
     }
 
     fn gather(&self, from: View<'_>, numbers: View<'_>, to: View<'_>, rows: usize, width: usize) -> Result<(), Error> {
@@ -415,19 +440,6 @@ impl Backend for Step<'_> {
     }
 
     fn head(&mut self, x: &Activations) -> Result<(), Error> {
-        let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
-        Ok(self.stream.matmul(&Matmul {
-            rows: x.rows,
-            inputs: hidden,
-            outputs: vocabulary,
-            x: self.buffers.normed(x)?,
-            x_stride: hidden,
-            w: self.weights.head.all(),
-            of: self.precision.of(),
-            out: self.buffers.logits(x.rows)?,
-            out_stride: vocabulary,
-            out_of: weft_cuda_device::Type::F32,
-            adds: false,
-        })?)
+        self.answer(x, 0)
     }
 }

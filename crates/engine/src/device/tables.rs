@@ -3,11 +3,13 @@
 //! Where each table begins follows from [`Caps`] alone. A step that runs by itself has the caps that it needs; a captured graph has those of its size of
 //! batch, and finds whatever step it is replayed for in the same places.
 
+use super::draws::Draws;
 use super::slots::Resident;
 use crate::plan::{Plan, Run};
 use crate::shape::{SITES, Site};
 use std::ops::Range;
 use weft_cuda_kernels::attention::{self, Item as AttentionItem};
+use weft_cuda_kernels::sampling;
 use weft_cuda_kernels::table::{self, Choice, Item, Path, Target};
 
 /// How much room the tables have.
@@ -25,6 +27,11 @@ pub(crate) struct Caps {
     pub(crate) targets: usize,
     /// Sites of all layers, and those that come once more for wanted rows alone.
     pub(crate) sites: usize,
+    pub(crate) draws: usize,
+    /// Draws that penalise.
+    pub(crate) starts: usize,
+    /// Of wanted rows.
+    pub(crate) pieces: usize,
 }
 
 /// Where the tables begin.
@@ -38,6 +45,9 @@ pub(crate) struct Layout {
     decode: usize,
     counts: usize,
     block_tables: usize,
+    draws: usize,
+    starts: usize,
+    draw_counts: usize,
     lora: usize,
     lora_each: usize,
     pub(crate) bytes: usize,
@@ -60,10 +70,28 @@ impl Layout {
         let (prefill, decode) = (room(item, caps.prefill), room(item, caps.decode));
         let counts = room(words, 2);
         let block_tables = room(words, caps.sequences * caps.table_stride);
+        let draws = room(size_of::<sampling::Row>(), caps.draws);
+        let starts = room(size_of::<sampling::Start>(), caps.starts);
+        let draw_counts = room(words, 1 + caps.pieces);
         let lora_each = ALIGNMENT + caps.items * size_of::<Item>() + caps.targets * size_of::<Target>();
         let lora = room(lora_each, if caps.items == 0 { 0 } else { caps.sites });
         let bytes = bytes.max(ALIGNMENT);
-        Self { caps, tokens, positions, wanted, prefill, decode, counts, block_tables, lora, lora_each, bytes }
+        Self {
+            caps,
+            tokens,
+            positions,
+            wanted,
+            prefill,
+            decode,
+            counts,
+            block_tables,
+            draws,
+            starts,
+            draw_counts,
+            lora,
+            lora_each,
+            bytes,
+        }
     }
 
     pub(crate) fn tokens(&self) -> Range<usize> {
@@ -91,6 +119,26 @@ impl Layout {
 
     pub(crate) fn block_tables(&self) -> Range<usize> {
         self.block_tables..self.block_tables + 4 * self.caps.sequences * self.caps.table_stride
+    }
+
+    /// Of these draws.
+    pub(crate) fn draws(&self, draws: &Range<usize>) -> Range<usize> {
+        let each = size_of::<sampling::Row>();
+        self.draws + each * draws.start..self.draws + each * draws.end
+    }
+
+    /// How many of a piece's draws there are.
+    pub(crate) fn draws_count(&self, piece: usize) -> Range<usize> {
+        let at = self.draw_counts + 4 * (1 + piece);
+        at..at + 4
+    }
+
+    pub(crate) fn starts(&self) -> Range<usize> {
+        self.starts..self.starts + size_of::<sampling::Start>() * self.caps.starts
+    }
+
+    pub(crate) fn starts_count(&self) -> Range<usize> {
+        self.draw_counts..self.draw_counts + 4
     }
 
     /// Items, targets and their count of one site.
@@ -175,7 +223,7 @@ impl StepTables {
     }
 
     /// What this step needs and no more.
-    pub(crate) fn caps(&self, plan: &Plan<'_, Resident>) -> Caps {
+    pub(crate) fn caps(&self, plan: &Plan<'_, Resident>, draws: &Draws) -> Caps {
         Caps {
             rows: plan.rows(),
             wanted: plan.wanted.len(),
@@ -186,11 +234,14 @@ impl StepTables {
             items: self.sites.iter().map(|site| site.items.len()).max().unwrap_or(0),
             targets: self.sites.iter().map(|site| site.targets.len()).max().unwrap_or(0),
             sites: self.sites.len(),
+            draws: draws.rows.len(),
+            starts: draws.starts.len(),
+            pieces: draws.pieces.len(),
         }
     }
 
     /// Writes all of it as `layout` says. Rows beyond the step's are token 0 at position 0, and nobody's.
-    pub(crate) fn write(&self, plan: &Plan<'_, Resident>, layout: &Layout, to: &mut Vec<u8>) {
+    pub(crate) fn write(&self, plan: &Plan<'_, Resident>, draws: &Draws, layout: &Layout, to: &mut Vec<u8>) {
         to.clear();
         to.resize(layout.bytes, 0);
         let mut put = |at: usize, bytes: &[u8]| to[at..at + bytes.len()].copy_from_slice(bytes);
@@ -207,6 +258,9 @@ impl StepTables {
                 put(layout.block_tables + 4 * sequence * layout.caps.table_stride, bytemuck::cast_slice(blocks));
             }
         }
+        put(layout.draws, bytemuck::cast_slice(&draws.rows));
+        put(layout.starts, bytemuck::cast_slice(&draws.starts));
+        put(layout.draw_counts, bytemuck::cast_slice(&draws.counts()));
         for (number, site) in self.sites.iter().enumerate() {
             let [items, targets, count] = layout.lora(number);
             put(count.start, &(site.items.len() as u32).to_ne_bytes());

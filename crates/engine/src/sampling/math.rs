@@ -2,7 +2,7 @@
 //! several vector widths and chosen at run time: multiplications and additions are never fused, so that the same logits
 //! give the same bits on every platform.
 
-use crate::Error;
+use super::NoToken;
 
 const LANES: usize = 16;
 /// Values whose maximum [`block_maxima`] takes.
@@ -67,10 +67,10 @@ pub(super) fn exp(x: f32) -> f32 {
 /// The largest value.
 ///
 /// # Errors
-/// [`Error::Logits`] if there is a NaN or +inf, or nothing above -inf. (-inf marks a forbidden token.)
-pub(super) fn max_finite(values: &[f32]) -> Result<f32, Error> {
+/// [`NoToken`] if there is a NaN or +inf, or nothing above -inf. (-inf marks a forbidden token.)
+pub(super) fn max_finite(values: &[f32]) -> Result<f32, NoToken> {
     let (max, has_nan) = max_and_nan(values);
-    if has_nan || !max.is_finite() { Err(Error::Logits) } else { Ok(max) }
+    if has_nan || !max.is_finite() { Err(NoToken) } else { Ok(max) }
 }
 
 widest! {

@@ -16,13 +16,17 @@
 //! Cost for a vocabulary of 50,000 on one core with AVX-512: greedy 20 µs, drawn 40 µs, with filters 50 to 150 µs; but
 //! `typical_p` alone, and `top_p` over a very flat distribution, sort the whole vocabulary (3 ms): put `top_k` before.
 
+mod draw;
 mod filters;
 mod math;
 mod rng;
 
+pub use draw::{Draw, NoToken};
+
 use crate::Error;
 use filters::{Filters, Row};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// How tokens are chosen. The default is greedy without penalties.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,7 +120,15 @@ impl Sampler {
         &self.params
     }
 
-    /// Takes in an output token that was chosen elsewhere: replay on another worker, a verified draft.
+    /// The choice of the token at `position`, for a step that makes it: the same token as [`sample_allowed`](Self::sample_allowed) from
+    /// the same logits. What came of it is to be told by [`record`](Self::record). Cost: a copy of what penalties look at.
+    #[must_use]
+    pub fn draw(&self, position: u64, top_logprobs: usize, allowed: Option<Arc<[u32]>>) -> Draw {
+        let seen = self.seen.iter().map(|(&token, &count)| (token, count)).collect();
+        Draw { params: self.params, position, top_logprobs, allowed, seen }
+    }
+
+    /// Takes in an output token that was chosen elsewhere: by a step, on another worker, as a verified draft.
     pub fn record(&mut self, token: u32) {
         if self.params.penalises() {
             *self.seen.entry(token).or_insert(0) += 1;
@@ -145,62 +157,76 @@ impl Sampler {
         position: u64,
         top_logprobs: usize,
     ) -> Result<Sampled, Error> {
-        let model_max = math::max_finite(logits)?;
-        let log_sum = log_sum_exp(logits, model_max);
-        let top = top_of(logits, top_logprobs, log_sum);
-        if let Some(allowed) = allowed {
-            math::forbid(logits, allowed);
-        }
-        let before = self.penalise(logits);
-        let max = if before.is_empty() && allowed.is_none() { model_max } else { math::max_finite(logits)? };
-        let token = self.choose(logits, max, position);
-        let model_logit = before.get(&token).copied().unwrap_or(logits[token as usize]);
-        self.record(token);
-        Ok(Sampled { token, logprob: logprob(model_logit, log_sum), top })
+        let seen = self.seen.iter().map(|(&token, &count)| (token, count));
+        let sampled = sample_from(&self.params, seen, logits, allowed, position, top_logprobs)?;
+        self.record(sampled.token);
+        Ok(sampled)
     }
+}
 
-    /// Applies the penalties; returns the logits that were changed, as they were.
-    fn penalise(&self, logits: &mut [f32]) -> HashMap<u32, f32> {
-        let mut before = HashMap::new();
-        for (&token, &count) in &self.seen {
-            let Some(logit) = logits.get_mut(token as usize) else { continue };
-            before.insert(token, *logit);
-            if self.params.penalises_repetition() {
-                let penalty = self.params.repetition_penalty;
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-            }
-            if count > 0 {
-                *logit -= self.params.frequency_penalty * count as f32 + self.params.presence_penalty;
-            }
-        }
-        before
+/// The choice itself; arguments as in [`Draw`].
+fn sample_from(
+    params: &SamplingParams,
+    seen: impl Iterator<Item = (u32, u32)>,
+    logits: &mut [f32],
+    allowed: Option<&[u32]>,
+    position: u64,
+    top_logprobs: usize,
+) -> Result<Sampled, NoToken> {
+    let model_max = math::max_finite(logits)?;
+    let log_sum = log_sum_exp(logits, model_max);
+    let top = top_of(logits, top_logprobs, log_sum);
+    if let Some(allowed) = allowed {
+        math::forbid(logits, allowed);
     }
+    let before = penalise(params, seen, logits);
+    let max = if before.is_empty() && allowed.is_none() { model_max } else { math::max_finite(logits)? };
+    let token = choose(params, logits, max, position);
+    let model_logit = before.get(&token).copied().unwrap_or(logits[token as usize]);
+    Ok(Sampled { token, logprob: logprob(model_logit, log_sum), top })
+}
 
-    fn choose(&self, logits: &[f32], max: f32, position: u64) -> u32 {
-        // Not below the smallest normal number: a forbidden token (-inf) must stay forbidden at any temperature.
-        let inverse_temperature = (1.0 / self.params.temperature).max(f32::MIN_POSITIVE);
-        if self.params.temperature.is_nan() || self.params.temperature <= 0.0 || !inverse_temperature.is_finite() {
-            return math::index_of(logits, max) as u32;
+/// Applies the penalties; returns the logits that were changed, as they were.
+fn penalise(params: &SamplingParams, seen: impl Iterator<Item = (u32, u32)>, logits: &mut [f32]) -> HashMap<u32, f32> {
+    let mut before = HashMap::new();
+    for (token, count) in seen {
+        let Some(logit) = logits.get_mut(token as usize) else { continue };
+        before.insert(token, *logit);
+        if params.penalises_repetition() {
+            let penalty = params.repetition_penalty;
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
-        let draw = rng::uniform(self.params.seed, position);
-        let filters = self.params.filters();
-        if filters.are_off() {
-            let total = math::exp_sum(logits, max, inverse_temperature);
-            return math::index_at_mass(logits, max, inverse_temperature, draw * total) as u32;
+        if count > 0 {
+            *logit -= params.frequency_penalty * count as f32 + params.presence_penalty;
         }
-        let kept = filters::apply(&Row::new(logits, max, inverse_temperature), &filters);
-        let target = draw * filters::mass(&kept);
-        let mut before = 0.0;
-        let mut token = math::index_of(logits, max) as u32;
-        for candidate in &kept {
-            token = candidate.id;
-            before += f64::from(candidate.weight);
-            if before > target {
-                break;
-            }
-        }
-        token
     }
+    before
+}
+
+fn choose(params: &SamplingParams, logits: &[f32], max: f32, position: u64) -> u32 {
+    // Not below the smallest normal number: a forbidden token (-inf) must stay forbidden at any temperature.
+    let inverse_temperature = (1.0 / params.temperature).max(f32::MIN_POSITIVE);
+    if params.temperature.is_nan() || params.temperature <= 0.0 || !inverse_temperature.is_finite() {
+        return math::index_of(logits, max) as u32;
+    }
+    let draw = rng::uniform(params.seed, position);
+    let filters = params.filters();
+    if filters.are_off() {
+        let total = math::exp_sum(logits, max, inverse_temperature);
+        return math::index_at_mass(logits, max, inverse_temperature, draw * total) as u32;
+    }
+    let kept = filters::apply(&Row::new(logits, max, inverse_temperature), &filters);
+    let target = draw * filters::mass(&kept);
+    let mut before = 0.0;
+    let mut token = math::index_of(logits, max) as u32;
+    for candidate in &kept {
+        token = candidate.id;
+        before += f64::from(candidate.weight);
+        if before > target {
+            break;
+        }
+    }
+    token
 }
 
 fn log_sum_exp(logits: &[f32], max: f32) -> f64 {

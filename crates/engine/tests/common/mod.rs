@@ -141,7 +141,14 @@ pub fn without_dora(case: &Case, config: &ModelConfig) -> Vec<u8> {
 /// A whole prompt in one step, in blocks `first_block..`.
 pub fn prefill(prompt: &[u32], slot: Option<SlotId>, first_block: u32, logits: LogitsWanted) -> SeqStep {
     let blocks = prompt.len().div_ceil(BLOCK_SIZE) as u32;
-    SeqStep { tokens: prompt.to_vec(), start: 0, blocks: (first_block..first_block + blocks).collect(), slot, logits }
+    SeqStep {
+        tokens: prompt.to_vec(),
+        start: 0,
+        blocks: (first_block..first_block + blocks).collect(),
+        slot,
+        logits,
+        draw: None,
+    }
 }
 
 /// A request of the little loop below.
@@ -189,6 +196,7 @@ pub fn generate(engine: &mut Engine, requests: &[Request], count: usize, chunk: 
                 blocks: seq.blocks.clone(),
                 slot: request.slot,
                 logits,
+                draw: None,
             });
             members.push(index);
         }

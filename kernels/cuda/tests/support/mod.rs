@@ -21,6 +21,15 @@ pub(crate) enum Error {
     Logits,
 }
 
+// For both of the files above.
+pub(crate) use engine::NoToken;
+
+impl From<NoToken> for Error {
+    fn from(NoToken: NoToken) -> Self {
+        Self::Logits
+    }
+}
+
 pub(crate) const ORDERS: [Order; 4] = [
     Order::FORWARDS,
     Order::BACKWARDS,
