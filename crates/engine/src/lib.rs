@@ -17,6 +17,7 @@
 //! [`sampling`] chooses tokens from logits.
 
 mod adapter;
+mod any;
 pub mod device;
 mod dora;
 mod engine;
@@ -32,8 +33,10 @@ mod timed;
 mod weights;
 mod workspace;
 
-pub use adapter::{PreparedAdapter, Preparer};
-pub use engine::{AdapterDtype, Dtype, Engine, EngineOptions, LogitsWanted, SeqOutput, SeqStep, StepBatch, StepOutput};
+pub use any::{Engine, NotInstalled, PreparedAdapter, Preparer};
+pub use engine::{
+    AdapterDtype, Dtype, EngineOptions, LogitsWanted, ProcessorEngine, SeqOutput, SeqStep, StepBatch, StepOutput,
+};
 pub use error::{Error, Problem};
 pub use slots::SlotId;
 pub use timed::StepTimes;
