@@ -22,8 +22,9 @@ demo: ## Three tenants, three adapters, one base model, then serves on 127.0.0.1
 
 .PHONY: test
 test: ## Every test there is on a machine without a GPU
-	@scripts/setup.sh build test api deploy
+	@scripts/setup.sh build test api deploy cuda
 	$(CARGO) nextest run --release --workspace
+	scripts/gpu-check.sh 80
 	scripts/asan.sh cpu
 	scripts/test-clients.sh
 	scripts/test-api.sh
@@ -114,6 +115,7 @@ check: ## Formatting and lints
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release -p weft-cuda-device --all-targets --features cuda -- -D warnings
+	$(CARGO) clippy --release -p weft-worker -p weft --features weft-worker/cuda -- -D warnings
 
 .PHONY: codegen
 codegen: ## Rewrites the generated code in proto/src/generated

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# All that can be proved of the CUDA kernels without a device. Usage: scripts/gpu-check.sh
+# All that can be proved of the GPU worker without a device. Usage: scripts/gpu-check.sh [ARCHITECTURE]
 #   - every kernels/cuda/*.cu compiles for every architecture, with the registers, spills and shared memory of
 #     kernels/cuda/ptxas.golden.txt (WEFT_GOLDEN=write: writes the table)
 #   - the same files, run on this processor, conform; so does the device layer, with what calls CUDA's driver compiled in
+#   - the worker and the program pass clippy with the feature that calls CUDA's driver
 #   - what bytes over bandwidth predict is printed
+# With an architecture (make test has 80): only compiles for that one, and holds it to its rows of the table.
 # Needs the part `cuda` of scripts/setup.sh, or another CUDA 13.0 in CUDA_HOME. The last line says how it went; exit 0 only if all of it held.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 architectures=(80 86 89 90 100)
+[ -z "${1:-}" ] || architectures=("$1")
 golden=kernels/cuda/ptxas.golden.txt
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
@@ -60,15 +63,21 @@ cat "$out"/*.rows >"$out/rows"
     sort -V "$out/rows"
 } >"$out/table"
 table=unchanged
-if [ "${WEFT_GOLDEN:-}" = write ]; then
+if [ -n "${1:-}" ]; then
+    grep -E "^(#|sm_$1 )" "$golden" | diff -u - "$out/table" || table=changed
+    echo "gpu: kernels $compiled/$wanted compiled for sm_$1, golden table $table"
+    [ "$compiled" = "$wanted" ] && [ "$table" = unchanged ]
+    exit
+elif [ "${WEFT_GOLDEN:-}" = write ]; then
     cp "$out/table" "$golden"
 elif ! diff -u "$golden" "$out/table"; then
     table=changed
 fi
 
 tests="$out/tests"
-cargo nextest run --release -p weft-cuda-kernels -p weft-cuda-device -p weft-engine --features weft-cuda-device/cuda --no-fail-fast \
-    -E 'not package(weft-engine) or binary(device)' 2>&1 | tee "$tests" || true
+cargo nextest run --release -p weft-cuda-kernels -p weft-cuda-device -p weft-engine -p weft-worker --features weft-cuda-device/cuda --no-fail-fast \
+    -E 'package(weft-cuda-kernels) + package(weft-cuda-device) + (package(weft-engine) & binary(device)) + (package(weft-worker) & test(device::))' 2>&1 | tee "$tests" || true
+cargo clippy --release -p weft-worker -p weft --features weft-worker/cuda -- -D warnings || linted=failed
 # Under the address sanitizer as well; what fails there fails here.
 scripts/asan.sh cuda || sanitized=failed
 ran=$(sed -nE 's/^ *Summary .* ([0-9]+) tests? run:.*/\1/p' "$tests")
@@ -77,5 +86,5 @@ passed=$(sed -nE 's/^ *Summary .* ([0-9]+) passed.*/\1/p' "$tests")
 echo
 cargo run --quiet --release -p weft-cuda-kernels --example ceiling || table="$table, no prediction"
 echo
-echo "gpu: kernels $compiled/$wanted compiled, conformance ${passed:-0}/${ran:-0}, golden table $table${sanitized:+, address sanitizer $sanitized}"
-[ "${sanitized:-passed}" = passed ] && [ "$compiled" = "$wanted" ] && [ -n "$ran" ] && [ "${passed:-0}" = "$ran" ] && [ "$table" = unchanged ]
+echo "gpu: kernels $compiled/$wanted compiled, conformance ${passed:-0}/${ran:-0}, golden table $table${sanitized:+, address sanitizer $sanitized}${linted:+, clippy $linted}"
+[ "${sanitized:-passed}${linted:-}" = passed ] && [ "$compiled" = "$wanted" ] && [ -n "$ran" ] && [ "${passed:-0}" = "$ran" ] && [ "$table" = unchanged ]

@@ -13,6 +13,7 @@ mod imports;
 mod losses;
 mod merge;
 mod mutual_tls;
+mod on_a_device;
 mod over_nats;
 mod placement;
 mod policy;

@@ -67,7 +67,7 @@ fn prose(root: &Path) -> String {
 fn log_probabilities(model: &BaseModel, dtype: Dtype, window: &[u32]) -> Vec<f32> {
     thread_local! {
         // One engine at a time: four of them would take the machine's memory.
-        static ENGINE: std::cell::RefCell<Option<(Dtype, weft_engine::Engine)>> = const { std::cell::RefCell::new(None) };
+        static ENGINE: std::cell::RefCell<Option<(Dtype, weft_engine::ProcessorEngine)>> = const { std::cell::RefCell::new(None) };
     }
     ENGINE.with_borrow_mut(|slot| {
         if slot.as_ref().is_none_or(|(held, _)| *held != dtype) {

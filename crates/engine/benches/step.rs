@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weft_base_model::{BaseModel, ModelConfig};
 use weft_engine::sampling::{Sampler, SamplingParams};
-use weft_engine::{AdapterDtype, Dtype, Engine, LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
+use weft_engine::{AdapterDtype, Dtype, LogitsWanted, ProcessorEngine, SeqStep, SlotId, StepBatch, StepOutput};
 use weft_kernels::{CpuOptions, Kernels, WeightFormat};
 
 const REQUESTS: usize = 32;
@@ -102,7 +102,7 @@ fn bench(model: &BaseModel, dtype: Dtype, args: &Args) {
         floor.flops_per_second / 1e9
     );
     println!("{:<34} {:>9} {:>9} {:>9} {:>9} {:>7}", "step", "ms", "cpu ms", "tok/s", "floor ms", "x floor");
-    let row = |engine: &mut Engine, name: &str, batch: &StepBatch| {
+    let row = |engine: &mut ProcessorEngine, name: &str, batch: &StepBatch| {
         if !name.contains(&args.only) {
             return None;
         }
@@ -185,7 +185,7 @@ impl Floor {
 
 /// Adapters on q, k, v and o of every layer, with small random weights, through package, blob and slot; and the least
 /// time that preparing one took.
-fn random_adapters(engine: &mut Engine, config: &ModelConfig) -> (Vec<Option<SlotId>>, Duration) {
+fn random_adapters(engine: &mut ProcessorEngine, config: &ModelConfig) -> (Vec<Option<SlotId>>, Duration) {
     let preparer = engine.preparer();
     let mut best = Duration::MAX;
     let mut slots = Vec::new();
@@ -262,7 +262,7 @@ fn prefill(slots: &[Option<SlotId>], length: usize) -> StepBatch {
 }
 
 /// Least wall time and least processor time of a step, seconds.
-fn best(engine: &mut Engine, batch: &StepBatch, seconds: f64) -> (f64, f64) {
+fn best(engine: &mut ProcessorEngine, batch: &StepBatch, seconds: f64) -> (f64, f64) {
     let mut output = StepOutput::default();
     let mut best = (f64::INFINITY, f64::INFINITY);
     let begin = Instant::now();
@@ -283,7 +283,7 @@ fn cpu_seconds() -> f64 {
 }
 
 /// What the sampler costs per token, on the logits of a real step.
-fn sampling(engine: &mut Engine, only: &str) {
+fn sampling(engine: &mut ProcessorEngine, only: &str) {
     let step = prefill(&[None], PROMPT);
     let logits = engine.step(&step).expect("the batch is sound").seqs.remove(0).logits;
     let greedy = SamplingParams::default();
@@ -314,7 +314,7 @@ fn sampling(engine: &mut Engine, only: &str) {
 }
 
 /// 32 requests at once: prompts in two steps of 16, then decode, with sampling.
-fn workload(engine: &mut Engine, slots: &[Option<SlotId>]) -> Duration {
+fn workload(engine: &mut ProcessorEngine, slots: &[Option<SlotId>]) -> Duration {
     let start = Instant::now();
     let mut output = StepOutput::default();
     let mut last = Vec::new();

@@ -42,7 +42,7 @@ impl Scratch {
     }
 }
 
-/// A packed adapter, ready to be put into a slot by [`crate::Engine::install`].
+/// A packed adapter, ready to be put into a slot by [`crate::ProcessorEngine::install`].
 pub struct PreparedAdapter(pub(crate) Box<Resident>);
 
 /// What a slot holds.

@@ -212,7 +212,7 @@ pub struct SeqOutput {
 }
 
 /// One base model with its adapter slots and KV memory. Owned by one step loop.
-pub struct Engine {
+pub struct ProcessorEngine {
     shape: Arc<Shape>,
     /// Shared with preparers: DoRA needs the weights.
     base: Arc<Base>,
@@ -230,7 +230,7 @@ pub struct Engine {
     logits_rows: usize,
 }
 
-impl Engine {
+impl ProcessorEngine {
     /// Loads and packs the base.
     ///
     /// Cost: reads the whole model, about a second per GB; see [`EngineOptions`] for the KV pool.
@@ -295,13 +295,6 @@ impl Engine {
     /// The id is never valid again. Moves a pointer; never waits.
     pub fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {
         self.slots.remove(slot).map(PreparedAdapter)
-    }
-
-    /// Whether a slot is the very memory that a prepared adapter lies in. True for processors: then bytes of prepared
-    /// adapters and bytes of slots are the same bytes. A device with its own memory says false.
-    #[must_use]
-    pub fn slots_are_main_memory(&self) -> bool {
-        true
     }
 
     /// The digest in a slot's entry.

@@ -69,6 +69,9 @@ pub enum Error {
         /// The longest piece.
         largest: usize,
     },
+    /// An adapter that was prepared for an engine of the other kind.
+    #[error("the adapter was prepared for another kind of engine")]
+    OtherKind,
     /// A batch is larger than a device engine was made for.
     #[error("the batch has {value} {what}, the engine was made for {limit}")]
     Batch {
@@ -179,6 +182,18 @@ impl Error {
         }
     }
 
+    /// Whether less memory, or later, would do.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Device(error) if error.is_out_of_memory())
+    }
+
+    /// Whether every later step would fail as well: a device that failed serves nobody until it is opened anew.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Device(error) if error.is_fatal())
+    }
+
     /// What the caller should do.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -187,10 +202,13 @@ impl Error {
             Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
             Self::Sequence { problem: Problem::Token { .. } | Problem::Draw { .. }, .. } => Kind::Invalid,
             Self::Option { .. } | Self::Batch { .. } => Kind::Invalid,
-            Self::SlotsFull { .. } | Self::Device(weft_cuda_device::Error::OutOfMemory { .. }) => Kind::Unavailable,
+            // Another worker has another device.
+            Self::SlotsFull { .. } => Kind::Unavailable,
+            _ if self.is_out_of_memory() || self.is_fatal() => Kind::Unavailable,
             Self::Model(_) | Self::TensorSize { .. } => Kind::Corrupt,
             Self::Sequence { .. }
             | Self::Logits
+            | Self::OtherKind
             | Self::Tensor(_)
             | Self::Device(_)
             | Self::Adapters(_)

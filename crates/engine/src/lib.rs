@@ -18,6 +18,7 @@
 //! [`sampling`] chooses tokens from logits, in a step or behind it.
 
 mod adapter;
+mod any;
 pub mod device;
 mod dora;
 mod engine;
@@ -33,8 +34,10 @@ mod timed;
 mod weights;
 mod workspace;
 
-pub use adapter::{PreparedAdapter, Preparer};
-pub use engine::{AdapterDtype, Dtype, Engine, EngineOptions, LogitsWanted, SeqOutput, SeqStep, StepBatch, StepOutput};
+pub use any::{Engine, NotInstalled, PreparedAdapter, Preparer};
+pub use engine::{
+    AdapterDtype, Dtype, EngineOptions, LogitsWanted, ProcessorEngine, SeqOutput, SeqStep, StepBatch, StepOutput,
+};
 pub use error::{Error, Problem};
 pub use slots::SlotId;
 pub use timed::StepTimes;

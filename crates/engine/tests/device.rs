@@ -10,7 +10,7 @@ use common::{
 use weft_base_model::BaseModel;
 use weft_cuda_device::record::{Kind, Record};
 use weft_cuda_device::{Device, Options, shim};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, Precision};
+use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, Precision};
 use weft_engine::{LogitsWanted, Problem, SeqStep, SlotId, StepBatch};
 
 /// As for the processor's kernels (`golden_logits.rs`).
@@ -28,7 +28,7 @@ fn options(seed: u64) -> DeviceOptions {
         precision: Precision::F32,
         adapters: Format::F32,
         batch_invariant: false,
-        kv_blocks: 128,
+        kv_blocks: KvBlocks::Exactly(128),
         block_size: BLOCK_SIZE,
         rows_max: 96,
         logits_rows_max: 96,

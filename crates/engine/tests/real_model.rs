@@ -10,7 +10,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use weft_base_model::BaseModel;
-use weft_engine::{AdapterDtype, Dtype, Engine, LogitsWanted, SeqStep, SlotId, StepBatch};
+use weft_engine::{AdapterDtype, Dtype, LogitsWanted, ProcessorEngine, SeqStep, SlotId, StepBatch};
 
 const TOKENS: usize = 32;
 /// Each prompt alone, so many tokens: enough to leave the prompt behind, few enough to stay quick.
@@ -59,7 +59,7 @@ fn fixture() -> Vec<Case> {
     fixture.cases
 }
 
-fn slots(engine: &mut Engine, model: &BaseModel) -> BTreeMap<Option<String>, Option<SlotId>> {
+fn slots(engine: &mut ProcessorEngine, model: &BaseModel) -> BTreeMap<Option<String>, Option<SlotId>> {
     let mut slots = BTreeMap::from([(None, None)]);
     for name in ["pirate", "support-triage", "sql-writer"] {
         let bytes = blob(&workspace().join("examples/adapters").join(name), &model.config);

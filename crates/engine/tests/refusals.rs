@@ -3,7 +3,9 @@
 mod common;
 
 use common::{blob, blob_of, cpu, engine, golden, golden_dir, install, prefill, tiny};
-use weft_engine::{AdapterDtype, Dtype, Engine, EngineOptions, Error, LogitsWanted, Problem, SeqStep, StepBatch};
+use weft_engine::{
+    AdapterDtype, Dtype, EngineOptions, Error, LogitsWanted, Problem, ProcessorEngine, SeqStep, StepBatch,
+};
 use weft_fault::{Fault, Kind};
 use weft_types::Digest;
 
@@ -11,7 +13,7 @@ fn good() -> SeqStep {
     prefill(&[1, 2, 3], None, 0, LogitsWanted::Last)
 }
 
-fn problem_of(engine: &mut Engine, bad: SeqStep) -> Problem {
+fn problem_of(engine: &mut ProcessorEngine, bad: SeqStep) -> Problem {
     let seqs = vec![good(), bad];
     match engine.step(&StepBatch { seqs }) {
         Err(Error::Sequence { sequence: 1, problem }) => problem,
@@ -202,7 +204,7 @@ fn many_loads_and_removals_leave_each_answer_with_its_own_adapter() {
 fn options_out_of_range_are_named() {
     let model = tiny("tiny");
     for (kv_blocks, block_size, name) in [(0, 16, "kv_blocks"), (4, 0, "block_size")] {
-        let Err(error) = Engine::new(&model, options(kv_blocks, block_size)) else {
+        let Err(error) = ProcessorEngine::new(&model, options(kv_blocks, block_size)) else {
             panic!("{name} of 0 was accepted");
         };
         assert!(error.to_string().contains(name), "{error}");

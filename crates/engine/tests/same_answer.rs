@@ -3,9 +3,9 @@
 mod common;
 
 use common::{Request, engine, generate, golden, install, prefill, tiny};
-use weft_engine::{Dtype, Engine, LogitsWanted, SeqStep, SlotId, StepBatch};
+use weft_engine::{Dtype, LogitsWanted, ProcessorEngine, SeqStep, SlotId, StepBatch};
 
-fn engine_with_ranks(dtype: Dtype) -> (Engine, Vec<Option<SlotId>>) {
+fn engine_with_ranks(dtype: Dtype) -> (ProcessorEngine, Vec<Option<SlotId>>) {
     let model = tiny("tiny");
     let mut engine = engine(&model, dtype, 512);
     let golden = golden();

@@ -63,7 +63,9 @@ impl Format {
         }
     }
 
-    fn value_bytes(self) -> usize {
+    /// Bytes of a value; scales come on top.
+    #[must_use]
+    pub fn value_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,

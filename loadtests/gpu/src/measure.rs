@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use weft_base_model::ModelConfig;
 use weft_cuda_device::driver::Driver;
 use weft_cuda_device::{Device, Options};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, Precision, PreparedAdapter};
+use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, Precision, PreparedAdapter};
 use weft_engine::sampling::{Sampler, SamplingParams};
 use weft_engine::{LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
 
@@ -199,7 +199,7 @@ impl<'a> Bench<'a> {
             precision: Precision::Bf16,
             adapters: format,
             batch_invariant: false,
-            kv_blocks: plan.rows * each,
+            kv_blocks: KvBlocks::Exactly(plan.rows * each),
             block_size: BLOCK_SIZE,
             rows_max: plan.rows,
             logits_rows_max: plan.rows,
@@ -230,7 +230,7 @@ impl<'a> Bench<'a> {
     }
 
     fn adapter_bytes(&self) -> u64 {
-        self.loaded.iter().map(|(_, prepared, _)| prepared.bytes()).sum()
+        self.loaded.iter().map(|(_, prepared, _)| prepared.matrix_bytes()).sum()
     }
 
     /// Keys and values that a step reads.
@@ -300,7 +300,7 @@ impl<'a> Bench<'a> {
         cold.sort_by(f64::total_cmp);
         Ok(Cold {
             format: self.format.suffix(),
-            adapter_bytes: self.loaded[0].1.bytes(),
+            adapter_bytes: self.loaded[0].1.matrix_bytes(),
             warm_ms,
             cold_ms_median: cold[cold.len() / 2],
             cold_ms_max: cold[cold.len() - 1],

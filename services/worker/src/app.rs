@@ -27,6 +27,7 @@ use crate::adapters::slots::Budgets;
 use crate::age;
 use crate::announce;
 use crate::desired;
+use crate::error::chain;
 use crate::grammars::Grammars;
 use crate::grpc::Service;
 use crate::heartbeat;
@@ -76,7 +77,9 @@ impl App {
     async fn start(settings: Settings, components: Components, metrics: &prometheus::Registry) -> Result<Self, Error> {
         let checked = settings.check()?;
         let metrics = Metrics::new(metrics)?;
-        let slot_bytes_max = checked.adapter_memory_bytes;
+        let opened = tokio::task::spawn_blocking(move || model::open(&checked)).await;
+        let model::Opened { model, engine, slot_bytes: slot_bytes_max } =
+            opened.unwrap_or(Err(Error::Panic("loading the base model")))?;
         let budgets = Budgets {
             slots: slot_bytes_max,
             prepared: settings.adapter_prepared_bytes,
@@ -84,11 +87,9 @@ impl App {
             pins_waiting: settings.adapter_leases_max,
         };
         metrics.prepared_bytes_total.set(i64::try_from(budgets.prepared).unwrap_or(i64::MAX));
-        let opened = tokio::task::spawn_blocking(move || model::open(&checked)).await;
-        let (model, engine) = opened.unwrap_or(Err(Error::Panic("loading the base model")))?;
         let model = Arc::new(model);
         tracing::info!(
-            base = %model.digest, name = model.served_name, dtype = model.dtype.as_str(), isa = model.isa,
+            base = %model.digest, name = model.served_name, dtype = model.dtype, isa = model.isa,
             context_tokens_max = model.context_tokens_max, kv_tokens_max = model.kv_tokens_max(), slot_bytes_max,
             "base model loaded"
         );
@@ -328,11 +329,10 @@ impl RunningLoop {
     fn start(step_loop: StepLoop, commands: Sender<Command>) -> Result<Self, Error> {
         let (tell, ended) = watch::channel(None);
         let thread = std::thread::Builder::new().name("weft-step-loop".to_owned());
-        let work = move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| step_loop.run()));
-            if let Err(panic) = ended {
-                tell.send_replace(Some(panic_text(&*panic)));
-            }
+        let work = move || match catch_unwind(AssertUnwindSafe(|| step_loop.run())) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => drop(tell.send_replace(Some(chain(&error)))),
+            Err(panic) => drop(tell.send_replace(Some(panic_text(&*panic)))),
         };
         let thread = thread.spawn(work).map_err(Error::Thread)?;
         Ok(Self { commands, ended, thread: Some(thread) })

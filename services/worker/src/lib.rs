@@ -13,10 +13,10 @@
 //! 6. `request.rs`: sampling and what the caller is told; `answer.rs`: its tokens so far, also those that another worker
 //!    generated; `text.rs`: whole characters and stop strings.
 //!
-//! Beside it: `model.rs` (the base and the sizes that follow), `view.rs` (load and residency for others), `announce.rs` (the base
-//! to the registry), `heartbeat.rs` (what changes, to the mesh), `desired.rs` (what a placement
-//! wants here, from the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long the start took), and `app.rs`, where
-//! all of it meets.
+//! Beside it: `model.rs` (the base and the sizes that follow), `compute.rs` and `device.rs` (what computes, and how a device's memory is
+//! shared out), `view.rs` (load and residency for others), `announce.rs` (the base to the registry), `heartbeat.rs` (what changes, to the
+//! mesh), `desired.rs` (what a placement wants here, from the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long
+//! the start took), and `app.rs`, where all of it meets.
 
 mod adapters;
 mod admit;
@@ -24,7 +24,9 @@ mod age;
 mod announce;
 mod answer;
 mod app;
+mod compute;
 mod desired;
+mod device;
 mod error;
 mod grammars;
 mod grpc;

@@ -27,6 +27,8 @@ pub(crate) struct Metrics {
     pub(crate) adapter_loads: IntCounterVec,
     pub(crate) adapter_load_seconds: Histogram,
     pub(crate) adapter_evictions: IntCounter,
+    /// Adapters that found no memory to be packed into.
+    pub(crate) out_of_memory: IntCounter,
     /// Adapters that got a slot from the second tier, without a load.
     pub(crate) adapter_returns: IntCounter,
     /// Adapters that the cache daemon was asked to bring near for requests that wait.
@@ -94,6 +96,7 @@ impl Metrics {
             adapter_loads: by_result("worker_adapter_loads_total", "Adapter loads that ended")?,
             adapter_load_seconds: histogram("worker_adapter_load_seconds", "From wanted to packed", SECONDS)?,
             adapter_evictions: counter("worker_adapter_evictions_total", "Adapters that lost their slot")?,
+            out_of_memory: counter("worker_out_of_memory_total", "Adapters that found no memory to be packed into")?,
             adapter_returns: counter(
                 "worker_adapter_returns_total",
                 "Adapters that got a slot from the second tier, without a load",

@@ -3,16 +3,21 @@
 use std::time::Instant;
 
 use weft_base_model::{BaseModel, ChatTemplate, LinearShape, ModelConfig, OpenOptions, Tokenizer};
-use weft_engine::{Dtype, Engine, EngineOptions};
-use weft_kernels::CpuOptions;
+use weft_engine::{AdapterDtype, Dtype, Engine, EngineOptions, ProcessorEngine};
+use weft_kernels::{CpuOptions, Isa};
 use weft_types::Digest;
 
 use crate::Error;
+use crate::compute::Compute;
+use crate::device;
 use crate::error::chain;
-use crate::settings::{Checked, machine_memory_bytes};
+use crate::settings::{Checked, Settings, machine_memory_bytes};
 
 /// Positions in a KV block: small enough to waste little at the end of a request, large enough for the kernels.
 pub(crate) const BLOCK_SIZE: usize = 16;
+
+/// Rows of logits that a device has room for at least, where a step has as many: each takes a row of the vocabulary.
+pub(crate) const LOGITS_ROWS: usize = 64;
 
 /// Facts and text tools of the base. Shared by everything outside the step loop.
 pub(crate) struct Model {
@@ -28,8 +33,10 @@ pub(crate) struct Model {
     /// Ids that a prompt may hold are below this.
     pub(crate) vocabulary: usize,
     pub(crate) linears: Vec<LinearShape>,
-    pub(crate) dtype: Dtype,
-    pub(crate) isa: &'static str,
+    /// Of base and KV.
+    pub(crate) dtype: &'static str,
+    /// What computes: an instruction set, or a device.
+    pub(crate) isa: String,
     /// Prompt and output together.
     pub(crate) context_tokens_max: usize,
     /// Prompt alone.
@@ -57,11 +64,19 @@ impl Model {
     }
 }
 
+/// The base in an engine.
+pub(crate) struct Opened {
+    pub(crate) model: Model,
+    pub(crate) engine: Engine,
+    /// Memory for resident adapters.
+    pub(crate) slot_bytes: u64,
+}
+
 /// Reads and packs the base. Blocks for as long as that takes: about a second per GB.
 ///
 /// # Errors
 /// [`Error::Start`] with the reason; [`Error::Settings`] if the sizes do not go together.
-pub(crate) fn open(checked: &Checked) -> Result<(Model, Engine), Error> {
+pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
     let failed = |problem: String| Error::Start { model: checked.model.clone(), problem };
     let options = OpenOptions {
         served_name: checked.settings.served_model_name.clone(),
@@ -70,27 +85,48 @@ pub(crate) fn open(checked: &Checked) -> Result<(Model, Engine), Error> {
     let started = Instant::now();
     let base = weft_base_model::open(&checked.model, &options).map_err(|error| failed(chain(&error)))?;
     let opened = Instant::now();
-    let kernels = weft_kernels::cpu(CpuOptions { threads: checked.settings.threads, isa: Some(checked.isa) });
-    let isa = kernels.isa();
-    let (kv_blocks, context_tokens_max, prompt_tokens_max) = sizes(&base.config, checked)?;
-    let options = EngineOptions {
-        dtype: checked.dtype,
-        adapter_dtype: checked.adapter_dtype,
-        kv_blocks,
-        block_size: BLOCK_SIZE,
-        kernels,
+    let (engine, isa, slot_bytes) = match checked.compute {
+        Compute::Processor { isa, dtype, adapters } => on_processor(&base, checked, isa, (dtype, adapters))?,
+        Compute::Device { which, precision, adapters } => {
+            let opened = device::open(&base, checked, which, (precision, adapters))?;
+            (Engine::Device(Box::new(opened.engine)), opened.name, opened.slot_bytes)
+        }
     };
-    let engine = Engine::new(&base, options).map_err(|error| failed(chain(&error)))?;
     tracing::info!(
         open_ms = (opened - started).as_millis() as u64,
         pack_ms = opened.elapsed().as_millis() as u64,
         "read the base model"
     );
-    let sizes = (kv_blocks, context_tokens_max, prompt_tokens_max);
-    let mut model = facts(base, checked, isa, sizes);
-    model.weight_bytes = engine.weight_bytes();
+    let model = facts(base, checked, &engine, isa)?;
     give_back_free_memory();
-    Ok((model, engine))
+    Ok(Opened { model, engine, slot_bytes })
+}
+
+fn on_processor(
+    base: &BaseModel,
+    checked: &Checked,
+    isa: Isa,
+    (dtype, adapter_dtype): (Dtype, AdapterDtype),
+) -> Result<(Engine, String, u64), Error> {
+    /// Unless `kv_memory_bytes` says otherwise.
+    const KV_MEMORY_BYTES: u64 = 1 << 30;
+    let settings = &checked.settings;
+    let kernels = weft_kernels::cpu(CpuOptions { threads: settings.threads, isa: Some(isa) });
+    let isa = kernels.isa().to_owned();
+    let kv_bytes = if settings.kv_memory_bytes == 0 { KV_MEMORY_BYTES } else { settings.kv_memory_bytes };
+    let kv_blocks = kv_blocks_of_memory(&base.config, kv_bytes, dtype.kv_bytes())?.min(kv_blocks_of_tokens(settings));
+    let wanted = (kv_blocks as u64).saturating_mul(kv_block_bytes(&base.config, dtype.kv_bytes()) as u64);
+    let machine = machine_memory_bytes();
+    if let Some(there) = machine.filter(|there| wanted > *there) {
+        let message = format!("{wanted} bytes of KV blocks do not fit the {there} bytes of memory of this machine");
+        return Err(Error::setting("kv_memory_bytes", message));
+    }
+    // What is wrong with the limits is known before the base is read.
+    token_limits(&base.config, settings, kv_blocks)?;
+    let options = EngineOptions { dtype, adapter_dtype, kv_blocks, block_size: BLOCK_SIZE, kernels };
+    let engine = ProcessorEngine::new(base, options)
+        .map_err(|error| Error::Start { model: checked.model.clone(), problem: chain(&error) })?;
+    Ok((Engine::Processor(Box::new(engine)), isa, checked.adapter_memory.bytes(machine)))
 }
 
 /// What packing needed and freed lies scattered between what stays: some 40 MB for a base of 135 M weights. Costs
@@ -103,11 +139,12 @@ fn give_back_free_memory() {
     }
 }
 
-fn facts(base: BaseModel, checked: &Checked, isa: &'static str, sizes: (usize, usize, usize)) -> Model {
-    let (kv_blocks, context_tokens_max, prompt_tokens_max) = sizes;
+fn facts(base: BaseModel, checked: &Checked, engine: &Engine, isa: String) -> Result<Model, Error> {
+    let kv_blocks = engine.kv_blocks();
+    let (context_tokens_max, prompt_tokens_max) = token_limits(&base.config, &checked.settings, kv_blocks)?;
     let mut eos_ids = base.config.eos_ids.clone();
     eos_ids.extend_from_slice(base.tokenizer.eos_ids());
-    Model {
+    Ok(Model {
         worker: checked.settings.name.clone(),
         linears: base.config.linears(),
         layers: base.config.layers,
@@ -118,36 +155,52 @@ fn facts(base: BaseModel, checked: &Checked, isa: &'static str, sizes: (usize, u
         digest: base.digest,
         served_name: base.served_name,
         model_id: checked.settings.model.clone(),
-        dtype: checked.dtype,
+        dtype: checked.compute.dtype(),
         isa,
         context_tokens_max,
         prompt_tokens_max,
         kv_blocks,
-        weight_bytes: 0,
-        adapter_element_bytes: checked.adapter_dtype.element_bytes(),
+        weight_bytes: engine.weight_bytes(),
+        adapter_element_bytes: checked.compute.adapter_element_bytes(),
         eos_ids,
+    })
+}
+
+fn kv_block_bytes(config: &ModelConfig, value_bytes: usize) -> usize {
+    config.layers * 2 * config.kv_heads * config.head_dim * value_bytes * BLOCK_SIZE
+}
+
+/// KV blocks that so much memory holds.
+///
+/// # Errors
+/// [`Error::Settings`] if those are not two.
+pub(crate) fn kv_blocks_of_memory(config: &ModelConfig, bytes: u64, value_bytes: usize) -> Result<usize, Error> {
+    let block_bytes = kv_block_bytes(config, value_bytes);
+    let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_bytes.max(1);
+    if blocks < 2 {
+        let message = format!("{bytes} bytes hold no two KV blocks of {block_bytes} bytes");
+        return Err(Error::setting("kv_memory_bytes", message));
+    }
+    Ok(blocks)
+}
+
+/// Most KV blocks that `kv_tokens_max` lets there be.
+pub(crate) fn kv_blocks_of_tokens(settings: &Settings) -> usize {
+    // Block numbers are 32 bits wide.
+    const MOST: usize = u32::MAX as usize - 1;
+    match settings.kv_tokens_max {
+        0 => MOST,
+        tokens => tokens.div_ceil(BLOCK_SIZE).min(MOST),
     }
 }
 
-/// KV blocks, most tokens of prompt and output, most tokens of a prompt.
-fn sizes(config: &ModelConfig, checked: &Checked) -> Result<(usize, usize, usize), Error> {
-    let settings = &checked.settings;
-    let value_bytes = checked.dtype.kv_bytes();
-    let token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * value_bytes;
-    let by_memory = usize::try_from(settings.kv_memory_bytes).unwrap_or(usize::MAX) / (token_bytes * BLOCK_SIZE).max(1);
-    let by_setting = if settings.kv_tokens_max == 0 { usize::MAX } else { settings.kv_tokens_max.div_ceil(BLOCK_SIZE) };
-    let kv_blocks = by_memory.min(by_setting);
-    // Block numbers are 32 bits wide.
-    let kv_blocks = kv_blocks.min(u32::MAX as usize - 1);
+/// Most tokens of prompt and output, most tokens of a prompt.
+fn token_limits(config: &ModelConfig, settings: &Settings, kv_blocks: usize) -> Result<(usize, usize), Error> {
     if kv_blocks < 2 {
-        let message =
-            format!("{} bytes hold no two KV blocks of {} bytes", settings.kv_memory_bytes, token_bytes * BLOCK_SIZE);
-        return Err(Error::setting("kv_memory_bytes", message));
-    }
-    let wanted = (kv_blocks as u64).saturating_mul((token_bytes * BLOCK_SIZE) as u64);
-    if let Some(there) = machine_memory_bytes().filter(|there| wanted > *there) {
-        let message = format!("{wanted} bytes of KV blocks do not fit the {there} bytes of memory of this machine");
-        return Err(Error::setting("kv_memory_bytes", message));
+        return Err(Error::setting(
+            "kv_tokens_max",
+            format!("{kv_blocks} KV blocks of {BLOCK_SIZE} tokens, 2 are needed"),
+        ));
     }
     let context_limit = config.context_length.min(kv_blocks * BLOCK_SIZE);
     let context_tokens_max = match settings.context_tokens_max {
@@ -169,5 +222,5 @@ fn sizes(config: &ModelConfig, checked: &Checked) -> Result<(usize, usize, usize
         }
         wanted => wanted,
     };
-    Ok((kv_blocks, context_tokens_max, prompt_tokens_max))
+    Ok((context_tokens_max, prompt_tokens_max))
 }

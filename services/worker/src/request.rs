@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 use weft_batching::BlockHash;
-use weft_engine::sampling::{Sampled, logprob_of};
+use weft_engine::sampling::{Draw, Sampled, logprob_of};
 use weft_engine::{LogitsWanted, SeqOutput};
 use weft_fault::Fault;
 use weft_grammar::{Mask, Matcher};
@@ -122,6 +122,19 @@ impl Active {
         }
     }
 
+    /// The choice of the next token, for an engine that makes it within the step. None: that needs the logits, or a mask that is not there yet.
+    pub(crate) fn draw(&self, logits: LogitsWanted) -> Option<Draw> {
+        if logits != LogitsWanted::Last || self.job.answer.end().is_some() {
+            return None;
+        }
+        let allowed = match &self.constraint {
+            None => None,
+            Some(constraint) => Some(constraint.mask.as_ref()?.words().into()),
+        };
+        let position = self.job.answer.tokens().len() as u64;
+        Some(self.job.answer.sampler.draw(position, self.job.top_logprobs, allowed))
+    }
+
     /// Takes in what a step computed for `tokens()[start..]`. `samples`: the last row chooses the next token.
     ///
     /// # Errors
@@ -150,6 +163,14 @@ impl Active {
         }
         if let Some(end) = self.job.answer.end() {
             return Ok(self.finished(end, output.adapter, step));
+        }
+        if let Some(drawn) = output.drawn.take() {
+            let sampled = drawn.map_err(weft_engine::Error::from)?;
+            if let Some(constraint) = &mut self.constraint {
+                constraint.mask = None;
+            }
+            self.job.answer.sampler.record(sampled.token);
+            return Ok(self.take(sampled, output.adapter, step, model));
         }
         let row = output.logits.len().checked_sub(model.vocabulary).ok_or(weft_engine::Error::Logits)?;
         let logits = &mut output.logits[row..];

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use weft_batching::Pace;
-use weft_engine::{AdapterDtype, Dtype};
-use weft_kernels::Isa;
+use weft_engine::device::{RANK_MAX, ROWS_MAX};
 use weft_service_kit::transport::{self, Address, Peers, Service};
 
 use crate::Error;
+use crate::compute::Compute;
 
 /// What others take as a name.
 const NAME_BYTES_MAX: usize = 256;
@@ -28,11 +28,21 @@ weft_bus::mesh_settings! {
         pub served_model_name: Option<String> = None,
         /// Where the base's digest is cached if its own folder cannot be written.
         pub digest_cache_dir: Option<PathBuf> = None,
+        /// What computes: cpu, or cuda or cuda:N for a GPU (docs/gpu.md), in a build that has the feature cuda.
+        pub device: String = "cpu".to_owned(),
+        /// The file of kernels that scripts/build-cuda.sh makes. Empty: weft.fatbin beside the program.
+        pub device_kernels: String = String::new(),
+        /// Part of the device's free memory that is taken at the start, above 0 and below 1. What it leaves is for the driver: kernels, graphs.
+        pub device_memory_fraction: f64 = 0.9,
+        /// Largest rank of an adapter on a device, up to 768. Steps with adapters take shared memory for it.
+        pub device_rank_max: usize = 128,
+        /// Whether a device's decoding steps are replayed as graphs.
+        pub device_graphs: bool = true,
         /// What the base is stored and computed in: auto, f32, bf16, int8 or q4. See docs/performance.md for what each costs
         /// in accuracy. auto: the fastest whose greedy answers keep to those of f32: int8 with
-        /// AVX2 or AVX-512 VNNI, else bf16, f32 on plain processors.
+        /// AVX2 or AVX-512 VNNI, else bf16, f32 on plain processors. On a device: auto (bf16), f32 or bf16.
         pub dtype: String = "auto".to_owned(),
-        /// What adapters are stored in: auto, f32, bf16 or int8. auto: f32 beside a base in f32, else bf16.
+        /// What adapters are stored in: auto, f32, bf16 or int8; on a device fp8, too. auto: f32 beside a base in f32, else bf16.
         pub adapter_dtype: String = "auto".to_owned(),
         /// Milliseconds between two reports of what adapters took of this worker, for the usage ledger. 0: none are made.
         pub residency_report_ms: u64 = 60_000,
@@ -53,15 +63,16 @@ weft_bus::mesh_settings! {
         pub advertise: String = String::new(),
         /// Milliseconds between two heartbeats, 10 to 60000.
         pub heartbeat_interval_ms: u64 = 1000,
-        /// Memory for keys and values, in bytes.
-        pub kv_memory_bytes: u64 = 1 << 30,
+        /// Memory for keys and values, in bytes. 0: 1 GiB; on a device all that base, adapters and steps leave.
+        pub kv_memory_bytes: u64 = 0,
         /// Tokens in the KV memory; 0: as many as kv_memory_bytes hold. The smaller of the two counts.
         pub kv_tokens_max: usize = 0,
         /// Whether what was computed for a prompt is used again for prompts of the same tenant that begin alike.
         pub prefix_cache: bool = true,
-        /// Memory for resident adapters, in bytes.
+        /// Memory for resident adapters, in bytes: of the device, where there is one, and as much pinned memory besides.
         pub adapter_memory_bytes: u64 = 1 << 30,
-        /// Memory for resident adapters as a fraction of the machine's memory, instead of adapter_memory_bytes.
+        /// Memory for resident adapters as a fraction of the machine's memory, or of what is taken of the device's, instead of
+        /// adapter_memory_bytes.
         pub adapter_memory_fraction: Option<f64> = None,
         /// Memory for adapters that lost their slot and stay packed, in bytes: they come back by moving a pointer. Where
         /// slots are main memory too, busy slots may borrow from it. 0: none.
@@ -139,11 +150,26 @@ weft_bus::mesh_settings! {
 #[derive(Clone, Debug)]
 pub(crate) struct Checked {
     pub(crate) model: PathBuf,
-    pub(crate) dtype: Dtype,
-    pub(crate) adapter_dtype: AdapterDtype,
-    pub(crate) isa: Isa,
-    pub(crate) adapter_memory_bytes: u64,
+    pub(crate) compute: Compute,
+    pub(crate) adapter_memory: AdapterMemory,
     pub(crate) settings: Settings,
+}
+
+/// Memory for resident adapters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AdapterMemory {
+    bytes: u64,
+    fraction: Option<f64>,
+}
+
+impl AdapterMemory {
+    /// Of memory of this size. Unknown: the number of bytes stands.
+    pub(crate) fn bytes(self, of: Option<u64>) -> u64 {
+        match (self.fraction, of) {
+            (Some(fraction), Some(of)) => (of as f64 * fraction) as u64,
+            _ => self.bytes,
+        }
+    }
 }
 
 impl Settings {
@@ -208,10 +234,7 @@ impl Settings {
         if self.model.is_empty() {
             problems.push("model is not set: give a GGUF file or a Hugging Face folder".to_owned());
         }
-        let isa = self.isa().map_err(|problem| problems.push(problem)).unwrap_or(Isa::Portable);
-        let dtype = self.dtype(isa).map_err(|problem| problems.push(problem)).unwrap_or(Dtype::F32);
-        let adapter_dtype =
-            self.adapter_dtype(dtype).map_err(|problem| problems.push(problem)).unwrap_or(AdapterDtype::F32);
+        let compute = Compute::check(self, &mut problems);
         for (name, value) in [
             ("step_tokens_max", self.step_tokens_max),
             ("running_requests_max", self.running_requests_max),
@@ -254,72 +277,33 @@ impl Settings {
             let value = self.adapter_pinned_fraction_max;
             problems.push(format!("adapter_pinned_fraction_max is {value}, allowed is 0 to 1"));
         }
-        let adapter_memory = match self.adapter_memory_fraction {
-            None => self.adapter_memory_bytes,
-            Some(fraction) if fraction > 0.0 && fraction < 1.0 => match machine_memory_bytes() {
-                Some(bytes) => (bytes as f64 * fraction) as u64,
-                None => self.adapter_memory_bytes,
-            },
-            Some(fraction) => {
-                problems.push(format!("adapter_memory_fraction is {fraction}, allowed is above 0 and below 1"));
-                0
+        for (name, fraction) in [
+            ("adapter_memory_fraction", self.adapter_memory_fraction),
+            ("device_memory_fraction", Some(self.device_memory_fraction)),
+        ] {
+            if let Some(fraction) = fraction
+                && !(fraction > 0.0 && fraction < 1.0)
+            {
+                problems.push(format!("{name} is {fraction}, allowed is above 0 and below 1"));
             }
-        };
+        }
+        if matches!(compute, Compute::Device { .. }) {
+            for (name, value, most) in [
+                ("device_rank_max", self.device_rank_max, RANK_MAX),
+                ("step_tokens_max", self.step_tokens_max, ROWS_MAX),
+                ("running_requests_max", self.running_requests_max, ROWS_MAX),
+            ] {
+                if !(1..=most).contains(&value) {
+                    problems.push(format!("{name} is {value}, allowed on a device is 1 to {most}"));
+                }
+            }
+        }
+        let adapter_memory = AdapterMemory { bytes: self.adapter_memory_bytes, fraction: self.adapter_memory_fraction };
         if problems.is_empty() {
-            Ok(Checked {
-                model: self.model.clone().into(),
-                dtype,
-                adapter_dtype,
-                isa,
-                adapter_memory_bytes: adapter_memory,
-                settings: self.clone(),
-            })
+            Ok(Checked { model: self.model.clone().into(), compute, adapter_memory, settings: self.clone() })
         } else {
             Err(Error::Settings(problems))
         }
-    }
-
-    fn isa(&self) -> Result<Isa, String> {
-        if self.isa == "auto" {
-            return Ok(Isa::detect());
-        }
-        let isa: Isa = self.isa.parse().map_err(|error: weft_kernels::ParseIsaError| error.to_string())?;
-        if isa.is_available() {
-            Ok(isa)
-        } else {
-            Err(format!("isa is {}, this processor has no such instructions", self.isa))
-        }
-    }
-
-    fn dtype(&self, isa: Isa) -> Result<Dtype, String> {
-        match self.dtype.as_str() {
-            "auto" => Ok(auto(isa)),
-            "f32" | "float32" => Ok(Dtype::F32),
-            "bf16" | "bfloat16" => Ok(Dtype::Bf16),
-            "int8" => Ok(Dtype::Int8),
-            "q4" => Ok(Dtype::Q4),
-            other => Err(format!("dtype is {other:?}, allowed is auto, f32, bf16, int8 or q4")),
-        }
-    }
-
-    fn adapter_dtype(&self, base: Dtype) -> Result<AdapterDtype, String> {
-        match self.adapter_dtype.as_str() {
-            "auto" => Ok(base.adapters()),
-            "f32" | "float32" => Ok(AdapterDtype::F32),
-            "bf16" | "bfloat16" => Ok(AdapterDtype::Bf16),
-            "int8" => Ok(AdapterDtype::Int8),
-            other => Err(format!("adapter_dtype is {other:?}, allowed is auto, f32, bf16 or int8")),
-        }
-    }
-}
-
-/// The fastest that the set's kernels have for decode and prefill together (docs/performance.md has the figures): integers where there
-/// are dot products for them or no better ones for bf16; f32 where everything is slow.
-fn auto(isa: Isa) -> Dtype {
-    match isa {
-        Isa::Avx2 | Isa::Avx512Vnni | Isa::Avx512Bf16 => Dtype::Int8,
-        Isa::Avx512 | Isa::Neon => Dtype::Bf16,
-        Isa::Portable => Dtype::F32,
     }
 }
 
@@ -397,7 +381,7 @@ mod tests {
             adapter_memory_bytes: 1,
             ..Settings::default()
         };
-        let bytes = settings.check().unwrap().adapter_memory_bytes;
-        assert_eq!(Some(bytes), machine_memory_bytes().map(|all| all / 2));
+        let memory = settings.check().unwrap().adapter_memory;
+        assert_eq!((memory.bytes(Some(1000)), memory.bytes(None)), (500, 1));
     }
 }

@@ -90,6 +90,8 @@ pub(crate) struct StepLoop {
     generation_shown: Option<(u64, u64)>,
     /// Grows whenever a slot gets or loses a user.
     users_changed: u64,
+    /// Why no later step would succeed; the loop ends with it.
+    fatal: Option<Error>,
 }
 
 impl StepLoop {
@@ -121,12 +123,16 @@ impl StepLoop {
             load: pb::GetLoadResponse::default(),
             generation_shown: None,
             users_changed: 0,
+            fatal: None,
             parts,
         }
     }
 
     /// Runs until [`Command::Stop`], or until nobody can send commands any more.
-    pub(crate) fn run(mut self) {
+    ///
+    /// # Errors
+    /// The engine's device has failed: whoever runs this loop should open another.
+    pub(crate) fn run(mut self) -> Result<(), Error> {
         let mut idle = true;
         loop {
             self.show();
@@ -151,13 +157,24 @@ impl StepLoop {
                 self.show();
                 self.step(&plan);
             }
+            if self.fatal.is_some() {
+                break;
+            }
         }
+        let end = if self.fatal.is_some() { Error::LoopEnded } else { Error::Draining };
         let left: Vec<RequestId> = self.active.keys().copied().collect();
         for id in left {
-            self.fail(id, &Error::Draining);
+            self.fail(id, &end);
         }
         self.show();
         self.parts.view.rests();
+        self.fatal.map_or(Ok(()), Err)
+    }
+
+    fn end_if_fatal(&mut self, error: Error) {
+        if is_fatal(&error) {
+            self.fatal = Some(error);
+        }
     }
 
     /// Takes all commands; sleeps for the first if nobody can run. False: the loop ends.
@@ -303,9 +320,11 @@ impl StepLoop {
                     batch.seqs.remove(at);
                     self.fail(chunks.remove(at).id, &error.into());
                 }
-                Err(error) if chunks.len() == 1 => {
-                    self.fail(chunks[0].id, &error);
-                    break;
+                Err(error) if chunks.len() == 1 || is_fatal(&error) => {
+                    for chunk in chunks.drain(..) {
+                        self.fail(chunk.id, &error);
+                    }
+                    self.end_if_fatal(error);
                 }
                 // Nobody is named: each alone. Computing a token again writes the same keys and values.
                 Err(error) => {
@@ -344,7 +363,10 @@ impl StepLoop {
                     self.deliver(chunk, computed, &facts);
                 }
             }
-            Err(error) => self.fail(chunk.id, &error),
+            Err(error) => {
+                self.fail(chunk.id, &error);
+                self.end_if_fatal(error);
+            }
         }
     }
 
@@ -359,6 +381,7 @@ impl StepLoop {
 
     fn sequence(&self, chunk: &Chunk) -> Option<SeqStep> {
         let active = self.active.get(&chunk.id)?;
+        let logits = active.logits_wanted(chunk.samples);
         Some(SeqStep {
             tokens: active.tokens().get(chunk.tokens.clone())?.to_vec(),
             start: chunk.tokens.start,
@@ -368,7 +391,8 @@ impl StepLoop {
                 None => None,
                 Some(digest) => Some(self.slots.slot(&digest)?),
             },
-            logits: active.logits_wanted(chunk.samples),
+            logits,
+            draw: if self.parts.engine.prefers_draws() { active.draw(logits) } else { None },
         })
     }
 
@@ -538,6 +562,10 @@ impl StepLoop {
     fn now_ms(&self) -> u64 {
         self.born.elapsed().as_millis() as u64
     }
+}
+
+fn is_fatal(error: &Error) -> bool {
+    matches!(error, Error::Engine(error) if error.is_fatal())
 }
 
 fn deadline_of(active: &Active) -> Option<Instant> {

@@ -1,5 +1,6 @@
 //! From a canonical blob to an adapter in pinned memory, laid out as it will lie in a slot.
 
+use super::slots::BLOCK_BYTES;
 use crate::Error;
 use crate::adapter::{check, copy_hashed, unfit};
 use crate::shape::{SITES, Shape};
@@ -47,10 +48,18 @@ impl PreparedAdapter {
         self.0.digest
     }
 
-    /// What it takes in a slot, and in pinned memory.
+    /// Of its matrices, which a step with it reads once.
+    #[must_use]
+    pub fn matrix_bytes(&self) -> u64 {
+        self.0.bytes as u64
+    }
+
+    /// What it takes in a slot at most, whole or with a run for each layer. Pinned memory of it is no more than that.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.0.bytes as u64
+        let blocks = |layer: &Range<usize>| layer.len().div_ceil(BLOCK_BYTES);
+        let in_layers = self.0.layers.iter().map(blocks).sum::<usize>();
+        (self.0.bytes.div_ceil(BLOCK_BYTES).max(in_layers).max(1) * BLOCK_BYTES) as u64
     }
 }
 

@@ -64,6 +64,11 @@ impl Memory {
         })
     }
 
+    /// Pinned memory for all that goes up and comes back.
+    pub(crate) fn pinned_bytes(vocabulary: usize, context: usize, sequences: usize) -> usize {
+        sequences * ((vocabulary.div_ceil(32) + context) * WORD + size_of::<Outcome>() + TOP_BYTES)
+    }
+
     /// Of all draws.
     pub(crate) fn results(&self) -> &Buffer {
         &self.results

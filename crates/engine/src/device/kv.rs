@@ -29,3 +29,16 @@ impl Kv {
         Ok(Self { keys: pages()?, values: pages()? })
     }
 }
+
+/// Blocks that the pool has room for, in every layer.
+pub(crate) fn blocks_that_fit(
+    device: &Device,
+    layer: &Layer,
+    layers: usize,
+    precision: Precision,
+) -> Result<usize, Error> {
+    let usage = device.usage();
+    let of_each = usage.largest / (2 * layers) / device.block_bytes() * device.block_bytes();
+    let of_block = layer.page_elements(1, precision.bytes())? * precision.bytes();
+    Ok((of_each / of_block).max(1))
+}

@@ -26,7 +26,7 @@ pub use weft_cuda_kernels::pack::Format;
 use crate::forward::forward;
 use crate::plan::{BlockOwners, Limits, Plan};
 use crate::shape::{SITES, Shape};
-use crate::{Error, SeqOutput, SlotId, StepBatch, StepOutput};
+use crate::{Error, LogitsWanted, SeqOutput, SeqStep, SlotId, StepBatch, StepOutput};
 use activations::{Activations, Buffers, Room};
 use answers::{Answers, Host};
 use draws::{Draws, Memory, Piece};
@@ -48,6 +48,23 @@ use weights::Weights;
 /// Most rows, and most sequences: grids end there.
 pub const ROWS_MAX: usize = 65_535;
 
+/// How large the KV pool is, in physical blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvBlocks {
+    /// So many, 1 or more.
+    Exactly(usize),
+    /// As many as the device's pool has room for once all else has its place, but no more than this.
+    UpTo(usize),
+}
+
+impl KvBlocks {
+    fn most(self) -> usize {
+        match self {
+            Self::Exactly(blocks) | Self::UpTo(blocks) => blocks,
+        }
+    }
+}
+
 /// How to build a device engine.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
@@ -59,8 +76,8 @@ pub struct DeviceOptions {
     pub adapters: Format,
     /// Whether a row's adapter gives the same bits whatever shares its step; then prompts take no tensor cores for it.
     pub batch_invariant: bool,
-    /// Physical blocks in the KV pool, 1 or more.
-    pub kv_blocks: usize,
+    /// Physical blocks in the KV pool.
+    pub kv_blocks: KvBlocks,
     /// Positions per block, 1 or more.
     pub block_size: usize,
     /// Most rows of a step, up to [`ROWS_MAX`].
@@ -79,6 +96,56 @@ pub struct DeviceOptions {
     pub graphs: bool,
 }
 
+impl DeviceOptions {
+    fn room(&self) -> StepRoom {
+        let Self { rows_max, logits_rows_max, sequences_max, block_size, .. } = *self;
+        StepRoom { rows_max, logits_rows_max, sequences_max, block_size }
+    }
+}
+
+/// How large the largest step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepRoom {
+    /// As [`DeviceOptions::rows_max`].
+    pub rows_max: usize,
+    /// As [`DeviceOptions::logits_rows_max`].
+    pub logits_rows_max: usize,
+    /// As [`DeviceOptions::sequences_max`].
+    pub sequences_max: usize,
+    /// As [`DeviceOptions::block_size`].
+    pub block_size: usize,
+}
+
+impl StepRoom {
+    /// Pinned memory that an engine of this size takes for its steps, but for rounding. What adapters lie in comes on top.
+    #[must_use]
+    pub fn pinned_bytes(&self, config: &ModelConfig) -> usize {
+        let shape = Shape::of(config);
+        let logits = self.logits_rows_max * shape.vocabulary * size_of::<f32>();
+        let draws = Memory::pinned_bytes(shape.vocabulary, shape.context, self.sequences_max);
+        Layout::new(caps_max(&shape, self)).bytes + logits + draws
+    }
+}
+
+/// What any step may need.
+fn caps_max(shape: &Shape, room: &StepRoom) -> Caps {
+    let (rows, sequences) = (room.rows_max, room.sequences_max);
+    Caps {
+        rows,
+        wanted: rows,
+        prefill: rows,
+        decode: sequences,
+        sequences,
+        table_stride: shape.context.div_ceil(room.block_size),
+        items: rows,
+        targets: sequences * TARGETS_MAX,
+        sites: (shape.layers + 1) * SITES,
+        draws: sequences,
+        starts: sequences,
+        pieces: rows.div_ceil(room.logits_rows_max),
+    }
+}
+
 /// One base model with its adapter slots and KV memory, on a device. Owned by one step loop.
 pub struct DeviceEngine {
     shape: Arc<Shape>,
@@ -86,6 +153,7 @@ pub struct DeviceEngine {
     stream: Stream,
     weights: Weights,
     kv: Vec<Kv>,
+    kv_blocks: usize,
     slots: Slots,
     owners: BlockOwners,
     buffers: Buffers,
@@ -145,8 +213,6 @@ impl DeviceEngine {
         let idle = Idle(&stream);
         stream.prepare_products()?;
         let weights = weights(&shape, &options, &stream)?;
-        let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, options.kv_blocks, precision));
-        let kv = kv.collect::<Result<_, _>>()?;
         let slots = Slots::new(device, options.slots_bytes)?;
         let room = Room {
             rows: options.rows_max,
@@ -156,15 +222,23 @@ impl DeviceEngine {
         };
         let buffers = Buffers::new(device, &shape, precision, &room)?;
         buffers.clear(&stream)?;
-        let largest = Layout::new(Self::caps_max(&shape, &options)).bytes;
+        let largest = Layout::new(caps_max(&shape, &options.room())).bytes;
         let (tables, staging) = (device.allocate(largest)?, device.allocate_pinned(largest)?);
         let sampling = Memory::new(device, shape.vocabulary, shape.context, options.sequences_max)?;
         let host = Host::new(device, options.logits_rows_max, shape.vocabulary, &sampling)?;
+        // Last: it may take what is left.
+        let kv_blocks = match options.kv_blocks {
+            KvBlocks::Exactly(blocks) => blocks,
+            KvBlocks::UpTo(most) => kv::blocks_that_fit(device, &attention, shape.layers, precision)?.min(most),
+        };
+        let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, kv_blocks, precision));
+        let kv = kv.collect::<Result<_, _>>()?;
         drop(idle);
         Ok(Self {
             stream,
             weights,
             kv,
+            kv_blocks,
             slots,
             owners: BlockOwners::default(),
             buffers,
@@ -179,25 +253,6 @@ impl DeviceEngine {
             shape,
             options,
         })
-    }
-
-    /// What any step may need.
-    fn caps_max(shape: &Shape, options: &DeviceOptions) -> Caps {
-        let (rows, sequences) = (options.rows_max, options.sequences_max);
-        Caps {
-            rows,
-            wanted: rows,
-            prefill: rows,
-            decode: sequences,
-            sequences,
-            table_stride: Self::table_stride_max(shape, options),
-            items: rows,
-            targets: sequences * TARGETS_MAX,
-            sites: (shape.layers + 1) * SITES,
-            draws: sequences,
-            starts: sequences,
-            pieces: rows.div_ceil(options.logits_rows_max),
-        }
     }
 
     /// What makes adapters ready for this engine, on any thread.
@@ -236,6 +291,12 @@ impl DeviceEngine {
         self.slots.free_bytes()
     }
 
+    /// Blocks in the KV pool.
+    #[must_use]
+    pub fn kv_blocks(&self) -> usize {
+        self.kv_blocks
+    }
+
     /// Ids in the vocabulary: the width of a row of logits.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
@@ -252,6 +313,47 @@ impl DeviceEngine {
     #[must_use]
     pub fn graphs(&self) -> usize {
         self.graphs.len()
+    }
+
+    /// Runs the largest prompts and the largest decoding steps of the base once, on pages that nobody has yet: kernels are loaded, products planned,
+    /// graphs made, and whatever the driver takes beside the pool is taken now, not under traffic. Cost: that many steps.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: too little is left beside the pool, or the device fails.
+    pub fn warm_up(&mut self) -> Result<(), Error> {
+        let block = self.options.block_size;
+        let longest = self.shape.context.min(self.kv_blocks * block);
+        let rows = self.options.rows_max.min(self.kv_blocks * block);
+        let sequences = self.options.sequences_max;
+        let prompt = |tokens: usize, first: usize| SeqStep {
+            tokens: vec![0; tokens],
+            start: 0,
+            blocks: (first..first + tokens.div_ceil(block)).map(|block| block as u32).collect(),
+            slot: None,
+            logits: LogitsWanted::Last,
+            draw: None,
+        };
+        // As few prompts as make a full step.
+        let mut seqs = Vec::new();
+        let (mut left, mut first) = (rows, 0);
+        while left > 0 && seqs.len() < sequences && first < self.kv_blocks {
+            let tokens = left.min(longest).min((self.kv_blocks - first) * block);
+            seqs.push(prompt(tokens, first));
+            first += tokens.div_ceil(block);
+            left -= tokens;
+        }
+        let mut output = StepOutput::default();
+        self.step_into(&StepBatch { seqs }, &mut output)?;
+        let most = sequences.min(self.kv_blocks).min(rows);
+        let mut rows = 1;
+        loop {
+            let seqs = (0..rows).map(|first| prompt(1, first)).collect();
+            self.step_into(&StepBatch { seqs }, &mut output)?;
+            if rows == most {
+                return Ok(());
+            }
+            rows = (2 * rows).min(most);
+        }
     }
 
     /// One pass of the base over all rows of the batch.
@@ -282,7 +384,7 @@ impl DeviceEngine {
         let limits = Limits {
             shape: &self.shape,
             slots: self.slots.table(),
-            kv_blocks: self.options.kv_blocks,
+            kv_blocks: self.kv_blocks,
             block_size: self.options.block_size,
         };
         let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
@@ -293,7 +395,7 @@ impl DeviceEngine {
                 return Err(Error::Batch { what, value, limit });
             }
         }
-        let attention = attention::Step::new(&self.attention, plan.rows(), self.options.kv_blocks, &plan.seqs)?;
+        let attention = attention::Step::new(&self.attention, plan.rows(), self.kv_blocks, &plan.seqs)?;
         let choice = Choice {
             activations: self.options.precision.format(),
             batch_invariant: self.options.batch_invariant,
@@ -475,7 +577,7 @@ fn capture(stream: &Stream, step: &mut Step<'_>, layers: usize) -> Result<Graph,
 fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Error> {
     for (option, value, most, allowed) in [
         ("layers", shape.layers, usize::MAX, "1 or more"),
-        ("kv_blocks", options.kv_blocks, u32::MAX as usize, "1 to 2^32 - 1"),
+        ("kv_blocks", options.kv_blocks.most(), u32::MAX as usize, "1 to 2^32 - 1"),
         ("block_size", options.block_size, attention::POSITIONS_MAX, "1 to 2^30"),
         ("rows_max", options.rows_max, ROWS_MAX, "1 to 65535"),
         ("logits_rows_max", options.logits_rows_max, options.rows_max, "1 to rows_max"),

@@ -14,6 +14,12 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// As it is written in settings and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.suffix()
+    }
+
     /// How names of kernels end.
     pub(crate) fn suffix(self) -> &'static str {
         match self {
@@ -38,7 +44,8 @@ impl Precision {
     }
 
     /// Of an element.
-    pub(crate) fn bytes(self) -> usize {
+    #[must_use]
+    pub fn bytes(self) -> usize {
         self.of().bytes()
     }
 

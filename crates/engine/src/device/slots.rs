@@ -1,7 +1,7 @@
 //! Adapters in device memory: copied layer by layer on a stream of their own, so that the first layers of a step run while later ones are on
 //! their way.
 
-use super::adapter::PreparedAdapter;
+use super::adapter::{Packed, PreparedAdapter};
 use crate::plan::Entry;
 use crate::shape::{SITES, Shape};
 use crate::slots::SlotId;
@@ -21,8 +21,15 @@ pub(crate) struct Resident {
     pub(crate) targets: Vec<[Vec<Target>; SITES]>,
     /// Layers whose copy was enqueued; the step waits for each before it uses it. Empty: all are there.
     pub(crate) coming: Vec<Event>,
-    first: usize,
-    blocks: usize,
+    place: Place,
+}
+
+/// Where the layers of an adapter lie.
+struct Place {
+    /// First block and number of blocks: one run, or one for each layer that the adapter changes.
+    runs: Vec<(usize, usize)>,
+    /// Byte at which each layer begins.
+    layers: Vec<usize>,
 }
 
 impl Entry for Resident {
@@ -66,37 +73,70 @@ impl Slots {
         &self.memory
     }
 
-    /// Begins to copy an adapter into a free place.
+    /// Begins to copy an adapter into free memory: one run if there is one that is long enough, else a run for each layer.
     pub(crate) fn install(&mut self, prepared: PreparedAdapter) -> Result<SlotId, Error> {
         let packed = &prepared.0;
-        let blocks = packed.bytes.div_ceil(BLOCK_BYTES).max(1);
-        let Some(first) = self.blocks.take(blocks) else {
+        let Some(place) = self.whole(packed).or_else(|| self.in_layers(packed)) else {
             let [free, largest] = [self.blocks.free(), self.blocks.largest()].map(|blocks| blocks * BLOCK_BYTES);
             return Err(Error::SlotsFull { bytes: packed.bytes, free, largest });
         };
-        match self.copy(&prepared, first) {
+        match self.copy(&prepared, &place) {
             Ok(coming) => {
-                let at = self.memory.address() + (first * BLOCK_BYTES) as u64;
-                let placed = |target: &Target| Target { a: target.a + at, b: target.b + at, ..*target };
-                let targets =
-                    packed.targets.iter().map(|sites| sites.each_ref().map(|site| site.iter().map(placed).collect()));
+                let memory = self.memory.address();
+                let targets = packed.targets.iter().enumerate().map(|(layer, sites)| {
+                    // Addresses in `packed` count from its beginning, not from the layer's.
+                    let at = memory + place.layers[layer] as u64;
+                    let begin = packed.layers[layer].start as u64;
+                    let placed =
+                        |target: &Target| Target { a: target.a - begin + at, b: target.b - begin + at, ..*target };
+                    sites.each_ref().map(|site| site.iter().map(placed).collect())
+                });
                 let targets = targets.collect();
-                Ok(self.table.install(Resident { prepared, targets, coming, first, blocks }))
+                Ok(self.table.install(Resident { prepared, targets, coming, place }))
             }
             Err(error) => {
-                self.blocks.give(first, blocks);
+                self.give(&place);
                 Err(error)
             }
         }
     }
 
-    fn copy(&self, prepared: &PreparedAdapter, first: usize) -> Result<Vec<Event>, Error> {
-        let packed = &prepared.0;
-        let at = first * BLOCK_BYTES;
-        let mut coming = Vec::with_capacity(packed.layers.len());
+    fn whole(&mut self, packed: &Packed) -> Option<Place> {
+        let count = packed.bytes.div_ceil(BLOCK_BYTES).max(1);
+        let first = self.blocks.take(count)?;
+        let layers = packed.layers.iter().map(|layer| first * BLOCK_BYTES + layer.start).collect();
+        Some(Place { runs: vec![(first, count)], layers })
+    }
+
+    fn in_layers(&mut self, packed: &Packed) -> Option<Place> {
+        let mut place = Place { runs: Vec::new(), layers: Vec::with_capacity(packed.layers.len()) };
         for layer in &packed.layers {
+            let count = layer.len().div_ceil(BLOCK_BYTES);
+            let first = if count == 0 { Some(0) } else { self.blocks.take(count) };
+            let Some(first) = first else {
+                self.give(&place);
+                return None;
+            };
+            place.layers.push(first * BLOCK_BYTES);
+            if count > 0 {
+                place.runs.push((first, count));
+            }
+        }
+        Some(place)
+    }
+
+    fn give(&mut self, place: &Place) {
+        for &(first, count) in &place.runs {
+            self.blocks.give(first, count);
+        }
+    }
+
+    fn copy(&self, prepared: &PreparedAdapter, place: &Place) -> Result<Vec<Event>, Error> {
+        let packed = &prepared.0;
+        let mut coming = Vec::with_capacity(packed.layers.len());
+        for (layer, &at) in packed.layers.iter().zip(&place.layers) {
             if !layer.is_empty() {
-                let to = self.memory.part(at + layer.start..at + layer.end)?;
+                let to = self.memory.part(at..at + layer.len())?;
                 self.copies.upload(&packed.memory, layer.clone(), to)?;
             }
             let event = self.device.event()?;
@@ -123,7 +163,7 @@ impl Slots {
     /// reads there any more: the engine waits for each before it returns.
     pub(crate) fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {
         let mut resident = self.table.remove(slot)?;
-        self.blocks.give(resident.first, resident.blocks);
+        self.give(&resident.place);
         // Events that cannot be asked are kept, and wait for the end.
         self.leaving.retain(|(last, _)| !matches!(last.is_done(), Ok(true)));
         if let Some(last) = resident.coming.pop() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use weft_adapter_format::{BaseShape, Limits, LinearShape, check_package};
 use weft_base_model::{BaseModel, ModelConfig, OpenOptions};
 use weft_engine::sampling::{Sampler, SamplingParams};
-use weft_engine::{AdapterDtype, Dtype, Engine, EngineOptions, LogitsWanted, SeqStep, SlotId, StepBatch};
+use weft_engine::{AdapterDtype, Dtype, EngineOptions, LogitsWanted, ProcessorEngine, SeqStep, SlotId, StepBatch};
 use weft_kernels::{CpuOptions, Kernels};
 
 pub const BLOCK_SIZE: usize = 16;
@@ -77,7 +77,7 @@ pub fn cpu() -> Arc<dyn Kernels> {
     weft_kernels::cpu(CpuOptions { threads: 2, isa: None })
 }
 
-pub fn engine_with(model: &BaseModel, dtype: Dtype, kv_blocks: usize, kernels: Arc<dyn Kernels>) -> Engine {
+pub fn engine_with(model: &BaseModel, dtype: Dtype, kv_blocks: usize, kernels: Arc<dyn Kernels>) -> ProcessorEngine {
     engine_of(model, dtype, dtype.adapters(), kv_blocks, kernels)
 }
 
@@ -87,12 +87,12 @@ pub fn engine_of(
     adapter_dtype: AdapterDtype,
     kv_blocks: usize,
     kernels: Arc<dyn Kernels>,
-) -> Engine {
+) -> ProcessorEngine {
     let options = EngineOptions { dtype, adapter_dtype, kv_blocks, block_size: BLOCK_SIZE, kernels };
-    Engine::new(model, options).expect("the model loads")
+    ProcessorEngine::new(model, options).expect("the model loads")
 }
 
-pub fn engine(model: &BaseModel, dtype: Dtype, kv_blocks: usize) -> Engine {
+pub fn engine(model: &BaseModel, dtype: Dtype, kv_blocks: usize) -> ProcessorEngine {
     engine_with(model, dtype, kv_blocks, cpu())
 }
 
@@ -119,7 +119,7 @@ pub fn blob_of(adapter_config: &[u8], weights: &[u8], config: &ModelConfig) -> V
 }
 
 /// Loads the adapter of a case into a slot.
-pub fn install(engine: &mut Engine, case: &Case, config: &ModelConfig) -> Option<SlotId> {
+pub fn install(engine: &mut ProcessorEngine, case: &Case, config: &ModelConfig) -> Option<SlotId> {
     let folder = golden_dir().join(case.adapter.as_ref()?);
     let prepared = engine.preparer().prepare(&blob(&folder, config)).expect("the adapter fits");
     Some(engine.install(prepared))
@@ -169,7 +169,7 @@ struct Running {
 
 /// Generates `count` tokens for each request greedily, prompts in chunks of `chunk`, all in the batches they share.
 /// Blocks are dealt out in turn, so that no sequence has neighbouring ones. Ends of sequence are ignored.
-pub fn generate(engine: &mut Engine, requests: &[Request], count: usize, chunk: usize) -> Vec<Vec<u32>> {
+pub fn generate(engine: &mut ProcessorEngine, requests: &[Request], count: usize, chunk: usize) -> Vec<Vec<u32>> {
     let mut running: Vec<Running> = requests
         .iter()
         .enumerate()

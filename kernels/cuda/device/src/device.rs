@@ -95,6 +95,12 @@ impl Device {
         Pinned::allocate(&self.0, bytes)
     }
 
+    /// What both pools give out multiples of, in bytes.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.0.pool.block_bytes
+    }
+
     /// How full the pool of device memory is.
     #[must_use]
     pub fn usage(&self) -> Usage {

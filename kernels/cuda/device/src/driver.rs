@@ -239,6 +239,13 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// What the device is. Cost: none.
     fn properties(&self) -> &Properties;
 
+    /// Device memory that nobody has, this process or another.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    fn free_bytes(&self) -> Result<usize, Error>;
+
     /// Allocates device memory, aligned to 256 bytes at least.
     ///
     /// # Errors

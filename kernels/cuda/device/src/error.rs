@@ -135,7 +135,22 @@ impl Error {
     /// Whether less, or later, would do: something to shed, not to die of.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::OutOfMemory { .. })
+        match self {
+            Self::OutOfMemory { .. } => true,
+            Self::Driver { code, .. } => code == "CUDA_ERROR_OUT_OF_MEMORY",
+            _ => false,
+        }
+    }
+
+    /// Whether work on the device failed, or a call of its driver did: nothing that is on it can be relied upon. A call that this crate refused
+    /// before the driver saw it changed nothing.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::Failed(_) | Self::Race { .. } | Self::Kernel { .. } | Self::Collective { .. } => true,
+            Self::Driver { .. } => !self.is_out_of_memory(),
+            _ => false,
+        }
     }
 
     pub(crate) fn value(

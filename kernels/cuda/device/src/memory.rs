@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct Pool {
     memory: &'static str,
     pub(crate) base: u64,
-    block_bytes: usize,
+    pub(crate) block_bytes: usize,
     blocks: Mutex<Blocks>,
 }
 

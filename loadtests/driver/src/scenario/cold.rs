@@ -144,8 +144,15 @@ async fn ask(stage: &Stage, model: &str, prompt_tokens: usize) -> Result<f64> {
     let key = stage.target.keys.get(TENANT).map(String::as_str);
     let began = Instant::now();
     let answer = stage.target.client.ask(Ask { model, key, prompt: &prompt, output_tokens: 1 }).await;
-    let Answer { pieces, .. } = answer.map_err(|(_, reason)| anyhow::anyhow!("{model} does not answer: {reason}"))?;
-    let first = pieces.first().with_context(|| format!("{model} answers nothing"))?;
+    let ended = Instant::now();
+    let Answer { pieces, usage, .. } =
+        answer.map_err(|(_, reason)| anyhow::anyhow!("{model} does not answer: {reason}"))?;
+    // A token without a text, such as the end, makes no piece; with one token in all it came when the answer ended.
+    let first = match pieces.first() {
+        Some(first) => *first,
+        None if usage.is_some_and(|usage| usage.completion_tokens > 0) => ended,
+        None => bail!("{model} answers nothing"),
+    };
     Ok(first.duration_since(began).as_secs_f64() * 1e3)
 }
 

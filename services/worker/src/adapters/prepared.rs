@@ -99,12 +99,26 @@ impl Prepared {
         self.past.keep(digest, worth);
     }
 
+    /// Drops at least one, and half of the bytes, as far as nothing holds them. False: there is nothing to drop.
+    pub(crate) fn shed_half(&mut self, now_ms: u64) -> bool {
+        let used = self.ledger.used();
+        let free = self.ledger.bytes_max().saturating_sub(used);
+        // What is held may be in the way of a half; then one will do.
+        self.drop_for(free + used / 2 + 1, now_ms) || self.drop_for(free + 1, now_ms)
+    }
+
     fn shed(&mut self, now_ms: u64) {
-        let Room::Evict(victims) = self.ledger.make_room(0, now_ms) else { return };
+        self.drop_for(0, now_ms);
+    }
+
+    /// Makes room for so many bytes. False: nothing was dropped.
+    fn drop_for(&mut self, bytes: u64, now_ms: u64) -> bool {
+        let Room::Evict(victims) = self.ledger.make_room(bytes, now_ms) else { return false };
         for digest in victims {
             if let Some((_, worth)) = self.take(&digest) {
                 self.remember(digest, worth);
             }
         }
+        true
     }
 }

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use weft_batching::{Phase, Scheduler};
-use weft_engine::{Engine, PreparedAdapter, SlotId};
+use weft_engine::{Engine, NotInstalled, PreparedAdapter, SlotId};
 use weft_proto::worker::v1 as pb;
 use weft_residency::{Ledger, Room, Worth};
 use weft_types::Digest;
@@ -28,7 +28,7 @@ use crate::Error;
 pub(super) const HALF_LIFE_MS: u64 = 120_000;
 
 /// What became of an adapter that arrived.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Placed {
     /// It holds a slot; its requests wait in the queue now.
     Installed(Digest),
@@ -38,6 +38,8 @@ pub(crate) enum Placed {
     Dropped(Digest),
     /// It lost its slot to make room.
     Evicted(Digest),
+    /// The engine did not take it; its requests have to be failed.
+    Failed(Digest, Error),
 }
 
 /// Budgets in bytes.
@@ -174,8 +176,24 @@ impl Slots {
                 Room::Full { .. } if self.put_first(|digest| scheduler.is_within_share(digest)) => continue,
                 Room::Full { .. } => break,
             }
-            self.install_first(engine, scheduler, now_ms);
-            placed.push(Placed::Installed(digest));
+            match self.install_first(engine, scheduler, now_ms) {
+                Ok(()) => placed.push(Placed::Installed(digest)),
+                Err(Error::Engine(weft_engine::Error::SlotsFull { .. })) => {
+                    // The bytes are there, in pieces that are too small: one idle adapter more has to go.
+                    if self.evict_one_more(engine, scheduler, now_ms, &mut placed) {
+                        continue;
+                    }
+                    if self.slots.is_empty() {
+                        self.arrived.pop_front();
+                        placed.push(Placed::TooLarge { digest, bytes });
+                        continue;
+                    }
+                    let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
+                    self.drain_busy(free + bytes, scheduler);
+                    return placed;
+                }
+                Err(error) => placed.push(Placed::Failed(digest, error)),
+            }
             self.spare_unserved(scheduler);
         }
         for digest in std::mem::take(&mut self.draining) {
@@ -209,18 +227,51 @@ impl Slots {
         }
     }
 
-    fn install_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) {
+    /// # Errors
+    /// What the engine says. Where another try can help, the adapter stays the first.
+    fn install_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) -> Result<(), Error> {
         self.lift_first();
-        let Some(Arrival { digest, bytes, from: From::Hand(adapter, worth, _turn) }) = self.arrived.pop_front() else {
-            return;
+        let Some(Arrival { digest, bytes, from: From::Hand(adapter, worth, turn) }) = self.arrived.pop_front() else {
+            return Ok(());
+        };
+        let id = match engine.install(adapter) {
+            Ok(id) => id,
+            Err(refused) => {
+                let NotInstalled { adapter, error } = *refused;
+                if matches!(error, weft_engine::Error::SlotsFull { .. }) {
+                    self.arrived.push_front(Arrival { digest, bytes, from: From::Hand(adapter, worth, turn) });
+                }
+                return Err(error.into());
+            }
         };
         self.ledger.insert_worth(digest, bytes, worth);
-        let id = engine.install(adapter);
         self.slots.insert(digest, Slot { id, served: false });
         self.tell_prepared(now_ms);
         self.generation += 1;
         scheduler.open(digest);
         self.pin_if_awaited(digest);
+        Ok(())
+    }
+
+    /// False: none is idle.
+    fn evict_one_more(
+        &mut self,
+        engine: &mut Engine,
+        scheduler: &mut Scheduler,
+        now_ms: u64,
+        placed: &mut Vec<Placed>,
+    ) -> bool {
+        let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
+        let Room::Evict(victims) = self.ledger.make_room(free + 1, now_ms) else { return false };
+        self.evict(&victims, engine, scheduler, now_ms, placed);
+        true
+    }
+
+    /// Half of the second tier goes, the least valuable first. False: it is empty.
+    pub(crate) fn shed_prepared(&mut self, now_ms: u64) -> bool {
+        let shed = self.prepared.shed_half(now_ms);
+        self.generation += u64::from(shed);
+        shed
     }
 
     /// The first one that arrived gets no slot.

@@ -35,6 +35,16 @@ impl StepLoop {
         };
         self.loads.ended(&digest);
         self.ahead.ended(&digest);
+        if let Err(Error::Engine(error)) = &packed
+            && error.is_out_of_memory()
+        {
+            self.parts.metrics.out_of_memory.inc();
+            if self.slots.shed_prepared(self.now_ms()) {
+                tracing::warn!(%digest, error = chain(error), "no memory to pack an adapter; half of the second tier goes, and it is tried again");
+                self.scheduler.loaded(&digest, None);
+                return;
+            }
+        }
         self.scheduler.loaded(&digest, packed.as_ref().ok().map(|packed| packed.prepared.bytes()));
         let word = packed.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
         self.parts.metrics.adapter_loads.with_label_values(&[word]).inc();
@@ -86,6 +96,10 @@ impl StepLoop {
                 Placed::TooLarge { digest, bytes } => {
                     let limit = self.slots.bytes_max();
                     self.fail_beside(digest, &Error::AdapterTooLarge { digest, bytes, limit });
+                }
+                Placed::Failed(digest, error) => {
+                    self.fail_beside(digest, &error);
+                    self.end_if_fatal(error);
                 }
             }
         }

@@ -4,6 +4,7 @@
 mod adapters;
 mod binary;
 mod continuation;
+mod device;
 mod fairness;
 mod generate;
 mod grammar;

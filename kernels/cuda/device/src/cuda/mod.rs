@@ -163,6 +163,12 @@ impl Driver for Cuda {
         &self.properties
     }
 
+    fn free_bytes(&self) -> Result<usize, Error> {
+        self.bind()?;
+        let (free, _) = result::mem_get_info().map_err(failed("cuMemGetInfo"))?;
+        Ok(free)
+    }
+
     fn reserve(&self, bytes: usize) -> Result<u64, Error> {
         self.bind()?;
         // SAFETY: any size may be asked for.

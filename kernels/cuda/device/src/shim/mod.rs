@@ -40,11 +40,13 @@ pub struct Options {
     pub multiprocessors: usize,
     /// Most that [`Driver::reserve`] gives.
     pub memory_bytes: usize,
+    /// The operation that fails, counted from one as they are enqueued, to see what becomes of the caller. 0: none.
+    pub fails_at: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, multiprocessors: 8, memory_bytes: 1 << 30 }
+        Self { seed: 0, multiprocessors: 8, memory_bytes: 1 << 30, fails_at: 0 }
     }
 }
 
@@ -85,7 +87,7 @@ impl Shim {
             // Products do not need it. They are taken to write it, so that two at a time with one workspace are found.
             workspace_bytes: 256,
         };
-        let state = Mutex::new(State::new(options.seed));
+        let state = Mutex::new(State::new(options.seed, options.fails_at));
         Arc::new(Self { properties, state, regions: Mutex::default(), handles: AtomicU64::new(0) })
     }
 
@@ -152,11 +154,15 @@ impl Driver for Shim {
         &self.properties
     }
 
-    fn reserve(&self, bytes: usize) -> Result<u64, Error> {
+    fn free_bytes(&self) -> Result<usize, Error> {
         let regions = self.regions.lock().expect("no panic while it is held");
         let used: usize = regions.values().map(Layout::size).sum();
-        drop(regions);
-        self.map("device", bytes, self.properties.memory_bytes.saturating_sub(used))
+        Ok(self.properties.memory_bytes.saturating_sub(used))
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<u64, Error> {
+        let free = self.free_bytes()?;
+        self.map("device", bytes, free)
     }
 
     fn release(&self, address: u64) {

@@ -61,6 +61,7 @@ pub(super) struct State {
     pub(super) graphs: HashMap<GraphId, Replayable>,
     pub(super) shadow: Shadow,
     operations: u64,
+    fails_at: u64,
     /// Ranks meet in the order in which each of them enqueued its calls.
     last_exchange: Option<After>,
     failed: Option<Error>,
@@ -69,7 +70,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, fails_at: u64) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed),
             streams: Vec::new(),
@@ -79,6 +80,7 @@ impl State {
             graphs: HashMap::new(),
             shadow: Shadow::default(),
             operations: 0,
+            fails_at,
             last_exchange: None,
             failed: None,
             has_told: false,
@@ -116,6 +118,10 @@ impl State {
             after.extend(self.last_exchange.replace((stream, queue.enqueued)));
         }
         let (what, stream) = (run::name(&job), Arc::clone(&queue.name));
+        if self.operations == self.fails_at {
+            let reason = "made to fail".to_owned();
+            self.failed.get_or_insert_with(|| Error::Kernel { operation: what.to_string(), reason });
+        }
         let label = Arc::new(Label::Operation { number: self.operations, what, stream });
         queue.jobs.push_back(Queued { job, after, clock: queue.clock.clone(), label });
     }

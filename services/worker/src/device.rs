@@ -1,0 +1,146 @@
+//! A worker's engine on a device: how its memory is shared out.
+//!
+//! One pool is taken at the start, a part of what is free then. In it lie, in this order, the base, the slots, what a step needs, and KV blocks in
+//! all that is left, unless a setting says how many. A warm-up runs the largest steps before anybody is served: what is too large is known at the start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use weft_base_model::BaseModel;
+use weft_cuda_device::driver::Driver;
+use weft_cuda_device::{Device, Options};
+use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, Precision, StepRoom};
+
+use crate::Error;
+use crate::compute::Which;
+use crate::error::chain;
+use crate::model::{self, BLOCK_SIZE};
+use crate::settings::Checked;
+
+/// Both pools are given out in multiples of it: a page of 8 ranks of an adapter for 4096 columns.
+const POOL_BLOCK_BYTES: usize = 64 << 10;
+/// Pinned memory for loads that run, as a part of that for slots.
+const LOADS_PART: u64 = 4;
+/// Pinned memory while the base is copied, and what rounding to blocks takes.
+const PINNED_SLACK_BYTES: u64 = 4 << 20;
+
+/// An engine on a device, and what the worker should know of it.
+pub(crate) struct Opened {
+    pub(crate) engine: DeviceEngine,
+    /// As its driver calls it.
+    pub(crate) name: String,
+    /// Device memory for adapters.
+    pub(crate) slot_bytes: u64,
+}
+
+/// Opens the device and brings the base there.
+///
+/// # Errors
+/// [`Error::Start`] with the driver's words; [`Error::Settings`] if the sizes do not go together.
+pub(crate) fn open(
+    base: &BaseModel,
+    checked: &Checked,
+    which: Which,
+    (precision, adapters): (Precision, Format),
+) -> Result<Opened, Error> {
+    let settings = &checked.settings;
+    let failed = |problem: String| Error::Start { model: checked.model.clone(), problem };
+    let driver = driver(which, &settings.device_kernels).map_err(|error| failed(chain(&error)))?;
+    let properties = driver.properties().clone();
+    let free = driver.free_bytes().map_err(|error| failed(chain(&error)))? as u64;
+    let pool_bytes = (free as f64 * settings.device_memory_fraction) as u64;
+    let slot_bytes = checked.adapter_memory.bytes(Some(pool_bytes));
+    if slot_bytes >= pool_bytes {
+        let message = format!(
+            "{slot_bytes} bytes for adapters leave nothing of the {pool_bytes} bytes of {} \
+             (device_memory_fraction {} of {free} free bytes)",
+            properties.name, settings.device_memory_fraction
+        );
+        return Err(Error::setting("adapter_memory_bytes", message));
+    }
+    let room = StepRoom {
+        rows_max: settings.step_tokens_max,
+        logits_rows_max: settings.step_tokens_max.min(settings.running_requests_max.max(model::LOGITS_ROWS)),
+        sequences_max: settings.running_requests_max,
+        block_size: BLOCK_SIZE,
+    };
+    let of_adapters = slot_bytes + slot_bytes / LOADS_PART + settings.adapter_prepared_bytes;
+    let pinned_bytes = of_adapters + room.pinned_bytes(&base.config) as u64 + PINNED_SLACK_BYTES;
+    let options = Options {
+        pool_bytes: usize::try_from(pool_bytes).unwrap_or(usize::MAX),
+        pinned_bytes: usize::try_from(pinned_bytes).unwrap_or(usize::MAX),
+        block_bytes: POOL_BLOCK_BYTES,
+    };
+    let device = Device::new(driver, &options).map_err(|error| failed(chain(&error)))?;
+    let options = DeviceOptions {
+        device: device.clone(),
+        precision,
+        adapters,
+        batch_invariant: settings.batch_invariant,
+        kv_blocks: kv_blocks(base, checked, precision)?,
+        block_size: room.block_size,
+        rows_max: room.rows_max,
+        logits_rows_max: room.logits_rows_max,
+        sequences_max: room.sequences_max,
+        slots_bytes: usize::try_from(slot_bytes).unwrap_or(usize::MAX),
+        rank_max: settings.device_rank_max,
+        graphs: settings.device_graphs,
+    };
+    let mut engine = DeviceEngine::new(base, options).map_err(|error| failed(chain(&error)))?;
+    engine.warm_up().map_err(|error| failed(format!("warm-up: {}", chain(&error))))?;
+    let usage = device.usage();
+    tracing::info!(
+        device = properties.name,
+        pool_bytes,
+        free_bytes = usage.free,
+        slot_bytes,
+        kv_blocks = engine.kv_blocks(),
+        graphs = engine.graphs(),
+        pinned_bytes,
+        "the base is on the device"
+    );
+    let (major, minor) = properties.capability;
+    Ok(Opened { engine, name: format!("{} (sm_{major}{minor})", properties.name), slot_bytes })
+}
+
+/// By the settings; without one all that is left.
+fn kv_blocks(base: &BaseModel, checked: &Checked, precision: Precision) -> Result<KvBlocks, Error> {
+    let settings = &checked.settings;
+    let most = model::kv_blocks_of_tokens(settings);
+    if settings.kv_memory_bytes == 0 {
+        return Ok(KvBlocks::UpTo(most));
+    }
+    let by_memory = model::kv_blocks_of_memory(&base.config, settings.kv_memory_bytes, precision.bytes())?;
+    Ok(KvBlocks::Exactly(by_memory.min(most)))
+}
+
+fn driver(which: Which, kernels: &str) -> Result<Arc<dyn Driver>, weft_cuda_device::Error> {
+    match which {
+        #[cfg(feature = "cuda")]
+        Which::Cuda(number) => {
+            use weft_cuda_device::cuda::{Cuda, read_kernels};
+            Ok(Cuda::open(number, read_kernels(&kernels_file(kernels))?)?)
+        }
+        #[cfg(feature = "shim")]
+        Which::Shim(fails_at) => {
+            use weft_cuda_device::shim;
+            Ok(shim::Shim::new(&shim::Options { fails_at, ..shim::Options::default() }))
+        }
+        // `Compute::check` has refused it.
+        #[allow(unreachable_patterns, reason = "depends on the features")]
+        _ => Err(weft_cuda_device::Error::Kernels {
+            path: kernels_file(kernels),
+            reason: "this build has no driver for that device".to_owned(),
+        }),
+    }
+}
+
+/// The setting, or `weft.fatbin` beside the program.
+fn kernels_file(setting: &str) -> PathBuf {
+    const NAME: &str = "weft.fatbin";
+    if !setting.is_empty() {
+        return setting.into();
+    }
+    let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(NAME)));
+    beside.unwrap_or_else(|| NAME.into())
+}

@@ -1,0 +1,208 @@
+//! A worker whose engine is on a device: the shim, which runs the very kernels on this processor and checks every order of its streams.
+
+use std::time::Duration;
+
+use crate::support::{ADAPTERS, Answer, HELLO, TestWorker, blob, golden_greedy, request, settings};
+use tokio::time::timeout;
+use weft_fault::{Fault, Kind};
+use weft_proto::worker::v1 as pb;
+use weft_service_kit::transport::Listener;
+use weft_types::Digest;
+use weft_worker::{App, Components, Error, Settings};
+
+/// Far longer than anything here takes; a test that hangs fails.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A device of 64 MiB, exact. Kernels run thread by thread: small steps.
+fn on_device() -> Settings {
+    Settings {
+        device: "shim".into(),
+        device_memory_fraction: 0.0625,
+        device_rank_max: 64,
+        kv_memory_bytes: 4 << 20,
+        adapter_memory_bytes: 8 << 20,
+        running_requests_max: 8,
+        step_tokens_max: 32,
+        ..settings()
+    }
+}
+
+async fn ask(worker: &TestWorker, asked: &[(Option<&'static str>, Option<Digest>)], tokens: u32) -> Vec<pb::Finished> {
+    let calls: Vec<_> = asked
+        .iter()
+        .map(|&(name, digest)| {
+            let mut client = worker.client.clone();
+            tokio::spawn(async move {
+                let stream = client.generate(request(digest, HELLO, tokens)).await.unwrap().into_inner();
+                let answer = Answer::read(stream).await.unwrap();
+                assert_eq!(answer.ids(), golden_greedy(name)[..tokens as usize], "{name:?}");
+                let wanted = digest.map_or(Vec::new(), |digest| digest.to_vec());
+                assert_eq!(answer.started.adapter_digest, wanted, "{name:?}");
+                answer.finished
+            })
+        })
+        .collect();
+    let mut finished = Vec::new();
+    for call in calls {
+        finished.push(timeout(PATIENCE, call).await.unwrap().unwrap());
+    }
+    finished
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mixed_batch_on_a_device_answers_as_transformers_and_peft_do() {
+    let worker = TestWorker::start(Settings { adapter_loads_max: 8, ..on_device() }).await;
+    let names = ["rank4", "rank64", "patterns", "mlp_only", "one_layer", "all_linear"];
+    let mut asked = vec![(None, None)];
+    asked.extend(names.map(|name| (Some(name), Some(worker.shelf.put(&blob(name))))));
+    // All adapters come at once, so that their requests start together.
+    worker.shelf.hold();
+    let (finished, ()) = tokio::join!(ask(&worker, &asked, 16), async {
+        worker.load_when(|load| load.loading_requests == names.len() as u32).await;
+        worker.shelf.let_go();
+    });
+    let most = finished.iter().map(|finished| finished.adapters_in_step_max).max();
+    assert!(most >= Some(4), "most adapters in one step: {most:?}");
+    let described = worker.client.clone().describe(pb::DescribeRequest {}).await.unwrap().into_inner();
+    assert_eq!((described.dtype.as_str(), described.isa.as_str()), ("f32", "shim (sm_80)"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_adapters_than_a_device_has_slots_take_turns_in_its_memory() {
+    // The largest takes two thirds of the slots; what others leave behind lies in pieces.
+    let settings = Settings { adapter_memory_bytes: 288 << 10, adapter_prepared_bytes: 100 << 10, ..on_device() };
+    let worker = TestWorker::start(settings).await;
+    let asked: Vec<_> = ADAPTERS.iter().map(|name| (Some(*name), Some(worker.shelf.put(&blob(name))))).collect();
+    for round in 0..2 {
+        let mut turn = asked.clone();
+        turn.rotate_left(5 * round);
+        ask(&worker, &turn, 4).await;
+        let residency = worker.residency().await;
+        assert!(residency.slot_bytes_used <= residency.slot_bytes_max, "{residency:?}");
+        assert!(residency.prepared_bytes_used <= residency.prepared_bytes_max, "{residency:?}");
+        assert!(residency.adapters.len() < ADAPTERS.len(), "{residency:?}");
+    }
+    let again: usize = asked.iter().filter_map(|(_, digest)| Some(worker.shelf.asked(digest.as_ref()?))).sum();
+    assert!(again > ADAPTERS.len(), "nothing was ever evicted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_values_get_what_a_device_has_left() {
+    let blocks = async |worker: &TestWorker| worker.load_when(|load| load.kv_blocks_max > 0).await.kv_blocks_max;
+    let limited = blocks(&TestWorker::start(on_device()).await).await;
+    let worker = TestWorker::start(Settings { kv_memory_bytes: 0, ..on_device() }).await;
+    let all = blocks(&worker).await;
+    // 64 MiB less 8 MiB for slots and some for the base and steps; a block of the tiny model is 16 tokens of 3 layers of 2 * 32 numbers.
+    let block_bytes = 16 * 3 * 2 * 32 * 4;
+    assert_eq!(limited, (4 << 20) / block_bytes);
+    assert!((40 << 20..56 << 20).contains(&(all * block_bytes)), "{all} blocks");
+    ask(&worker, &[(None, None)], 8).await;
+    let few = TestWorker::start(Settings { kv_memory_bytes: 0, kv_tokens_max: 320, ..on_device() }).await;
+    assert_eq!(blocks(&few).await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_device_fails_ends_and_says_unavailable() {
+    // Past the start and its warm-up, within the first steps.
+    let operations = {
+        let mut fails_at = 1;
+        loop {
+            fails_at *= 2;
+            match build(Settings { device: format!("shim:{fails_at}"), ..on_device() }).await {
+                Err(Error::Start { problem, .. }) => assert!(problem.contains("made to fail"), "{problem}"),
+                Err(other) => panic!("{other}"),
+                Ok(_) => break fails_at,
+            }
+        }
+    };
+    let worker = TestWorker::start(Settings { device: format!("shim:{operations}"), ..on_device() }).await;
+    let fault = loop {
+        match timeout(PATIENCE, worker.generate(request(None, HELLO, 64))).await.unwrap() {
+            Ok(_) => {}
+            Err(fault) => break fault,
+        }
+    };
+    assert_eq!(fault.kind, Kind::Unavailable, "another worker can go on: {fault:?}");
+    let mut worker = worker;
+    let running = std::mem::replace(&mut worker.running, tokio::spawn(async { Ok(()) }));
+    assert!(matches!(timeout(PATIENCE, running).await.unwrap().unwrap(), Err(Error::LoopEnded)));
+}
+
+async fn build(settings: Settings) -> Result<App, Error> {
+    let (_listener, cache_daemon) = Listener::memory();
+    App::build(settings, Components { cache_daemon, registry: None }, &prometheus::Registry::new()).await
+}
+
+#[tokio::test]
+async fn what_does_not_fit_a_device_is_said_at_the_start() {
+    let says = async |settings: Settings| build(settings).await.err().unwrap().to_string();
+    let slots = says(Settings { adapter_memory_bytes: 1 << 30, ..on_device() }).await;
+    assert!(slots.contains("adapter_memory_bytes") && slots.contains("device_memory_fraction"), "{slots}");
+    let kv = build(Settings { kv_memory_bytes: 1 << 30, ..on_device() }).await.err().unwrap();
+    let kv = Fault::from(kv).message;
+    assert!(kv.contains("out of device memory"), "{kv}");
+    let rank = says(Settings { device_rank_max: 1000, ..on_device() }).await;
+    assert!(rank.contains("device_rank_max is 1000, allowed on a device is 1 to 768"), "{rank}");
+
+    // An adapter of a larger rank than the device was set up for is refused by name; others are served.
+    let worker = TestWorker::start(Settings { device_rank_max: 8, ..on_device() }).await;
+    let fault = worker.generate(request(Some(worker.shelf.put(&blob("rank16"))), HELLO, 4)).await.unwrap_err();
+    assert_eq!(fault.kind, Kind::Refused);
+    assert!(fault.message.contains("rank 16 is above 8"), "{fault:?}");
+    ask(&worker, &[(Some("rank8"), Some(worker.shelf.put(&blob("rank8"))))], 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_pinned_memory_adapters_are_shed_and_the_worker_goes_on() {
+    // One slot, and far more adapters packed at once than there is pinned memory for.
+    let worker = TestWorker::start(Settings {
+        adapter_memory_bytes: 200 << 10,
+        adapter_prepared_bytes: 400 << 10,
+        adapter_loads_max: 64,
+        ..on_device()
+    })
+    .await;
+    // The lowest bits of one number make another adapter of the same answers.
+    let other = |number: u8| {
+        let mut bytes = blob("rank64");
+        let low = bytes.len() - 4;
+        bytes[low] = number;
+        worker.shelf.put(&bytes)
+    };
+    let digests: Vec<Digest> = (0..48).map(other).collect();
+    worker.shelf.hold();
+    let calls: Vec<_> = digests
+        .iter()
+        .map(|digest| {
+            let (mut client, digest) = (worker.client.clone(), *digest);
+            tokio::spawn(async move {
+                let stream = client.generate(request(Some(digest), HELLO, 2)).await.map_err(Fault::from)?.into_inner();
+                Answer::read(stream).await
+            })
+        })
+        .collect();
+    worker.load_when(|load| load.loading_requests == 48).await;
+    worker.shelf.let_go();
+    let (mut served, mut shed) = (0, 0);
+    for call in calls {
+        match timeout(PATIENCE, call).await.unwrap().unwrap() {
+            Ok(answer) => {
+                assert_eq!(answer.ids(), golden_greedy(Some("rank64"))[..2]);
+                served += 1;
+            }
+            Err(fault) => {
+                assert_eq!(fault.kind, Kind::Unavailable, "{fault:?}");
+                assert!(fault.message.contains("out of pinned memory"), "{fault:?}");
+                shed += 1;
+            }
+        }
+    }
+    let told =
+        worker.metrics.gather().into_iter().find(|family| family.name() == "worker_out_of_memory_total").unwrap();
+    let counted = told.get_metric()[0].get_counter().get_value() as usize;
+    assert!(shed > 0 && served > 0 && counted >= shed, "{served} served, {shed} shed, {counted} counted");
+    // Later there is room again.
+    for digest in digests.iter().take(8) {
+        ask(&worker, &[(Some("rank64"), Some(*digest))], 2).await;
+    }
+}
