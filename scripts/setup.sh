@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian 12 with Rust lacks, and says so. Usage: scripts/setup.sh PART...
-#   build   what compiling needs: a C and a C++ compiler
+#   build   what compiling needs: a C compiler
 #   demo    what fetching the demo model needs: python3 with venv and pip
-#   test    what the tests need: protoc, nats-server, redis-server, faketime, openssl, cargo-nextest, the real clients from PyPI
+#   test    what the tests need: g++, protoc, nats-server, redis-server, faketime, openssl, cargo-nextest, the real clients from PyPI
 #   api     what the tests of the HTTP API and of another S3 server need: schemathesis and moto from PyPI
 #   deploy  what the tests of the chart, SkyPilot's files and the alerts need: Helm, Kubernetes' schemas and SkyPilot from PyPI, promtool
 #   cuda    what compiling the CUDA kernels needs: g++, and nvcc from PyPI
@@ -58,12 +58,13 @@ command -v cargo >/dev/null || { say "Rust is missing: install it with rustup (h
 
 for part in "$@"; do
     case $part in
-        # The shim that runs the CUDA kernels on a processor is C++.
-        build) need_package cc gcc; need_package g++ g++; need_package make make ;;
+        build) need_package cc gcc; need_package make make ;;
         demo | api) need_package python3 python3; need_venv_module ;;
         test)
             # It lies in /usr/sbin, which is not in everybody's PATH.
             PATH=$PATH:/usr/sbin need_package nats-server nats-server
+            # The CUDA kernels' shim is C++.
+            need_package g++ g++
             need_package protoc protobuf-compiler
             need_package redis-server redis-server
             need_package faketime faketime

@@ -4,7 +4,7 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_SHIM").is_none() {
         return;
     }
-    for folder in ["shim", "."] {
+    for folder in ["shim", "shim/tables", "."] {
         for entry in std::fs::read_dir(folder).expect("the crate's own folder").flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|end| ["cu", "cuh", "h", "cpp"].iter().any(|known| end == *known)) {
@@ -30,12 +30,13 @@ fn main() {
         }
         build
     };
-    let shim = ["shim", "races", "bounds", "mma"].map(|name| format!("shim/{name}.cpp"));
+    let shim = ["shim", "kernels", "races", "bounds", "mma"].map(|name| format!("shim/{name}.cpp"));
     build().files(shim).compile("weft_cuda_shim");
     let mut kernels = build();
     if !is_asan {
         // The calls that it puts before each access are answered by shim/races.cpp.
         kernels.flag("-fsanitize=thread");
     }
-    kernels.include("shim").file("shim/kernels.cpp").compile("weft_cuda_kernels");
+    let tables = ["attention", "gemm", "lora", "probes", "rows", "sampling"].map(|name| format!("shim/tables/{name}.cpp"));
+    kernels.include("shim").files(tables).compile("weft_cuda_kernels");
 }

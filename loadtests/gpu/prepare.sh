@@ -9,7 +9,7 @@ mkdir -p "$folder"
 scripts/build-cuda.sh "$folder/weft.fatbin"
 # In a folder of its own: these features would build much of the workspace anew.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/gpu-build"
-cargo build --release -p weft-gpu --no-default-features --features cuda
+cargo build --release -p weft-gpu --features cuda
 cp "$CARGO_TARGET_DIR/release/weft-gpu" "$folder/"
 tests=$(cargo test --release -p weft-cuda-device --features cuda --test device --no-run --message-format json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)

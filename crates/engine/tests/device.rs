@@ -190,6 +190,21 @@ fn graphs_give_the_bits_of_launches_in_every_format() {
     }
 }
 
+/// Three rows are replayed as four, unless there is room for three rows of logits alone.
+#[test]
+fn padding_takes_no_more_logits_than_there_is_room_for() {
+    let model = tiny("tiny");
+    let seqs = [(1, 0, None), (2, 0, None), (3, 0, None)];
+    let [three, four] = [3, 4].map(|logits_rows_max| {
+        let mut engine = DeviceEngine::new(&model, DeviceOptions { logits_rows_max, ..options(4) }).unwrap();
+        // The first is launched and captured, the second replayed.
+        let (launched, replayed) = (decode(&mut engine, &seqs), decode(&mut engine, &seqs));
+        assert_eq!((engine.graphs(), &launched), (1, &replayed));
+        launched
+    });
+    assert_eq!(three, four);
+}
+
 /// What is on its way when it is not wanted any more harms nobody.
 #[test]
 fn adapters_and_engines_may_go_while_they_are_copied() {

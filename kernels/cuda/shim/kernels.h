@@ -1,4 +1,4 @@
-// The table of kernels that a launch looks names up in.
+// The kernels that a launch finds by name: one table for each file of tables/.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +14,15 @@ struct Kernel {
     // Writes up to `capacity` of its parameters, in order, and says how many it has.
     size_t (*describe)(Parameter* to, size_t capacity);
 };
-extern const Kernel kernel_table[];
-extern const size_t kernel_count;
+struct Table {
+    const Kernel* kernels;
+    size_t count;
+};
+extern const Table attention_kernels, gemm_kernels, lora_kernels, probe_kernels, row_kernels, sampling_kernels;
+
+// Null beyond the last.
+const Kernel* kernel_at(size_t index);
+// Null if there is none.
+const Kernel* kernel_named(const char* name);
 
 }  // namespace shim

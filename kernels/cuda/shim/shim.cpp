@@ -328,9 +328,8 @@ extern "C" int weft_shim_launch(const char* name, const unsigned grid[3], const 
     shim::failed = false;
     shim::message[0] = 0;
     shim::here = {};
-    shim::kernel = nullptr;
-    for (size_t i = 0; i < shim::kernel_count; ++i)
-        if (strcmp(shim::kernel_table[i].name, name) == 0) shim::kernel = shim::kernel_table[i].call;
+    const shim::Kernel* const kernel = shim::kernel_named(name);
+    shim::kernel = kernel ? kernel->call : nullptr;
     const size_t threads = size_t(block[0]) * block[1] * block[2];
     if (!shim::kernel) {
         snprintf(error, error_bytes, "no kernel %s", name);
@@ -358,10 +357,12 @@ extern "C" int weft_shim_launch(const char* name, const unsigned grid[3], const 
 
 // The name of a kernel by its number; null beyond the last.
 extern "C" const char* weft_shim_kernel(size_t index) {
-    return index < shim::kernel_count ? shim::kernel_table[index].name : nullptr;
+    const shim::Kernel* const kernel = shim::kernel_at(index);
+    return kernel ? kernel->name : nullptr;
 }
 
 // As Kernel::describe; 0 beyond the last kernel.
 extern "C" size_t weft_shim_parameters(size_t index, shim::Parameter* to, size_t capacity) {
-    return index < shim::kernel_count ? shim::kernel_table[index].describe(to, capacity) : 0;
+    const shim::Kernel* const kernel = shim::kernel_at(index);
+    return kernel ? kernel->describe(to, capacity) : 0;
 }

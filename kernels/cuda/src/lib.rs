@@ -10,10 +10,12 @@
 //!    [`within`] holds it to the memory that it names, and tells what it touched.
 //! 3. [`on_host`] is [`weft_kernels::Kernels`] over that, so that the one conformance suite judges the kernels.
 //! 4. [`gemm`] packs quantised weights, and chooses the launch of a product with them.
+//!    [`e4m3`] is what numbers of 8 bits are.
 //! 5. [`sampling`] makes the device table of the sampler, and runs it in the shim.
 //! 6. [`model`] predicts what a step costs from the bytes that its launches move.
 
 pub mod attention;
+pub mod e4m3;
 pub mod gemm;
 #[cfg(feature = "shim")]
 pub mod host;

@@ -11,6 +11,7 @@
 //! largest value gets the largest code. A value that is no number makes its scale, and so its rank, none. Scales of less than 2^-126
 //! are rounded further than this.
 
+use crate::e4m3;
 use half::{bf16, f16};
 
 /// Largest rank that a slot is packed for; [`crate::table::RANK_MAX`] bounds the ranks of a launch.
@@ -166,7 +167,7 @@ pub fn half(values: &[f32], half: Half, rank: usize, format: Format) -> Result<V
     bytes.extend(values.iter().enumerate().map(|(index, value)| {
         let scale = scales[half.rank_of(index, rank)];
         let code = if scale > 0.0 { value / scale } else { 0.0 };
-        if format == Format::Int8 { (code.round_ties_even() as i8).to_le_bytes()[0] } else { fp8_from_f32(code) }
+        if format == Format::Int8 { (code.round_ties_even() as i8).to_le_bytes()[0] } else { e4m3::encode(code) }
     }));
     Ok(bytes)
 }
@@ -209,33 +210,8 @@ pub fn values(bytes: &[u8], half: Half, rank: usize, format: Format) -> Result<V
         Format::Bf16 => halves(|bits| bf16::from_bits(bits).to_f32()),
         Format::F16 => halves(|bits| f16::from_bits(bits).to_f32()),
         Format::Int8 => codes(|code| f32::from(i8::from_le_bytes([code]))),
-        Format::Fp8 => codes(fp8_to_f32),
+        Format::Fp8 => codes(e4m3::decode),
     })
-}
-
-/// The nearest e4m3, ties to even, the largest for what is larger; zero for what is no number.
-fn fp8_from_f32(value: f32) -> u8 {
-    if value.is_nan() {
-        return 0;
-    }
-    let magnitude = value.abs().min(448.0);
-    // Its steps: 2^-3 of the power of two below, and below 2^-6 no finer. Powers of two divide exactly.
-    let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(-6);
-    let steps = (magnitude / 2f32.powi(exponent - 3)).round_ties_even() as u32;
-    // Steps beyond 15 carry into the exponent, whose lowest value has no leading bit of its own.
-    let code = ((exponent + 6) as u32 * 8 + steps) as u8;
-    code | if value.is_sign_negative() { 0x80 } else { 0 }
-}
-
-/// The value of an e4m3.
-fn fp8_to_f32(code: u8) -> f32 {
-    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let magnitude = match (exponent, code & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => fraction * 2f32.powi(-9),
-        _ => (8.0 + fraction) * 2f32.powi(exponent - 10),
-    };
-    if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 #[cfg(test)]
@@ -243,27 +219,6 @@ mod tests {
     use super::*;
     use weft_kernels::conformance::Random;
     use weft_kernels::{WeightFormat, reference};
-
-    #[test]
-    fn e4m3_is_as_its_definition_says() {
-        // OCP 8-bit floating point specification 1.0, table 1: largest, smallest normal, largest and smallest subnormal.
-        let known = [(0x7e, 448.0), (0x08, 2f32.powi(-6)), (0x07, 0.875 * 2f32.powi(-6)), (0x01, 2f32.powi(-9))];
-        for (code, value) in known {
-            assert_eq!((fp8_to_f32(code), fp8_to_f32(code | 0x80)), (value, -value));
-        }
-        for code in (0..=255u8).filter(|code| code & 0x7f != 0x7f) {
-            assert_eq!(fp8_from_f32(fp8_to_f32(code)), code);
-            // Halfway to the next one goes to the even of both, a little less or more does not.
-            if code & 0x7f < 0x7e {
-                let (low, high) = (fp8_to_f32(code), fp8_to_f32(code + 1));
-                let middle = f32::midpoint(low, high);
-                assert_eq!(fp8_from_f32(middle), if code % 2 == 0 { code } else { code + 1 }, "{middle}");
-                assert_eq!(fp8_from_f32(middle + (low - middle) * 1e-3), code);
-                assert_eq!(fp8_from_f32(middle + (high - middle) * 1e-3), code + 1);
-            }
-        }
-        assert_eq!([1e9, f32::INFINITY, -1e9].map(fp8_from_f32), [0x7e, 0x7e, 0xfe]);
-    }
 
     #[test]
     fn int8_has_the_codes_and_scales_of_the_cpu_kernels() {

@@ -198,7 +198,7 @@ fn int8_channels(case: Case) -> Filled {
 
 fn e4m3_weights(case: &Case, random: &mut Random) -> (Packed, Vec<f64>, Vec<f32>) {
     let (codes, scales) = codes::e4m3(&case.values(random, case.columns), case.depth);
-    let values = codes.iter().map(|code| f64::from(codes::from_e4m3(*code))).collect();
+    let values = codes.iter().map(|code| f64::from(weft_cuda_kernels::e4m3::decode(*code))).collect();
     (pack::e4m3(case.shape(), &codes, &scales).unwrap(), values, scales)
 }
 
@@ -207,7 +207,8 @@ fn fp8(case: Case) -> Filled {
     let (weights, values, scales) = e4m3_weights(&case, random);
     let x = case.device.quantise(&case.values(random, case.rows), case.depth, Inputs::E4m3Rows).unwrap();
     let (depth, of_x) = (case.depth, x.clone());
-    let x_values: Vec<f64> = x.codes().into_iter().map(|code| f64::from(codes::from_e4m3(code))).collect();
+    let x_values: Vec<f64> =
+        x.codes().into_iter().map(|code| f64::from(weft_cuda_kernels::e4m3::decode(code))).collect();
     let unit = UNIT * (32.0 + 2.0 + case.roundings(1));
     let oracle = move |row: usize, column: usize| {
         let terms = (0..depth).map(|k| x_values[row * depth + k] * values[column * depth + k]);

@@ -2,17 +2,14 @@
 //!
 //! The base is a shape without a meaning: every weight is the same small number, which takes as long as any other. Adapters are random.
 
-mod adapters;
-mod measure;
-mod shape;
-
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use measure::{Plan, Report};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_cuda_device::driver::Driver;
+use weft_gpu::measure::{self, Plan, Report};
+use weft_gpu::shape;
 
 /// Measures decoding with many adapters on a GPU, against the base alone and against the floor of its memory.
 #[derive(Parser)]

@@ -19,16 +19,20 @@ const WARM_STEPS: usize = 3;
 const COLD_LOADS: usize = 9;
 
 /// What to measure.
-pub(crate) struct Plan {
-    pub(crate) config: ModelConfig,
-    pub(crate) rows: usize,
-    pub(crate) context: usize,
-    pub(crate) each: Duration,
+pub struct Plan {
+    /// Sizes of the base.
+    pub config: ModelConfig,
+    /// Sequences that decode at once, 1 or more.
+    pub rows: usize,
+    /// Positions that each has behind it, less than the base's context.
+    pub context: usize,
+    /// How long each case is measured.
+    pub each: Duration,
 }
 
 /// All of it.
 #[derive(Serialize)]
-pub(crate) struct Report {
+pub struct Report {
     device: String,
     capability: (i32, i32),
     multiprocessors: usize,
@@ -73,7 +77,10 @@ struct Cold {
 }
 
 /// Measures all cases, one engine after the other.
-pub(crate) fn run(driver: Arc<dyn Driver>, plan: &Plan) -> Result<Report> {
+///
+/// # Errors
+/// The plan is out of range, or the device has too little memory or fails.
+pub fn run(driver: Arc<dyn Driver>, plan: &Plan) -> Result<Report> {
     ensure!(plan.rows > 0, "--rows is 0, allowed are 1 and more");
     let most = plan.config.context_length - 1;
     ensure!(plan.context <= most, "--context is {}, allowed are up to {most}", plan.context);
@@ -103,7 +110,7 @@ pub(crate) fn run(driver: Arc<dyn Driver>, plan: &Plan) -> Result<Report> {
         for (adapters, ranks) in [(0, vec![16])].into_iter().chain(wanted).chain(mixed) {
             let (took, steps) = if adapters == 0 { base } else { bench.decode(adapters, &ranks)? };
             let step_s = took.as_secs_f64() / steps as f64;
-            let adapter_bytes = bench.adapter_bytes(adapters, &ranks);
+            let adapter_bytes = bench.adapter_bytes();
             let bytes = bench.engine.weight_bytes() + adapter_bytes + bench.kv_bytes();
             let floor_s = bytes as f64 / bandwidth;
             report.cases.push(Case {
@@ -216,9 +223,8 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn adapter_bytes(&self, adapters: usize, ranks: &[usize]) -> u64 {
-        debug_assert!(adapters == 0 || self.loaded.len() == adapters && ranks.len() <= RANK_MAX);
-        if adapters == 0 { 0 } else { self.loaded.iter().map(|(_, prepared, _)| prepared.bytes()).sum() }
+    fn adapter_bytes(&self) -> u64 {
+        self.loaded.iter().map(|(_, prepared, _)| prepared.bytes()).sum()
     }
 
     /// Keys and values that a step reads.

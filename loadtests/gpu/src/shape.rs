@@ -3,7 +3,8 @@
 use weft_base_model::{ModelConfig, Rope, RopeScaling};
 
 /// Llama 3.1 8B, as its `config.json` says.
-pub(crate) fn llama_8b() -> ModelConfig {
+#[must_use]
+pub fn llama_8b() -> ModelConfig {
     ModelConfig {
         hidden_size: 4096,
         layers: 32,
@@ -22,7 +23,8 @@ pub(crate) fn llama_8b() -> ModelConfig {
 }
 
 /// Enough to run in the shim.
-pub(crate) fn tiny() -> ModelConfig {
+#[must_use]
+pub fn tiny() -> ModelConfig {
     ModelConfig {
         hidden_size: 64,
         layers: 2,

@@ -23,7 +23,7 @@ pub use weft_cuda_kernels::pack::Format;
 use crate::forward::forward;
 use crate::plan::{BlockOwners, Limits, Plan};
 use crate::shape::{SITES, Shape};
-use crate::{Error, LogitsWanted, SeqOutput, SlotId, StepBatch, StepOutput};
+use crate::{Error, SeqOutput, SlotId, StepBatch, StepOutput};
 use activations::{Buffers, Room};
 use kv::Kv;
 use slots::{Resident, Slots};
@@ -173,8 +173,7 @@ impl DeviceEngine {
 
     /// What any step may need.
     fn caps_max(shape: &Shape, options: &DeviceOptions) -> Caps {
-        let (rows, sequences) =
-            (options.rows_max.max(Self::bucket_rows(options, options.sequences_max)), options.sequences_max);
+        let (rows, sequences) = (options.rows_max, options.sequences_max);
         Caps {
             rows,
             wanted: rows,
@@ -263,21 +262,6 @@ impl DeviceEngine {
         if batch.seqs.is_empty() {
             return Ok(());
         }
-        let rows: usize = batch.seqs.iter().map(|seq| seq.tokens.len()).sum();
-        let wanted = batch.seqs.iter().map(|seq| match seq.logits {
-            LogitsWanted::None => 0,
-            LogitsWanted::Last => 1,
-            LogitsWanted::All => seq.tokens.len(),
-        });
-        for (what, value, limit) in [
-            ("rows", rows, self.options.rows_max),
-            ("rows with logits", wanted.sum(), self.options.logits_rows_max),
-            ("sequences", batch.seqs.len(), self.options.sequences_max),
-        ] {
-            if value > limit {
-                return Err(Error::Batch { what, value, limit });
-            }
-        }
         let mut is_there = true;
         for slot in batch.seqs.iter().filter_map(|seq| seq.slot) {
             is_there &= self.slots.is_there(slot)?;
@@ -289,6 +273,15 @@ impl DeviceEngine {
             block_size: self.options.block_size,
         };
         let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
+        for (what, value, limit) in [
+            ("rows", plan.rows(), self.options.rows_max),
+            ("rows with logits", plan.wanted.len(), self.options.logits_rows_max),
+            ("sequences", plan.seqs.len(), self.options.sequences_max),
+        ] {
+            if value > limit {
+                return Err(Error::Batch { what, value, limit });
+            }
+        }
         let attention = attention::Step::new(&self.attention, plan.rows(), self.options.kv_blocks, &plan.seqs)?;
         let choice = Choice {
             activations: self.options.precision.format(),
@@ -387,9 +380,10 @@ impl DeviceEngine {
         shape.context.div_ceil(options.block_size)
     }
 
-    /// The next power of two, up to the largest batch.
+    /// The next power of two, up to the largest batch: every row of it, the padding too, leaves logits.
     fn bucket_rows(options: &DeviceOptions, rows: usize) -> usize {
-        rows.next_power_of_two().min(options.sequences_max.min(options.rows_max)).max(rows)
+        let most = options.sequences_max.min(options.logits_rows_max);
+        rows.next_power_of_two().min(most).max(rows)
     }
 
     fn bucket_caps(&self, bucket: Bucket) -> Caps {

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::forward::{Backend, Norm};
 use crate::shape::{Shape, Site};
 use weft_cuda_device::{Argument, Buffer, Counts, Device, Event, Launch, Matmul, Stream, View};
-use weft_cuda_kernels::attention;
+use weft_cuda_kernels::attention::{self, Grid};
 use weft_cuda_kernels::pack::Format;
 use weft_cuda_kernels::table::{self, Path};
 
@@ -80,6 +80,38 @@ impl Step<'_> {
         Ok(unsafe { self.stream.launch(launch) }?)
     }
 
+    /// A kernel of plain rows: everything that it touches is an argument.
+    fn launch_rows(
+        &self,
+        kernel: &str,
+        (grid, threads): ([u32; 2], u32),
+        arguments: &[Argument<'_>],
+        [read_bytes, written_bytes]: [u64; 2],
+    ) -> Result<(), Error> {
+        self.launch(&Launch {
+            kernel: &self.named(kernel),
+            grid: [grid[0], grid[1], 1],
+            threads,
+            shared_bytes: 0,
+            arguments,
+            through_tables: &[],
+            counts: Counts { read_bytes, written_bytes, operations: 0 },
+        })
+    }
+
+    /// A kernel of attention or of its pages.
+    fn launch_attention(
+        &self,
+        kernel: &str,
+        grid: Grid,
+        arguments: &[Argument<'_>],
+        counts: Counts,
+    ) -> Result<(), Error> {
+        let Grid { grid, shared_bytes } = grid;
+        let threads = attention::THREADS;
+        self.launch(&Launch { kernel, grid, threads, shared_bytes, arguments, through_tables: &[], counts })
+    }
+
     fn norm_weight(&self, norm: Norm) -> &Buffer {
         match norm {
             Norm::Input(layer) => &self.weights.layers[layer].input_norm,
@@ -95,31 +127,21 @@ impl Step<'_> {
 
     fn gather(&self, from: View<'_>, numbers: View<'_>, to: View<'_>, rows: usize, width: usize) -> Result<(), Error> {
         let bytes = self.bytes(rows * width);
-        self.launch(&Launch {
-            kernel: &self.named("gather_rows"),
-            grid: [rows as u32, 1, 1],
-            threads: ROW_THREADS,
-            shared_bytes: 0,
-            arguments: &[
-                from.reads().in_parts().into(),
-                numbers.reads().into(),
-                to.writes().into(),
-                Argument::I32(width as i32),
-            ],
-            through_tables: &[],
-            counts: Counts { read_bytes: bytes + 4 * rows as u64, written_bytes: bytes, operations: 0 },
-        })
+        self.launch_rows(
+            "gather_rows",
+            ([rows as u32, 1], ROW_THREADS),
+            &[from.reads().in_parts().into(), numbers.reads().into(), to.writes().into(), Argument::I32(width as i32)],
+            [bytes + 4 * rows as u64, bytes],
+        )
     }
 
     fn rope(&self, x: View<'_>, heads: usize, rows: usize) -> Result<(), Error> {
         let shape = self.shape;
         let bytes = self.bytes(rows * heads * shape.head_dim);
-        self.launch(&Launch {
-            kernel: &self.named("rope"),
-            grid: [rows as u32, 1, 1],
-            threads: ROPE_THREADS,
-            shared_bytes: 0,
-            arguments: &[
+        self.launch_rows(
+            "rope",
+            ([rows as u32, 1], ROPE_THREADS),
+            &[
                 x.writes().in_parts().into(),
                 Argument::I32(heads as i32),
                 Argument::I32(shape.head_dim as i32),
@@ -128,9 +150,8 @@ impl Step<'_> {
                 self.weights.inv_freq.all().reads().into(),
                 Argument::F32(shape.attention_factor),
             ],
-            through_tables: &[],
-            counts: Counts { read_bytes: bytes, written_bytes: bytes, operations: 0 },
-        })
+            [bytes, bytes],
+        )
     }
 
     fn add_adapters(
@@ -183,31 +204,26 @@ impl Backend for Step<'_> {
 
     fn norm(&mut self, norm: Norm, x: &Activations) -> Result<(), Error> {
         let bytes = self.bytes(x.rows * self.shape.hidden);
-        self.launch(&Launch {
-            kernel: &self.named("rms_norm"),
-            grid: [x.rows as u32, 1, 1],
-            threads: ROW_THREADS,
-            shared_bytes: 0,
-            arguments: &[
+        self.launch_rows(
+            "rms_norm",
+            ([x.rows as u32, 1], ROW_THREADS),
+            &[
                 self.buffers.residual(x)?.reads().into(),
                 self.norm_weight(norm).all().reads().into(),
                 Argument::F32(self.shape.rms_eps),
                 self.buffers.normed(x)?.writes().into(),
                 Argument::I32(self.shape.hidden as i32),
             ],
-            through_tables: &[],
-            counts: Counts { read_bytes: bytes, written_bytes: bytes, operations: 0 },
-        })
+            [bytes, bytes],
+        )
     }
 
     fn add_norm(&mut self, norm: Norm, x: &Activations) -> Result<(), Error> {
         let bytes = self.bytes(x.rows * self.shape.hidden);
-        self.launch(&Launch {
-            kernel: &self.named("add_rms_norm"),
-            grid: [x.rows as u32, 1, 1],
-            threads: ROW_THREADS,
-            shared_bytes: 0,
-            arguments: &[
+        self.launch_rows(
+            "add_rms_norm",
+            ([x.rows as u32, 1], ROW_THREADS),
+            &[
                 self.buffers.residual(x)?.writes().into(),
                 self.buffers.delta(x)?.reads().into(),
                 self.norm_weight(norm).all().reads().into(),
@@ -215,9 +231,8 @@ impl Backend for Step<'_> {
                 self.buffers.normed(x)?.writes().into(),
                 Argument::I32(self.shape.hidden as i32),
             ],
-            through_tables: &[],
-            counts: Counts { read_bytes: 2 * bytes, written_bytes: 2 * bytes, operations: 0 },
-        })
+            [2 * bytes, 2 * bytes],
+        )
     }
 
     fn linear(&mut self, layer: usize, site: Site, x: &Activations) -> Result<(), Error> {
@@ -273,12 +288,10 @@ impl Backend for Step<'_> {
             }
             let grid = attention::write_grid(most);
             let stored = self.bytes(x.rows * shape.kv_width() * 2);
-            self.launch(&Launch {
-                kernel: &format!("weft_kv_write_{suffix}_{suffix}"),
-                grid: grid.grid,
-                threads: attention::THREADS,
-                shared_bytes: grid.shared_bytes,
-                arguments: &[
+            self.launch_attention(
+                &format!("weft_kv_write_{suffix}_{suffix}"),
+                grid,
+                &[
                     k.reads().in_parts().into(),
                     v.reads().in_parts().into(),
                     Argument::I32(shape.qkv_width() as i32),
@@ -292,9 +305,8 @@ impl Backend for Step<'_> {
                     Argument::Null,
                     Argument::Null,
                 ],
-                through_tables: &[],
-                counts: Counts { read_bytes: stored, written_bytes: stored, operations: 0 },
-            })?;
+                Counts { read_bytes: stored, written_bytes: stored, operations: 0 },
+            )?;
         }
         Ok(())
     }
@@ -310,12 +322,10 @@ impl Backend for Step<'_> {
         if caps.prefill > 0 {
             let grid = attention::prefill_grid(&self.attention, caps.prefill, self.precision.bytes());
             let [items, count] = self.layout.prefill();
-            self.launch(&Launch {
-                kernel: &format!("weft_attention_prefill_{suffix}_{suffix}"),
-                grid: grid.grid,
-                threads: attention::THREADS,
-                shared_bytes: grid.shared_bytes,
-                arguments: &[
+            self.launch_attention(
+                &format!("weft_attention_prefill_{suffix}_{suffix}"),
+                grid,
+                &[
                     q.reads().in_parts().into(),
                     self.part(items)?.reads().into(),
                     self.part(count)?.reads().into(),
@@ -327,9 +337,8 @@ impl Backend for Step<'_> {
                     Argument::Null,
                     out.writes().in_parts().into(),
                 ],
-                through_tables: &[],
-                counts: Counts::default(),
-            })?;
+                Counts::default(),
+            )?;
         }
         if caps.decode == 0 {
             return Ok(());
@@ -340,12 +349,10 @@ impl Backend for Step<'_> {
         let [items, count] = self.layout.decode();
         let (items, count) = (self.part(items)?.reads(), self.part(count)?.reads());
         let (partials, sums) = (self.buffers.partials.all(), self.buffers.sums.all());
-        self.launch(&Launch {
-            kernel: &format!("weft_attention_decode_{suffix}_{suffix}"),
-            grid: grid.grid,
-            threads: attention::THREADS,
-            shared_bytes: grid.shared_bytes,
-            arguments: &[
+        self.launch_attention(
+            &format!("weft_attention_decode_{suffix}_{suffix}"),
+            grid,
+            &[
                 q.reads().in_parts().into(),
                 items.into(),
                 count.into(),
@@ -360,16 +367,13 @@ impl Backend for Step<'_> {
                 sums.writes().in_parts().into(),
                 out.writes().in_parts().into(),
             ],
-            through_tables: &[],
-            counts: Counts::default(),
-        })?;
+            Counts::default(),
+        )?;
         let grid = attention::combine_grid(layer, caps.decode);
-        self.launch(&Launch {
-            kernel: &self.named("attention_combine"),
-            grid: grid.grid,
-            threads: attention::THREADS,
-            shared_bytes: grid.shared_bytes,
-            arguments: &[
+        self.launch_attention(
+            &self.named("attention_combine"),
+            grid,
+            &[
                 items.into(),
                 count.into(),
                 Argument::Bytes(bytemuck::bytes_of(&described)),
@@ -378,27 +382,23 @@ impl Backend for Step<'_> {
                 sums.reads().in_parts().into(),
                 out.writes().in_parts().into(),
             ],
-            through_tables: &[],
-            counts: Counts::default(),
-        })
+            Counts::default(),
+        )
     }
 
     fn silu_mul(&mut self, x: &Activations) -> Result<(), Error> {
         let inter = self.shape.intermediate;
         let bytes = self.bytes(x.rows * inter);
-        self.launch(&Launch {
-            kernel: &self.named("silu_mul"),
-            grid: [inter.div_ceil(SILU_COLUMNS) as u32, x.rows as u32, 1],
-            threads: ROW_THREADS,
-            shared_bytes: 0,
-            arguments: &[
+        self.launch_rows(
+            "silu_mul",
+            ([inter.div_ceil(SILU_COLUMNS) as u32, x.rows as u32], ROW_THREADS),
+            &[
                 self.buffers.gate_up(x)?.reads().into(),
                 self.buffers.activated(x)?.writes().into(),
                 Argument::I32(inter as i32),
             ],
-            through_tables: &[],
-            counts: Counts { read_bytes: 2 * bytes, written_bytes: bytes, operations: 0 },
-        })
+            [2 * bytes, bytes],
+        )
     }
 
     fn wanted(&mut self, x: Activations) -> Result<Activations, Error> {

@@ -115,6 +115,7 @@ impl Values {
     }
 
     /// Pointers to the values, as launches take them; good until the values are changed or dropped.
+    #[cfg(any(feature = "cuda", feature = "shim"))]
     pub(crate) fn pointers(&mut self) -> Vec<*mut std::ffi::c_void> {
         let Self { words, starts } = self;
         starts.iter().map(|start| std::ptr::from_mut(&mut words[*start]).cast()).collect()

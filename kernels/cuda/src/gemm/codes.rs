@@ -1,11 +1,11 @@
 //! From weights in f32 to codes and scales, all row-major `[columns, depth]`. What is not finite makes its scale or minimum NaN.
 
 use super::STEP;
+use crate::e4m3;
 use half::f16;
 
 /// Below this a largest value counts as zero; as in `kernels/src/quant.rs`.
 const LEAST: f32 = 1e-30;
-const E4M3_MAX: f32 = 448.0;
 
 /// Codes 0 to 15 with scale and minimum per 32 inputs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,7 +44,7 @@ pub fn int8(weights: &[f32], group: usize) -> (Vec<i8>, Vec<f32>) {
 /// Codes in e4m3 with a scale for each column of `depth` inputs.
 #[must_use]
 pub fn e4m3(weights: &[f32], depth: usize) -> (Vec<u8>, Vec<f32>) {
-    with_scales(weights, depth, E4M3_MAX, to_e4m3)
+    with_scales(weights, depth, e4m3::MAX, e4m3::encode)
 }
 
 fn with_scales<C>(weights: &[f32], group: usize, largest: f32, code: impl Fn(f32) -> C) -> (Vec<C>, Vec<f32>) {
@@ -63,56 +63,10 @@ fn bad(group: &[f32]) -> f32 {
     group.iter().map(|w| w * 0.0).sum()
 }
 
-/// To the nearest e4m3, ties to even; what is larger than 448 becomes 448.
-#[must_use]
-pub fn to_e4m3(value: f32) -> u8 {
-    let sign = if value.is_sign_negative() { 0x80 } else { 0 };
-    let magnitude = value.abs();
-    if value.is_nan() {
-        return 0x7f;
-    }
-    if magnitude >= E4M3_MAX {
-        return sign | 0x7e;
-    }
-    // Numbers lie 2^(exponent - 3) apart, and 2^-9 below 2^-6.
-    let exponent = (magnitude.to_bits() >> 23).cast_signed() - 127;
-    let exponent = exponent.max(-6);
-    let steps = (magnitude * 2f32.powi(3 - exponent)).round_ties_even() as u8;
-    // Eight steps are the 1 that is not stored; sixteen carry into the exponent.
-    sign | ((exponent + 6) as u8 * 8 + steps)
-}
-
-/// Exact.
-#[must_use]
-pub fn from_e4m3(code: u8) -> f32 {
-    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let magnitude = match code & 0x7f {
-        0x7f => f32::NAN,
-        _ if exponent == 0 => fraction * 2f32.powi(-9),
-        _ => (8.0 + fraction) * 2f32.powi(exponent - 10),
-    };
-    if code & 0x80 == 0 { magnitude } else { -magnitude }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use weft_kernels::conformance::Random;
-
-    #[test]
-    fn every_code_of_e4m3_comes_back_and_middles_go_to_even() {
-        for code in (0..=255u8).filter(|code| code & 0x7f != 0x7f) {
-            assert_eq!(to_e4m3(from_e4m3(code)), code);
-            if code & 0x7f < 0x7e {
-                let middle = f32::midpoint(from_e4m3(code), from_e4m3(code + 1));
-                assert_eq!(to_e4m3(middle), code + code % 2, "{middle}");
-                let (below, above) = (middle.abs().next_down(), middle.abs().next_up());
-                assert_eq!([below, above].map(to_e4m3), [code & 0x7f, (code & 0x7f) + 1]);
-            }
-        }
-        let ends = [1e9, f32::NEG_INFINITY, f32::NAN, 1e-40].map(to_e4m3);
-        assert_eq!(ends, [0x7e, 0xfe, 0x7f, 0]);
-    }
 
     #[test]
     fn codes_of_four_bits_come_back_from_their_values() {

@@ -3,6 +3,7 @@
 use super::{Device, Element};
 use crate::arguments;
 use crate::attention::{self, Error, Grid, Item, Layer, Shape, Step};
+use crate::e4m3;
 use half::{bf16, f16};
 use std::marker::PhantomData;
 use weft_kernels::{AttentionSeq, KvFormat, KvLayer};
@@ -34,7 +35,7 @@ macro_rules! kv_element {
 }
 kv_element!(f32, bf16, f16);
 
-/// `__nv_fp8_e4m3`: a sign, four bits of exponent with bias 7, three of fraction; no infinities, 0x7f is NaN, 448 the largest.
+/// `__nv_fp8_e4m3`, as in [`crate::e4m3`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct E4m3(pub u8);
@@ -43,28 +44,12 @@ impl KvElement for E4m3 {
     const SUFFIX: &'static str = "e4m3";
     const IS_SCALED: bool = true;
 
-    /// Cost: a search among the 127 codes.
     fn from_f32(value: f32) -> Self {
-        if value.is_nan() {
-            return Self(0x7f);
-        }
-        let magnitude = value.abs();
-        let distance = |code: u8| (f64::from(Self(code).to_f32()) - f64::from(magnitude.min(448.0))).abs();
-        // Of two that are as near, the even one.
-        let nearest = (0..0x7f)
-            .min_by(|&a, &b| distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1))))
-            .expect("there are codes");
-        Self(nearest | if value.is_sign_negative() { 0x80 } else { 0 })
+        Self(e4m3::encode(value))
     }
 
     fn to_f32(self) -> f32 {
-        let (exponent, fraction) = (i32::from(self.0 >> 3 & 15), f32::from(self.0 & 7));
-        let magnitude = match (exponent, self.0 & 7) {
-            (15, 7) => f32::NAN,
-            (0, _) => fraction / 8.0 * 2f32.powi(-6),
-            _ => (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
-        };
-        if self.0 & 0x80 == 0 { magnitude } else { -magnitude }
+        e4m3::decode(self.0)
     }
 }
 

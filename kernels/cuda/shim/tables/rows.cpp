@@ -1,0 +1,14 @@
+// What works on plain rows.
+#include "table.h"
+
+#include "../../gather_rows.cu"
+#include "../../rms_norm.cu"
+#include "../../rope.cu"
+#include "../../silu_mul.cu"
+
+TABLE(row_kernels,
+      FLOATS(weft_gather_rows),
+      FLOATS(weft_rms_norm),
+      FLOATS(weft_add_rms_norm),
+      FLOATS(weft_rope),
+      FLOATS(weft_silu_mul))
