@@ -1,6 +1,10 @@
 //! The device engine over the shim: the CUDA kernels, streams, copies and graphs, run on this processor for the tiny models.
 
 mod common;
+#[path = "device/kv.rs"]
+mod kv;
+#[path = "device/rounded.rs"]
+mod rounded;
 
 use common::{
     BLOCK_SIZE, Case, ExpectedLogits, base_shape, blob, difference, golden, golden_dir, greedy, prefill, tiny,
@@ -8,7 +12,7 @@ use common::{
 use weft_base_model::BaseModel;
 use weft_cuda_device::record::{Kind, Record};
 use weft_cuda_device::{Device, Options, shim};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, Precision};
+use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvFormat, Precision};
 use weft_engine::{LogitsWanted, Problem, SeqStep, SlotId, StepBatch};
 
 /// As for the processor's kernels (`golden_logits.rs`).
@@ -24,6 +28,7 @@ fn options(seed: u64) -> DeviceOptions {
     DeviceOptions {
         device: device(seed),
         precision: Precision::F32,
+        kv: KvFormat::Precision,
         adapters: Format::F32,
         batch_invariant: false,
         kv_blocks: 128,
@@ -346,6 +351,7 @@ fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
     let says = |options| DeviceEngine::new(&model, options).err().unwrap().to_string();
     let odd = says(DeviceOptions { precision: Precision::Bf16, adapters: Format::F32, ..options(0) });
     assert!(odd.starts_with("adapters is "), "{odd}");
+    assert!(says(DeviceOptions { kv: KvFormat::Fp8, ..options(0) }).starts_with("kv is "), "f32 with pages in e4m3");
     assert_eq!(says(DeviceOptions { rank_max: 769, ..options(0) }), "rank_max is 769, allowed is 1 to 768");
     assert_eq!(says(DeviceOptions { rows_max: 65_536, ..options(0) }), "rows_max is 65536, allowed is 1 to 65535");
     assert_eq!(

@@ -17,6 +17,7 @@ mod tables;
 mod weights;
 
 pub use adapter::{PreparedAdapter, Preparer};
+pub use kv::KvFormat;
 pub use precision::Precision;
 pub use weft_cuda_kernels::pack::Format;
 
@@ -48,8 +49,10 @@ pub const ROWS_MAX: usize = 65_535;
 pub struct DeviceOptions {
     /// Where. Its pool must hold the base, the pages, the slots and the activations.
     pub device: Device,
-    /// Of everything but adapters.
+    /// Of everything but adapters and what has a format of its own.
     pub precision: Precision,
+    /// Of keys and values; e4m3 goes with bf16 alone.
+    pub kv: KvFormat,
     /// Of adapters: one that the kernels take beside that precision.
     pub adapters: Format,
     /// Whether a row's adapter gives the same bits whatever shares its step; then prompts take no tensor cores for it.
@@ -109,9 +112,7 @@ impl DeviceEngine {
     /// [`Error::Option`] for a size out of range, [`Error::Model`] and [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device
     /// has too little memory or fails.
     pub fn new(model: &BaseModel, options: DeviceOptions) -> Result<Self, Error> {
-        Self::build(&model.config, options, |shape, options, stream| {
-            Weights::load(model, shape, options.precision, &options.device, stream)
-        })
+        Self::build(&model.config, options, |shape, options, stream| Weights::load(model, shape, options, stream))
     }
 
     /// An engine for these sizes whose every weight is the same small number: for measurements, where no model is at hand.
@@ -119,9 +120,7 @@ impl DeviceEngine {
     /// # Errors
     /// As [`Self::new`].
     pub fn without_meaning(config: &ModelConfig, options: DeviceOptions) -> Result<Self, Error> {
-        Self::build(config, options, |shape, options, stream| {
-            Weights::without_meaning(config, shape, options.precision, &options.device, stream)
-        })
+        Self::build(config, options, |shape, options, stream| Weights::without_meaning(config, shape, options, stream))
     }
 
     fn build(
@@ -137,7 +136,8 @@ impl DeviceEngine {
         let idle = Idle(&stream);
         stream.prepare_products()?;
         let weights = weights(&shape, &options, &stream)?;
-        let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, options.kv_blocks, precision));
+        let kv = (0..shape.layers)
+            .map(|_| Kv::new(device, &stream, &attention, options.kv_blocks, options.kv.bytes(precision)));
         let kv = kv.collect::<Result<_, _>>()?;
         let slots = Slots::new(device, options.slots_bytes)?;
         let room = Room {
@@ -235,6 +235,12 @@ impl DeviceEngine {
         self.weights.bytes()
     }
 
+    /// Device memory of all pages of keys and values.
+    #[must_use]
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv.iter().map(Kv::bytes).sum::<usize>() as u64
+    }
+
     /// Graphs captured so far.
     #[must_use]
     pub fn graphs(&self) -> usize {
@@ -325,6 +331,7 @@ impl DeviceEngine {
             stream: &self.stream,
             weights: &self.weights,
             kv: &self.kv,
+            kv_format: self.options.kv,
             slots: self.slots.memory(),
             adapters: self.options.adapters,
             buffers: &self.buffers,
@@ -461,6 +468,13 @@ fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Err
     if table::kernel(Path::Decode, options.precision.format(), options.adapters).is_err() {
         let allowed = "a format that the kernels take beside the precision";
         return Err(Error::Option { option: "adapters", value: options.adapters as usize, allowed });
+    }
+    if options.kv == KvFormat::Fp8 && options.precision != Precision::Bf16 {
+        return Err(Error::Option {
+            option: "kv",
+            value: options.kv as usize,
+            allowed: "that of the precision, unless that is bf16",
+        });
     }
     let layer = attention::Layer {
         heads: shape.heads,

@@ -1,7 +1,7 @@
 //! A step on a device: the operations of `forward` as launches on one stream.
 
 use super::activations::{Activations, Buffers};
-use super::kv::Kv;
+use super::kv::{Kv, KvFormat};
 use super::precision::Precision;
 use super::slots::Resident;
 use super::tables::{Layout, SiteTable, site_number};
@@ -37,6 +37,7 @@ pub(crate) struct Step<'a> {
     pub(crate) stream: &'a Stream,
     pub(crate) weights: &'a Weights,
     pub(crate) kv: &'a [Kv],
+    pub(crate) kv_format: KvFormat,
     pub(crate) slots: &'a Buffer,
     /// Of adapters.
     pub(crate) adapters: Format,
@@ -118,6 +119,17 @@ impl Step<'_> {
             Norm::Post(layer) => &self.weights.layers[layer].post_norm,
             Norm::Final => &self.weights.final_norm,
         }
+    }
+
+    /// How names of kernels over pages end.
+    fn kv_suffix(&self) -> String {
+        format!("{}_{}", self.precision.suffix(), self.kv_format.suffix(self.precision))
+    }
+
+    /// Scales of a layer's keys and values.
+    fn kv_scales(&self, layer: usize) -> [Argument<'_>; 2] {
+        let scales = self.weights.kv_scales.get(layer);
+        scales.map_or([Argument::Null; 2], |both| both.each_ref().map(|scales| scales.all().reads().in_parts().into()))
     }
 
     /// Bytes of this many elements.
@@ -277,7 +289,8 @@ impl Backend for Step<'_> {
         let k = after(shape.q_width())?;
         self.rope(k, shape.kv_heads, x.rows)?;
         let v = after(shape.q_width() + shape.kv_width())?;
-        let suffix = self.precision.suffix();
+        let (suffix, kv_bytes) = (self.kv_suffix(), self.kv_format.bytes(self.precision));
+        let [k_scale, v_scale] = self.kv_scales(layer);
         let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
         let kv = &self.kv[layer];
         for ([items, count], most) in
@@ -287,9 +300,9 @@ impl Backend for Step<'_> {
                 continue;
             }
             let grid = attention::write_grid(most);
-            let stored = self.bytes(x.rows * shape.kv_width() * 2);
+            let elements = x.rows * shape.kv_width() * 2;
             self.launch_attention(
-                &format!("weft_kv_write_{suffix}_{suffix}"),
+                &format!("weft_kv_write_{suffix}"),
                 grid,
                 &[
                     k.reads().in_parts().into(),
@@ -302,10 +315,10 @@ impl Backend for Step<'_> {
                     Argument::Bytes(bytemuck::bytes_of(&described)),
                     kv.keys.all().writes().in_parts().into(),
                     kv.values.all().writes().in_parts().into(),
-                    Argument::Null,
-                    Argument::Null,
+                    k_scale,
+                    v_scale,
                 ],
-                Counts { read_bytes: stored, written_bytes: stored, operations: 0 },
+                Counts { read_bytes: self.bytes(elements), written_bytes: (elements * kv_bytes) as u64, operations: 0 },
             )?;
         }
         Ok(())
@@ -313,17 +326,18 @@ impl Backend for Step<'_> {
 
     fn attend(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {
         let (shape, kv) = (self.shape, &self.kv[layer]);
-        let suffix = self.precision.suffix();
+        let (suffix, kv_bytes) = (self.kv_suffix(), self.kv_format.bytes(self.precision));
+        let [k_scale, v_scale] = self.kv_scales(layer);
         let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
         let (q, out) = (self.buffers.qkv(x)?, self.buffers.attention(x)?);
         let (keys, values) = (kv.keys.all().reads().in_parts(), kv.values.all().reads().in_parts());
         let block_tables = self.part(self.layout.block_tables())?.reads();
         let Layout { caps, .. } = self.layout;
         if caps.prefill > 0 {
-            let grid = attention::prefill_grid(&self.attention, caps.prefill, self.precision.bytes());
+            let grid = attention::prefill_grid(&self.attention, caps.prefill, kv_bytes);
             let [items, count] = self.layout.prefill();
             self.launch_attention(
-                &format!("weft_attention_prefill_{suffix}_{suffix}"),
+                &format!("weft_attention_prefill_{suffix}"),
                 grid,
                 &[
                     q.reads().in_parts().into(),
@@ -333,8 +347,8 @@ impl Backend for Step<'_> {
                     Argument::Bytes(bytemuck::bytes_of(&described)),
                     keys.into(),
                     values.into(),
-                    Argument::Null,
-                    Argument::Null,
+                    k_scale,
+                    v_scale,
                     out.writes().in_parts().into(),
                 ],
                 Counts::default(),
@@ -344,13 +358,13 @@ impl Backend for Step<'_> {
             return Ok(());
         }
         let multiprocessors = self.device.properties().multiprocessors;
-        let (layer, bytes) = (&self.attention, self.precision.bytes());
-        let grid = attention::decode_grid(layer, caps.decode, self.positions, bytes, multiprocessors);
+        let layer = &self.attention;
+        let grid = attention::decode_grid(layer, caps.decode, self.positions, kv_bytes, multiprocessors);
         let [items, count] = self.layout.decode();
         let (items, count) = (self.part(items)?.reads(), self.part(count)?.reads());
         let (partials, sums) = (self.buffers.partials.all(), self.buffers.sums.all());
         self.launch_attention(
-            &format!("weft_attention_decode_{suffix}_{suffix}"),
+            &format!("weft_attention_decode_{suffix}"),
             grid,
             &[
                 q.reads().in_parts().into(),
@@ -360,8 +374,8 @@ impl Backend for Step<'_> {
                 Argument::Bytes(bytemuck::bytes_of(&described)),
                 keys.into(),
                 values.into(),
-                Argument::Null,
-                Argument::Null,
+                k_scale,
+                v_scale,
                 Argument::I32(attention::decode_block_heads(layer) as i32),
                 partials.writes().in_parts().into(),
                 sums.writes().in_parts().into(),
@@ -377,7 +391,7 @@ impl Backend for Step<'_> {
                 items.into(),
                 count.into(),
                 Argument::Bytes(bytemuck::bytes_of(&described)),
-                Argument::Null,
+                v_scale,
                 partials.reads().in_parts().into(),
                 sums.reads().in_parts().into(),
                 out.writes().in_parts().into(),

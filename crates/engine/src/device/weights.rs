@@ -1,5 +1,7 @@
 //! The resident base in device memory.
 
+use super::DeviceOptions;
+use super::kv::{self, KvFormat};
 use super::precision::Precision;
 use crate::Error;
 use crate::shape::{Shape, Site};
@@ -33,6 +35,8 @@ pub(crate) struct Weights {
     pub(crate) head: Buffer,
     /// f32 `[head_dim / 2]`.
     pub(crate) inv_freq: Buffer,
+    /// Of each layer's keys and values, f32 `[kv_heads]`; empty unless those are codes.
+    pub(crate) kv_scales: Vec<[Buffer; 2]>,
 }
 
 impl Weights {
@@ -40,19 +44,26 @@ impl Weights {
     pub(crate) fn load(
         model: &BaseModel,
         shape: &Shape,
-        precision: Precision,
-        device: &Device,
+        options: &DeviceOptions,
         stream: &Stream,
     ) -> Result<Self, Error> {
+        let (device, precision) = (&options.device, options.precision);
         let values = Values { weights: &model.weights };
         let mut loader = Loader::new(device, stream, precision)?;
         let mut layers = Vec::with_capacity(shape.layers);
+        let mut kv_scales = Vec::new();
         for layer in 0..shape.layers {
-            let mut site = |site| loader.put(&values.site(layer, site, shape)?);
-            let sites = [site(Site::Qkv)?, site(Site::Output)?, site(Site::GateUp)?, site(Site::Down)?];
-            let mut norm = |name| loader.put(&values.layer_norm(layer, name, shape.hidden)?);
+            let norm = |name| values.layer_norm(layer, name, shape.hidden);
             let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-            layers.push(Layer { input_norm, post_norm, sites });
+            let mut site = |site| {
+                let rows = values.site(layer, site, shape)?;
+                if site == Site::Qkv && options.kv == KvFormat::Fp8 {
+                    kv_scales.push(kv::scales(&rows, &input_norm, shape));
+                }
+                loader.put(&rows)
+            };
+            let sites = [site(Site::Qkv)?, site(Site::Output)?, site(Site::GateUp)?, site(Site::Down)?];
+            layers.push(Layer { input_norm: loader.put(&input_norm)?, post_norm: loader.put(&post_norm)?, sites });
         }
         let table = |name| values.read(name, shape.vocabulary * shape.hidden);
         let embeddings = loader.put(&table("model.embed_tokens.weight")?)?;
@@ -61,7 +72,8 @@ impl Weights {
         let final_norm = loader.put(&values.read("model.norm.weight", shape.hidden)?)?;
         loader.precision = Precision::F32;
         let inv_freq = loader.put(&shape.inv_freq)?;
-        Ok(Self { embeddings, layers, final_norm, head, inv_freq })
+        let kv_scales = loader.kv_scales(&kv_scales)?;
+        Ok(Self { embeddings, layers, final_norm, head, inv_freq, kv_scales })
     }
 
     /// The same sizes with one small number everywhere: as many bytes and operations as a model, and no meaning. (A chip may clock higher
@@ -69,10 +81,10 @@ impl Weights {
     pub(crate) fn without_meaning(
         config: &ModelConfig,
         shape: &Shape,
-        precision: Precision,
-        device: &Device,
+        options: &DeviceOptions,
         stream: &Stream,
     ) -> Result<Self, Error> {
+        let (device, precision) = (&options.device, options.precision);
         // 0x3c3c is 0.0115 in bf16, and 0x3c3c3c3c the same in f32.
         const BYTE: u8 = 0x3c;
         let filled = |values: usize| {
@@ -91,8 +103,12 @@ impl Weights {
         let layers = (0..shape.layers).map(layer).collect::<Result<_, Error>>()?;
         let embeddings = filled(shape.vocabulary * shape.hidden)?;
         let head = if config.tied_embeddings { embeddings.clone() } else { filled(shape.vocabulary * shape.hidden)? };
-        let inv_freq = Loader::new(device, stream, Precision::F32)?.put(&shape.inv_freq)?;
-        Ok(Self { embeddings, layers, final_norm: filled(shape.hidden)?, head, inv_freq })
+        let mut loader = Loader::new(device, stream, Precision::F32)?;
+        let inv_freq = loader.put(&shape.inv_freq)?;
+        let ones = || [vec![1.0; shape.kv_heads], vec![1.0; shape.kv_heads]];
+        let scaled_layers = if options.kv == KvFormat::Fp8 { shape.layers } else { 0 };
+        let kv_scales = loader.kv_scales(&vec![ones(); scaled_layers])?;
+        Ok(Self { embeddings, layers, final_norm: filled(shape.hidden)?, head, inv_freq, kv_scales })
     }
 
     /// Bytes that a step reads, whatever its batch: all linears and the head, each once.
@@ -118,6 +134,12 @@ impl<'a> Loader<'a> {
     fn new(device: &'a Device, stream: &'a Stream, precision: Precision) -> Result<Self, Error> {
         let staging = device.allocate_pinned(STAGING_BYTES)?;
         Ok(Self { device, stream, precision, staging, bytes: Vec::new() })
+    }
+
+    /// In f32, whatever the precision.
+    fn kv_scales(&mut self, layers: &[[Vec<f32>; 2]]) -> Result<Vec<[Buffer; 2]>, Error> {
+        self.precision = Precision::F32;
+        layers.iter().map(|[keys, values]| Ok([self.put(keys)?, self.put(values)?])).collect()
     }
 
     fn put(&mut self, values: &[f32]) -> Result<Buffer, Error> {
