@@ -37,6 +37,7 @@ fn main() {
         // The calls that it puts before each access are answered by shim/races.cpp.
         kernels.flag("-fsanitize=thread");
     }
-    let tables = ["attention", "gemm", "lora", "probes", "rows", "sampling"].map(|name| format!("shim/tables/{name}.cpp"));
+    let tables =
+        ["attention", "gemm", "lora", "probes", "rows", "sampling"].map(|name| format!("shim/tables/{name}.cpp"));
     kernels.include("shim").files(tables).compile("weft_cuda_kernels");
 }

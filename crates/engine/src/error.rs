@@ -87,6 +87,9 @@ pub enum Error {
     /// A batch that attention on a device is not launched for.
     #[error("attention cannot be launched")]
     Attention(#[from] weft_cuda_kernels::attention::Error),
+    /// A size that products with quantised weights on a device are not made for.
+    #[error("weights cannot be quantised for the device")]
+    Products(#[from] weft_cuda_kernels::gemm::Error),
 }
 
 /// Why one sequence of a batch cannot be computed.
@@ -166,7 +169,7 @@ impl Error {
             // The registry checked the package: a blob that cannot be read or does not fit is not what its name says.
             Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
             Self::Sequence { problem: Problem::Token { .. }, .. } => Kind::Invalid,
-            Self::Option { .. } | Self::Batch { .. } => Kind::Invalid,
+            Self::Option { .. } | Self::Batch { .. } | Self::Products(_) => Kind::Invalid,
             Self::SlotsFull { .. } | Self::Device(weft_cuda_device::Error::OutOfMemory { .. }) => Kind::Unavailable,
             Self::Model(_) | Self::TensorSize { .. } => Kind::Corrupt,
             Self::Sequence { .. }

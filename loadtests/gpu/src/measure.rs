@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use weft_base_model::ModelConfig;
 use weft_cuda_device::driver::Driver;
 use weft_cuda_device::{Device, Options};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvFormat, Precision, PreparedAdapter};
+use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvFormat, Precision, PreparedAdapter, WeightFormat};
 use weft_engine::{LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
 
 const BLOCK_SIZE: usize = 16;
@@ -191,6 +191,7 @@ impl<'a> Bench<'a> {
         let options = DeviceOptions {
             device: device.clone(),
             precision: Precision::Bf16,
+            weights: WeightFormat::Precision,
             kv: KvFormat::Precision,
             adapters: format,
             batch_invariant: false,

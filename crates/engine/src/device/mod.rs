@@ -9,8 +9,11 @@
 
 mod activations;
 mod adapter;
+mod dora;
 mod kv;
+mod linear;
 mod precision;
+mod products;
 mod slots;
 mod step;
 mod tables;
@@ -18,6 +21,7 @@ mod weights;
 
 pub use adapter::{PreparedAdapter, Preparer};
 pub use kv::KvFormat;
+pub use linear::WeightFormat;
 pub use precision::Precision;
 pub use weft_cuda_kernels::pack::Format;
 
@@ -35,9 +39,9 @@ use step::{LoraLaunch, Step, coming, lora_launches};
 use tables::{Caps, Layout, StepTables};
 use weft_base_model::{BaseModel, ModelConfig};
 use weft_cuda_device::{Buffer, Device, Graph, Pinned, Stream};
-use weft_cuda_kernels::attention;
 pub use weft_cuda_kernels::table::RANK_MAX;
 use weft_cuda_kernels::table::{self, Choice, Path};
+use weft_cuda_kernels::{attention, columns};
 use weft_types::Digest;
 use weights::Weights;
 
@@ -51,6 +55,8 @@ pub struct DeviceOptions {
     pub device: Device,
     /// Of everything but adapters and what has a format of its own.
     pub precision: Precision,
+    /// Of the base's linears; codes of 4 bits and e4m3 go with bf16 alone.
+    pub weights: WeightFormat,
     /// Of keys and values; e4m3 goes with bf16 alone.
     pub kv: KvFormat,
     /// Of adapters: one that the kernels take beside that precision.
@@ -81,6 +87,9 @@ pub struct DeviceEngine {
     options: DeviceOptions,
     stream: Stream,
     weights: Weights,
+    /// What preparers read again for DoRA; none without meaning.
+    base: Option<dora::Base>,
+    products: products::Workspace,
     kv: Vec<Kv>,
     slots: Slots,
     owners: BlockOwners,
@@ -103,16 +112,22 @@ struct Bucket {
     table_stride: usize,
     /// None: base rows alone, and no launch for adapters.
     adapters: Option<Path>,
+    /// Whether one of them has magnitudes.
+    has_dora: bool,
 }
 
 impl DeviceEngine {
     /// Loads the base and takes all memory that steps will need.
     ///
     /// # Errors
-    /// [`Error::Option`] for a size out of range, [`Error::Model`] and [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device
-    /// has too little memory or fails.
+    /// [`Error::Option`] for a size out of range, [`Error::Products`] for a model whose sizes have no product with such weights, [`Error::Model`] and
+    /// [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device has too little memory or fails.
     pub fn new(model: &BaseModel, options: DeviceOptions) -> Result<Self, Error> {
-        Self::build(&model.config, options, |shape, options, stream| Weights::load(model, shape, options, stream))
+        let base = dora::Base { weights: model.weights.clone(), precision: options.precision, format: options.weights };
+        let mut engine =
+            Self::build(&model.config, options, |shape, options, stream| Weights::load(model, shape, options, stream))?;
+        engine.base = Some(base);
+        Ok(engine)
     }
 
     /// An engine for these sizes whose every weight is the same small number: for measurements, where no model is at hand.
@@ -136,6 +151,7 @@ impl DeviceEngine {
         let idle = Idle(&stream);
         stream.prepare_products()?;
         let weights = weights(&shape, &options, &stream)?;
+        let products = products::Workspace::new(device, &weights, [options.rows_max, options.logits_rows_max])?;
         let kv = (0..shape.layers)
             .map(|_| Kv::new(device, &stream, &attention, options.kv_blocks, options.kv.bytes(precision)));
         let kv = kv.collect::<Result<_, _>>()?;
@@ -155,6 +171,8 @@ impl DeviceEngine {
         Ok(Self {
             stream,
             weights,
+            base: None,
+            products,
             kv,
             slots,
             owners: BlockOwners::default(),
@@ -183,6 +201,7 @@ impl DeviceEngine {
             table_stride: Self::table_stride_max(shape, options),
             items: rows,
             targets: sequences * TARGETS_MAX,
+            scaled: columns::items_max(rows, sequences, TARGETS_MAX),
             sites: (shape.layers + 1) * SITES,
         }
     }
@@ -195,6 +214,7 @@ impl DeviceEngine {
             device: self.options.device.clone(),
             format: self.options.adapters,
             rank_max: self.options.rank_max,
+            base: self.base.clone(),
         }
     }
 
@@ -233,6 +253,12 @@ impl DeviceEngine {
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
+    }
+
+    /// Device memory beside weights and activations that products with codes take; zero for floats.
+    #[must_use]
+    pub fn product_workspace_bytes(&self) -> u64 {
+        self.products.bytes() as u64
     }
 
     /// Device memory of all pages of keys and values.
@@ -304,15 +330,17 @@ impl DeviceEngine {
                 .next_power_of_two()
                 .min(Self::table_stride_max(&self.shape, &self.options)),
             adapters: tables.path(),
+            has_dora: tables.has_dora(),
         });
         let (layout, lora) = match bucket {
             Some(bucket) => {
+                let caps = self.bucket_caps(bucket);
                 let launch = bucket.adapters.map(|path| LoraLaunch {
                     path,
                     items: bucket.rows,
                     rank_max: self.options.rank_max.min(path.rank_max()),
+                    scaled: caps.scaled,
                 });
-                let caps = self.bucket_caps(bucket);
                 (Layout::new(caps), vec![launch; caps.sites])
             }
             None => (Layout::new(exact), lora_launches(&tables.sites)),
@@ -330,6 +358,7 @@ impl DeviceEngine {
             device: &self.options.device,
             stream: &self.stream,
             weights: &self.weights,
+            products: &self.products,
             kv: &self.kv,
             kv_format: self.options.kv,
             slots: self.slots.memory(),
@@ -408,6 +437,7 @@ impl DeviceEngine {
             table_stride: bucket.table_stride,
             items,
             targets,
+            scaled: if bucket.has_dora { columns::items_max(rows, rows, TARGETS_MAX) } else { 0 },
             sites,
         }
     }
@@ -469,6 +499,7 @@ fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Err
         let allowed = "a format that the kernels take beside the precision";
         return Err(Error::Option { option: "adapters", value: options.adapters as usize, allowed });
     }
+    options.weights.check(options.precision)?;
     if options.kv == KvFormat::Fp8 && options.precision != Precision::Bf16 {
         return Err(Error::Option {
             option: "kv",

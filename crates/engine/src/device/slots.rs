@@ -8,6 +8,7 @@ use crate::slots::SlotId;
 use crate::{Error, slots};
 use std::sync::Arc;
 use weft_cuda_device::{Blocks, Buffer, Device, Event, Stream};
+use weft_cuda_kernels::columns::Factors;
 use weft_cuda_kernels::table::Target;
 use weft_types::Digest;
 
@@ -19,6 +20,8 @@ pub(crate) struct Resident {
     pub(crate) prepared: PreparedAdapter,
     /// `[layers][SITES]`, with addresses on the device.
     pub(crate) targets: Vec<[Vec<Target>; SITES]>,
+    /// Of DoRA.
+    pub(crate) factors: Vec<[Vec<Factors>; SITES]>,
     /// Layers whose copy was enqueued; the step waits for each before it uses it. Empty: all are there.
     pub(crate) coming: Vec<Event>,
     first: usize,
@@ -78,10 +81,13 @@ impl Slots {
             Ok(coming) => {
                 let at = self.memory.address() + (first * BLOCK_BYTES) as u64;
                 let placed = |target: &Target| Target { a: target.a + at, b: target.b + at, ..*target };
+                let scaled = |factors: &Factors| Factors { at: factors.at + at, ..*factors };
                 let targets =
                     packed.targets.iter().map(|sites| sites.each_ref().map(|site| site.iter().map(placed).collect()));
-                let targets = targets.collect();
-                Ok(self.table.install(Resident { prepared, targets, coming, first, blocks }))
+                let factors =
+                    packed.factors.iter().map(|sites| sites.each_ref().map(|site| site.iter().map(scaled).collect()));
+                let (targets, factors) = (targets.collect(), factors.collect());
+                Ok(self.table.install(Resident { prepared, targets, factors, coming, first, blocks }))
             }
             Err(error) => {
                 self.blocks.give(first, blocks);

@@ -3,13 +3,14 @@
 use super::activations::{Activations, Buffers};
 use super::kv::{Kv, KvFormat};
 use super::precision::Precision;
+use super::products::Workspace;
 use super::slots::Resident;
 use super::tables::{Layout, SiteTable, site_number};
 use super::weights::Weights;
 use crate::Error;
 use crate::forward::{Backend, Norm};
 use crate::shape::{Shape, Site};
-use weft_cuda_device::{Argument, Buffer, Counts, Device, Event, Launch, Matmul, Stream, View};
+use weft_cuda_device::{Argument, Buffer, Counts, Device, Event, Launch, Stream, View};
 use weft_cuda_kernels::attention::{self, Grid};
 use weft_cuda_kernels::pack::Format;
 use weft_cuda_kernels::table::{self, Path};
@@ -27,6 +28,8 @@ pub(crate) struct LoraLaunch {
     /// The most that the launch shall hold.
     pub(crate) items: usize,
     pub(crate) rank_max: usize,
+    /// The most of DoRA's items; zero: no launch for them.
+    pub(crate) scaled: usize,
 }
 
 /// One step, or the capture of one.
@@ -36,6 +39,7 @@ pub(crate) struct Step<'a> {
     pub(crate) device: &'a Device,
     pub(crate) stream: &'a Stream,
     pub(crate) weights: &'a Weights,
+    pub(crate) products: &'a Workspace,
     pub(crate) kv: &'a [Kv],
     pub(crate) kv_format: KvFormat,
     pub(crate) slots: &'a Buffer,
@@ -56,7 +60,8 @@ pub(crate) struct Step<'a> {
 /// The launches for these tables.
 pub(crate) fn lora_launches(sites: &[SiteTable]) -> Vec<Option<LoraLaunch>> {
     let launch = |site: &SiteTable| {
-        site.path.map(|path| LoraLaunch { path, items: site.items.len(), rank_max: site.rank_max() })
+        let (items, scaled) = (site.items.len(), site.scaled.len());
+        site.path.map(|path| LoraLaunch { path, items, rank_max: site.rank_max(), scaled })
     };
     sites.iter().map(launch).collect()
 }
@@ -71,18 +76,18 @@ impl Step<'_> {
         Ok(self.tables.part(range)?)
     }
 
-    fn named(&self, kernel: &str) -> String {
+    pub(crate) fn named(&self, kernel: &str) -> String {
         format!("weft_{kernel}_{}", self.precision.suffix())
     }
 
-    fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+    pub(crate) fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
         // SAFETY: every argument is a view with the shape that the kernel takes, as the launches below make them from one `Shape`; tables were
         // written from a plan that was checked against the pages, the slots and the vocabulary.
         Ok(unsafe { self.stream.launch(launch) }?)
     }
 
     /// A kernel of plain rows: everything that it touches is an argument.
-    fn launch_rows(
+    pub(crate) fn launch_rows(
         &self,
         kernel: &str,
         (grid, threads): ([u32; 2], u32),
@@ -133,7 +138,7 @@ impl Step<'_> {
     }
 
     /// Bytes of this many elements.
-    fn bytes(&self, elements: usize) -> u64 {
+    pub(crate) fn bytes(&self, elements: usize) -> u64 {
         (elements * self.precision.bytes()) as u64
     }
 
@@ -174,7 +179,9 @@ impl Step<'_> {
         out: View<'_>,
         outputs: usize,
     ) -> Result<(), Error> {
-        let Some(LoraLaunch { path, items, rank_max }) = self.lora.get(site).copied().flatten() else { return Ok(()) };
+        let Some(LoraLaunch { path, items, rank_max, .. }) = self.lora.get(site).copied().flatten() else {
+            return Ok(());
+        };
         let multiprocessors = self.device.properties().multiprocessors;
         let shape = table::shape(path, items, rank_max, outputs, multiprocessors)?;
         let [items, targets, count] = self.layout.lora(site);
@@ -256,20 +263,8 @@ impl Backend for Step<'_> {
             Site::GateUp => (buffers.normed(x)?, shape.hidden, buffers.gate_up(x)?, 2 * shape.intermediate),
             Site::Down => (buffers.activated(x)?, shape.intermediate, buffers.delta(x)?, shape.hidden),
         };
-        let of = self.precision.of();
-        self.stream.matmul(&Matmul {
-            rows: x.rows,
-            inputs,
-            outputs,
-            x: input,
-            x_stride: inputs,
-            w: self.weights.layers[layer].site(site).all(),
-            of,
-            out,
-            out_stride: outputs,
-            out_of: of,
-            adds: false,
-        })?;
+        let weights = self.weights.layers[layer].site(site);
+        self.product(weights, x.rows, [inputs, outputs], input, (out, self.precision.of()))?;
         if site == Site::Qkv {
             // Adapters that are still on their way: the first site of a layer waits for that layer.
             for events in &self.coming {
@@ -277,7 +272,8 @@ impl Backend for Step<'_> {
             }
         }
         let number = site_number(layer, site, shape.layers, x.is_part);
-        self.add_adapters(number, input, inputs, out, outputs)
+        self.add_adapters(number, input, inputs, out, outputs)?;
+        self.scale_columns(number, out, outputs)
     }
 
     fn store(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {
@@ -430,18 +426,8 @@ impl Backend for Step<'_> {
 
     fn head(&mut self, x: &Activations) -> Result<(), Error> {
         let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
-        Ok(self.stream.matmul(&Matmul {
-            rows: x.rows,
-            inputs: hidden,
-            outputs: vocabulary,
-            x: self.buffers.normed(x)?,
-            x_stride: hidden,
-            w: self.weights.head.all(),
-            of: self.precision.of(),
-            out: self.buffers.logits(x.rows)?,
-            out_stride: vocabulary,
-            out_of: weft_cuda_device::Type::F32,
-            adds: false,
-        })?)
+        let (normed, logits) = (self.buffers.normed(x)?, self.buffers.logits(x.rows)?);
+        let out = (logits, weft_cuda_device::Type::F32);
+        self.product(&self.weights.head, x.rows, [hidden, vocabulary], normed, out)
     }
 }

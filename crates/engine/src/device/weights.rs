@@ -2,6 +2,7 @@
 
 use super::DeviceOptions;
 use super::kv::{self, KvFormat};
+use super::linear::{self, Linear, Role, WeightFormat};
 use super::precision::Precision;
 use crate::Error;
 use crate::shape::{Shape, Site};
@@ -15,24 +16,28 @@ pub(crate) struct Layer {
     pub(crate) input_norm: Buffer,
     /// `[hidden]`.
     pub(crate) post_norm: Buffer,
-    sites: [Buffer; 4],
+    sites: [Linear; 4],
 }
 
 impl Layer {
-    pub(crate) fn site(&self, site: Site) -> &Buffer {
+    pub(crate) fn site(&self, site: Site) -> &Linear {
         &self.sites[site as usize]
+    }
+
+    pub(crate) fn linears(&self) -> &[Linear] {
+        &self.sites
     }
 }
 
-/// All weights of the base, in one precision.
+/// All weights of the base: linears in their format, all else in one precision.
 pub(crate) struct Weights {
     /// `[vocabulary, hidden]`.
     pub(crate) embeddings: Buffer,
     pub(crate) layers: Vec<Layer>,
     /// `[hidden]`.
     pub(crate) final_norm: Buffer,
-    /// `[vocabulary, hidden]`; the embeddings, if they are tied.
-    pub(crate) head: Buffer,
+    /// `[vocabulary, hidden]`; as floats the embeddings, if they are tied.
+    pub(crate) head: Linear,
     /// f32 `[head_dim / 2]`.
     pub(crate) inv_freq: Buffer,
     /// Of each layer's keys and values, f32 `[kv_heads]`; empty unless those are codes.
@@ -60,15 +65,21 @@ impl Weights {
                 if site == Site::Qkv && options.kv == KvFormat::Fp8 {
                     kv_scales.push(kv::scales(&rows, &input_norm, shape));
                 }
-                loader.put(&rows)
+                let (outputs, inputs) = shape.site(site);
+                loader.linear(&rows, [outputs, inputs], options.weights, Role::Layer)
             };
             let sites = [site(Site::Qkv)?, site(Site::Output)?, site(Site::GateUp)?, site(Site::Down)?];
             layers.push(Layer { input_norm: loader.put(&input_norm)?, post_norm: loader.put(&post_norm)?, sites });
         }
         let table = |name| values.read(name, shape.vocabulary * shape.hidden);
-        let embeddings = loader.put(&table("model.embed_tokens.weight")?)?;
-        let head =
-            if model.config.tied_embeddings { embeddings.clone() } else { loader.put(&table("lm_head.weight")?)? };
+        let tokens = table("model.embed_tokens.weight")?;
+        let embeddings = loader.put(&tokens)?;
+        let sizes = [shape.vocabulary, shape.hidden];
+        let head = match (model.config.tied_embeddings, options.weights) {
+            (true, WeightFormat::Precision) => Linear::Plain(embeddings.clone()),
+            (true, format) => loader.linear(&tokens, sizes, format, Role::Head)?,
+            (false, format) => loader.linear(&table("lm_head.weight")?, sizes, format, Role::Head)?,
+        };
         let final_norm = loader.put(&values.read("model.norm.weight", shape.hidden)?)?;
         loader.precision = Precision::F32;
         let inv_freq = loader.put(&shape.inv_freq)?;
@@ -92,17 +103,22 @@ impl Weights {
             stream.fill(buffer.all(), BYTE)?;
             Ok::<_, Error>(buffer)
         };
-        let site = |site| {
-            let (outputs, inputs) = shape.site(site);
-            filled(outputs * inputs)
+        let linear = |[outputs, inputs]: [usize; 2], role| {
+            let codes = linear::without_meaning(device, stream, [outputs, inputs], options.weights, role)?;
+            codes.map_or_else(|| filled(outputs * inputs).map(Linear::Plain), Ok)
         };
+        let site = |site| linear(shape.site(site).into(), Role::Layer);
         let layer = |_| {
             let sites = [site(Site::Qkv)?, site(Site::Output)?, site(Site::GateUp)?, site(Site::Down)?];
             Ok(Layer { input_norm: filled(shape.hidden)?, post_norm: filled(shape.hidden)?, sites })
         };
         let layers = (0..shape.layers).map(layer).collect::<Result<_, Error>>()?;
         let embeddings = filled(shape.vocabulary * shape.hidden)?;
-        let head = if config.tied_embeddings { embeddings.clone() } else { filled(shape.vocabulary * shape.hidden)? };
+        let head = if config.tied_embeddings && options.weights == WeightFormat::Precision {
+            Linear::Plain(embeddings.clone())
+        } else {
+            linear([shape.vocabulary, shape.hidden], Role::Head)?
+        };
         let mut loader = Loader::new(device, stream, Precision::F32)?;
         let inv_freq = loader.put(&shape.inv_freq)?;
         let ones = || [vec![1.0; shape.kv_heads], vec![1.0; shape.kv_heads]];
@@ -113,14 +129,14 @@ impl Weights {
 
     /// Bytes that a step reads, whatever its batch: all linears and the head, each once.
     pub(crate) fn bytes(&self) -> u64 {
-        let of_layer = |layer: &Layer| layer.sites.iter().map(Buffer::bytes).sum::<usize>();
+        let of_layer = |layer: &Layer| layer.sites.iter().map(Linear::bytes).sum::<usize>();
         (self.layers.iter().map(of_layer).sum::<usize>() + self.head.bytes()) as u64
     }
 }
 
 /// Copies values to new buffers, a piece at a time through pinned memory.
-struct Loader<'a> {
-    device: &'a Device,
+pub(crate) struct Loader<'a> {
+    pub(crate) device: &'a Device,
     stream: &'a Stream,
     precision: Precision,
     staging: Pinned,
@@ -142,15 +158,25 @@ impl<'a> Loader<'a> {
         layers.iter().map(|[keys, values]| Ok([self.put(keys)?, self.put(values)?])).collect()
     }
 
-    fn put(&mut self, values: &[f32]) -> Result<Buffer, Error> {
-        self.bytes.clear();
-        self.precision.encode(values, &mut self.bytes);
-        let buffer = self.device.allocate(self.bytes.len())?;
-        for (piece, bytes) in self.bytes.chunks(STAGING_BYTES).enumerate() {
-            let at = piece * STAGING_BYTES;
+    /// In the precision.
+    pub(crate) fn put(&mut self, values: &[f32]) -> Result<Buffer, Error> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        self.precision.encode(values, &mut bytes);
+        let buffer = self.put_bytes(&[&bytes]);
+        self.bytes = bytes;
+        buffer
+    }
+
+    /// As they are, one after the other.
+    pub(crate) fn put_bytes(&mut self, parts: &[&[u8]]) -> Result<Buffer, Error> {
+        let buffer = self.device.allocate(parts.iter().map(|part| part.len()).sum())?;
+        let mut at = 0;
+        for bytes in parts.iter().flat_map(|part| part.chunks(STAGING_BYTES)) {
             self.staging.write(0, bytes)?;
             self.stream.upload(&self.staging, 0..bytes.len(), buffer.part(at..at + bytes.len())?)?;
             self.stream.synchronize()?;
+            at += bytes.len();
         }
         Ok(buffer)
     }

@@ -9,6 +9,17 @@ use weft_kernels::{AttentionSeq, Kernels, KvFormat, KvLayer, LoraMatrix, LoraSeg
 
 use crate::common::engine_with;
 
+/// Values of 8 or 4 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Codes {
+    /// Integers, a scale for so many inputs; none: for all.
+    Int8(Option<usize>),
+    /// Integers, a scale and a minimum for 32 inputs.
+    Four,
+    /// e4m3, a scale for all inputs.
+    E4m3,
+}
+
 /// Which numbers are rounded, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounding {
@@ -16,10 +27,14 @@ pub(crate) struct Rounding {
     pub(crate) in_bf16: bool,
     /// Keys and values to three bits of fraction. Scales that are powers of two change nothing of that, unless they are too small or too large.
     pub(crate) kv_in_e4m3: bool,
+    /// Weights of layers, and of the output matrix.
+    pub(crate) weights: [Option<Codes>; 2],
+    /// What comes into linears, and into the output matrix.
+    pub(crate) inputs: [Option<Codes>; 2],
 }
 
 impl Rounding {
-    pub(crate) const BF16: Self = Self { in_bf16: true, kv_in_e4m3: false };
+    pub(crate) const BF16: Self = Self { in_bf16: true, kv_in_e4m3: false, weights: [None; 2], inputs: [None; 2] };
 }
 
 /// The engine of processors over these kernels.
@@ -48,6 +63,41 @@ impl Rounded {
     }
 }
 
+/// What 8 or 4 bits keep of rows of `width`.
+fn rounded(values: &[f32], width: usize, codes: Codes) -> Vec<f32> {
+    let group = match codes {
+        Codes::Int8(group) => group.unwrap_or(width),
+        Codes::Four => 32,
+        Codes::E4m3 => width,
+    };
+    let mut out = Vec::with_capacity(values.len());
+    for of in values.chunks(group) {
+        let most = of.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        match codes {
+            Codes::Int8(_) => {
+                out.extend(of.iter().map(|value| (value / most * 127.0).round_ties_even() * (most / 127.0)))
+            }
+            Codes::E4m3 => out.extend(of.iter().map(|value| e4m3(value / most * 448.0) * (most / 448.0))),
+            Codes::Four => {
+                let least = of.iter().copied().fold(f32::INFINITY, f32::min);
+                let highest = of.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let [step, least] = [(highest - least) / 15.0, least].map(|value| half::f16::from_f32(value).to_f32());
+                out.extend(
+                    of.iter().map(|value| ((value - least) / step).round_ties_even().clamp(0.0, 15.0) * step + least),
+                );
+            }
+        }
+    }
+    out.iter_mut().for_each(|value| *value = if value.is_nan() { 0.0 } else { *value });
+    out
+}
+
+/// To multiples of an eighth of the power of two below, of `2^-9` at least; nothing here is above 448.
+fn e4m3(value: f32) -> f32 {
+    let unit = (value.abs().log2().floor() - 3.0).max(-9.0).exp2();
+    (value / unit).round_ties_even() * unit
+}
+
 fn three_bits(values: &[f32]) -> Vec<f32> {
     let round = |&value: &f32| {
         let unit = (value.abs().log2().floor() - 3.0).exp2();
@@ -62,7 +112,11 @@ impl Kernels for Rounded {
     }
 
     fn pack_linear(&self, weight: &[f32], out: usize, inputs: usize, format: WeightFormat) -> PackedLinear {
-        self.inner.pack_linear(&self.stored(weight), out, inputs, format)
+        let weight = match self.rounding.weights[usize::from(out == self.vocabulary)] {
+            Some(codes) => rounded(weight, inputs, codes),
+            None => self.stored(weight),
+        };
+        self.inner.pack_linear(&weight, out, inputs, format)
     }
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, inputs: usize, format: WeightFormat) -> LoraMatrix {
@@ -75,7 +129,10 @@ impl Kernels for Rounded {
 
     fn linear(&self, x: &[f32], w: &PackedLinear, out: &mut [f32]) {
         let is_head = w.out_features() == self.vocabulary;
-        self.inner.linear(x, w, out);
+        match self.rounding.inputs[usize::from(is_head)] {
+            Some(codes) => self.inner.linear(&rounded(x, w.in_features(), codes), w, out),
+            None => self.inner.linear(x, w, out),
+        }
         if !is_head {
             self.store(out);
         }

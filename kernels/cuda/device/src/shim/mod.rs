@@ -40,11 +40,13 @@ pub struct Options {
     pub multiprocessors: usize,
     /// Most that [`Driver::reserve`] gives.
     pub memory_bytes: usize,
+    /// Compute capability. It changes which kernels are asked for, not what they do here.
+    pub capability: (i32, i32),
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, multiprocessors: 8, memory_bytes: 1 << 30 }
+        Self { seed: 0, multiprocessors: 8, memory_bytes: 1 << 30, capability: crate::requirements::CAPABILITY }
     }
 }
 
@@ -76,7 +78,7 @@ impl Shim {
     pub fn new(options: &Options) -> Arc<Self> {
         let properties = Properties {
             name: "shim".to_owned(),
-            capability: crate::requirements::CAPABILITY,
+            capability: options.capability,
             multiprocessors: options.multiprocessors,
             memory_bytes: options.memory_bytes,
             // What shim.cpp takes.
