@@ -27,10 +27,29 @@ pub(crate) struct ScaledRows<'a> {
     pub(crate) factors: &'a [OutputFactors],
 }
 
+/// The base's weights of a site `[out of the site, in_features]`, as the engine computes with them.
+pub(crate) trait BaseRows {
+    /// Width of a row.
+    fn inputs(&self) -> usize;
+
+    /// Inputs of output `row` from `first` on, a multiple of 32; false if they cannot be had.
+    fn read_row(&self, row: usize, first: usize, to: &mut [f32]) -> bool;
+}
+
+impl BaseRows for PackedLinear {
+    fn inputs(&self) -> usize {
+        self.in_features()
+    }
+
+    fn read_row(&self, row: usize, first: usize, to: &mut [f32]) -> bool {
+        Self::read_row(self, row, first, to)
+    }
+}
+
 /// One linear with an adapter.
 pub(crate) struct AdaptedLinear<'a> {
-    /// `[out of the site, in_features]`: this linear's rows begin at `out_offset`.
-    pub(crate) weight: &'a PackedLinear,
+    /// This linear's rows begin at `out_offset`.
+    pub(crate) weight: &'a dyn BaseRows,
     pub(crate) out_offset: usize,
     /// `[rank, in_features]`.
     pub(crate) a: &'a [f32],
@@ -93,7 +112,7 @@ impl AdaptedLinear<'_> {
     /// The squared norm of each adapted row, in double precision.
     fn squares(&self, out_features: usize) -> Result<Vec<f64>, String> {
         let Self { weight, rank, scale, .. } = *self;
-        let inputs = weight.in_features();
+        let inputs = weight.inputs();
         let mut squares = vec![0.0; out_features];
         let mut row = [0.0f32; TILE];
         let mut a = Vec::with_capacity(rank * TILE);

@@ -94,6 +94,9 @@ pub enum Error {
     /// A vocabulary that the sampler on a device is not launched for.
     #[error("sampling cannot be launched")]
     Sampling(#[from] weft_cuda_kernels::sampling::Error),
+    /// A size that products with quantised weights on a device are not made for.
+    #[error("weights cannot be quantised for the device")]
+    Products(#[from] weft_cuda_kernels::gemm::Error),
 }
 
 /// Why one sequence of a batch cannot be computed.
@@ -201,7 +204,7 @@ impl Error {
             // The registry checked the package: a blob that cannot be read or does not fit is not what its name says.
             Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
             Self::Sequence { problem: Problem::Token { .. } | Problem::Draw { .. }, .. } => Kind::Invalid,
-            Self::Option { .. } | Self::Batch { .. } => Kind::Invalid,
+            Self::Option { .. } | Self::Batch { .. } | Self::Products(_) => Kind::Invalid,
             // Another worker has another device.
             Self::SlotsFull { .. } => Kind::Unavailable,
             _ if self.is_out_of_memory() || self.is_fatal() => Kind::Unavailable,

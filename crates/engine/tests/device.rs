@@ -1,8 +1,16 @@
 //! The device engine over the shim: the CUDA kernels, streams, copies and graphs, run on this processor for the tiny models.
 
 mod common;
+#[path = "device/dora.rs"]
+mod dora;
 #[path = "device/draws.rs"]
 mod draws;
+#[path = "device/kv.rs"]
+mod kv;
+#[path = "device/rounded.rs"]
+mod rounded;
+#[path = "device/weights.rs"]
+mod weights;
 
 use common::{
     BLOCK_SIZE, Case, ExpectedLogits, base_shape, blob, difference, golden, golden_dir, greedy, prefill, tiny,
@@ -10,14 +18,18 @@ use common::{
 use weft_base_model::BaseModel;
 use weft_cuda_device::record::{Kind, Record};
 use weft_cuda_device::{Device, Options, shim};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, Precision};
+use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, KvFormat, Precision, WeightFormat};
 use weft_engine::{LogitsWanted, Problem, SeqStep, SlotId, StepBatch};
 
 /// As for the processor's kernels (`golden_logits.rs`).
 const F32_TOLERANCE: f32 = 2e-4;
 
 fn device(seed: u64) -> Device {
-    let driver = shim::Shim::new(&shim::Options { seed, ..shim::Options::default() });
+    device_of(shim::Options { seed, ..shim::Options::default() })
+}
+
+fn device_of(shim: shim::Options) -> Device {
+    let driver = shim::Shim::new(&shim);
     let options = Options { pool_bytes: 64 << 20, pinned_bytes: 16 << 20, block_bytes: 256 };
     Device::new(driver, &options).unwrap()
 }
@@ -26,6 +38,8 @@ fn options(seed: u64) -> DeviceOptions {
     DeviceOptions {
         device: device(seed),
         precision: Precision::F32,
+        weights: WeightFormat::Precision,
+        kv: KvFormat::Precision,
         adapters: Format::F32,
         batch_invariant: false,
         kv_blocks: KvBlocks::Exactly(128),
@@ -52,10 +66,6 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     (error / square(&mut expected.iter().copied())).sqrt()
 }
 
-fn is_dora(case: &Case) -> bool {
-    case.name.contains("dora")
-}
-
 /// The logits of one token for each sequence, each in a block of its own, after `before` in that block.
 fn decode(engine: &mut DeviceEngine, seqs: &[(u32, usize, Option<SlotId>)]) -> Vec<Vec<f32>> {
     let step = |(at, &(token, start, slot)): (usize, &(u32, usize, Option<SlotId>))| SeqStep {
@@ -78,7 +88,7 @@ fn decode(engine: &mut DeviceEngine, seqs: &[(u32, usize, Option<SlotId>)]) -> V
 fn every_case_gives_the_logits_of_transformers_and_peft() {
     let expected = ExpectedLogits::load();
     let mut seen = 0;
-    for (seed, case) in golden().cases.iter().filter(|case| !is_dora(case)).enumerate() {
+    for (seed, case) in golden().cases.iter().enumerate() {
         let model = tiny(&case.model);
         // Codes of 8 bits take turns. Those of e4m3 are off by up to a sixteenth of each value, in A and in B.
         let (codes, of_codes) = if seed % 2 == 0 { (Format::Int8, 0.05) } else { (Format::Fp8, 0.25) };
@@ -93,6 +103,8 @@ fn every_case_gives_the_logits_of_transformers_and_peft() {
             let batch = StepBatch { seqs: vec![prefill(&case.prompt, slot, 2, LogitsWanted::All)] };
             let (found, expected) = (engine.step(&batch).unwrap().seqs.remove(0).logits, expected.of(case));
             let error = relative_error(&found, &expected);
+            // DoRA rounds outputs once more, after a product with factors.
+            let relative = if case.name.contains("dora") { 1.5 * relative } else { relative };
             assert!(error < relative, "{} in {precision:?} with {adapters:?}: relative error {error}", case.name);
             if precision == Precision::F32 {
                 let worst = difference(&found, &expected);
@@ -101,7 +113,7 @@ fn every_case_gives_the_logits_of_transformers_and_peft() {
         }
         seen += 1;
     }
-    assert!(seen >= 20, "the fixtures shrank to {seen}");
+    assert!(seen >= 25, "the fixtures shrank to {seen}");
 }
 
 #[test]
@@ -138,8 +150,7 @@ fn adapters_of_different_ranks_and_the_base_share_one_step() {
     let golden = golden();
     let expected = ExpectedLogits::load();
     for batch in &golden.batches {
-        let cases: Vec<&Case> =
-            batch.cases.iter().map(|name| golden.case(name)).filter(|case| !is_dora(case)).collect();
+        let cases: Vec<&Case> = batch.cases.iter().map(|name| golden.case(name)).collect();
         let model = tiny(&cases[0].model);
         let mut engine =
             DeviceEngine::new(&model, DeviceOptions { rows_max: 512, logits_rows_max: 512, ..options(3) }).unwrap();
@@ -350,6 +361,7 @@ fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
     let says = |options| DeviceEngine::new(&model, options).err().unwrap().to_string();
     let odd = says(DeviceOptions { precision: Precision::Bf16, adapters: Format::F32, ..options(0) });
     assert!(odd.starts_with("adapters is "), "{odd}");
+    assert!(says(DeviceOptions { kv: KvFormat::Fp8, ..options(0) }).starts_with("kv is "), "f32 with pages in e4m3");
     assert_eq!(says(DeviceOptions { rank_max: 769, ..options(0) }), "rank_max is 769, allowed is 1 to 768");
     assert_eq!(says(DeviceOptions { rows_max: 65_536, ..options(0) }), "rows_max is 65536, allowed is 1 to 65535");
     assert_eq!(
@@ -357,13 +369,11 @@ fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
         "logits_rows_max is 97, allowed is 1 to rows_max"
     );
 
-    // DoRA and ranks beyond the engine's are named.
+    // Ranks beyond the engine's are named.
     let prepare = |engine: &DeviceEngine, name: &str| {
         let folder = golden_dir().join(golden.case(name).adapter.as_ref().unwrap());
         engine.preparer().prepare(&blob(&folder, &model.config))
     };
-    let error = prepare(&engine, "dora").err().unwrap().to_string();
-    assert!(error.contains("device engines do not serve"), "{error}");
     let small = DeviceEngine::new(&model, DeviceOptions { rank_max: 8, ..options(0) }).unwrap();
     let error = prepare(&small, "rank16").err().unwrap().to_string();
     assert!(error.contains("rank 16 is above 8"), "{error}");

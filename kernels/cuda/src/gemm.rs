@@ -103,7 +103,7 @@ pub enum Inputs {
 
 /// The parameter `GemmCall` of the kernels, 56 bytes; as in `gemm.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, bytemuck::NoUninit)]
 pub struct Call {
     /// Address of `[rows, out_stride]` numbers of `out_type`.
     pub out: u64,
@@ -137,6 +137,18 @@ pub struct Groups {
     pub scales: u64,
     /// Rows, rounded up to 8.
     pub stride: i32,
+}
+
+impl Groups {
+    /// As it lies in memory.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        bytes[..8].copy_from_slice(&self.codes.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&self.scales.to_ne_bytes());
+        bytes[16..20].copy_from_slice(&self.stride.to_ne_bytes());
+        bytes
+    }
 }
 
 /// The launches of a product.

@@ -5,7 +5,7 @@
 //!
 //! 1. [`pack`] lays adapters out as they lie in a slot; [`table`] turns segments of rows into the device table and the shape of a
 //!    launch: plain functions.
-//!    [`attention`] does so with sequences and their pages.
+//!    [`attention`] does so with sequences and their pages, [`columns`] with factors for the outputs of adapters.
 //! 2. [`host`] launches a kernel by name in the shim, with its checks (`shim/`).
 //!    [`within`] holds it to the memory that it names, and tells what it touched.
 //! 3. [`on_host`] is [`weft_kernels::Kernels`] over that, so that the one conformance suite judges the kernels.
@@ -15,6 +15,7 @@
 //! 6. [`model`] predicts what a step costs from the bytes that its launches move.
 
 pub mod attention;
+pub mod columns;
 pub mod e4m3;
 pub mod gemm;
 #[cfg(feature = "shim")]

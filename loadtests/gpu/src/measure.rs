@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use weft_base_model::ModelConfig;
 use weft_cuda_device::driver::Driver;
 use weft_cuda_device::{Device, Options};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, Precision, PreparedAdapter};
+use weft_engine::device::{
+    DeviceEngine, DeviceOptions, Format, KvBlocks, KvFormat, Precision, PreparedAdapter, WeightFormat,
+};
 use weft_engine::sampling::{Sampler, SamplingParams};
 use weft_engine::{LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
 
@@ -197,6 +199,8 @@ impl<'a> Bench<'a> {
         let options = DeviceOptions {
             device: device.clone(),
             precision: Precision::Bf16,
+            weights: WeightFormat::Precision,
+            kv: KvFormat::Precision,
             adapters: format,
             batch_invariant: false,
             kv_blocks: KvBlocks::Exactly(plan.rows * each),

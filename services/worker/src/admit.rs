@@ -101,7 +101,7 @@ pub(crate) fn admit(
                 base: &model.digest,
                 adapter: adapter.as_ref(),
                 tenant_salt: &request.tenant_salt,
-                dtype: model.dtype,
+                dtype: model.kv_dtype,
             };
             // Log-probabilities of the prompt need every row of it.
             HashChain::of_prompt(namespace, answer.tokens_to_compute(), !prompt_logprobs)

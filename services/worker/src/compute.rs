@@ -1,18 +1,27 @@
 //! What a worker computes on, and in which formats: settings in words become the engine's.
 
-use weft_engine::device::{Format, Precision};
+use weft_engine::device::{Format, KvFormat, Precision, WeightFormat};
 use weft_engine::{AdapterDtype, Dtype};
 use weft_kernels::Isa;
 
 use crate::settings::Settings;
 
-/// Checked choices of `device`, `dtype`, `adapter_dtype` and `isa`.
+/// Checked choices of `device`, `dtype`, `kv_dtype`, `adapter_dtype` and `isa`.
 #[derive(Clone, Debug)]
 pub(crate) enum Compute {
     /// The processor's cores.
     Processor { isa: Isa, dtype: Dtype, adapters: AdapterDtype },
     /// A device with memory of its own.
-    Device { which: Which, precision: Precision, adapters: Format },
+    Device { which: Which, formats: Formats },
+}
+
+/// What things are stored in on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Formats {
+    pub(crate) precision: Precision,
+    pub(crate) weights: WeightFormat,
+    pub(crate) kv: KvFormat,
+    pub(crate) adapters: Format,
 }
 
 /// A device.
@@ -45,11 +54,24 @@ impl Compute {
         })
     }
 
-    /// Of base and KV, as it is written in settings and on the wire.
+    /// Of the base, as it is written in settings and on the wire.
     pub(crate) fn dtype(&self) -> &'static str {
         match self {
             Self::Processor { dtype, .. } => dtype.as_str(),
-            Self::Device { precision, .. } => precision.as_str(),
+            Self::Device { formats, .. } => match formats.weights {
+                WeightFormat::Precision => formats.precision.as_str(),
+                WeightFormat::Int8 | WeightFormat::Int8Channels => "int8",
+                WeightFormat::Four => "q4",
+                WeightFormat::Fp8 => "fp8",
+            },
+        }
+    }
+
+    /// What keys and values are told apart by: the base's, or their own.
+    pub(crate) fn kv_dtype(&self) -> &'static str {
+        match self {
+            Self::Device { formats: Formats { kv: KvFormat::Fp8, .. }, .. } => "fp8",
+            _ => self.dtype(),
         }
     }
 
@@ -57,7 +79,7 @@ impl Compute {
     pub(crate) fn adapter_element_bytes(&self) -> u32 {
         match self {
             Self::Processor { adapters, .. } => adapters.element_bytes(),
-            Self::Device { adapters, .. } => adapters.value_bytes() as u32,
+            Self::Device { formats, .. } => formats.adapters.value_bytes() as u32,
         }
     }
 }
@@ -99,35 +121,53 @@ fn on_processor(settings: &Settings, isa: Isa) -> Result<Compute, Vec<String>> {
         "int8" => Ok(AdapterDtype::Int8),
         other => Err(format!("adapter_dtype is {other:?}, allowed is auto, f32, bf16 or int8")),
     };
-    let (dtype, adapters) = both(dtype, adapters)?;
+    let kv = match settings.kv_dtype.as_str() {
+        "auto" => Ok(()),
+        other => Err(format!("kv_dtype is {other:?}, allowed on a processor is auto")),
+    };
+    let ((dtype, adapters), ()) = both(both(dtype.map_err(one), adapters.map_err(one)), kv.map_err(one))?;
     Ok(Compute::Processor { isa, dtype, adapters })
 }
 
 fn on_device(settings: &Settings, which: Which) -> Result<Compute, Vec<String>> {
-    let precision = match settings.dtype.as_str() {
-        "auto" | "bf16" | "bfloat16" => Ok(Precision::Bf16),
-        "f32" | "float32" => Ok(Precision::F32),
-        other => Err(format!("dtype is {other:?}, allowed on a device is auto, f32 or bf16")),
+    let base = match settings.dtype.as_str() {
+        "auto" | "bf16" | "bfloat16" => Ok((Precision::Bf16, WeightFormat::Precision)),
+        "f32" | "float32" => Ok((Precision::F32, WeightFormat::Precision)),
+        "int8" => Ok((Precision::Bf16, WeightFormat::Int8)),
+        "q4" => Ok((Precision::Bf16, WeightFormat::Four)),
+        "fp8" => Ok((Precision::Bf16, WeightFormat::Fp8)),
+        other => Err(format!("dtype is {other:?}, allowed on a device is auto, f32, bf16, int8, q4 or fp8")),
+    };
+    let is_f32 = matches!(base, Ok((Precision::F32, _)));
+    let kv = match settings.kv_dtype.as_str() {
+        "auto" => Ok(KvFormat::Precision),
+        "fp8" if !is_f32 => Ok(KvFormat::Fp8),
+        other => Err(format!("kv_dtype is {other:?}, allowed on a device is auto, and fp8 unless dtype is f32")),
     };
     let adapters = match settings.adapter_dtype.as_str() {
-        "auto" if precision == Ok(Precision::F32) => Ok(Format::F32),
+        "auto" if is_f32 => Ok(Format::F32),
         "auto" | "bf16" | "bfloat16" => Ok(Format::Bf16),
-        "f32" | "float32" if precision == Ok(Precision::F32) => Ok(Format::F32),
+        "f32" | "float32" if is_f32 => Ok(Format::F32),
         "int8" => Ok(Format::Int8),
         "fp8" => Ok(Format::Fp8),
         other => Err(format!(
             "adapter_dtype is {other:?}, allowed on a device is auto, bf16, int8 or fp8, and f32 beside a base in f32"
         )),
     };
-    let (precision, adapters) = both(precision, adapters)?;
-    Ok(Compute::Device { which, precision, adapters })
+    let ((precision, weights), (kv, adapters)) = both(base.map_err(one), both(kv.map_err(one), adapters.map_err(one)))?;
+    Ok(Compute::Device { which, formats: Formats { precision, weights, kv, adapters } })
 }
 
-fn both<A, B>(a: Result<A, String>, b: Result<B, String>) -> Result<(A, B), Vec<String>> {
+/// All that is wrong with either.
+fn both<A, B>(a: Result<A, Vec<String>>, b: Result<B, Vec<String>>) -> Result<(A, B), Vec<String>> {
     match (a, b) {
         (Ok(a), Ok(b)) => Ok((a, b)),
-        (a, b) => Err([a.err(), b.err()].into_iter().flatten().collect()),
+        (a, b) => Err([a.err(), b.err()].into_iter().flatten().flatten().collect()),
     }
+}
+
+fn one(problem: String) -> Vec<String> {
+    vec![problem]
 }
 
 /// The fastest that the set's kernels have for decode and prefill together (docs/performance.md has the figures): integers where there
@@ -154,16 +194,37 @@ mod tests {
 
     #[test]
     fn formats_of_a_device_are_its_own() {
-        let on_device = check("shim", "auto", "auto");
-        assert!(matches!(
-            on_device,
-            Ok(Compute::Device { which: Which::Shim(0), precision: Precision::Bf16, adapters: Format::Bf16 })
-        ));
+        let formats = |dtype: &str, adapter_dtype: &str| match check("shim", dtype, adapter_dtype) {
+            Ok(Compute::Device { which: Which::Shim(0), formats }) => formats,
+            other => panic!("{other:?}"),
+        };
+        let auto = formats("auto", "auto");
+        assert_eq!((auto.precision, auto.weights), (Precision::Bf16, WeightFormat::Precision));
+        assert_eq!((auto.kv, auto.adapters), (KvFormat::Precision, Format::Bf16));
+        assert_eq!(formats("q4", "fp8").weights, WeightFormat::Four);
+        for dtype in ["f32", "bf16", "int8", "q4", "fp8"] {
+            assert_eq!(check("shim", dtype, "auto").unwrap().dtype(), dtype, "what is told is what was asked for");
+        }
         assert_eq!(check("shim", "auto", "fp8").unwrap().adapter_element_bytes(), 1);
         assert_eq!(check("shim", "f32", "auto").unwrap().adapter_element_bytes(), 4);
-        let both = check("shim", "q4", "f32").unwrap_err();
-        assert!(both[0].starts_with("dtype is \"q4\"") && both[1].starts_with("adapter_dtype is \"f32\""), "{both:?}");
+        let both = check("shim", "q5", "f32").unwrap_err();
+        assert!(both[0].starts_with("dtype is \"q5\"") && both[1].starts_with("adapter_dtype is \"f32\""), "{both:?}");
         assert!(check("cpu", "q4", "fp8").unwrap_err()[0].contains("allowed is auto, f32, bf16 or int8"));
+    }
+
+    #[test]
+    fn keys_and_values_have_a_format_of_their_own_on_devices() {
+        let check = |device: &str, dtype: &str, kv_dtype: &str| {
+            let [device, dtype, kv_dtype] = [device, dtype, kv_dtype].map(str::to_owned);
+            let mut problems = Vec::new();
+            let settings = Settings { device, dtype, kv_dtype, ..Settings::default() };
+            let compute = Compute::check(&settings, &mut problems);
+            if problems.is_empty() { Ok(compute.kv_dtype()) } else { Err(problems) }
+        };
+        assert_eq!(check("shim", "q4", "fp8"), Ok("fp8"));
+        assert_eq!(check("shim", "auto", "auto"), Ok("bf16"));
+        assert!(check("shim", "f32", "fp8").unwrap_err()[0].contains("fp8 unless dtype is f32"));
+        assert!(check("cpu", "f32", "fp8").unwrap_err()[0].contains("allowed on a processor is auto"));
     }
 
     #[test]

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use weft_base_model::BaseModel;
 use weft_cuda_device::driver::Driver;
 use weft_cuda_device::{Device, Options};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, Precision, StepRoom};
+use weft_engine::device::{DeviceEngine, DeviceOptions, KvBlocks, StepRoom};
 
 use crate::Error;
-use crate::compute::Which;
+use crate::compute::{Formats, Which};
 use crate::error::chain;
 use crate::model::{self, BLOCK_SIZE};
 use crate::settings::Checked;
@@ -37,12 +37,7 @@ pub(crate) struct Opened {
 ///
 /// # Errors
 /// [`Error::Start`] with the driver's words; [`Error::Settings`] if the sizes do not go together.
-pub(crate) fn open(
-    base: &BaseModel,
-    checked: &Checked,
-    which: Which,
-    (precision, adapters): (Precision, Format),
-) -> Result<Opened, Error> {
+pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: Formats) -> Result<Opened, Error> {
     let settings = &checked.settings;
     let failed = |problem: String| Error::Start { model: checked.model.clone(), problem };
     let driver = driver(which, &settings.device_kernels).map_err(|error| failed(chain(&error)))?;
@@ -74,10 +69,12 @@ pub(crate) fn open(
     let device = Device::new(driver, &options).map_err(|error| failed(chain(&error)))?;
     let options = DeviceOptions {
         device: device.clone(),
-        precision,
-        adapters,
+        precision: formats.precision,
+        weights: formats.weights,
+        kv: formats.kv,
+        adapters: formats.adapters,
         batch_invariant: settings.batch_invariant,
-        kv_blocks: kv_blocks(base, checked, precision)?,
+        kv_blocks: kv_blocks(base, checked, formats)?,
         block_size: room.block_size,
         rows_max: room.rows_max,
         logits_rows_max: room.logits_rows_max,
@@ -104,13 +101,14 @@ pub(crate) fn open(
 }
 
 /// By the settings; without one all that is left.
-fn kv_blocks(base: &BaseModel, checked: &Checked, precision: Precision) -> Result<KvBlocks, Error> {
+fn kv_blocks(base: &BaseModel, checked: &Checked, formats: Formats) -> Result<KvBlocks, Error> {
     let settings = &checked.settings;
     let most = model::kv_blocks_of_tokens(settings);
     if settings.kv_memory_bytes == 0 {
         return Ok(KvBlocks::UpTo(most));
     }
-    let by_memory = model::kv_blocks_of_memory(&base.config, settings.kv_memory_bytes, precision.bytes())?;
+    let by_memory =
+        model::kv_blocks_of_memory(&base.config, settings.kv_memory_bytes, formats.kv.bytes(formats.precision))?;
     Ok(KvBlocks::Exactly(by_memory.min(most)))
 }
 

@@ -33,8 +33,10 @@ pub(crate) struct Model {
     /// Ids that a prompt may hold are below this.
     pub(crate) vocabulary: usize,
     pub(crate) linears: Vec<LinearShape>,
-    /// Of base and KV.
+    /// Of the base.
     pub(crate) dtype: &'static str,
+    /// Of keys and values.
+    pub(crate) kv_dtype: &'static str,
     /// What computes: an instruction set, or a device.
     pub(crate) isa: String,
     /// Prompt and output together.
@@ -87,8 +89,8 @@ pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
     let opened = Instant::now();
     let (engine, isa, slot_bytes) = match checked.compute {
         Compute::Processor { isa, dtype, adapters } => on_processor(&base, checked, isa, (dtype, adapters))?,
-        Compute::Device { which, precision, adapters } => {
-            let opened = device::open(&base, checked, which, (precision, adapters))?;
+        Compute::Device { which, formats } => {
+            let opened = device::open(&base, checked, which, formats)?;
             (Engine::Device(Box::new(opened.engine)), opened.name, opened.slot_bytes)
         }
     };
@@ -156,6 +158,7 @@ fn facts(base: BaseModel, checked: &Checked, engine: &Engine, isa: String) -> Re
         served_name: base.served_name,
         model_id: checked.settings.model.clone(),
         dtype: checked.compute.dtype(),
+        kv_dtype: checked.compute.kv_dtype(),
         isa,
         context_tokens_max,
         prompt_tokens_max,

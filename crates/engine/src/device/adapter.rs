@@ -1,5 +1,6 @@
 //! From a canonical blob to an adapter in pinned memory, laid out as it will lie in a slot.
 
+use super::dora::Base;
 use super::slots::BLOCK_BYTES;
 use crate::Error;
 use crate::adapter::{check, copy_hashed, unfit};
@@ -8,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use weft_adapter_format::CanonicalAdapter;
 use weft_cuda_device::{Device, Pinned};
+use weft_cuda_kernels::columns::Factors;
 use weft_cuda_kernels::pack::{self, Format, Half};
 use weft_cuda_kernels::table::{RANK_MAX, Target};
 use weft_types::Digest;
@@ -23,6 +25,8 @@ pub struct Preparer {
     pub(super) format: Format,
     /// Largest rank that captured graphs are made for.
     pub(super) rank_max: usize,
+    /// For DoRA; none where weights have no meaning.
+    pub(super) base: Option<Base>,
 }
 
 /// A packed adapter in pinned memory, ready to be copied into a slot. Clones are the same memory.
@@ -38,6 +42,8 @@ pub(super) struct Packed {
     pub(super) layers: Vec<Range<usize>>,
     /// `[layers][SITES]`; addresses count from the beginning of `memory`.
     pub(super) targets: Vec<[Vec<Target>; SITES]>,
+    /// The same of DoRA's factors, f32, which lie among the matrices of their layer.
+    pub(super) factors: Vec<[Vec<Factors>; SITES]>,
     pub(super) bytes: usize,
 }
 
@@ -66,6 +72,9 @@ impl PreparedAdapter {
 impl Preparer {
     /// Packs a canonical blob, read once into private memory, of which the digest is taken.
     ///
+    /// DoRA costs `rank + 2` multiplications for each weight of every linear that it changes: those are read from the model's files, and one linear
+    /// at a time lies in main memory in f32, rounded as on the device.
+    ///
     /// # Errors
     /// [`Error::Adapter`] if the blob cannot be parsed, [`Error::AdapterShape`] if it does not fit the base or the device's kernels,
     /// [`Error::Device`] if there is no pinned memory left.
@@ -77,9 +86,11 @@ impl Preparer {
         modules.sort_by_key(|delta| delta.layer);
         let mut targets: Vec<[Vec<Target>; SITES]> = Vec::new();
         targets.resize_with(self.shape.layers, Default::default);
+        let mut factors: Vec<[Vec<Factors>; SITES]> = Vec::new();
+        factors.resize_with(self.shape.layers, Default::default);
         let mut layers = vec![0..0; self.shape.layers];
         let mut bytes = Vec::new();
-        let mut values = Vec::new();
+        let [mut a_values, mut b_values, mut magnitude] = [const { Vec::new() }; 3];
         for delta in modules {
             check(&self.shape, delta)?;
             let most = RANK_MAX.min(self.rank_max);
@@ -88,9 +99,6 @@ impl Preparer {
                     delta,
                     format!("rank {} is above {most}, the most that this device engine takes", delta.rank),
                 ));
-            }
-            if delta.magnitude.is_some() {
-                return Err(unfit(delta, "it is a DoRA adapter, which device engines do not serve yet".to_owned()));
             }
             let place = self.shape.place(delta.module);
             let mut put = |values: &[f32], half: Half| {
@@ -101,10 +109,27 @@ impl Preparer {
                 bytes.extend(packed);
                 Ok::<_, Error>(at)
             };
-            delta.a.read_f32(&mut values);
-            let a = put(&values, Half::Shrink(place.in_features))?;
-            delta.b.read_f32(&mut values);
-            let b = put(&values, Half::Grow(place.out_features))?;
+            delta.a.read_f32(&mut a_values);
+            let a = put(&a_values, Half::Shrink(place.in_features))?;
+            delta.b.read_f32(&mut b_values);
+            let b = put(&b_values, Half::Grow(place.out_features))?;
+            if let Some(vector) = delta.magnitude {
+                let Some(base) = &self.base else {
+                    return Err(unfit(
+                        delta,
+                        "its magnitudes need the weights of the base, and this one has none".to_owned(),
+                    ));
+                };
+                vector.read_f32(&mut magnitude);
+                let scales = base.factors(&self.shape, delta, [&a_values, &b_values, &magnitude])?.factors;
+                bytes.resize(usize::next_multiple_of(bytes.len(), ALIGNMENT), 0);
+                factors[delta.layer][place.site as usize].push(Factors {
+                    at: bytes.len() as u64,
+                    out_offset: place.out_offset as u32,
+                    out_features: place.out_features as u32,
+                });
+                bytes.extend_from_slice(bytemuck::cast_slice(&scales));
+            }
             let layer = &mut layers[delta.layer];
             *layer = if Range::is_empty(layer) { a..bytes.len() } else { layer.start..bytes.len() };
             targets[delta.layer][place.site as usize].push(Target {
@@ -118,7 +143,8 @@ impl Preparer {
         }
         let memory = self.device.allocate_pinned(bytes.len())?;
         memory.write(0, &bytes)?;
-        let packed = Packed { digest, shape: Arc::clone(&self.shape), memory, layers, targets, bytes: bytes.len() };
+        let packed =
+            Packed { digest, shape: Arc::clone(&self.shape), memory, layers, targets, factors, bytes: bytes.len() };
         Ok(PreparedAdapter(Arc::new(packed)))
     }
 }

@@ -10,9 +10,12 @@
 mod activations;
 mod adapter;
 mod answers;
+mod dora;
 mod draws;
 mod kv;
+mod linear;
 mod precision;
+mod products;
 mod slots;
 mod step;
 mod tables;
@@ -20,6 +23,8 @@ mod weights;
 
 pub use adapter::{PreparedAdapter, Preparer};
 pub use draws::TOP_LOGPROBS_MAX;
+pub use kv::KvFormat;
+pub use linear::WeightFormat;
 pub use precision::Precision;
 pub use weft_cuda_kernels::pack::Format;
 
@@ -41,7 +46,7 @@ use weft_base_model::{BaseModel, ModelConfig};
 use weft_cuda_device::{Buffer, Device, Graph, Pinned, Stream};
 pub use weft_cuda_kernels::table::RANK_MAX;
 use weft_cuda_kernels::table::{self, Choice, Path};
-use weft_cuda_kernels::{attention, sampling};
+use weft_cuda_kernels::{attention, columns, sampling};
 use weft_types::Digest;
 use weights::Weights;
 
@@ -70,8 +75,12 @@ impl KvBlocks {
 pub struct DeviceOptions {
     /// Where. Its pool must hold the base, the pages, the slots and the activations.
     pub device: Device,
-    /// Of everything but adapters.
+    /// Of everything but adapters and what has a format of its own.
     pub precision: Precision,
+    /// Of the base's linears; codes of 4 bits and e4m3 go with bf16 alone.
+    pub weights: WeightFormat,
+    /// Of keys and values; e4m3 goes with bf16 alone.
+    pub kv: KvFormat,
     /// Of adapters: one that the kernels take beside that precision.
     pub adapters: Format,
     /// Whether a row's adapter gives the same bits whatever shares its step; then prompts take no tensor cores for it.
@@ -139,6 +148,7 @@ fn caps_max(shape: &Shape, room: &StepRoom) -> Caps {
         table_stride: shape.context.div_ceil(room.block_size),
         items: rows,
         targets: sequences * TARGETS_MAX,
+        scaled: columns::items_max(rows, sequences, TARGETS_MAX),
         sites: (shape.layers + 1) * SITES,
         draws: sequences,
         starts: sequences,
@@ -152,6 +162,9 @@ pub struct DeviceEngine {
     options: DeviceOptions,
     stream: Stream,
     weights: Weights,
+    /// What preparers read again for DoRA; none without meaning.
+    base: Option<dora::Base>,
+    products: products::Workspace,
     kv: Vec<Kv>,
     kv_blocks: usize,
     slots: Slots,
@@ -176,18 +189,22 @@ struct Bucket {
     table_stride: usize,
     /// None: base rows alone, and no launch for adapters.
     adapters: Option<Path>,
+    /// Whether one of them has magnitudes.
+    has_dora: bool,
 }
 
 impl DeviceEngine {
     /// Loads the base and takes all memory that steps will need.
     ///
     /// # Errors
-    /// [`Error::Option`] for a size out of range, [`Error::Model`] and [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device
-    /// has too little memory or fails.
+    /// [`Error::Option`] for a size out of range, [`Error::Products`] for a model whose sizes have no product with such weights, [`Error::Model`] and
+    /// [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device has too little memory or fails.
     pub fn new(model: &BaseModel, options: DeviceOptions) -> Result<Self, Error> {
-        Self::build(&model.config, options, |shape, options, stream| {
-            Weights::load(model, shape, options.precision, &options.device, stream)
-        })
+        let base = dora::Base { weights: model.weights.clone(), precision: options.precision, format: options.weights };
+        let mut engine =
+            Self::build(&model.config, options, |shape, options, stream| Weights::load(model, shape, options, stream))?;
+        engine.base = Some(base);
+        Ok(engine)
     }
 
     /// An engine for these sizes whose every weight is the same small number: for measurements, where no model is at hand.
@@ -195,9 +212,7 @@ impl DeviceEngine {
     /// # Errors
     /// As [`Self::new`].
     pub fn without_meaning(config: &ModelConfig, options: DeviceOptions) -> Result<Self, Error> {
-        Self::build(config, options, |shape, options, stream| {
-            Weights::without_meaning(config, shape, options.precision, &options.device, stream)
-        })
+        Self::build(config, options, |shape, options, stream| Weights::without_meaning(config, shape, options, stream))
     }
 
     fn build(
@@ -213,6 +228,7 @@ impl DeviceEngine {
         let idle = Idle(&stream);
         stream.prepare_products()?;
         let weights = weights(&shape, &options, &stream)?;
+        let products = products::Workspace::new(device, &weights, [options.rows_max, options.logits_rows_max])?;
         let slots = Slots::new(device, options.slots_bytes)?;
         let room = Room {
             rows: options.rows_max,
@@ -227,16 +243,19 @@ impl DeviceEngine {
         let sampling = Memory::new(device, shape.vocabulary, shape.context, options.sequences_max)?;
         let host = Host::new(device, options.logits_rows_max, shape.vocabulary, &sampling)?;
         // Last: it may take what is left.
+        let kv_bytes = options.kv.bytes(precision);
         let kv_blocks = match options.kv_blocks {
             KvBlocks::Exactly(blocks) => blocks,
-            KvBlocks::UpTo(most) => kv::blocks_that_fit(device, &attention, shape.layers, precision)?.min(most),
+            KvBlocks::UpTo(most) => kv::blocks_that_fit(device, &attention, shape.layers, kv_bytes)?.min(most),
         };
-        let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, kv_blocks, precision));
+        let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, kv_blocks, kv_bytes));
         let kv = kv.collect::<Result<_, _>>()?;
         drop(idle);
         Ok(Self {
             stream,
             weights,
+            base: None,
+            products,
             kv,
             kv_blocks,
             slots,
@@ -263,6 +282,7 @@ impl DeviceEngine {
             device: self.options.device.clone(),
             format: self.options.adapters,
             rank_max: self.options.rank_max,
+            base: self.base.clone(),
         }
     }
 
@@ -307,6 +327,18 @@ impl DeviceEngine {
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
+    }
+
+    /// Device memory beside weights and activations that products with codes take; zero for floats.
+    #[must_use]
+    pub fn product_workspace_bytes(&self) -> u64 {
+        self.products.bytes() as u64
+    }
+
+    /// Device memory of all pages of keys and values.
+    #[must_use]
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv.iter().map(Kv::bytes).sum::<usize>() as u64
     }
 
     /// Graphs captured so far.
@@ -412,15 +444,17 @@ impl DeviceEngine {
                 .next_power_of_two()
                 .min(Self::table_stride_max(&self.shape, &self.options)),
             adapters: tables.path(),
+            has_dora: tables.has_dora(),
         });
         let (layout, lora, pieces) = match bucket {
             Some(bucket) => {
+                let caps = self.bucket_caps(bucket);
                 let launch = bucket.adapters.map(|path| LoraLaunch {
                     path,
                     items: bucket.rows,
                     rank_max: self.options.rank_max.min(path.rank_max()),
+                    scaled: caps.scaled,
                 });
-                let caps = self.bucket_caps(bucket);
                 let piece = Piece { rows: 0..caps.wanted, draws: 0..caps.draws };
                 (Layout::new(caps), vec![launch; caps.sites], vec![piece])
             }
@@ -439,7 +473,9 @@ impl DeviceEngine {
             device: &self.options.device,
             stream: &self.stream,
             weights: &self.weights,
+            products: &self.products,
             kv: &self.kv,
+            kv_format: self.options.kv,
             slots: self.slots.memory(),
             adapters: self.options.adapters,
             buffers: &self.buffers,
@@ -530,6 +566,7 @@ impl DeviceEngine {
             table_stride: bucket.table_stride,
             items,
             targets,
+            scaled: if bucket.has_dora { columns::items_max(rows, rows, TARGETS_MAX) } else { 0 },
             sites,
             draws: rows,
             starts: rows,
@@ -593,6 +630,14 @@ fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Err
     if table::kernel(Path::Decode, options.precision.format(), options.adapters).is_err() {
         let allowed = "a format that the kernels take beside the precision";
         return Err(Error::Option { option: "adapters", value: options.adapters as usize, allowed });
+    }
+    options.weights.check(options.precision)?;
+    if options.kv == KvFormat::Fp8 && options.precision != Precision::Bf16 {
+        return Err(Error::Option {
+            option: "kv",
+            value: options.kv as usize,
+            allowed: "that of the precision, unless that is bf16",
+        });
     }
     let layer = attention::Layer {
         heads: shape.heads,

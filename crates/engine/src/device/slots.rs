@@ -8,6 +8,7 @@ use crate::slots::SlotId;
 use crate::{Error, slots};
 use std::sync::Arc;
 use weft_cuda_device::{Blocks, Buffer, Device, Event, Stream};
+use weft_cuda_kernels::columns::Factors;
 use weft_cuda_kernels::table::Target;
 use weft_types::Digest;
 
@@ -19,6 +20,8 @@ pub(crate) struct Resident {
     pub(crate) prepared: PreparedAdapter,
     /// `[layers][SITES]`, with addresses on the device.
     pub(crate) targets: Vec<[Vec<Target>; SITES]>,
+    /// Of DoRA.
+    pub(crate) factors: Vec<[Vec<Factors>; SITES]>,
     /// Layers whose copy was enqueued; the step waits for each before it uses it. Empty: all are there.
     pub(crate) coming: Vec<Event>,
     place: Place,
@@ -83,16 +86,21 @@ impl Slots {
         match self.copy(&prepared, &place) {
             Ok(coming) => {
                 let memory = self.memory.address();
+                // Addresses in `packed` count from its beginning, not from the layer's.
+                let moved = |layer: usize, from: u64| {
+                    from - packed.layers[layer].start as u64 + memory + place.layers[layer] as u64
+                };
                 let targets = packed.targets.iter().enumerate().map(|(layer, sites)| {
-                    // Addresses in `packed` count from its beginning, not from the layer's.
-                    let at = memory + place.layers[layer] as u64;
-                    let begin = packed.layers[layer].start as u64;
                     let placed =
-                        |target: &Target| Target { a: target.a - begin + at, b: target.b - begin + at, ..*target };
+                        |target: &Target| Target { a: moved(layer, target.a), b: moved(layer, target.b), ..*target };
                     sites.each_ref().map(|site| site.iter().map(placed).collect())
                 });
-                let targets = targets.collect();
-                Ok(self.table.install(Resident { prepared, targets, coming, place }))
+                let factors = packed.factors.iter().enumerate().map(|(layer, sites)| {
+                    let placed = |factors: &Factors| Factors { at: moved(layer, factors.at), ..*factors };
+                    sites.each_ref().map(|site| site.iter().map(placed).collect())
+                });
+                let (targets, factors) = (targets.collect(), factors.collect());
+                Ok(self.table.install(Resident { prepared, targets, factors, coming, place }))
             }
             Err(error) => {
                 self.give(&place);

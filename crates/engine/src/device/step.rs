@@ -2,15 +2,16 @@
 
 use super::activations::{Activations, Buffers};
 use super::draws::{Memory, Piece};
-use super::kv::Kv;
+use super::kv::{Kv, KvFormat};
 use super::precision::Precision;
+use super::products::Workspace;
 use super::slots::Resident;
 use super::tables::{Layout, SiteTable, site_number};
 use super::weights::Weights;
 use crate::Error;
 use crate::forward::{Backend, Norm};
 use crate::shape::{Shape, Site};
-use weft_cuda_device::{Argument, Buffer, Counts, Device, Event, Launch, Matmul, Stream, View};
+use weft_cuda_device::{Argument, Buffer, Counts, Device, Event, Launch, Stream, View};
 use weft_cuda_kernels::attention::{self, Grid};
 use weft_cuda_kernels::pack::Format;
 use weft_cuda_kernels::table::{self, Path};
@@ -28,6 +29,8 @@ pub(crate) struct LoraLaunch {
     /// The most that the launch shall hold.
     pub(crate) items: usize,
     pub(crate) rank_max: usize,
+    /// The most of DoRA's items; zero: no launch for them.
+    pub(crate) scaled: usize,
 }
 
 /// One step, or the capture of one.
@@ -37,7 +40,9 @@ pub(crate) struct Step<'a> {
     pub(crate) device: &'a Device,
     pub(crate) stream: &'a Stream,
     pub(crate) weights: &'a Weights,
+    pub(crate) products: &'a Workspace,
     pub(crate) kv: &'a [Kv],
+    pub(crate) kv_format: KvFormat,
     pub(crate) slots: &'a Buffer,
     /// Of adapters.
     pub(crate) adapters: Format,
@@ -59,7 +64,8 @@ pub(crate) struct Step<'a> {
 /// The launches for these tables.
 pub(crate) fn lora_launches(sites: &[SiteTable]) -> Vec<Option<LoraLaunch>> {
     let launch = |site: &SiteTable| {
-        site.path.map(|path| LoraLaunch { path, items: site.items.len(), rank_max: site.rank_max() })
+        let (items, scaled) = (site.items.len(), site.scaled.len());
+        site.path.map(|path| LoraLaunch { path, items, rank_max: site.rank_max(), scaled })
     };
     sites.iter().map(launch).collect()
 }
@@ -74,7 +80,7 @@ impl Step<'_> {
         Ok(self.tables.part(range)?)
     }
 
-    fn named(&self, kernel: &str) -> String {
+    pub(crate) fn named(&self, kernel: &str) -> String {
         format!("weft_{kernel}_{}", self.precision.suffix())
     }
 
@@ -85,7 +91,7 @@ impl Step<'_> {
     }
 
     /// A kernel of plain rows: everything that it touches is an argument.
-    fn launch_rows(
+    pub(crate) fn launch_rows(
         &self,
         kernel: &str,
         (grid, threads): ([u32; 2], u32),
@@ -124,8 +130,19 @@ impl Step<'_> {
         }
     }
 
+    /// How names of kernels over pages end.
+    fn kv_suffix(&self) -> String {
+        format!("{}_{}", self.precision.suffix(), self.kv_format.suffix(self.precision))
+    }
+
+    /// Scales of a layer's keys and values.
+    fn kv_scales(&self, layer: usize) -> [Argument<'_>; 2] {
+        let scales = self.weights.kv_scales.get(layer);
+        scales.map_or([Argument::Null; 2], |both| both.each_ref().map(|scales| scales.all().reads().in_parts().into()))
+    }
+
     /// Bytes of this many elements.
-    fn bytes(&self, elements: usize) -> u64 {
+    pub(crate) fn bytes(&self, elements: usize) -> u64 {
         (elements * self.precision.bytes()) as u64
     }
 
@@ -134,19 +151,9 @@ impl Step<'_> {
         let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
         let rows = &self.pieces[piece].rows;
         let bytes = |rows: usize| rows * hidden * self.precision.bytes();
-        self.stream.matmul(&Matmul {
-            rows: rows.len(),
-            inputs: hidden,
-            outputs: vocabulary,
-            x: self.buffers.normed(x)?.part(bytes(rows.start)..bytes(rows.end))?,
-            x_stride: hidden,
-            w: self.weights.head.all(),
-            of: self.precision.of(),
-            out: self.buffers.logits(rows.len())?,
-            out_stride: vocabulary,
-            out_of: weft_cuda_device::Type::F32,
-            adds: false,
-        })?;
+        let x = self.buffers.normed(x)?.part(bytes(rows.start)..bytes(rows.end))?;
+        let out = (self.buffers.logits(rows.len())?, weft_cuda_device::Type::F32);
+        self.product(&self.weights.head, rows.len(), [hidden, vocabulary], x, out)?;
         self.sample(piece)
     }
 
@@ -187,7 +194,9 @@ impl Step<'_> {
         out: View<'_>,
         outputs: usize,
     ) -> Result<(), Error> {
-        let Some(LoraLaunch { path, items, rank_max }) = self.lora.get(site).copied().flatten() else { return Ok(()) };
+        let Some(LoraLaunch { path, items, rank_max, .. }) = self.lora.get(site).copied().flatten() else {
+            return Ok(());
+        };
         let multiprocessors = self.device.properties().multiprocessors;
         let shape = table::shape(path, items, rank_max, outputs, multiprocessors)?;
         let [items, targets, count] = self.layout.lora(site);
@@ -269,20 +278,8 @@ impl Backend for Step<'_> {
             Site::GateUp => (buffers.normed(x)?, shape.hidden, buffers.gate_up(x)?, 2 * shape.intermediate),
             Site::Down => (buffers.activated(x)?, shape.intermediate, buffers.delta(x)?, shape.hidden),
         };
-        let of = self.precision.of();
-        self.stream.matmul(&Matmul {
-            rows: x.rows,
-            inputs,
-            outputs,
-            x: input,
-            x_stride: inputs,
-            w: self.weights.layers[layer].site(site).all(),
-            of,
-            out,
-            out_stride: outputs,
-            out_of: of,
-            adds: false,
-        })?;
+        let weights = self.weights.layers[layer].site(site);
+        self.product(weights, x.rows, [inputs, outputs], input, (out, self.precision.of()))?;
         if site == Site::Qkv {
             // Adapters that are still on their way: the first site of a layer waits for that layer.
             for events in &self.coming {
@@ -290,7 +287,8 @@ impl Backend for Step<'_> {
             }
         }
         let number = site_number(layer, site, shape.layers, x.is_part);
-        self.add_adapters(number, input, inputs, out, outputs)
+        self.add_adapters(number, input, inputs, out, outputs)?;
+        self.scale_columns(number, out, outputs)
     }
 
     fn store(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {
@@ -302,7 +300,8 @@ impl Backend for Step<'_> {
         let k = after(shape.q_width())?;
         self.rope(k, shape.kv_heads, x.rows)?;
         let v = after(shape.q_width() + shape.kv_width())?;
-        let suffix = self.precision.suffix();
+        let (suffix, kv_bytes) = (self.kv_suffix(), self.kv_format.bytes(self.precision));
+        let [k_scale, v_scale] = self.kv_scales(layer);
         let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
         let kv = &self.kv[layer];
         for ([items, count], most) in
@@ -312,9 +311,9 @@ impl Backend for Step<'_> {
                 continue;
             }
             let grid = attention::write_grid(most);
-            let stored = self.bytes(x.rows * shape.kv_width() * 2);
+            let elements = x.rows * shape.kv_width() * 2;
             self.launch_attention(
-                &format!("weft_kv_write_{suffix}_{suffix}"),
+                &format!("weft_kv_write_{suffix}"),
                 grid,
                 &[
                     k.reads().in_parts().into(),
@@ -327,10 +326,10 @@ impl Backend for Step<'_> {
                     Argument::Bytes(bytemuck::bytes_of(&described)),
                     kv.keys.all().writes().in_parts().into(),
                     kv.values.all().writes().in_parts().into(),
-                    Argument::Null,
-                    Argument::Null,
+                    k_scale,
+                    v_scale,
                 ],
-                Counts { read_bytes: stored, written_bytes: stored, operations: 0 },
+                Counts { read_bytes: self.bytes(elements), written_bytes: (elements * kv_bytes) as u64, operations: 0 },
             )?;
         }
         Ok(())
@@ -338,17 +337,18 @@ impl Backend for Step<'_> {
 
     fn attend(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {
         let (shape, kv) = (self.shape, &self.kv[layer]);
-        let suffix = self.precision.suffix();
+        let (suffix, kv_bytes) = (self.kv_suffix(), self.kv_format.bytes(self.precision));
+        let [k_scale, v_scale] = self.kv_scales(layer);
         let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
         let (q, out) = (self.buffers.qkv(x)?, self.buffers.attention(x)?);
         let (keys, values) = (kv.keys.all().reads().in_parts(), kv.values.all().reads().in_parts());
         let block_tables = self.part(self.layout.block_tables())?.reads();
         let Layout { caps, .. } = self.layout;
         if caps.prefill > 0 {
-            let grid = attention::prefill_grid(&self.attention, caps.prefill, self.precision.bytes());
+            let grid = attention::prefill_grid(&self.attention, caps.prefill, kv_bytes);
             let [items, count] = self.layout.prefill();
             self.launch_attention(
-                &format!("weft_attention_prefill_{suffix}_{suffix}"),
+                &format!("weft_attention_prefill_{suffix}"),
                 grid,
                 &[
                     q.reads().in_parts().into(),
@@ -358,8 +358,8 @@ impl Backend for Step<'_> {
                     Argument::Bytes(bytemuck::bytes_of(&described)),
                     keys.into(),
                     values.into(),
-                    Argument::Null,
-                    Argument::Null,
+                    k_scale,
+                    v_scale,
                     out.writes().in_parts().into(),
                 ],
                 Counts::default(),
@@ -369,13 +369,13 @@ impl Backend for Step<'_> {
             return Ok(());
         }
         let multiprocessors = self.device.properties().multiprocessors;
-        let (layer, bytes) = (&self.attention, self.precision.bytes());
-        let grid = attention::decode_grid(layer, caps.decode, self.positions, bytes, multiprocessors);
+        let layer = &self.attention;
+        let grid = attention::decode_grid(layer, caps.decode, self.positions, kv_bytes, multiprocessors);
         let [items, count] = self.layout.decode();
         let (items, count) = (self.part(items)?.reads(), self.part(count)?.reads());
         let (partials, sums) = (self.buffers.partials.all(), self.buffers.sums.all());
         self.launch_attention(
-            &format!("weft_attention_decode_{suffix}_{suffix}"),
+            &format!("weft_attention_decode_{suffix}"),
             grid,
             &[
                 q.reads().in_parts().into(),
@@ -385,8 +385,8 @@ impl Backend for Step<'_> {
                 Argument::Bytes(bytemuck::bytes_of(&described)),
                 keys.into(),
                 values.into(),
-                Argument::Null,
-                Argument::Null,
+                k_scale,
+                v_scale,
                 Argument::I32(attention::decode_block_heads(layer) as i32),
                 partials.writes().in_parts().into(),
                 sums.writes().in_parts().into(),
@@ -402,7 +402,7 @@ impl Backend for Step<'_> {
                 items.into(),
                 count.into(),
                 Argument::Bytes(bytemuck::bytes_of(&described)),
-                Argument::Null,
+                v_scale,
                 partials.reads().in_parts().into(),
                 sums.reads().in_parts().into(),
                 out.writes().in_parts().into(),

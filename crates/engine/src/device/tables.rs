@@ -9,8 +9,8 @@ use crate::plan::{Plan, Run};
 use crate::shape::{SITES, Site};
 use std::ops::Range;
 use weft_cuda_kernels::attention::{self, Item as AttentionItem};
-use weft_cuda_kernels::sampling;
 use weft_cuda_kernels::table::{self, Choice, Item, Path, Target};
+use weft_cuda_kernels::{columns, sampling};
 
 /// How much room the tables have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(crate) struct Caps {
     /// Of one site of one layer; zero: no adapters.
     pub(crate) items: usize,
     pub(crate) targets: usize,
+    /// Rows and columns with factors, of one site of one layer; zero: no DoRA.
+    pub(crate) scaled: usize,
     /// Sites of all layers, and those that come once more for wanted rows alone.
     pub(crate) sites: usize,
     pub(crate) draws: usize,
@@ -50,6 +52,8 @@ pub(crate) struct Layout {
     draw_counts: usize,
     lora: usize,
     lora_each: usize,
+    scaled: usize,
+    scaled_each: usize,
     pub(crate) bytes: usize,
 }
 
@@ -75,6 +79,8 @@ impl Layout {
         let draw_counts = room(words, 1 + caps.pieces);
         let lora_each = ALIGNMENT + caps.items * size_of::<Item>() + caps.targets * size_of::<Target>();
         let lora = room(lora_each, if caps.items == 0 { 0 } else { caps.sites });
+        let scaled_each = ALIGNMENT + (caps.scaled * size_of::<columns::Item>()).next_multiple_of(ALIGNMENT);
+        let scaled = room(scaled_each, if caps.scaled == 0 { 0 } else { caps.sites });
         let bytes = bytes.max(ALIGNMENT);
         Self {
             caps,
@@ -90,6 +96,8 @@ impl Layout {
             draw_counts,
             lora,
             lora_each,
+            scaled,
+            scaled_each,
             bytes,
         }
     }
@@ -148,6 +156,13 @@ impl Layout {
         let targets = items + self.caps.items * size_of::<Item>();
         [items..targets, targets..self.lora + (site + 1) * self.lora_each, count..count + 4]
     }
+
+    /// Rows and columns with factors of one site, and how many there are.
+    pub(crate) fn scaled(&self, site: usize) -> [Range<usize>; 2] {
+        let count = self.scaled + site * self.scaled_each;
+        let items = count + ALIGNMENT;
+        [items..items + self.caps.scaled * size_of::<columns::Item>(), count..count + 4]
+    }
 }
 
 /// Which table of adapters a site of a layer uses.
@@ -162,6 +177,8 @@ pub(crate) struct SiteTable {
     pub(crate) path: Option<Path>,
     pub(crate) items: Vec<Item>,
     pub(crate) targets: Vec<Target>,
+    /// Of DoRA.
+    pub(crate) scaled: Vec<columns::Item>,
 }
 
 impl SiteTable {
@@ -179,7 +196,9 @@ impl SiteTable {
         let rank_max = rank_max(&targets);
         let (path, items) = table::items(&segments, Choice { rank_max, ..choice });
         let path = (!items.is_empty()).then_some(path);
-        Self { path, items, targets }
+        let scaled =
+            runs.iter().flat_map(|run| columns::items(run.rows.clone(), &run.adapter.factors[layer][site as usize]));
+        Self { path, items, targets, scaled: scaled.collect() }
     }
 
     pub(crate) fn rank_max(&self) -> usize {
@@ -222,6 +241,11 @@ impl StepTables {
         Some(if is_beyond { Path::Mixed } else { path })
     }
 
+    /// Whether an adapter of the step has magnitudes.
+    pub(crate) fn has_dora(&self) -> bool {
+        self.sites.iter().any(|site| !site.scaled.is_empty())
+    }
+
     /// What this step needs and no more.
     pub(crate) fn caps(&self, plan: &Plan<'_, Resident>, draws: &Draws) -> Caps {
         Caps {
@@ -233,6 +257,7 @@ impl StepTables {
             table_stride: self.attention.table_stride,
             items: self.sites.iter().map(|site| site.items.len()).max().unwrap_or(0),
             targets: self.sites.iter().map(|site| site.targets.len()).max().unwrap_or(0),
+            scaled: self.sites.iter().map(|site| site.scaled.len()).max().unwrap_or(0),
             sites: self.sites.len(),
             draws: draws.rows.len(),
             starts: draws.starts.len(),
@@ -266,6 +291,11 @@ impl StepTables {
             put(count.start, &(site.items.len() as u32).to_ne_bytes());
             put(items.start, bytemuck::cast_slice(&site.items));
             put(targets.start, bytemuck::cast_slice(&site.targets));
+            if layout.caps.scaled > 0 {
+                let [items, count] = layout.scaled(number);
+                put(count.start, &(site.scaled.len() as u32).to_ne_bytes());
+                put(items.start, bytemuck::cast_slice(&site.scaled));
+            }
         }
     }
 }

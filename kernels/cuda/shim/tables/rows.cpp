@@ -4,6 +4,7 @@
 #include "../../gather_rows.cu"
 #include "../../rms_norm.cu"
 #include "../../rope.cu"
+#include "../../scale_columns.cu"
 #include "../../silu_mul.cu"
 
 TABLE(row_kernels,
@@ -11,4 +12,5 @@ TABLE(row_kernels,
       FLOATS(weft_rms_norm),
       FLOATS(weft_add_rms_norm),
       FLOATS(weft_rope),
-      FLOATS(weft_silu_mul))
+      FLOATS(weft_silu_mul),
+      FLOATS(weft_scale_columns))

@@ -14,7 +14,7 @@ use half::f16;
 
 /// What one load takes.
 #[repr(C, align(16))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::NoUninit)]
 pub struct Piece(pub [u32; 4]);
 
 /// Weights as the kernels read them.

@@ -42,11 +42,14 @@ pub struct Options {
     pub memory_bytes: usize,
     /// The operation that fails, counted from one as they are enqueued, to see what becomes of the caller. 0: none.
     pub fails_at: u64,
+    /// Compute capability. It changes which kernels are asked for, not what they do here.
+    pub capability: (i32, i32),
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, multiprocessors: 8, memory_bytes: 1 << 30, fails_at: 0 }
+        let capability = crate::requirements::CAPABILITY;
+        Self { seed: 0, multiprocessors: 8, memory_bytes: 1 << 30, fails_at: 0, capability }
     }
 }
 
@@ -78,7 +81,7 @@ impl Shim {
     pub fn new(options: &Options) -> Arc<Self> {
         let properties = Properties {
             name: "shim".to_owned(),
-            capability: crate::requirements::CAPABILITY,
+            capability: options.capability,
             multiprocessors: options.multiprocessors,
             memory_bytes: options.memory_bytes,
             // What shim.cpp takes.
