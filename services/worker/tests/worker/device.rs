@@ -52,7 +52,7 @@ async fn ask(worker: &TestWorker, asked: &[(Option<&'static str>, Option<Digest>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mixed_batch_on_a_device_answers_as_transformers_and_peft_do() {
     let worker = TestWorker::start(Settings { adapter_loads_max: 8, ..on_device() }).await;
-    let names = ["rank4", "rank64", "patterns", "mlp_only", "one_layer", "all_linear"];
+    let names = ["rank4", "rank64", "patterns", "mlp_only", "one_layer", "dora"];
     let mut asked = vec![(None, None)];
     asked.extend(names.map(|name| (Some(name), Some(worker.shelf.put(&blob(name))))));
     // All adapters come at once, so that their requests start together.
@@ -204,5 +204,72 @@ async fn without_pinned_memory_adapters_are_shed_and_the_worker_goes_on() {
     // Later there is room again.
     for digest in digests.iter().take(8) {
         ask(&worker, &[(Some("rank64"), Some(*digest))], 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_chooses_the_tokens_that_a_processor_chooses() {
+    let regex = pb::grammar::Source::Regex("[a-z]{3,8}( [A-Z]{2,5}){1,2}[.]".into());
+    let drawn = |number: u64| {
+        let mut asked = request(None, HELLO, 14);
+        let even = number.is_multiple_of(2);
+        asked.sampling = Some(pb::Sampling {
+            temperature: 0.7 + 0.1 * number as f32,
+            seed: Some(number),
+            top_k: if even { 0 } else { 20 },
+            top_p: if even { 0.9 } else { 0.0 },
+            repetition_penalty: if number > 3 { 1.3 } else { 0.0 },
+            frequency_penalty: if number > 5 { 0.4 } else { 0.0 },
+            ..Default::default()
+        });
+        asked.logprobs = (number % 3 == 0).then_some(pb::Logprobs { top: 4, prompt: number == 3 });
+        if number % 4 == 1 {
+            asked.grammar = Some(pb::Grammar { source: Some(regex.clone()) });
+        }
+        asked
+    };
+    let answers = async |settings: Settings| {
+        let worker = TestWorker::start(settings).await;
+        let calls = (0..8).map(|number| {
+            let (mut client, asked) = (worker.client.clone(), drawn(number));
+            async move { Answer::read(client.generate(asked).await.unwrap().into_inner()).await.unwrap() }
+        });
+        timeout(PATIENCE, futures::future::join_all(calls)).await.unwrap()
+    };
+    let (processor, device) = (answers(settings()).await, answers(on_device()).await);
+    for (number, (processor, device)) in processor.iter().zip(&device).enumerate() {
+        assert_eq!(device.ids(), processor.ids(), "request {number}");
+        assert_eq!(device.reason(), processor.reason(), "request {number}");
+        for (device, processor) in device.tokens.iter().zip(&processor.tokens) {
+            assert!((device.logprob - processor.logprob).abs() < 1e-3, "request {number}");
+            let tops = |token: &pb::TokenOut| token.top.iter().map(|top| top.id).collect::<Vec<_>>();
+            assert_eq!(tops(device), tops(processor), "request {number}");
+        }
+    }
+    assert!(device[3].finished.prompt.len() == HELLO.len(), "prompts still give their logits");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn formats_of_a_device_serve_mixed_batches_and_tell_what_they_are() {
+    for (dtype, kv_dtype, adapter_dtype) in [("int8", "auto", "int8"), ("q4", "fp8", "bf16"), ("fp8", "fp8", "fp8")] {
+        let [dtype_, kv_dtype, adapter_dtype] = [dtype, kv_dtype, adapter_dtype].map(str::to_owned);
+        let worker = TestWorker::start(Settings { dtype: dtype_, kv_dtype, adapter_dtype, ..on_device() }).await;
+        let adapters = ["rank8", "dora", "rank64"].map(|name| Some(worker.shelf.put(&blob(name))));
+        let asked: Vec<_> = std::iter::once(None).chain(adapters).collect();
+        let mut rounds = Vec::new();
+        for _ in 0..2 {
+            let calls = asked.iter().map(|digest| worker.generate(request(*digest, HELLO, 6)));
+            let answers = timeout(PATIENCE, futures::future::join_all(calls)).await.unwrap();
+            let answers = answers.into_iter().map(|answer| answer.unwrap());
+            rounds
+                .push(answers.map(|answer| (answer.started.adapter_digest.clone(), answer.ids())).collect::<Vec<_>>());
+        }
+        // Rounding may change an answer; what shares the step may not, nor who it belongs to.
+        assert_eq!(rounds[0], rounds[1], "{dtype}");
+        for ((found, _), wanted) in rounds[0].iter().zip(&asked) {
+            assert_eq!(found[..], wanted.map_or(Vec::new(), |digest| digest.to_vec())[..], "{dtype}");
+        }
+        let described = worker.client.clone().describe(pb::DescribeRequest {}).await.unwrap().into_inner();
+        assert_eq!(described.dtype, dtype);
     }
 }
