@@ -69,6 +69,16 @@ pub enum Error {
         /// The longest piece.
         largest: usize,
     },
+    /// An adapter that is more than a device engine was made for.
+    #[error("the adapter's {what} is {value}, the device takes up to {limit}")]
+    AdapterLimit {
+        /// `rank`, or `bytes` in a slot.
+        what: &'static str,
+        /// Of the adapter.
+        value: usize,
+        /// Most of it.
+        limit: usize,
+    },
     /// An adapter that was prepared for an engine of the other kind.
     #[error("the adapter was prepared for another kind of engine")]
     OtherKind,
@@ -205,6 +215,7 @@ impl Error {
             Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
             Self::Sequence { problem: Problem::Token { .. } | Problem::Draw { .. }, .. } => Kind::Invalid,
             Self::Option { .. } | Self::Batch { .. } | Self::Products(_) => Kind::Invalid,
+            Self::AdapterLimit { .. } => Kind::Refused,
             // Another worker has another device.
             Self::SlotsFull { .. } => Kind::Unavailable,
             _ if self.is_out_of_memory() || self.is_fatal() => Kind::Unavailable,

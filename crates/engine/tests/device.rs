@@ -30,7 +30,7 @@ fn device(seed: u64) -> Device {
 
 fn device_of(shim: shim::Options) -> Device {
     let driver = shim::Shim::new(&shim);
-    let options = Options { pool_bytes: 64 << 20, pinned_bytes: 16 << 20, block_bytes: 256 };
+    let options = Options { pool_bytes: 64 << 20, pinned_bytes: 16 << 20, block_bytes: 256, pinned_block_bytes: 256 };
     Device::new(driver, &options).unwrap()
 }
 
@@ -376,7 +376,7 @@ fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
     };
     let small = DeviceEngine::new(&model, DeviceOptions { rank_max: 8, ..options(0) }).unwrap();
     let error = prepare(&small, "rank16").err().unwrap().to_string();
-    assert!(error.contains("rank 16 is above 8"), "{error}");
+    assert!(error.contains("rank is 16, the device takes up to 8"), "{error}");
 
     // Slots fill up: the error says what is free, and what was removed makes room.
     let prepared = prepare(&engine, "rank16").unwrap();
@@ -388,7 +388,7 @@ fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
             Err(error) => break error,
         }
     };
-    assert!(slots.len() == free / (prepared.bytes() as usize).next_multiple_of(4096), "{} of {free}", slots.len());
+    assert!(slots.len() == free / prepared.bytes() as usize, "{} of {free}", slots.len());
     assert!(error.to_string().contains("does not fit into the slots"), "{error}");
     engine.remove(slots[0]).unwrap();
     let slot = engine.install(prepared.clone()).unwrap();
@@ -400,7 +400,11 @@ fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
     // A device that is too small says so before anything runs.
     let tiny_device = {
         let driver = shim::Shim::new(&shim::Options::default());
-        Device::new(driver, &Options { pool_bytes: 1 << 20, pinned_bytes: 8 << 20, block_bytes: 256 }).unwrap()
+        Device::new(
+            driver,
+            &Options { pool_bytes: 1 << 20, pinned_bytes: 8 << 20, block_bytes: 256, pinned_block_bytes: 256 },
+        )
+        .unwrap()
     };
     let error = DeviceEngine::new(&model, DeviceOptions { device: tiny_device, ..options(0) }).err().unwrap();
     assert_eq!(error.kind(), weft_fault::Kind::Unavailable, "{error}");

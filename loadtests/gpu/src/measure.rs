@@ -147,7 +147,8 @@ fn device(driver: Arc<dyn Driver>, plan: &Plan) -> Result<Device> {
     let memory = driver.properties().memory_bytes;
     let largest = adapter_bytes(&plan.config, RANK_MAX, 2);
     let pinned_bytes = (plan.rows + 1) * largest + plan.rows * plan.config.vocab_size * 4 + (64 << 20);
-    let options = Options { pool_bytes: memory / 10 * 9, pinned_bytes, block_bytes: 64 << 10 };
+    let options =
+        Options { pool_bytes: memory / 10 * 9, pinned_bytes, block_bytes: 64 << 10, pinned_block_bytes: 4 << 10 };
     Device::new(driver, &options).context("take the device's memory")
 }
 

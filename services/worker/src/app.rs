@@ -106,6 +106,7 @@ impl App {
             timeout: Duration::from_secs(settings.adapter_load_timeout_s),
             slot_bytes_max,
             turns: Arc::new(Semaphore::new(settings.adapter_loads_max)),
+            turns_max: settings.adapter_loads_max,
             queue: Arc::default(),
         };
         let view = Arc::new(View::new(Duration::from_secs(settings.step_stall_s)));

@@ -154,6 +154,14 @@ fn on_device(settings: &Settings, which: Which) -> Result<Compute, Vec<String>> 
             "adapter_dtype is {other:?}, allowed on a device is auto, bf16, int8 or fp8, and f32 beside a base in f32"
         )),
     };
+    let base = match base {
+        // cuBLAS chooses by the number of rows.
+        Ok((_, WeightFormat::Precision)) if settings.batch_invariant => Err(format!(
+            "batch_invariant is true, which holds on a device for a dtype of int8, q4 or fp8: dtype is {:?}",
+            settings.dtype
+        )),
+        base => base,
+    };
     let ((precision, weights), (kv, adapters)) = both(base.map_err(one), both(kv.map_err(one), adapters.map_err(one)))?;
     Ok(Compute::Device { which, formats: Formats { precision, weights, kv, adapters } })
 }
@@ -225,6 +233,23 @@ mod tests {
         assert_eq!(check("shim", "auto", "auto"), Ok("bf16"));
         assert!(check("shim", "f32", "fp8").unwrap_err()[0].contains("fp8 unless dtype is f32"));
         assert!(check("cpu", "f32", "fp8").unwrap_err()[0].contains("allowed on a processor is auto"));
+    }
+
+    #[test]
+    fn nothing_is_promised_that_a_library_does_not_keep() {
+        let problems = |device: &str, dtype: &str| {
+            let [device, dtype] = [device, dtype].map(str::to_owned);
+            let mut problems = Vec::new();
+            Compute::check(&Settings { device, dtype, batch_invariant: true, ..Settings::default() }, &mut problems);
+            problems
+        };
+        for dtype in ["auto", "f32", "bf16"] {
+            assert!(problems("shim", dtype)[0].starts_with("batch_invariant is true"), "{dtype}");
+            assert!(problems("cpu", dtype).is_empty());
+        }
+        for dtype in ["int8", "q4", "fp8"] {
+            assert!(problems("shim", dtype).is_empty(), "{dtype}");
+        }
     }
 
     #[test]

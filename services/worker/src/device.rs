@@ -15,10 +15,12 @@ use crate::Error;
 use crate::compute::{Formats, Which};
 use crate::error::chain;
 use crate::model::{self, BLOCK_SIZE};
-use crate::settings::Checked;
+use crate::settings::{Checked, machine_memory_bytes};
 
-/// Both pools are given out in multiples of it: a page of 8 ranks of an adapter for 4096 columns.
+/// Device memory is given out in multiples of it: a page of 8 ranks of an adapter for 4096 columns.
 const POOL_BLOCK_BYTES: usize = 64 << 10;
+/// Pinned memory is given out in multiples of it, as slots are.
+const PINNED_BLOCK_BYTES: usize = 4 << 10;
 /// Pinned memory for loads that run, as a part of that for slots.
 const LOADS_PART: u64 = 4;
 /// Pinned memory while the base is copied, and what rounding to blocks takes.
@@ -40,14 +42,18 @@ pub(crate) struct Opened {
 pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: Formats) -> Result<Opened, Error> {
     let settings = &checked.settings;
     let failed = |problem: String| Error::Start { model: checked.model.clone(), problem };
+    let kv_blocks = kv_blocks(base, checked, formats)?;
+    // What is wrong with the limits is known before the base is read.
+    let (KvBlocks::Exactly(most) | KvBlocks::UpTo(most)) = kv_blocks;
+    model::token_limits(&base.config, settings, most)?;
     let driver = driver(which, &settings.device_kernels).map_err(|error| failed(chain(&error)))?;
     let properties = driver.properties().clone();
     let free = driver.free_bytes().map_err(|error| failed(chain(&error)))? as u64;
     let pool_bytes = (free as f64 * settings.device_memory_fraction) as u64;
     let slot_bytes = checked.adapter_memory.bytes(Some(pool_bytes));
-    if slot_bytes >= pool_bytes {
+    if slot_bytes < PINNED_BLOCK_BYTES as u64 || slot_bytes >= pool_bytes {
         let message = format!(
-            "{slot_bytes} bytes for adapters leave nothing of the {pool_bytes} bytes of {} \
+            "{slot_bytes} bytes, allowed on a device is {PINNED_BLOCK_BYTES} to less than the {pool_bytes} bytes taken of {} \
              (device_memory_fraction {} of {free} free bytes)",
             properties.name, settings.device_memory_fraction
         );
@@ -59,12 +65,22 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         sequences_max: settings.running_requests_max,
         block_size: BLOCK_SIZE,
     };
-    let of_adapters = slot_bytes + slot_bytes / LOADS_PART + settings.adapter_prepared_bytes;
-    let pinned_bytes = of_adapters + room.pinned_bytes(&base.config) as u64 + PINNED_SLACK_BYTES;
+    let of_steps = room.pinned_bytes(&base.config) as u64 + PINNED_SLACK_BYTES;
+    let of_slots = slot_bytes.saturating_add(slot_bytes / LOADS_PART);
+    let pinned_bytes = of_slots.saturating_add(settings.adapter_prepared_bytes).saturating_add(of_steps);
+    if let Some(there) = machine_memory_bytes().filter(|there| pinned_bytes > *there) {
+        let message = format!(
+            "{} bytes, with {of_slots} for what is in slots (adapter_memory_bytes, adapter_memory_fraction) and {of_steps} for steps, are more \
+             pinned memory than the {there} bytes of this machine",
+            settings.adapter_prepared_bytes
+        );
+        return Err(Error::setting("adapter_prepared_bytes", message));
+    }
     let options = Options {
         pool_bytes: usize::try_from(pool_bytes).unwrap_or(usize::MAX),
         pinned_bytes: usize::try_from(pinned_bytes).unwrap_or(usize::MAX),
         block_bytes: POOL_BLOCK_BYTES,
+        pinned_block_bytes: PINNED_BLOCK_BYTES,
     };
     let device = Device::new(driver, &options).map_err(|error| failed(chain(&error)))?;
     let options = DeviceOptions {
@@ -74,7 +90,7 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         kv: formats.kv,
         adapters: formats.adapters,
         batch_invariant: settings.batch_invariant,
-        kv_blocks: kv_blocks(base, checked, formats)?,
+        kv_blocks,
         block_size: room.block_size,
         rows_max: room.rows_max,
         logits_rows_max: room.logits_rows_max,

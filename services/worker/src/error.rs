@@ -274,6 +274,7 @@ impl Error {
             | Self::LoadTimeout { .. }
             | Self::AdapterFile { .. } => "adapter_unavailable",
             Self::Engine(weft_engine::Error::AdapterShape { .. }) => "adapter_wrong_base",
+            Self::Engine(weft_engine::Error::AdapterLimit { .. }) => "adapter_too_large",
             Self::WrongBytes { .. } | Self::WrongAdapter { .. } | Self::Lease { kind: Kind::Corrupt, .. } => {
                 "wrong_adapter_bytes"
             }

@@ -198,7 +198,11 @@ pub(crate) fn kv_blocks_of_tokens(settings: &Settings) -> usize {
 }
 
 /// Most tokens of prompt and output, most tokens of a prompt.
-fn token_limits(config: &ModelConfig, settings: &Settings, kv_blocks: usize) -> Result<(usize, usize), Error> {
+pub(crate) fn token_limits(
+    config: &ModelConfig,
+    settings: &Settings,
+    kv_blocks: usize,
+) -> Result<(usize, usize), Error> {
     if kv_blocks < 2 {
         return Err(Error::setting(
             "kv_tokens_max",

@@ -35,7 +35,7 @@ weft_bus::mesh_settings! {
         /// Part of the device's free memory that is taken at the start, above 0 and below 1. What it leaves is for the driver: kernels, graphs.
         pub device_memory_fraction: f64 = 0.9,
         /// Largest rank of an adapter on a device, up to 768. Steps with adapters take shared memory for it.
-        pub device_rank_max: usize = 128,
+        pub device_rank_max: usize = 256,
         /// Whether a device's decoding steps are replayed as graphs.
         pub device_graphs: bool = true,
         /// What the base is stored and computed in: auto, f32, bf16, int8 or q4. See docs/performance.md for what each costs
@@ -50,7 +50,7 @@ weft_bus::mesh_settings! {
         /// Milliseconds between two reports of what adapters took of this worker, for the usage ledger. 0: none are made.
         pub residency_report_ms: u64 = 60_000,
         /// Bit-equal output whatever shares the batch. The kernels for processors give that always, at no cost; the setting
-        /// binds kernels that would trade it for speed.
+        /// binds kernels that would trade it for speed. On a device it needs a dtype of int8, q4 or fp8.
         pub batch_invariant: bool = false,
         /// Threads that compute. 0: one for each core.
         pub threads: usize = 0,
@@ -77,8 +77,8 @@ weft_bus::mesh_settings! {
         /// Memory for resident adapters as a fraction of the machine's memory, or of what is taken of the device's, instead of
         /// adapter_memory_bytes.
         pub adapter_memory_fraction: Option<f64> = None,
-        /// Memory for adapters that lost their slot and stay packed, in bytes: they come back by moving a pointer. Where
-        /// slots are main memory too, busy slots may borrow from it. 0: none.
+        /// Memory for adapters that lost their slot and stay packed, in bytes: they come back by moving a pointer, or by a copy to the
+        /// device, where it is pinned memory. Where slots are main memory too, busy slots may borrow from it. 0: none.
         pub adapter_prepared_bytes: u64 = 512 << 20,
         /// Adapters that are packed, or packed and waiting for a slot, at the same time.
         pub adapter_loads_max: usize = 4,

@@ -27,6 +27,7 @@ use crate::adapters::load::{Brought, Loader};
 use crate::adapters::loads::Loads;
 use crate::adapters::prefetch::Prefetch;
 use crate::adapters::slots::{Budgets, Slots};
+use crate::adapters::starved::Starved;
 use crate::admit::Job;
 use crate::desired::Desired;
 use crate::error::chain;
@@ -79,6 +80,7 @@ pub(crate) struct StepLoop {
     active: HashMap<RequestId, Active>,
     loads: Loads,
     ahead: Ahead,
+    starved: Starved,
     /// Whose logits wait for a mask.
     held: Vec<RequestId>,
     /// Last words, told after the next [`StepLoop::show`].
@@ -116,6 +118,7 @@ impl StepLoop {
             active: HashMap::new(),
             loads: Loads::new(parts.settings.adapter_leases_max),
             ahead: Ahead::default(),
+            starved: Starved::default(),
             held: Vec::new(),
             endings: Vec::new(),
             output: StepOutput::default(),

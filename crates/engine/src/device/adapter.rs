@@ -25,6 +25,8 @@ pub struct Preparer {
     pub(super) format: Format,
     /// Largest rank that captured graphs are made for.
     pub(super) rank_max: usize,
+    /// Memory of all slots.
+    pub(super) slots_bytes: usize,
     /// For DoRA; none where weights have no meaning.
     pub(super) base: Option<Base>,
 }
@@ -37,10 +39,11 @@ pub struct PreparedAdapter(pub(super) Arc<Packed>);
 pub(super) struct Packed {
     pub(super) digest: Digest,
     pub(super) shape: Arc<Shape>,
-    pub(super) memory: Pinned,
-    /// Of each layer in `memory`.
+    /// `[layers]`; none where the adapter changes nothing. A run for each, as in a slot: no memory is too much in pieces for one.
+    pub(super) memory: Vec<Option<Pinned>>,
+    /// Bytes of each layer, one behind the other.
     pub(super) layers: Vec<Range<usize>>,
-    /// `[layers][SITES]`; addresses count from the beginning of `memory`.
+    /// `[layers][SITES]`; addresses count as `layers` do.
     pub(super) targets: Vec<[Vec<Target>; SITES]>,
     /// The same of DoRA's factors, f32, which lie among the matrices of their layer.
     pub(super) factors: Vec<[Vec<Factors>; SITES]>,
@@ -60,13 +63,15 @@ impl PreparedAdapter {
         self.0.bytes as u64
     }
 
-    /// What it takes in a slot at most, whole or with a run for each layer. Pinned memory of it is no more than that.
+    /// What it takes in a slot, and as much in pinned memory: each layer in blocks of its own.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let blocks = |layer: &Range<usize>| layer.len().div_ceil(BLOCK_BYTES);
-        let in_layers = self.0.layers.iter().map(blocks).sum::<usize>();
-        (self.0.bytes.div_ceil(BLOCK_BYTES).max(in_layers).max(1) * BLOCK_BYTES) as u64
+        slot_bytes(&self.0.layers) as u64
     }
+}
+
+fn slot_bytes(layers: &[Range<usize>]) -> usize {
+    layers.iter().map(|layer| layer.len().next_multiple_of(BLOCK_BYTES)).sum::<usize>().max(BLOCK_BYTES)
 }
 
 impl Preparer {
@@ -77,6 +82,7 @@ impl Preparer {
     ///
     /// # Errors
     /// [`Error::Adapter`] if the blob cannot be parsed, [`Error::AdapterShape`] if it does not fit the base or the device's kernels,
+    /// [`Error::AdapterLimit`] if its rank or its bytes are more than the engine was made for,
     /// [`Error::Device`] if there is no pinned memory left.
     pub fn prepare(&self, blob: &[u8]) -> Result<PreparedAdapter, Error> {
         let mut copy = Vec::new();
@@ -95,10 +101,7 @@ impl Preparer {
             check(&self.shape, delta)?;
             let most = RANK_MAX.min(self.rank_max);
             if delta.rank > most {
-                return Err(unfit(
-                    delta,
-                    format!("rank {} is above {most}, the most that this device engine takes", delta.rank),
-                ));
+                return Err(Error::AdapterLimit { what: "rank", value: delta.rank, limit: most });
             }
             let place = self.shape.place(delta.module);
             let mut put = |values: &[f32], half: Half| {
@@ -141,8 +144,19 @@ impl Preparer {
                 out_features: place.out_features as u32,
             });
         }
-        let memory = self.device.allocate_pinned(bytes.len())?;
-        memory.write(0, &bytes)?;
+        let (value, limit) = (slot_bytes(&layers), self.slots_bytes);
+        if value > limit {
+            return Err(Error::AdapterLimit { what: "bytes", value, limit });
+        }
+        let pinned = |layer: &Range<usize>| {
+            if Range::is_empty(layer) {
+                return Ok(None);
+            }
+            let memory = self.device.allocate_pinned(layer.len())?;
+            memory.write(0, &bytes[layer.clone()])?;
+            Ok::<_, Error>(Some(memory))
+        };
+        let memory = layers.iter().map(pinned).collect::<Result<_, _>>()?;
         let packed =
             Packed { digest, shape: Arc::clone(&self.shape), memory, layers, targets, factors, bytes: bytes.len() };
         Ok(PreparedAdapter(Arc::new(packed)))

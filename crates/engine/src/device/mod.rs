@@ -12,6 +12,7 @@ mod adapter;
 mod answers;
 mod dora;
 mod draws;
+mod graphs;
 mod kv;
 mod linear;
 mod precision;
@@ -35,9 +36,10 @@ use crate::{Error, LogitsWanted, SeqOutput, SeqStep, SlotId, StepBatch, StepOutp
 use activations::{Activations, Buffers, Room};
 use answers::{Answers, Host};
 use draws::{Draws, Memory, Piece};
+use graphs::{Bucket, Graphs};
 use kv::Kv;
 use slots::{Resident, Slots};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 use step::{LoraLaunch, Step, coming, lora_launches};
@@ -176,21 +178,9 @@ pub struct DeviceEngine {
     sampling: Memory,
     host: Host,
     attention: attention::Layer,
-    graphs: HashMap<Bucket, Graph>,
+    graphs: Graphs,
     /// Steps that could not be captured: they stay launches.
     launched: HashSet<Bucket>,
-}
-
-/// Steps that one graph serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Bucket {
-    rows: usize,
-    /// Columns of its block tables: room for the longest context in the step.
-    table_stride: usize,
-    /// None: base rows alone, and no launch for adapters.
-    adapters: Option<Path>,
-    /// Whether one of them has magnitudes.
-    has_dora: bool,
 }
 
 impl DeviceEngine {
@@ -267,7 +257,7 @@ impl DeviceEngine {
             sampling,
             host,
             attention,
-            graphs: HashMap::new(),
+            graphs: Graphs::default(),
             launched: HashSet::new(),
             shape,
             options,
@@ -282,6 +272,7 @@ impl DeviceEngine {
             device: self.options.device.clone(),
             format: self.options.adapters,
             rank_max: self.options.rank_max,
+            slots_bytes: self.options.slots_bytes / slots::BLOCK_BYTES * slots::BLOCK_BYTES,
             base: self.base.clone(),
         }
     }
@@ -347,8 +338,8 @@ impl DeviceEngine {
         self.graphs.len()
     }
 
-    /// Runs the largest prompts and the largest decoding steps of the base once, on pages that nobody has yet: kernels are loaded, products planned,
-    /// graphs made, and whatever the driver takes beside the pool is taken now, not under traffic. Cost: that many steps.
+    /// Runs the largest prompts and decoding steps of each size of the base once, on pages that nobody has yet: its kernels are loaded, products planned,
+    /// the graphs of base rows at short contexts made. What adapters and longer contexts need of that comes when they do. Cost: that many steps.
     ///
     /// # Errors
     /// [`Error::Device`]: too little is left beside the pool, or the device fails.
@@ -488,7 +479,7 @@ impl DeviceEngine {
             sampling: &self.sampling,
             pieces,
         };
-        match bucket.and_then(|bucket| self.graphs.get(&bucket)) {
+        match bucket.and_then(|bucket| self.graphs.use_of(&bucket)) {
             Some(graph) => graph.replay(&self.stream)?,
             None => forward(&mut step, self.shape.layers, exact.wanted > 0)?,
         }
@@ -522,12 +513,12 @@ impl DeviceEngine {
         }
         drop(idle);
         if let Some(bucket) = bucket
-            && !self.graphs.contains_key(&bucket)
+            && !self.graphs.has(&bucket)
             && !self.launched.contains(&bucket)
         {
             // Only now: kernels are loaded and products are planned by a run, which a capture may not do.
             match capture(&self.stream, &mut step, self.shape.layers) {
-                Ok(graph) => drop(self.graphs.insert(bucket, graph)),
+                Ok(graph) => self.graphs.put(bucket, graph),
                 Err(error) => {
                     tracing::warn!(%error, ?bucket, "a step cannot be captured; it stays launches");
                     self.launched.insert(bucket);

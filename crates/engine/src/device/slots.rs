@@ -29,7 +29,7 @@ pub(crate) struct Resident {
 
 /// Where the layers of an adapter lie.
 struct Place {
-    /// First block and number of blocks: one run, or one for each layer that the adapter changes.
+    /// First block and number of blocks of each layer that the adapter changes.
     runs: Vec<(usize, usize)>,
     /// Byte at which each layer begins.
     layers: Vec<usize>,
@@ -76,10 +76,11 @@ impl Slots {
         &self.memory
     }
 
-    /// Begins to copy an adapter into free memory: one run if there is one that is long enough, else a run for each layer.
+    /// Begins to copy an adapter into free memory, a run for each layer.
     pub(crate) fn install(&mut self, prepared: PreparedAdapter) -> Result<SlotId, Error> {
         let packed = &prepared.0;
-        let Some(place) = self.whole(packed).or_else(|| self.in_layers(packed)) else {
+        self.forget_copied();
+        let Some(place) = self.take(packed) else {
             let [free, largest] = [self.blocks.free(), self.blocks.largest()].map(|blocks| blocks * BLOCK_BYTES);
             return Err(Error::SlotsFull { bytes: packed.bytes, free, largest });
         };
@@ -109,14 +110,7 @@ impl Slots {
         }
     }
 
-    fn whole(&mut self, packed: &Packed) -> Option<Place> {
-        let count = packed.bytes.div_ceil(BLOCK_BYTES).max(1);
-        let first = self.blocks.take(count)?;
-        let layers = packed.layers.iter().map(|layer| first * BLOCK_BYTES + layer.start).collect();
-        Some(Place { runs: vec![(first, count)], layers })
-    }
-
-    fn in_layers(&mut self, packed: &Packed) -> Option<Place> {
+    fn take(&mut self, packed: &Packed) -> Option<Place> {
         let mut place = Place { runs: Vec::new(), layers: Vec::with_capacity(packed.layers.len()) };
         for layer in &packed.layers {
             let count = layer.len().div_ceil(BLOCK_BYTES);
@@ -142,10 +136,10 @@ impl Slots {
     fn copy(&self, prepared: &PreparedAdapter, place: &Place) -> Result<Vec<Event>, Error> {
         let packed = &prepared.0;
         let mut coming = Vec::with_capacity(packed.layers.len());
-        for (layer, &at) in packed.layers.iter().zip(&place.layers) {
-            if !layer.is_empty() {
+        for ((layer, memory), &at) in packed.layers.iter().zip(&packed.memory).zip(&place.layers) {
+            if let Some(memory) = memory {
                 let to = self.memory.part(at..at + layer.len())?;
-                self.copies.upload(&packed.memory, layer.clone(), to)?;
+                self.copies.upload(memory, 0..layer.len(), to)?;
             }
             let event = self.device.event()?;
             self.copies.record(&event)?;
@@ -172,12 +166,16 @@ impl Slots {
     pub(crate) fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {
         let mut resident = self.table.remove(slot)?;
         self.give(&resident.place);
-        // Events that cannot be asked are kept, and wait for the end.
-        self.leaving.retain(|(last, _)| !matches!(last.is_done(), Ok(true)));
+        self.forget_copied();
         if let Some(last) = resident.coming.pop() {
             self.leaving.push((last, resident.prepared.clone()));
         }
         Some(resident.prepared)
+    }
+
+    fn forget_copied(&mut self) {
+        // Events that cannot be asked are kept, and wait for the end.
+        self.leaving.retain(|(last, _)| !matches!(last.is_done(), Ok(true)));
     }
 
     /// Until no copy is on its way.

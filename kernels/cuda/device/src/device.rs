@@ -16,9 +16,11 @@ pub struct Options {
     pub pool_bytes: usize,
     /// Page-locked memory for all copies from and to the host.
     pub pinned_bytes: usize,
-    /// Both are given out in multiples of this: a power of two, 256 at least. 64 KiB is a page of 8 ranks of an adapter for 4096 columns of
+    /// Device memory is given out in multiples of this: a power of two, 256 at least. 64 KiB is a page of 8 ranks of an adapter for 4096 columns of
     /// half precision.
     pub block_bytes: usize,
+    /// As `block_bytes`, of pinned memory.
+    pub pinned_block_bytes: usize,
 }
 
 /// A device and its memory. Clones are the same device; it ends with the last of them, of its buffers, streams, events and graphs.
@@ -50,11 +52,15 @@ impl Device {
     ///
     /// Options out of range; [`Error::OutOfMemory`] when the device, or the host, has less.
     pub fn new(driver: Arc<dyn Driver>, options: &Options) -> Result<Self, Error> {
-        let Options { pool_bytes, pinned_bytes, block_bytes } = *options;
-        if !block_bytes.is_power_of_two() || block_bytes < 256 {
-            return Err(Error::value("device", "block_bytes", block_bytes, "a power of two, 256 at least"));
+        let Options { pool_bytes, pinned_bytes, block_bytes, pinned_block_bytes } = *options;
+        for (field, bytes) in [("block_bytes", block_bytes), ("pinned_block_bytes", pinned_block_bytes)] {
+            if !bytes.is_power_of_two() || bytes < 256 {
+                return Err(Error::value("device", field, bytes, "a power of two, 256 at least"));
+            }
         }
-        for (field, bytes) in [("pool_bytes", pool_bytes), ("pinned_bytes", pinned_bytes)] {
+        for (field, bytes, block_bytes) in
+            [("pool_bytes", pool_bytes, block_bytes), ("pinned_bytes", pinned_bytes, pinned_block_bytes)]
+        {
             if bytes < block_bytes {
                 return Err(Error::value("device", field, bytes, format!("{block_bytes} at least: one block")));
             }
@@ -64,7 +70,7 @@ impl Device {
         Ok(Self(Arc::new(Inner {
             driver,
             pool: Pool::new("device", base, pool_bytes, block_bytes),
-            pinned: Pool::new("pinned", pinned_base, pinned_bytes, block_bytes),
+            pinned: Pool::new("pinned", pinned_base, pinned_bytes, pinned_block_bytes),
             recorder: Recorder::default(),
             capture: Mutex::new(None),
             kernels: RwLock::default(),
@@ -95,7 +101,7 @@ impl Device {
         Pinned::allocate(&self.0, bytes)
     }
 
-    /// What both pools give out multiples of, in bytes.
+    /// What the pool of device memory gives out multiples of, in bytes.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
         self.0.pool.block_bytes

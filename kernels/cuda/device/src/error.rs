@@ -131,13 +131,18 @@ pub enum Error {
     },
 }
 
+/// What the driver and cublasLt call it.
+const OUT_OF_MEMORY: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+/// cublasLt's, of a product that it has no kernel for: said before anything is enqueued.
+const REFUSALS: [&str; 2] = ["CUBLAS_STATUS_NOT_SUPPORTED", "CUBLAS_STATUS_INVALID_VALUE"];
+
 impl Error {
     /// Whether less, or later, would do: something to shed, not to die of.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::OutOfMemory { .. } => true,
-            Self::Driver { code, .. } => code == "CUDA_ERROR_OUT_OF_MEMORY",
+            Self::Driver { code, .. } => OUT_OF_MEMORY.contains(&code.as_str()),
             _ => false,
         }
     }
@@ -148,7 +153,7 @@ impl Error {
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::Failed(_) | Self::Race { .. } | Self::Kernel { .. } | Self::Collective { .. } => true,
-            Self::Driver { .. } => !self.is_out_of_memory(),
+            Self::Driver { code, .. } => !self.is_out_of_memory() && !REFUSALS.contains(&code.as_str()),
             _ => false,
         }
     }
@@ -168,5 +173,27 @@ struct Version(i32);
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn what_ends_a_device_and_what_does_not() {
+        let driver = |code: &str| Error::Driver { call: "c", code: code.to_owned(), message: String::new() };
+        for (code, is_out_of_memory, is_fatal) in [
+            ("CUDA_ERROR_OUT_OF_MEMORY", true, false),
+            ("CUBLAS_STATUS_ALLOC_FAILED", true, false),
+            ("CUBLAS_STATUS_NOT_SUPPORTED", false, false),
+            ("CUBLAS_STATUS_EXECUTION_FAILED", false, true),
+            ("CUDA_ERROR_ILLEGAL_ADDRESS", false, true),
+        ] {
+            let error = driver(code);
+            assert_eq!((error.is_out_of_memory(), error.is_fatal()), (is_out_of_memory, is_fatal), "{code}");
+        }
+        assert!(Error::Failed(Box::new(driver("CUDA_ERROR_OUT_OF_MEMORY"))).is_fatal());
+        assert!(!Error::NoKernel("k".to_owned()).is_fatal(), "nothing was enqueued");
     }
 }

@@ -28,6 +28,7 @@ pub(crate) struct Loader {
     pub(crate) slot_bytes_max: u64,
     /// `adapter_loads_max`: adapters that are packed, or packed and not placed yet.
     pub(crate) turns: Arc<Semaphore>,
+    pub(crate) turns_max: usize,
     /// How many leased adapters wait for a turn.
     pub(crate) queue: Arc<AtomicUsize>,
 }
@@ -99,6 +100,11 @@ impl Loader {
             Some(turn) if is_first => self.pack(near, digest, turn).await.map(Brought::Packed),
             _ => Ok(Brought::Near(near)),
         }
+    }
+
+    /// Whether any turn is taken.
+    pub(crate) fn others_pack(&self) -> bool {
+        self.turns.available_permits() < self.turns_max
     }
 
     /// A turn, if one is free.

@@ -7,6 +7,7 @@
 //!    moving a pointer. [`rates`] says what it would cost to bring one back from the daemon.
 //! 5. [`pins`]: which ones an operator, or a placement, wants to stay.
 //! 6. [`ahead`]: which ones a placement wants here before anybody asks.
+//! 7. [`starved`]: loads that found no memory to be packed into.
 
 pub(crate) mod ahead;
 pub(crate) mod lease;
@@ -17,3 +18,4 @@ pub(crate) mod prefetch;
 pub(crate) mod prepared;
 pub(crate) mod rates;
 pub(crate) mod slots;
+pub(crate) mod starved;

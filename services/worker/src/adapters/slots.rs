@@ -85,6 +85,11 @@ pub(crate) struct Slots {
     generation: u64,
 }
 
+/// Whether an engine has no piece of memory that is long enough.
+fn is_full(error: &Error) -> bool {
+    matches!(error, Error::Engine(weft_engine::Error::SlotsFull { .. }))
+}
+
 impl Slots {
     pub(crate) fn new(budgets: &Budgets) -> Self {
         Self {
@@ -101,6 +106,11 @@ impl Slots {
 
     pub(crate) fn slot(&self, digest: &Digest) -> Option<SlotId> {
         self.slots.get(digest).map(|slot| slot.id)
+    }
+
+    /// Whether any waits for room.
+    pub(crate) fn has_arrivals(&self) -> bool {
+        !self.arrived.is_empty()
     }
 
     /// Whether it is here, or waiting for room.
@@ -178,19 +188,31 @@ impl Slots {
             }
             match self.install_first(engine, scheduler, now_ms) {
                 Ok(()) => placed.push(Placed::Installed(digest)),
-                Err(Error::Engine(weft_engine::Error::SlotsFull { .. })) => {
-                    // The bytes are there, in pieces that are too small: one idle adapter more has to go.
+                Err(error) if is_full(&error) => {
+                    if !is_wanted {
+                        self.lay_aside_first(now_ms);
+                        placed.push(Placed::Dropped(digest));
+                        continue;
+                    }
+                    // The bytes are there, in pieces that are too small: more adapters have to go.
                     if self.evict_one_more(engine, scheduler, now_ms, &mut placed) {
                         continue;
                     }
-                    if self.slots.is_empty() {
+                    if self.slots.keys().all(|digest| self.pins.has(digest)) {
+                        // Pins end when operators say so.
                         self.arrived.pop_front();
-                        placed.push(Placed::TooLarge { digest, bytes });
+                        placed.push(Placed::Failed(digest, error));
                         continue;
                     }
-                    let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
-                    self.drain_busy(free + bytes, scheduler);
-                    return placed;
+                    if scheduler.is_within_share(&digest) {
+                        let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
+                        self.drain_busy(free + bytes, scheduler);
+                        return placed;
+                    }
+                    if !self.put_first(|digest| scheduler.is_within_share(digest)) {
+                        break;
+                    }
+                    continue;
                 }
                 Err(error) => placed.push(Placed::Failed(digest, error)),
             }
@@ -253,7 +275,7 @@ impl Slots {
         Ok(())
     }
 
-    /// False: none is idle.
+    /// The least valuable idle adapter goes. False: none is idle.
     fn evict_one_more(
         &mut self,
         engine: &mut Engine,
@@ -267,11 +289,22 @@ impl Slots {
         true
     }
 
-    /// Half of the second tier goes, the least valuable first. False: it is empty.
-    pub(crate) fn shed_prepared(&mut self, now_ms: u64) -> bool {
-        let shed = self.prepared.shed_half(now_ms);
-        self.generation += u64::from(shed);
-        shed
+    /// Frees memory that adapters are packed into, for one that found none: half of the second tier, or, if that is empty, the least valuable idle
+    /// adapter, its slot and all. False: nothing can go.
+    pub(crate) fn shed(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) -> bool {
+        if self.prepared.shed_half(now_ms) {
+            self.generation += 1;
+            return true;
+        }
+        self.spare_unserved(scheduler);
+        let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
+        let Room::Evict(victims) = self.ledger.make_room(free + 1, now_ms) else { return false };
+        for digest in &victims {
+            if let Some((_, worth)) = self.take_out(digest, engine, scheduler) {
+                self.prepared.remember(*digest, worth);
+            }
+        }
+        true
     }
 
     /// The first one that arrived gets no slot.

@@ -35,15 +35,10 @@ impl StepLoop {
         };
         self.loads.ended(&digest);
         self.ahead.ended(&digest);
-        if let Err(Error::Engine(error)) = &packed
-            && error.is_out_of_memory()
-        {
-            self.parts.metrics.out_of_memory.inc();
-            if self.slots.shed_prepared(self.now_ms()) {
-                tracing::warn!(%digest, error = chain(error), "no memory to pack an adapter; half of the second tier goes, and it is tried again");
-                self.scheduler.loaded(&digest, None);
-                return;
-            }
+        let is_memory_out = matches!(&packed, Err(Error::Engine(error)) if error.is_out_of_memory());
+        if self.starved.ended(&digest, is_memory_out) && self.make_memory(&digest) {
+            self.scheduler.loaded(&digest, None);
+            return;
         }
         self.scheduler.loaded(&digest, packed.as_ref().ok().map(|packed| packed.prepared.bytes()));
         let word = packed.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
@@ -57,6 +52,25 @@ impl StepLoop {
             }
             Err(error) => self.fail_beside(digest, &error),
         }
+    }
+
+    /// A load found no memory to be packed into. False: nothing can be done, and its requests have to be failed.
+    fn make_memory(&mut self, digest: &Digest) -> bool {
+        self.parts.metrics.out_of_memory.inc();
+        if !self.slots.is_wanted(digest, &self.scheduler) {
+            return false;
+        }
+        if self.parts.loader.others_pack() || self.slots.has_arrivals() {
+            // They give memory back as they get their slots.
+            self.starved.wait(*digest);
+            return true;
+        }
+        let now_ms = self.now_ms();
+        let shed = self.slots.shed(&mut self.parts.engine, &mut self.scheduler, now_ms);
+        if shed {
+            tracing::warn!(%digest, "no memory to pack an adapter; what is worth least goes, and it is tried again");
+        }
+        shed
     }
 
     fn loaded(&mut self, packed: Packed) {
@@ -77,6 +91,9 @@ impl StepLoop {
         let now_ms = self.now_ms();
         let placed = self.slots.place(&mut self.parts.engine, &mut self.scheduler, now_ms);
         let any = !placed.is_empty();
+        if any {
+            self.starved.wake_first();
+        }
         for placed in placed {
             match placed {
                 Placed::Installed(digest) => {
@@ -110,6 +127,9 @@ impl StepLoop {
     /// tier and asks for leases, each digest once. True if something came back from the second tier.
     fn start_loads(&mut self) -> bool {
         self.start_packing();
+        if self.loads.is_idle() && !self.slots.has_arrivals() {
+            self.starved.wake_all();
+        }
         let mut came_back = false;
         while let Some(digest) = self.next_to_bring() {
             if self.slots.bring_back(&digest) {
@@ -126,14 +146,18 @@ impl StepLoop {
     }
 
     fn next_to_bring(&mut self) -> Option<Digest> {
-        let (loads, slots) = (&self.loads, &self.slots);
+        let (loads, slots, starved) = (&self.loads, &self.slots, &self.starved);
         // With no room for leases, what is in the second tier may still come back.
-        let skip =
-            |digest: &Digest| slots.has(digest) || loads.has(digest) || (loads.is_full() && !slots.is_prepared(digest));
+        let skip = |digest: &Digest| {
+            let is_out = loads.is_full() && !slots.is_prepared(digest);
+            slots.has(digest) || loads.has(digest) || starved.waits(digest) || is_out
+        };
         if let Some(digest) = self.scheduler.next_wanted(skip) {
             return Some(digest);
         }
-        let for_pin = self.slots.wanted_by_pin(|digest| self.loads.has(digest) || self.loads.is_full());
+        let for_pin = self
+            .slots
+            .wanted_by_pin(|digest| self.loads.has(digest) || self.loads.is_full() || self.starved.waits(digest));
         for_pin.or_else(|| self.next_ahead())
     }
 

@@ -69,7 +69,7 @@ async fn a_mixed_batch_on_a_device_answers_as_transformers_and_peft_do() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_adapters_than_a_device_has_slots_take_turns_in_its_memory() {
-    // The largest takes two thirds of the slots; what others leave behind lies in pieces.
+    // The largest takes two thirds of the slots.
     let settings = Settings { adapter_memory_bytes: 288 << 10, adapter_prepared_bytes: 100 << 10, ..on_device() };
     let worker = TestWorker::start(settings).await;
     let asked: Vec<_> = ADAPTERS.iter().map(|name| (Some(*name), Some(worker.shelf.put(&blob(name))))).collect();
@@ -148,12 +148,13 @@ async fn what_does_not_fit_a_device_is_said_at_the_start() {
     let worker = TestWorker::start(Settings { device_rank_max: 8, ..on_device() }).await;
     let fault = worker.generate(request(Some(worker.shelf.put(&blob("rank16"))), HELLO, 4)).await.unwrap_err();
     assert_eq!(fault.kind, Kind::Refused);
-    assert!(fault.message.contains("rank 16 is above 8"), "{fault:?}");
+    assert_eq!(fault.code, "adapter_too_large");
+    assert!(fault.message.contains("rank is 16, the device takes up to 8"), "{fault:?}");
     ask(&worker, &[(Some("rank8"), Some(worker.shelf.put(&blob("rank8"))))], 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_pinned_memory_adapters_are_shed_and_the_worker_goes_on() {
+async fn adapters_that_find_no_pinned_memory_wait_for_others_and_are_served() {
     // One slot, and far more adapters packed at once than there is pinned memory for.
     let worker = TestWorker::start(Settings {
         adapter_memory_bytes: 200 << 10,
@@ -167,44 +168,35 @@ async fn without_pinned_memory_adapters_are_shed_and_the_worker_goes_on() {
         let mut bytes = blob("rank64");
         let low = bytes.len() - 4;
         bytes[low] = number;
-        worker.shelf.put(&bytes)
+        (Some("rank64"), Some(worker.shelf.put(&bytes)))
     };
-    let digests: Vec<Digest> = (0..48).map(other).collect();
+    let asked: Vec<_> = (0..48).map(other).collect();
     worker.shelf.hold();
-    let calls: Vec<_> = digests
-        .iter()
-        .map(|digest| {
-            let (mut client, digest) = (worker.client.clone(), *digest);
-            tokio::spawn(async move {
-                let stream = client.generate(request(Some(digest), HELLO, 2)).await.map_err(Fault::from)?.into_inner();
-                Answer::read(stream).await
-            })
-        })
-        .collect();
-    worker.load_when(|load| load.loading_requests == 48).await;
-    worker.shelf.let_go();
-    let (mut served, mut shed) = (0, 0);
-    for call in calls {
-        match timeout(PATIENCE, call).await.unwrap().unwrap() {
-            Ok(answer) => {
-                assert_eq!(answer.ids(), golden_greedy(Some("rank64"))[..2]);
-                served += 1;
-            }
-            Err(fault) => {
-                assert_eq!(fault.kind, Kind::Unavailable, "{fault:?}");
-                assert!(fault.message.contains("out of pinned memory"), "{fault:?}");
-                shed += 1;
-            }
-        }
-    }
-    let told =
-        worker.metrics.gather().into_iter().find(|family| family.name() == "worker_out_of_memory_total").unwrap();
-    let counted = told.get_metric()[0].get_counter().get_value() as usize;
-    assert!(shed > 0 && served > 0 && counted >= shed, "{served} served, {shed} shed, {counted} counted");
-    // Later there is room again.
-    for digest in digests.iter().take(8) {
-        ask(&worker, &[(Some("rank64"), Some(*digest))], 2).await;
-    }
+    tokio::join!(ask(&worker, &asked, 2), async {
+        worker.load_when(|load| load.loading_requests == 48).await;
+        worker.shelf.let_go();
+    });
+    assert!(out_of_memory(&worker) > 0.0, "memory was enough for all of them");
+    let residency = worker.residency().await;
+    assert!(residency.prepared_bytes_used <= residency.prepared_bytes_max, "{residency:?}");
+}
+
+fn out_of_memory(worker: &TestWorker) -> f64 {
+    let families = worker.metrics.gather();
+    let told = families.iter().find(|family| family.name() == "worker_out_of_memory_total").unwrap();
+    told.get_metric()[0].get_counter().get_value()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adapter_that_is_larger_than_all_slots_is_refused_and_costs_nobody_a_place() {
+    let worker = TestWorker::start(Settings { adapter_memory_bytes: 120 << 10, ..on_device() }).await;
+    let small = [("rank4", worker.shelf.put(&blob("rank4")))].map(|(name, digest)| (Some(name), Some(digest)));
+    ask(&worker, &small, 4).await;
+    let before = worker.residency().await.adapters;
+    let fault = worker.generate(request(Some(worker.shelf.put(&blob("rank64"))), HELLO, 4)).await.unwrap_err();
+    assert_eq!((fault.kind, fault.code.as_str()), (Kind::Refused, "adapter_too_large"), "{fault:?}");
+    assert_eq!(worker.residency().await.adapters, before);
+    assert_eq!(out_of_memory(&worker), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -222,7 +214,7 @@ async fn a_device_chooses_the_tokens_that_a_processor_chooses() {
             frequency_penalty: if number > 5 { 0.4 } else { 0.0 },
             ..Default::default()
         });
-        asked.logprobs = (number % 3 == 0).then_some(pb::Logprobs { top: 4, prompt: number == 3 });
+        asked.logprobs = (number.is_multiple_of(3)).then_some(pb::Logprobs { top: 4, prompt: number == 3 });
         if number % 4 == 1 {
             asked.grammar = Some(pb::Grammar { source: Some(regex.clone()) });
         }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use weft_cuda_device::shim::{self, Shim};
 use weft_cuda_device::{Buffer, Device, Error, Options, Stream};
 
-pub(crate) const OPTIONS: Options = Options { pool_bytes: 1 << 20, pinned_bytes: 1 << 18, block_bytes: 256 };
+pub(crate) const OPTIONS: Options =
+    Options { pool_bytes: 1 << 20, pinned_bytes: 1 << 18, block_bytes: 256, pinned_block_bytes: 256 };
 
 pub(crate) fn shim(seed: u64) -> (Arc<Shim>, Device) {
     let shim = Shim::new(&shim::Options { seed, ..shim::Options::default() });
