@@ -106,7 +106,10 @@ fn deep() -> (tempfile::TempDir, BaseModel) {
     let stored = std::fs::read(from.join("model.safetensors")).unwrap();
     let mut random = Random::new(9);
     let mut tensors = Vec::new();
-    for (name, tensor) in safetensors::SafeTensors::deserialize(&stored).unwrap().tensors() {
+    let mut found = safetensors::SafeTensors::deserialize(&stored).unwrap().tensors();
+    // They come in any order, and each is to have the same numbers in every run.
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, tensor) in found {
         if name.contains(".mlp.") {
             let shape: Vec<usize> =
                 tensor.shape().iter().map(|&size| if size == 96 { INTERMEDIATE } else { size }).collect();

@@ -15,9 +15,11 @@ pub(crate) struct Starved {
 }
 
 impl Starved {
-    /// A load ended, which may have given memory back. True: it found no memory and may be tried again.
+    /// A load ended. True: it found no memory and may be tried again. Any other may have given some back.
     pub(crate) fn ended(&mut self, digest: &Digest, is_memory_out: bool) -> bool {
-        self.wake_first();
+        if !is_memory_out {
+            self.wake_first();
+        }
         let tries = if is_memory_out { self.tries.get(digest).map_or(1, |tries| tries + 1) } else { TRIES_MAX };
         if tries < TRIES_MAX {
             self.tries.insert(*digest, tries);
