@@ -29,7 +29,7 @@ const PINNED_SLACK_BYTES: u64 = 4 << 20;
 /// An engine on a device, and what the worker should know of it.
 pub(crate) struct Opened {
     pub(crate) engine: DeviceEngine,
-    /// As its driver calls it.
+    /// Compute capability, and as its driver calls it: gateways tell clients by its beginning that it is a GPU.
     pub(crate) name: String,
     /// Device memory for adapters.
     pub(crate) slot_bytes: u64,
@@ -113,7 +113,7 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         "the base is on the device"
     );
     let (major, minor) = properties.capability;
-    Ok(Opened { engine, name: format!("{} (sm_{major}{minor})", properties.name), slot_bytes })
+    Ok(Opened { engine, name: format!("sm_{major}{minor} ({})", properties.name), slot_bytes })
 }
 
 /// By the settings; without one all that is left.

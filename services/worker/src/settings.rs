@@ -9,6 +9,8 @@ use weft_service_kit::transport::{self, Address, Peers, Service};
 use crate::Error;
 use crate::compute::Compute;
 
+/// More than any machine has cores; each thread takes memory for its stack, and a system has few thousands of them.
+const THREADS_MAX: usize = 1024;
 /// What others take as a name.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -52,7 +54,7 @@ weft_bus::mesh_settings! {
         /// Bit-equal output whatever shares the batch. The kernels for processors give that always, at no cost; the setting
         /// binds kernels that would trade it for speed. On a device it needs a dtype of int8, q4 or fp8.
         pub batch_invariant: bool = false,
-        /// Threads that compute. 0: one for each core.
+        /// Threads that compute, up to 1024. 0: one for each core.
         pub threads: usize = 0,
         /// Instruction set: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or neon.
         pub isa: String = "auto".to_owned(),
@@ -254,6 +256,11 @@ impl Settings {
                 problems.push(format!("{name} is 0, allowed is 1 or more"));
             }
         }
+        for (name, value) in [("threads", self.threads), ("mask_threads", self.mask_threads)] {
+            if value > THREADS_MAX {
+                problems.push(format!("{name} is {value}, allowed is up to {THREADS_MAX}"));
+            }
+        }
         for (name, value) in [
             ("announce_interval_s", self.announce_interval_s),
             ("adapter_load_timeout_s", self.adapter_load_timeout_s),
@@ -325,6 +332,15 @@ mod tests {
     #[test]
     fn the_declaration_is_sound() {
         weft_service_kit::settings::assert_sound::<Settings>();
+    }
+
+    #[test]
+    fn more_threads_than_a_system_starts_are_refused_by_name() {
+        let settings = Settings { model: "m".into(), threads: 99_999, mask_threads: 1025, ..Settings::default() };
+        let problems = settings.check().err().unwrap().to_string();
+        assert!(problems.contains("threads is 99999, allowed is up to 1024"), "{problems}");
+        assert!(problems.contains("mask_threads is 1025, allowed is up to 1024"), "{problems}");
+        assert!(Settings { threads: 1024, mask_threads: 0, ..settings }.check().is_ok());
     }
 
     #[test]

@@ -64,7 +64,7 @@ async fn a_mixed_batch_on_a_device_answers_as_transformers_and_peft_do() {
     let most = finished.iter().map(|finished| finished.adapters_in_step_max).max();
     assert!(most >= Some(4), "most adapters in one step: {most:?}");
     let described = worker.client.clone().describe(pb::DescribeRequest {}).await.unwrap().into_inner();
-    assert_eq!((described.dtype.as_str(), described.isa.as_str()), ("f32", "shim (sm_80)"));
+    assert_eq!((described.dtype.as_str(), described.isa.as_str()), ("f32", "sm_80 (shim)"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
