@@ -1,6 +1,6 @@
 //! From a canonical blob to an adapter that a step can use.
 
-use crate::dora::{AdaptedLinear, OutputFactors};
+use crate::dora::{AdaptedLinear, BaseRows, OutputFactors};
 use crate::plan::Entry;
 use crate::shape::{SITES, Shape};
 use crate::weights::Base;
@@ -132,7 +132,8 @@ impl Preparer {
             change.targets.push(target);
             if let Some(vector) = delta.magnitude {
                 vector.read_f32(magnitude);
-                let factors = self.factors(delta, a, b, magnitude)?;
+                let weight = self.base.linear(delta.layer, site);
+                let factors = factors(weight, &self.shape, delta, [a, b, magnitude])?;
                 bytes += factors.bytes() as u64;
                 change.factors.push(factors);
             }
@@ -157,21 +158,20 @@ impl Preparer {
             out_features: place.out_features,
         }
     }
+}
 
-    /// `a`, `b` and `magnitude` are the module's values.
-    fn factors(
-        &self,
-        delta: &ModuleDelta<'_>,
-        a: &[f32],
-        b: &[f32],
-        magnitude: &[f32],
-    ) -> Result<OutputFactors, Error> {
-        let place = self.shape.place(delta.module);
-        let weight = self.base.linear(delta.layer, place.site);
-        let (out_offset, rank, scale) = (place.out_offset, delta.rank, delta.scale as f32);
-        let linear = AdaptedLinear { weight, out_offset, a, b, rank, scale };
-        OutputFactors::compute(&linear, magnitude).map_err(|reason| unfit(delta, reason))
-    }
+/// What DoRA's magnitudes make of the outputs of a module that was checked, over these rows of its fused linear; `a`, `b` and `magnitude` are the
+/// module's values.
+pub(crate) fn factors(
+    weight: &dyn BaseRows,
+    shape: &Shape,
+    delta: &ModuleDelta<'_>,
+    [a, b, magnitude]: [&[f32]; 3],
+) -> Result<OutputFactors, Error> {
+    let out_offset = shape.place(delta.module).out_offset;
+    let (rank, scale) = (delta.rank, delta.scale as f32);
+    let linear = AdaptedLinear { weight, out_offset, a, b, rank, scale };
+    OutputFactors::compute(&linear, magnitude).map_err(|reason| unfit(delta, reason))
 }
 
 /// Whether a module fits the base.

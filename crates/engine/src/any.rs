@@ -89,24 +89,6 @@ impl Engine {
         matches!(self, Self::Device(_))
     }
 
-    /// The digest in a slot's entry.
-    #[must_use]
-    pub fn slot_digest(&self, slot: SlotId) -> Option<Digest> {
-        match self {
-            Self::Processor(engine) => engine.slot_digest(slot),
-            Self::Device(engine) => engine.slot_digest(slot),
-        }
-    }
-
-    /// Ids in the vocabulary: the width of a row of logits.
-    #[must_use]
-    pub fn vocabulary(&self) -> usize {
-        match self {
-            Self::Processor(engine) => engine.vocabulary(),
-            Self::Device(engine) => engine.vocabulary(),
-        }
-    }
-
     /// Bytes of weights that a step reads, whatever its batch: all linears and the head, each once.
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {

@@ -317,6 +317,18 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
         self.used
     }
 
+    /// Bytes of the budget that nothing takes.
+    #[must_use]
+    pub fn unused(&self) -> u64 {
+        self.bytes_max.saturating_sub(self.used)
+    }
+
+    /// As [`make_room`](Self::make_room), for so many bytes beyond those that are unused: whatever the budget says, entries go. For 1 the least
+    /// valuable one.
+    pub fn make_room_beyond(&self, bytes: u64, now_ms: u64) -> Room<K> {
+        self.make_room(self.unused().saturating_add(bytes), now_ms)
+    }
+
     /// Bytes that leases and pins keep from eviction, unlinked ones included.
     #[must_use]
     pub fn held(&self) -> u64 {

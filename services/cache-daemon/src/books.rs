@@ -233,8 +233,7 @@ impl Tier {
     /// full.
     pub(crate) fn evict_idle(&mut self, bytes: u64, now_ms: u64) -> Vec<TempPath> {
         let idle = self.ledger.used() - self.ledger.held();
-        let unused = self.ledger.bytes_max().saturating_sub(self.ledger.used());
-        match self.ledger.make_room(unused.saturating_add(bytes.min(idle)), now_ms) {
+        match self.ledger.make_room_beyond(bytes.min(idle), now_ms) {
             Room::Evict(victims) => self.evict(&victims),
             Room::Fits | Room::Full { .. } | Room::TooLarge => Vec::new(),
         }

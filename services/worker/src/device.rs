@@ -21,6 +21,8 @@ use crate::settings::{Checked, machine_memory_bytes};
 const POOL_BLOCK_BYTES: usize = 64 << 10;
 /// Pinned memory is given out in multiples of it, as slots are.
 const PINNED_BLOCK_BYTES: usize = 4 << 10;
+/// Rows of logits that there is room for at least, where a step has as many: each takes a row of the vocabulary.
+const LOGITS_ROWS: usize = 64;
 /// Pinned memory for loads that run, as a part of that for slots.
 const LOADS_PART: u64 = 4;
 /// Pinned memory while the base is copied, and what rounding to blocks takes.
@@ -41,14 +43,13 @@ pub(crate) struct Opened {
 /// [`Error::Start`] with the driver's words; [`Error::Settings`] if the sizes do not go together.
 pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: Formats) -> Result<Opened, Error> {
     let settings = &checked.settings;
-    let failed = |problem: String| Error::Start { model: checked.model.clone(), problem };
     let kv_blocks = kv_blocks(base, checked, formats)?;
     // What is wrong with the limits is known before the base is read.
     let (KvBlocks::Exactly(most) | KvBlocks::UpTo(most)) = kv_blocks;
     model::token_limits(&base.config, settings, most)?;
-    let driver = driver(which, &settings.device_kernels).map_err(|error| failed(chain(&error)))?;
+    let driver = driver(which, &settings.device_kernels).map_err(|error| checked.failed(&error))?;
     let properties = driver.properties().clone();
-    let free = driver.free_bytes().map_err(|error| failed(chain(&error)))? as u64;
+    let free = driver.free_bytes().map_err(|error| checked.failed(&error))? as u64;
     let pool_bytes = (free as f64 * settings.device_memory_fraction) as u64;
     let slot_bytes = checked.adapter_memory.bytes(Some(pool_bytes));
     if slot_bytes < PINNED_BLOCK_BYTES as u64 || slot_bytes >= pool_bytes {
@@ -61,7 +62,7 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
     }
     let room = StepRoom {
         rows_max: settings.step_tokens_max,
-        logits_rows_max: settings.step_tokens_max.min(settings.running_requests_max.max(model::LOGITS_ROWS)),
+        logits_rows_max: settings.step_tokens_max.min(settings.running_requests_max.max(LOGITS_ROWS)),
         sequences_max: settings.running_requests_max,
         block_size: BLOCK_SIZE,
     };
@@ -82,7 +83,7 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         block_bytes: POOL_BLOCK_BYTES,
         pinned_block_bytes: PINNED_BLOCK_BYTES,
     };
-    let device = Device::new(driver, &options).map_err(|error| failed(chain(&error)))?;
+    let device = Device::new(driver, &options).map_err(|error| checked.failed(&error))?;
     let options = DeviceOptions {
         device: device.clone(),
         precision: formats.precision,
@@ -99,8 +100,9 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         rank_max: settings.device_rank_max,
         graphs: settings.device_graphs,
     };
-    let mut engine = DeviceEngine::new(base, options).map_err(|error| failed(chain(&error)))?;
-    engine.warm_up().map_err(|error| failed(format!("warm-up: {}", chain(&error))))?;
+    let mut engine = DeviceEngine::new(base, options).map_err(|error| checked.failed(&error))?;
+    let cold = |error| Error::Start { model: checked.model.clone(), problem: format!("warm-up: {}", chain(&error)) };
+    engine.warm_up().map_err(cold)?;
     let usage = device.usage();
     tracing::info!(
         device = properties.name,

@@ -10,14 +10,10 @@ use weft_types::Digest;
 use crate::Error;
 use crate::compute::Compute;
 use crate::device;
-use crate::error::chain;
 use crate::settings::{Checked, Settings, machine_memory_bytes};
 
 /// Positions in a KV block: small enough to waste little at the end of a request, large enough for the kernels.
 pub(crate) const BLOCK_SIZE: usize = 16;
-
-/// Rows of logits that a device has room for at least, where a step has as many: each takes a row of the vocabulary.
-pub(crate) const LOGITS_ROWS: usize = 64;
 
 /// Facts and text tools of the base. Shared by everything outside the step loop.
 pub(crate) struct Model {
@@ -79,13 +75,12 @@ pub(crate) struct Opened {
 /// # Errors
 /// [`Error::Start`] with the reason; [`Error::Settings`] if the sizes do not go together.
 pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
-    let failed = |problem: String| Error::Start { model: checked.model.clone(), problem };
     let options = OpenOptions {
         served_name: checked.settings.served_model_name.clone(),
         digest_cache_dir: checked.settings.digest_cache_dir.clone(),
     };
     let started = Instant::now();
-    let base = weft_base_model::open(&checked.model, &options).map_err(|error| failed(chain(&error)))?;
+    let base = weft_base_model::open(&checked.model, &options).map_err(|error| checked.failed(&error))?;
     let opened = Instant::now();
     let (engine, isa, slot_bytes) = match checked.compute {
         Compute::Processor { isa, dtype, adapters } => on_processor(&base, checked, isa, (dtype, adapters))?,
@@ -126,8 +121,7 @@ fn on_processor(
     // What is wrong with the limits is known before the base is read.
     token_limits(&base.config, settings, kv_blocks)?;
     let options = EngineOptions { dtype, adapter_dtype, kv_blocks, block_size: BLOCK_SIZE, kernels };
-    let engine = ProcessorEngine::new(base, options)
-        .map_err(|error| Error::Start { model: checked.model.clone(), problem: chain(&error) })?;
+    let engine = ProcessorEngine::new(base, options).map_err(|error| checked.failed(&error))?;
     Ok((Engine::Processor(Box::new(engine)), isa, checked.adapter_memory.bytes(machine)))
 }
 

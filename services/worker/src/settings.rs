@@ -8,6 +8,7 @@ use weft_service_kit::transport::{self, Address, Peers, Service};
 
 use crate::Error;
 use crate::compute::Compute;
+use crate::error::chain;
 
 /// More than any machine has cores; each thread takes memory for its stack, and a system has few thousands of them.
 const THREADS_MAX: usize = 1024;
@@ -158,6 +159,13 @@ pub(crate) struct Checked {
     pub(crate) compute: Compute,
     pub(crate) adapter_memory: AdapterMemory,
     pub(crate) settings: Settings,
+}
+
+impl Checked {
+    /// Why the base is not served.
+    pub(crate) fn failed(&self, error: &dyn std::error::Error) -> Error {
+        Error::Start { model: self.model.clone(), problem: chain(error) }
+    }
 }
 
 /// Memory for resident adapters.

@@ -1,5 +1,6 @@
 //! The activations of a step. Their addresses stay, as captured graphs need.
 
+use super::options::StepRoom;
 use super::precision::Precision;
 use crate::Error;
 use crate::shape::Shape;
@@ -41,22 +42,12 @@ struct Widths {
     vocabulary: usize,
 }
 
-/// How much room.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
-    pub(crate) rows: usize,
-    /// Rows whose logits are wanted at a time.
-    pub(crate) logits_rows: usize,
-    pub(crate) sequences: usize,
-    /// Longest context.
-    pub(crate) positions: usize,
-}
-
 impl Buffers {
-    pub(crate) fn new(device: &Device, shape: &Shape, precision: Precision, room: &Room) -> Result<Self, Error> {
+    pub(crate) fn new(device: &Device, shape: &Shape, precision: Precision, room: &StepRoom) -> Result<Self, Error> {
         let bytes = precision.bytes();
-        let rows = |width: usize| device.allocate(room.rows * width * bytes);
-        let partials = attention::partials_max(room.sequences, room.positions, None) * shape.heads * size_of::<f32>();
+        let rows = |width: usize| device.allocate(room.rows_max * width * bytes);
+        let partials =
+            attention::partials_max(room.sequences_max, shape.context, None) * shape.heads * size_of::<f32>();
         let twice = |width: usize| Ok::<_, weft_cuda_device::Error>([rows(width)?, rows(width)?]);
         Ok(Self {
             widths: Widths {
@@ -74,7 +65,7 @@ impl Buffers {
             qkv: rows(shape.qkv_width())?,
             gate_up: rows(2 * shape.intermediate)?,
             activated: rows(shape.intermediate)?,
-            logits: device.allocate(room.logits_rows * shape.vocabulary * size_of::<f32>())?,
+            logits: device.allocate(room.logits_rows_max * shape.vocabulary * size_of::<f32>())?,
             partials: device.allocate(partials * shape.head_dim)?,
             sums: device.allocate(2 * partials)?,
         })

@@ -7,8 +7,8 @@ use super::linear::{self, WeightFormat};
 use super::precision::Precision;
 use super::step::Step;
 use crate::Error;
-use crate::adapter::unfit;
-use crate::dora::{AdaptedLinear, BaseRows, OutputFactors};
+use crate::adapter;
+use crate::dora::{BaseRows, OutputFactors};
 use crate::shape::Shape;
 use crate::weights::Values;
 use weft_adapter_format::ModuleDelta;
@@ -53,17 +53,14 @@ impl Base {
         &self,
         shape: &Shape,
         delta: &ModuleDelta<'_>,
-        [a, b, magnitude]: [&[f32]; 3],
+        of_module: [&[f32]; 3],
     ) -> Result<OutputFactors, Error> {
         let place = shape.place(delta.module);
         let (inputs, outputs) = (place.in_features, place.out_features);
         let name = format!("{}.weight", delta.module.full_name(delta.layer));
         let values = Values { weights: &self.weights }.read(&name, outputs * inputs)?;
         let values = linear::rounded(values, inputs, self.format, self.precision);
-        let weight = &Rounded { values, inputs, first: place.out_offset };
-        let (out_offset, rank, scale) = (place.out_offset, delta.rank, delta.scale as f32);
-        let linear = AdaptedLinear { weight, out_offset, a, b, rank, scale };
-        OutputFactors::compute(&linear, magnitude).map_err(|reason| unfit(delta, reason))
+        adapter::factors(&Rounded { values, inputs, first: place.out_offset }, shape, delta, of_module)
     }
 }
 

@@ -47,8 +47,7 @@ impl Memory {
     pub(crate) fn new(device: &Device, vocabulary: usize, context: usize, sequences: usize) -> Result<Self, Error> {
         let words = vocabulary.div_ceil(32);
         let large_slots = sequences.min(LARGE_SLOTS);
-        let given = sequences * (words + context) * WORD;
-        let outcomes_bytes = sequences * size_of::<Outcome>();
+        let given = given_bytes(vocabulary, context, sequences);
         Ok(Self {
             vocabulary,
             words,
@@ -59,14 +58,14 @@ impl Memory {
             pending: device.allocate(sequences * WORD)?,
             workspace: device.allocate(large_slots * vocabulary * WORKSPACE_BYTES_PER_TOKEN)?,
             large_slots,
-            results: device.allocate(outcomes_bytes + sequences * TOP_BYTES)?,
-            outcomes_bytes,
+            results: device.allocate(results_bytes(sequences))?,
+            outcomes_bytes: sequences * size_of::<Outcome>(),
         })
     }
 
     /// Pinned memory for all that goes up and comes back.
     pub(crate) fn pinned_bytes(vocabulary: usize, context: usize, sequences: usize) -> usize {
-        sequences * ((vocabulary.div_ceil(32) + context) * WORD + size_of::<Outcome>() + TOP_BYTES)
+        given_bytes(vocabulary, context, sequences) + results_bytes(sequences)
     }
 
     /// Of all draws.
@@ -98,6 +97,15 @@ impl Memory {
         }
         Ok(())
     }
+}
+
+/// Of a mask and seen tokens for each sequence.
+fn given_bytes(vocabulary: usize, context: usize, sequences: usize) -> usize {
+    sequences * (vocabulary.div_ceil(32) + context) * WORD
+}
+
+fn results_bytes(sequences: usize) -> usize {
+    sequences * (size_of::<Outcome>() + TOP_BYTES)
 }
 
 /// Wanted rows whose logits are computed at a time, and the draws among them.

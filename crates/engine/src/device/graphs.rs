@@ -1,6 +1,6 @@
 //! The captured decoding steps, and which of them are kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use weft_cuda_device::Graph;
 use weft_cuda_kernels::table::Path;
 
@@ -24,6 +24,8 @@ pub(crate) struct Bucket {
 pub(crate) struct Graphs {
     graphs: HashMap<Bucket, Kept>,
     uses: u64,
+    /// Could not be captured: those steps stay launches.
+    refused: HashSet<Bucket>,
 }
 
 struct Kept {
@@ -36,8 +38,14 @@ impl Graphs {
         self.graphs.len()
     }
 
-    pub(crate) fn has(&self, bucket: &Bucket) -> bool {
-        self.graphs.contains_key(bucket)
+    /// Whether such a step is still to be captured.
+    pub(crate) fn lack(&self, bucket: &Bucket) -> bool {
+        !self.graphs.contains_key(bucket) && !self.refused.contains(bucket)
+    }
+
+    /// Such a step cannot be captured, and is not tried again.
+    pub(crate) fn refuse(&mut self, bucket: Bucket) {
+        self.refused.insert(bucket);
     }
 
     /// One that is about to be replayed.

@@ -1,10 +1,12 @@
 //! Keys and values in device memory.
 
 use super::precision::Precision;
+use super::weights::filled;
 use crate::Error;
 use crate::shape::Shape;
 use weft_cuda_device::{Buffer, Device, Stream};
 use weft_cuda_kernels::attention::Layer;
+use weft_cuda_kernels::e4m3;
 
 /// Storage of keys and values on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,12 +56,8 @@ impl Kv {
         element_bytes: usize,
     ) -> Result<Self, Error> {
         let bytes = layer.page_elements(blocks, element_bytes)? * element_bytes;
-        let pages = || {
-            let buffer = device.allocate(bytes)?;
-            // Kernels write and read positions that a sequence has; what lies between their rows is nobody's, and told as such.
-            stream.fill(buffer.all(), 0)?;
-            Ok::<_, Error>(buffer)
-        };
+        // Kernels write and read positions that a sequence has; what lies between their rows is nobody's, and told as such.
+        let pages = || filled(device, stream, bytes, 0);
         Ok(Self { keys: pages()?, values: pages()? })
     }
 
@@ -80,8 +78,6 @@ pub(crate) fn blocks_that_fit(
     Ok((of_each / of_block).max(1))
 }
 
-/// The largest e4m3.
-const CODE_MAX: f64 = 448.0;
 /// How much more than the base's largest key or value there is room for: adapters change both.
 const ROOM: f64 = 2.0;
 
@@ -103,7 +99,7 @@ pub(crate) fn scales(qkv: &[f32], norm: &[f32], shape: &Shape) -> [Vec<f32>; 2] 
     let heads = |first: usize, most: &dyn Fn(&[f64]) -> f64| {
         let of_head = |head: usize| {
             let squares: Vec<f64> = (0..dim).map(|at| square(first + head * dim + at)).collect();
-            power_of_two(most(&squares).sqrt() * ROOM / CODE_MAX)
+            power_of_two(most(&squares).sqrt() * ROOM / f64::from(e4m3::MAX))
         };
         (0..shape.kv_heads).map(of_head).collect()
     };

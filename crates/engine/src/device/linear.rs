@@ -1,7 +1,7 @@
 //! Weights of linears in device memory: as floats, or as codes in the order in which the kernels of quantised products read them.
 
 use super::precision::Precision;
-use super::weights::Loader;
+use super::weights::{Loader, filled};
 use crate::Error;
 use half::bf16;
 use std::thread;
@@ -33,14 +33,10 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    /// Of the output matrix.
-    fn head(self) -> Self {
-        if self == Self::Four { Self::Int8 } else { self }
-    }
-
     /// As the kernels call it, with what inputs have to be; none for floats.
-    fn codes(self, device: &Device) -> Option<(Weights, Inputs)> {
-        match self {
+    fn codes(self, role: Role, device: &Device) -> Option<(Weights, Inputs)> {
+        let format = if role == Role::Head && self == Self::Four { Self::Int8 } else { self };
+        match format {
             Self::Precision => None,
             Self::Int8 => Some((Weights::Int8Groups, Inputs::Int8Groups)),
             Self::Int8Channels => Some((Weights::Int8Channels, Inputs::Int8Rows)),
@@ -135,8 +131,9 @@ impl Loader<'_> {
         format: WeightFormat,
         role: Role,
     ) -> Result<Linear, Error> {
-        let format = if role == Role::Head { format.head() } else { format };
-        let Some((weights, of_inputs)) = format.codes(self.device) else { return Ok(Linear::Plain(self.put(values)?)) };
+        let Some((weights, of_inputs)) = format.codes(role, self.device) else {
+            return Ok(Linear::Plain(self.put(values)?));
+        };
         check(weights, of_inputs, [outputs, inputs])?;
         let parts = packed(values, inputs, weights)?;
         let pieces =
@@ -160,15 +157,10 @@ pub(crate) fn without_meaning(
     format: WeightFormat,
     role: Role,
 ) -> Result<Option<Linear>, Error> {
-    let format = if role == Role::Head { format.head() } else { format };
-    let Some((weights, of_inputs)) = format.codes(device) else { return Ok(None) };
+    let Some((weights, of_inputs)) = format.codes(role, device) else { return Ok(None) };
     check(weights, of_inputs, [outputs, inputs])?;
     // 0x3c3c3c3c is 0.0115 in f32, 0x2424 is 0.016 in f16.
-    let filled = |bytes: usize, byte: u8| {
-        let buffer = device.allocate(bytes)?;
-        stream.fill(buffer.all(), byte)?;
-        Ok::<_, Error>(buffer)
-    };
+    let filled = |bytes, byte| filled(device, stream, bytes, byte);
     let tiles = outputs.div_ceil(TILE) * TILE;
     let (codes, scales, columns) = match weights {
         Weights::Four { group } => (tiles * inputs / 2, Some((tiles * inputs / group * 4, 0x24)), None),

@@ -15,6 +15,7 @@ mod draws;
 mod graphs;
 mod kv;
 mod linear;
+mod options;
 mod precision;
 mod products;
 mod slots;
@@ -26,6 +27,7 @@ pub use adapter::{PreparedAdapter, Preparer};
 pub use draws::TOP_LOGPROBS_MAX;
 pub use kv::KvFormat;
 pub use linear::WeightFormat;
+pub use options::{DeviceOptions, KvBlocks, ROWS_MAX, StepRoom};
 pub use precision::Precision;
 pub use weft_cuda_kernels::pack::Format;
 
@@ -33,130 +35,24 @@ use crate::forward::forward;
 use crate::plan::{BlockOwners, Limits, Plan};
 use crate::shape::{SITES, Shape};
 use crate::{Error, LogitsWanted, SeqOutput, SeqStep, SlotId, StepBatch, StepOutput};
-use activations::{Activations, Buffers, Room};
+use activations::{Activations, Buffers};
 use answers::{Answers, Host};
 use draws::{Draws, Memory, Piece};
 use graphs::{Bucket, Graphs};
 use kv::Kv;
+use options::TARGETS_MAX;
 use slots::{Resident, Slots};
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 use step::{LoraLaunch, Step, coming, lora_launches};
 use tables::{Caps, Layout, StepTables};
 use weft_base_model::{BaseModel, ModelConfig};
-use weft_cuda_device::{Buffer, Device, Graph, Pinned, Stream};
+use weft_cuda_device::{Buffer, Graph, Pinned, Stream};
+use weft_cuda_kernels::table::Choice;
 pub use weft_cuda_kernels::table::RANK_MAX;
-use weft_cuda_kernels::table::{self, Choice, Path};
-use weft_cuda_kernels::{attention, columns, sampling};
+use weft_cuda_kernels::{attention, columns};
 use weft_types::Digest;
 use weights::Weights;
-
-/// Most rows, and most sequences: grids end there.
-pub const ROWS_MAX: usize = 65_535;
-
-/// How large the KV pool is, in physical blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvBlocks {
-    /// So many, 1 or more.
-    Exactly(usize),
-    /// As many as the device's pool has room for once all else has its place, but no more than this.
-    UpTo(usize),
-}
-
-impl KvBlocks {
-    fn most(self) -> usize {
-        match self {
-            Self::Exactly(blocks) | Self::UpTo(blocks) => blocks,
-        }
-    }
-}
-
-/// How to build a device engine.
-#[derive(Clone, Debug)]
-pub struct DeviceOptions {
-    /// Where. Its pool must hold the base, the pages, the slots and the activations.
-    pub device: Device,
-    /// Of everything but adapters and what has a format of its own.
-    pub precision: Precision,
-    /// Of the base's linears; codes of 4 bits and e4m3 go with bf16 alone.
-    pub weights: WeightFormat,
-    /// Of keys and values; e4m3 goes with bf16 alone.
-    pub kv: KvFormat,
-    /// Of adapters: one that the kernels take beside that precision.
-    pub adapters: Format,
-    /// Whether a row's adapter gives the same bits whatever shares its step; then prompts take no tensor cores for it.
-    pub batch_invariant: bool,
-    /// Physical blocks in the KV pool.
-    pub kv_blocks: KvBlocks,
-    /// Positions per block, 1 or more.
-    pub block_size: usize,
-    /// Most rows of a step, up to [`ROWS_MAX`].
-    pub rows_max: usize,
-    /// Rows whose logits are computed at a time: each takes a row of the vocabulary in f32 on the device, and one in pinned memory. A step that
-    /// wants more passes the output matrix once for each such piece.
-    pub logits_rows_max: usize,
-    /// Most sequences of a step, up to [`ROWS_MAX`]; the largest batch that is replayed. So that a token can be drawn from it, each takes device
-    /// memory: 4.25 bytes for each token of the vocabulary (counts, marks, a mask) and 4 for each position of the context.
-    pub sequences_max: usize,
-    /// Device memory for adapters. What lies in it lies in pinned memory, too.
-    pub slots_bytes: usize,
-    /// Largest rank of an adapter, up to [`RANK_MAX`].
-    pub rank_max: usize,
-    /// Whether decoding steps are replayed as graphs.
-    pub graphs: bool,
-}
-
-impl DeviceOptions {
-    fn room(&self) -> StepRoom {
-        let Self { rows_max, logits_rows_max, sequences_max, block_size, .. } = *self;
-        StepRoom { rows_max, logits_rows_max, sequences_max, block_size }
-    }
-}
-
-/// How large the largest step is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepRoom {
-    /// As [`DeviceOptions::rows_max`].
-    pub rows_max: usize,
-    /// As [`DeviceOptions::logits_rows_max`].
-    pub logits_rows_max: usize,
-    /// As [`DeviceOptions::sequences_max`].
-    pub sequences_max: usize,
-    /// As [`DeviceOptions::block_size`].
-    pub block_size: usize,
-}
-
-impl StepRoom {
-    /// Pinned memory that an engine of this size takes for its steps, but for rounding. What adapters lie in comes on top.
-    #[must_use]
-    pub fn pinned_bytes(&self, config: &ModelConfig) -> usize {
-        let shape = Shape::of(config);
-        let logits = self.logits_rows_max * shape.vocabulary * size_of::<f32>();
-        let draws = Memory::pinned_bytes(shape.vocabulary, shape.context, self.sequences_max);
-        Layout::new(caps_max(&shape, self)).bytes + logits + draws
-    }
-}
-
-/// What any step may need.
-fn caps_max(shape: &Shape, room: &StepRoom) -> Caps {
-    let (rows, sequences) = (room.rows_max, room.sequences_max);
-    Caps {
-        rows,
-        wanted: rows,
-        prefill: rows,
-        decode: sequences,
-        sequences,
-        table_stride: shape.context.div_ceil(room.block_size),
-        items: rows,
-        targets: sequences * TARGETS_MAX,
-        scaled: columns::items_max(rows, sequences, TARGETS_MAX),
-        sites: (shape.layers + 1) * SITES,
-        draws: sequences,
-        starts: sequences,
-        pieces: rows.div_ceil(room.logits_rows_max),
-    }
-}
 
 /// One base model with its adapter slots and KV memory, on a device. Owned by one step loop.
 pub struct DeviceEngine {
@@ -179,8 +75,6 @@ pub struct DeviceEngine {
     host: Host,
     attention: attention::Layer,
     graphs: Graphs,
-    /// Steps that could not be captured: they stay launches.
-    launched: HashSet<Bucket>,
 }
 
 impl DeviceEngine {
@@ -211,7 +105,7 @@ impl DeviceEngine {
         weights: impl FnOnce(&Shape, &DeviceOptions, &Stream) -> Result<Weights, Error>,
     ) -> Result<Self, Error> {
         let shape = Arc::new(Shape::of(config));
-        let attention = check(&shape, &options)?;
+        let attention = options::check(&shape, &options)?;
         let (device, precision) = (&options.device, options.precision);
         let stream = device.stream("compute")?;
         // Whatever is dropped on the way out gives its memory back at once: nothing may be on its way to it.
@@ -220,15 +114,10 @@ impl DeviceEngine {
         let weights = weights(&shape, &options, &stream)?;
         let products = products::Workspace::new(device, &weights, [options.rows_max, options.logits_rows_max])?;
         let slots = Slots::new(device, options.slots_bytes)?;
-        let room = Room {
-            rows: options.rows_max,
-            logits_rows: options.logits_rows_max,
-            sequences: options.sequences_max,
-            positions: shape.context,
-        };
+        let room = options.room();
         let buffers = Buffers::new(device, &shape, precision, &room)?;
         buffers.clear(&stream)?;
-        let largest = Layout::new(caps_max(&shape, &options.room())).bytes;
+        let largest = Layout::new(room.caps(&shape)).bytes;
         let (tables, staging) = (device.allocate(largest)?, device.allocate_pinned(largest)?);
         let sampling = Memory::new(device, shape.vocabulary, shape.context, options.sequences_max)?;
         let host = Host::new(device, options.logits_rows_max, shape.vocabulary, &sampling)?;
@@ -258,7 +147,6 @@ impl DeviceEngine {
             host,
             attention,
             graphs: Graphs::default(),
-            launched: HashSet::new(),
             shape,
             options,
         })
@@ -430,10 +318,7 @@ impl DeviceEngine {
         let decodes = exact.prefill == 0 && exact.wanted == exact.rows && exact.pieces == 1;
         let bucket = (self.options.graphs && decodes && is_there).then(|| Bucket {
             rows: Self::bucket_rows(&self.options, exact.rows),
-            table_stride: exact
-                .table_stride
-                .next_power_of_two()
-                .min(Self::table_stride_max(&self.shape, &self.options)),
+            table_stride: exact.table_stride.next_power_of_two().min(self.options.room().table_stride(&self.shape)),
             adapters: tables.path(),
             has_dora: tables.has_dora(),
         });
@@ -513,15 +398,14 @@ impl DeviceEngine {
         }
         drop(idle);
         if let Some(bucket) = bucket
-            && !self.graphs.has(&bucket)
-            && !self.launched.contains(&bucket)
+            && self.graphs.lack(&bucket)
         {
             // Only now: kernels are loaded and products are planned by a run, which a capture may not do.
             match capture(&self.stream, &mut step, self.shape.layers) {
                 Ok(graph) => self.graphs.put(bucket, graph),
                 Err(error) => {
                     tracing::warn!(%error, ?bucket, "a step cannot be captured; it stays launches");
-                    self.launched.insert(bucket);
+                    self.graphs.refuse(bucket);
                 }
             }
         }
@@ -529,11 +413,6 @@ impl DeviceEngine {
         output.seqs = recycled;
         output.times = crate::StepTimes { base: start.elapsed(), ..crate::StepTimes::default() };
         Ok(())
-    }
-
-    /// Blocks of the longest context.
-    fn table_stride_max(shape: &Shape, options: &DeviceOptions) -> usize {
-        shape.context.div_ceil(options.block_size)
     }
 
     /// The next power of two, up to the largest batch: every row of it, the padding too, leaves logits.
@@ -600,49 +479,3 @@ fn capture(stream: &Stream, step: &mut Step<'_>, layers: usize) -> Result<Graph,
         None => Ok(captured?),
     }
 }
-
-/// Holds options against what kernels and grids take, before anything is loaded.
-fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Error> {
-    for (option, value, most, allowed) in [
-        ("layers", shape.layers, usize::MAX, "1 or more"),
-        ("kv_blocks", options.kv_blocks.most(), u32::MAX as usize, "1 to 2^32 - 1"),
-        ("block_size", options.block_size, attention::POSITIONS_MAX, "1 to 2^30"),
-        ("rows_max", options.rows_max, ROWS_MAX, "1 to 65535"),
-        ("logits_rows_max", options.logits_rows_max, options.rows_max, "1 to rows_max"),
-        ("sequences_max", options.sequences_max, ROWS_MAX, "1 to 65535"),
-        ("rank_max", options.rank_max, RANK_MAX, "1 to 768"),
-        ("slots_bytes", options.slots_bytes / slots::BLOCK_BYTES, usize::MAX, "4096 or more"),
-    ] {
-        if value == 0 || value > most {
-            return Err(Error::Option { option, value, allowed });
-        }
-    }
-    // Any path has the same types, but for tensor cores with f32.
-    if table::kernel(Path::Decode, options.precision.format(), options.adapters).is_err() {
-        let allowed = "a format that the kernels take beside the precision";
-        return Err(Error::Option { option: "adapters", value: options.adapters as usize, allowed });
-    }
-    options.weights.check(options.precision)?;
-    if options.kv == KvFormat::Fp8 && options.precision != Precision::Bf16 {
-        return Err(Error::Option {
-            option: "kv",
-            value: options.kv as usize,
-            allowed: "that of the precision, unless that is bf16",
-        });
-    }
-    let layer = attention::Layer {
-        heads: shape.heads,
-        kv_heads: shape.kv_heads,
-        head_dim: shape.head_dim,
-        block_size: options.block_size,
-        window: None,
-        scale: 1.0 / (shape.head_dim as f32).sqrt(),
-        soft_cap: None,
-    };
-    layer.check()?;
-    sampling::check(shape.vocabulary, shape.vocabulary, options.sequences_max, TOP_LOGPROBS_MAX)?;
-    Ok(layer)
-}
-
-/// Linears of a site: q, k and v.
-const TARGETS_MAX: usize = 3;

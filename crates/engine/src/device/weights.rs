@@ -98,11 +98,7 @@ impl Weights {
         let (device, precision) = (&options.device, options.precision);
         // 0x3c3c is 0.0115 in bf16, and 0x3c3c3c3c the same in f32.
         const BYTE: u8 = 0x3c;
-        let filled = |values: usize| {
-            let buffer = device.allocate(values * precision.bytes())?;
-            stream.fill(buffer.all(), BYTE)?;
-            Ok::<_, Error>(buffer)
-        };
+        let filled = |values: usize| filled(device, stream, values * precision.bytes(), BYTE);
         let linear = |[outputs, inputs]: [usize; 2], role| {
             let codes = linear::without_meaning(device, stream, [outputs, inputs], options.weights, role)?;
             codes.map_or_else(|| filled(outputs * inputs).map(Linear::Plain), Ok)
@@ -132,6 +128,13 @@ impl Weights {
         let of_layer = |layer: &Layer| layer.sites.iter().map(Linear::bytes).sum::<usize>();
         (self.layers.iter().map(of_layer).sum::<usize>() + self.head.bytes()) as u64
     }
+}
+
+/// A new buffer with the same byte everywhere.
+pub(crate) fn filled(device: &Device, stream: &Stream, bytes: usize, byte: u8) -> Result<Buffer, Error> {
+    let buffer = device.allocate(bytes)?;
+    stream.fill(buffer.all(), byte)?;
+    Ok(buffer)
 }
 
 /// Copies values to new buffers, a piece at a time through pinned memory.

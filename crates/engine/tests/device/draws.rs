@@ -14,17 +14,6 @@ use weft_kernels::conformance::Random;
 
 const VOCABULARY: usize = 260;
 const ADAPTERS: [&str; 3] = ["rank4", "rank16", "all_linear"];
-const GREEDY: SamplingParams = SamplingParams {
-    temperature: 0.0,
-    top_p: 1.0,
-    top_k: 0,
-    min_p: 0.0,
-    typical_p: 1.0,
-    repetition_penalty: 1.0,
-    frequency_penalty: 0.0,
-    presence_penalty: 0.0,
-    seed: 0,
-};
 
 /// What a step is asked for a sequence.
 struct Ask {
@@ -196,7 +185,7 @@ fn processors_draw_what_the_sampler_draws_from_their_logits() {
 
 fn greedy_asks(rows: usize) -> Vec<Ask> {
     let ask = |row: usize| {
-        let sampler = Sampler::new(GREEDY, &[]);
+        let sampler = Sampler::new(SamplingParams::default(), &[]);
         let draw = Some(sampler.draw(1, 0, None));
         Ask { tokens: vec![row as u32 * 11], adapter: 0, logits: LogitsWanted::Last, sampler, draw }
     };
@@ -232,7 +221,7 @@ fn one_graph_serves_every_setting_and_only_answers_come_back() {
     let [tables] = copied(&greedy, Direction::Upload)[..] else { panic!("one copy up") };
 
     // Of those that have one alone: a mask, seen tokens (a token of the prompt, and two of the output), alternatives.
-    let mut sampler = Sampler::new(SamplingParams { presence_penalty: 0.5, ..GREEDY }, &[5]);
+    let mut sampler = Sampler::new(SamplingParams { presence_penalty: 0.5, ..SamplingParams::default() }, &[5]);
     [9, 9, 7].into_iter().for_each(|token| sampler.record(token));
     asks[2].draw = Some(sampler.draw(1, 3, Some(vec![u32::MAX; 9].into())));
     let rich = records(&asks);
@@ -333,7 +322,7 @@ fn draws_beyond_the_room_for_them_are_refused_by_name() {
     let model = tiny("tiny");
     let mut engine = DeviceEngine::new(&model, options(0)).unwrap();
     let context = model.config.context_length;
-    let params = SamplingParams { frequency_penalty: 0.01, ..GREEDY };
+    let params = SamplingParams { frequency_penalty: 0.01, ..SamplingParams::default() };
     let mut sampler = Sampler::new(params, &[1, 1, 2]);
     // As long as a context, but for the token that is drawn.
     (0..context - 2).for_each(|_| sampler.record(3));

@@ -101,19 +101,18 @@ impl Prepared {
 
     /// Drops at least one, and half of the bytes, as far as nothing holds them. False: there is nothing to drop.
     pub(crate) fn shed_half(&mut self, now_ms: u64) -> bool {
-        let used = self.ledger.used();
-        let free = self.ledger.bytes_max().saturating_sub(used);
+        let half = self.ledger.used() / 2 + 1;
         // What is held may be in the way of a half; then one will do.
-        self.drop_for(free + used / 2 + 1, now_ms) || self.drop_for(free + 1, now_ms)
+        [half, 1].into_iter().any(|bytes| self.drop_victims(self.ledger.make_room_beyond(bytes, now_ms)))
     }
 
     fn shed(&mut self, now_ms: u64) {
-        self.drop_for(0, now_ms);
+        self.drop_victims(self.ledger.make_room(0, now_ms));
     }
 
-    /// Makes room for so many bytes. False: nothing was dropped.
-    fn drop_for(&mut self, bytes: u64, now_ms: u64) -> bool {
-        let Room::Evict(victims) = self.ledger.make_room(bytes, now_ms) else { return false };
+    /// False: there were none.
+    fn drop_victims(&mut self, room: Room<Digest>) -> bool {
+        let Room::Evict(victims) = room else { return false };
         for digest in victims {
             if let Some((_, worth)) = self.take(&digest) {
                 self.remember(digest, worth);

@@ -205,8 +205,7 @@ impl Slots {
                         continue;
                     }
                     if scheduler.is_within_share(&digest) {
-                        let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
-                        self.drain_busy(free + bytes, scheduler);
+                        self.drain_busy(self.ledger.unused() + bytes, scheduler);
                         return placed;
                     }
                     if !self.put_first(|digest| scheduler.is_within_share(digest)) {
@@ -283,8 +282,7 @@ impl Slots {
         now_ms: u64,
         placed: &mut Vec<Placed>,
     ) -> bool {
-        let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
-        let Room::Evict(victims) = self.ledger.make_room(free + 1, now_ms) else { return false };
+        let Room::Evict(victims) = self.ledger.make_room_beyond(1, now_ms) else { return false };
         self.evict(&victims, engine, scheduler, now_ms, placed);
         true
     }
@@ -297,8 +295,7 @@ impl Slots {
             return true;
         }
         self.spare_unserved(scheduler);
-        let free = self.ledger.bytes_max().saturating_sub(self.ledger.used());
-        let Room::Evict(victims) = self.ledger.make_room(free + 1, now_ms) else { return false };
+        let Room::Evict(victims) = self.ledger.make_room_beyond(1, now_ms) else { return false };
         for digest in &victims {
             if let Some((_, worth)) = self.take_out(digest, engine, scheduler) {
                 self.prepared.remember(*digest, worth);
