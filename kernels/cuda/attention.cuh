@@ -1,7 +1,7 @@
 // Attention over pages of keys and values: what writing, decoding and prompts share.
 //
 //   k_pages, v_pages  [blocks, kv_heads, block_size, page_stride]  Kv, row-major, at a multiple of 16 bytes; page_stride is head_dim,
-//                     rounded up to 16 bytes, and zero beyond it
+//                     rounded up to 16 bytes, and zero beyond it; other layers' pages, and anything else, may lie between the blocks
 //   block_tables      [sequences, table_stride]  u32            physical blocks of each sequence, in order of position
 //   items             neighbouring rows of one sequence; `count` says how many there are
 //   k_scale, v_scale  [kv_heads]  f32, of one layer             e4m3 only: a value is its code times the scale of its head
@@ -59,6 +59,8 @@ struct AttentionShape {
     int kv_heads;
     int head_dim;
     int block_size;
+    // Rows of pages, of page_stride elements each, between a block and the next: kv_heads * block_size, or more where other things lie between.
+    int block_rows;
     int table_stride;
     // Elements between rows of q, and of out; k and v have their own when they are written.
     int q_stride;
@@ -72,7 +74,7 @@ struct AttentionShape {
 
 struct Pages {
     const unsigned* table;
-    int kv_heads, kv_head, block_size;
+    int block_rows, kv_head, block_size;
 };
 
 // What a row sees, and the size of its splits. `lo == hi`: there is no such row.
@@ -195,9 +197,8 @@ __device__ __forceinline__ unsigned place_of_lane(const Pages& pages, int begin,
     const int position = begin + static_cast<int>(threadIdx.x % WARP);
     if (position < lo || position >= hi) return NOTHING;
     const unsigned block = pages.table[position / pages.block_size];
-    return (block * static_cast<unsigned>(pages.kv_heads) + static_cast<unsigned>(pages.kv_head)) *
-               static_cast<unsigned>(pages.block_size) +
-           static_cast<unsigned>(position % pages.block_size);
+    return block * static_cast<unsigned>(pages.block_rows) +
+           static_cast<unsigned>(pages.kv_head * pages.block_size + position % pages.block_size);
 }
 
 // Copies the keys or values of a tile into shared memory, 16 bytes for a lane; zero where no row sees them, and beyond the head. `place`:

@@ -66,7 +66,7 @@ __device__ __forceinline__ void attention_prefill(const X* q, const AttentionIte
     if (blockIdx.y >= *count) return;
     const AttentionItem item = items[blockIdx.y];
     const int kv_head = static_cast<int>(blockIdx.x);
-    const Pages pages = {block_tables + static_cast<size_t>(item.sequence) * shape.table_stride, shape.kv_heads, kv_head,
+    const Pages pages = {block_tables + static_cast<size_t>(item.sequence) * shape.table_stride, shape.block_rows, kv_head,
                          shape.block_size};
     const float key_scale = IsE4m3<Kv>::value ? k_scale[kv_head] : 1.0f, value_scale = IsE4m3<Kv>::value ? v_scale[kv_head] : 1.0f;
     if (shape.head_dim <= 64) {

@@ -38,8 +38,8 @@ __device__ __forceinline__ void kv_write(const X* k, const X* v, int k_stride, i
         const int position = static_cast<int>(item.start) + token;
         const size_t row = item.first_row + token;
         const size_t from = static_cast<size_t>(head) * shape.head_dim + at;
-        const size_t page = static_cast<size_t>(table[position / shape.block_size]) * shape.kv_heads + head;
-        const size_t to = (page * shape.block_size + position % shape.block_size) * stride + at;
+        const size_t block = static_cast<size_t>(table[position / shape.block_size]) * shape.block_rows;
+        const size_t to = (block + head * shape.block_size + position % shape.block_size) * stride + at;
         const int left = shape.head_dim - at, room = stride - at;
         write_eight(k + row * k_stride + from, k_pages + to, left, room, IsE4m3<Kv>::value ? k_scale[head] : 1.0f);
         write_eight(v + row * v_stride + from, v_pages + to, left, room, IsE4m3<Kv>::value ? v_scale[head] : 1.0f);

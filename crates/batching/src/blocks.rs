@@ -1,7 +1,9 @@
-//! Physical KV blocks: each is free, referenced by tables, or idle: kept for its content until the memory is needed.
+//! Physical KV blocks: each is free, referenced by tables, or idle: kept for its content until the memory is needed. On a device some are lent to
+//! adapters, and the pool does not know what is in them.
 
 use crate::prefix::{BlockHash, PrefixIndex};
 use crate::turns::Tenant;
+use weft_residency::Worth;
 
 /// The KV blocks of one request, in the order of its positions: block `i` holds positions
 /// `i * block_size .. (i + 1) * block_size`.
@@ -60,6 +62,12 @@ pub struct BlockPool {
     index: PrefixIndex,
     reclaimed: u64,
     block_size: usize,
+    /// Blocks that adapters have.
+    lent: usize,
+    /// Of these, blocks of adapters that nobody runs with.
+    lent_idle: usize,
+    /// Blocks that an adapter waits for: no new request is let in for them.
+    owed: usize,
 }
 
 impl BlockPool {
@@ -77,7 +85,22 @@ impl BlockPool {
             index: PrefixIndex::default(),
             reclaimed: 0,
             block_size,
+            lent: 0,
+            lent_idle: 0,
+            owed: 0,
         }
+    }
+
+    /// The same empty pool in which a use of a cached block that lies `half_life_ms` back counts half.
+    #[must_use]
+    pub fn with_half_life_ms(mut self, half_life_ms: u64) -> Self {
+        self.index.time().half_life_ms = half_life_ms.max(1);
+        self
+    }
+
+    /// Tells the time, on any one clock: uses of cached blocks are weighed by it.
+    pub fn tell_time(&mut self, now_ms: u64) {
+        self.index.time().now_ms = now_ms;
     }
 
     /// Tokens in a block.
@@ -90,6 +113,35 @@ impl BlockPool {
     #[must_use]
     pub fn total(&self) -> usize {
         self.references.len()
+    }
+
+    /// Blocks that are not lent.
+    #[must_use]
+    pub fn own(&self) -> usize {
+        self.total() - self.lent
+    }
+
+    /// Blocks that requests can have, some of them not before an adapter gives them back.
+    #[must_use]
+    pub fn within_reach(&self) -> usize {
+        self.own() + self.lent_idle
+    }
+
+    /// So many of the blocks that are lent would come back if they were wanted.
+    pub fn set_lent_idle(&mut self, blocks: usize) {
+        self.lent_idle = blocks.min(self.lent);
+    }
+
+    /// Blocks that adapters wait for.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.owed
+    }
+
+    /// Blocks without content.
+    #[must_use]
+    pub fn blank(&self) -> usize {
+        self.blank.len()
     }
 
     /// Blocks that no table holds, idle ones included: all can be had at once.
@@ -180,6 +232,68 @@ impl BlockPool {
         self.index.insert(block, hash, tenant);
     }
 
+    /// Lends blank blocks: for each of `runs` so many neighbours, run after run, those at the end of the pool, where requests come last. None, and nothing has
+    /// changed, if there are no such blocks. Then nothing is owed any more. Cost: linear in the pool.
+    ///
+    /// They come back by [`BlockPool::take_back`]; until then no table gets them.
+    pub fn lend(&mut self, runs: &[usize]) -> Option<Vec<u32>> {
+        let mut is_blank = vec![false; self.total()];
+        self.blank.iter().for_each(|&block| is_blank[block as usize] = true);
+        // Long ones first: single blocks are found between them.
+        let mut order: Vec<usize> = (0..runs.len()).collect();
+        order.sort_by_key(|&run| std::cmp::Reverse(runs[run]));
+        let mut first = vec![0; runs.len()];
+        let mut end = self.total();
+        let mut last_count = usize::MAX;
+        for run in order {
+            let count = runs[run];
+            if count != last_count {
+                (end, last_count) = (self.total(), count);
+            }
+            first[run] = last_run(&is_blank[..end], count)?;
+            end = first[run];
+            is_blank[end..end + count].fill(false);
+        }
+        let lent: Vec<u32> = first
+            .iter()
+            .zip(runs)
+            .flat_map(|(&first, &count)| first..first + count)
+            .map(|block| block as u32)
+            .collect();
+        self.blank.retain(|&block| is_blank[block as usize]);
+        self.lent += lent.len();
+        self.owed = 0;
+        Some(lent)
+    }
+
+    /// Takes back what was lent. Requests get it after all other blank blocks.
+    ///
+    /// # Panics
+    /// If a block was not lent, which is a bug in our code.
+    pub fn take_back(&mut self, blocks: &[u32]) {
+        self.lent = self.lent.checked_sub(blocks.len()).expect("invariant: what comes back was lent");
+        self.lent_idle = self.lent_idle.min(self.lent);
+        self.blank.splice(0..0, blocks.iter().copied());
+    }
+
+    /// An adapter waits for so many blocks more than are blank: those that become free are for it. Running requests may still grow.
+    pub fn owe(&mut self, blocks: usize) {
+        self.owed = blocks;
+    }
+
+    /// What the idle block is worth that is reclaimed next, with a cost of one for a block. None: there is none.
+    #[must_use]
+    pub fn next_to_go(&self) -> Option<Worth> {
+        self.index.next_to_go()
+    }
+
+    /// Makes the next idle block blank. False: there is none.
+    pub fn reclaim_one(&mut self) -> bool {
+        let block = self.reclaim();
+        self.blank.extend(block);
+        block.is_some()
+    }
+
     fn reclaim(&mut self) -> Option<u32> {
         let block = self.index.reclaim()?;
         self.reclaimed += 1;
@@ -187,9 +301,59 @@ impl BlockPool {
     }
 }
 
+/// The last place of `count` neighbours that are all true.
+fn last_run(is_blank: &[bool], count: usize) -> Option<usize> {
+    let mut end = is_blank.len();
+    loop {
+        let first = end.checked_sub(count)?;
+        match is_blank[first..end].iter().rposition(|blank| !blank) {
+            Some(at) => end = first + at,
+            None => return Some(first),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adapters_get_blank_blocks_from_the_end_neighbours_where_they_need_them() {
+        let mut pool = BlockPool::new(10, 16);
+        let mut table = BlockTable::new();
+        assert!(pool.try_grow(&mut table, 1));
+        assert_eq!(pool.lend(&[1, 3, 1]).unwrap(), [6, 7, 8, 9, 5]);
+        assert_eq!((pool.own(), pool.free(), pool.blank()), (5, 4, 4));
+        assert_eq!(pool.lend(&[1, 4]), None, "five of four");
+        assert_eq!((pool.own(), pool.free()), (5, 4), "a refusal changes nothing");
+        pool.take_back(&[7, 8, 9]);
+        // 1 to 4 and 7 to 9 are blank: no four neighbours but the first, and two after the last of them.
+        assert_eq!(pool.lend(&[2, 4]).unwrap(), [8, 9, 1, 2, 3, 4]);
+        assert_eq!(pool.lend(&[2]), None);
+        pool.take_back(&[1, 2, 3, 4, 5, 6, 8, 9]);
+        assert_eq!((pool.own(), pool.free()), (10, 9));
+        let mut all = BlockTable::new();
+        assert!(pool.try_grow(&mut all, 9 * 16));
+        let mut blocks = [table.blocks(), all.blocks()].concat();
+        blocks.sort_unstable();
+        assert_eq!(blocks, (0..10).collect::<Vec<_>>(), "none is lost, none is there twice");
+        pool.release(&mut table);
+        pool.release(&mut all);
+    }
+
+    #[test]
+    fn idle_blocks_become_blank_one_by_one_for_whoever_needs_them() {
+        let mut pool = BlockPool::new(4, 16);
+        let mut table = cached_table(&mut pool, 3);
+        pool.release(&mut table);
+        pool.owe(1);
+        assert_eq!((pool.blank(), pool.lend(&[2]), pool.owed()), (1, None, 1));
+        assert!(pool.next_to_go().is_some() && pool.reclaim_one());
+        assert_eq!(pool.lend(&[2]).map(|lent| lent.len()), Some(2));
+        assert_eq!((pool.owed(), pool.idle(), pool.reclaimed()), (0, 2, 1));
+        assert!(pool.reclaim_one() && pool.reclaim_one() && !pool.reclaim_one());
+        assert!(pool.next_to_go().is_none());
+    }
 
     #[test]
     fn grows_by_whole_blocks_and_only_when_needed() {

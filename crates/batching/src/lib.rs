@@ -9,7 +9,8 @@
 //!    the adapters that a tenant may have ahead (`loads.rs`). `docs/fairness.md` has the bound.
 //! 2. [`Scheduler`]: waiting, running and preempted requests, and requests that wait beside the queue for their adapter.
 //! 3. [`pace`]: how many prompt tokens a step takes beside decodes; `foresight.rs`: how much KV memory will be needed.
-//! 4. [`BlockPool`]: physical KV blocks; full ones may be shared by requests that begin alike.
+//! 4. [`BlockPool`]: physical KV blocks; full ones may be shared by requests that begin alike. On a device some are lent to adapters: what
+//!    requests want of those is asked by [`Scheduler::blocks_wanted`], and decided outside.
 //! 5. [`prefix`]: which full blocks can be found again, by whom, and which go first.
 //!
 //! [`turns`] is for queues outside the scheduler, where one entry costs about as much as another.
@@ -41,7 +42,9 @@ pub use blocks::{BlockPool, BlockTable, Cached};
 pub use counters::{Fairness, Priority, Weight};
 pub use pace::Pace;
 pub use prefix::{BlockHash, Prefix};
-pub use scheduler::{Chunk, Limits, Load, NewRequest, Phase, PrefixCounts, RequestId, Scheduler, StepPlan, Submitted};
+pub use scheduler::{
+    BlocksWanted, Chunk, Limits, Load, NewRequest, Phase, PrefixCounts, RequestId, Scheduler, StepPlan, Submitted,
+};
 pub use turns::Tenant;
 
 /// Why a request is not taken, or the scheduler cannot be built.

@@ -17,6 +17,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::turns::Tenant;
+use weft_residency::Worth;
 
 /// Names the content of a full block and of all blocks before it, within one namespace.
 ///
@@ -44,6 +45,8 @@ struct Entry {
     tenant: Tenant,
     /// Since when nobody references it; unique.
     idle_since: Option<u64>,
+    /// Its uses: by the request that computed it, and by those that began alike. The cost is one block's, for all.
+    worth: Worth,
 }
 
 /// The cached blocks of a pool. At most one block has a hash, and a block has at most one.
@@ -53,9 +56,27 @@ pub(crate) struct PrefixIndex {
     by_block: HashMap<u32, Entry>,
     idle: Idle,
     clock: u64,
+    time: Time,
+}
+
+/// By what uses are weighed, as told from outside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Time {
+    pub(crate) now_ms: u64,
+    pub(crate) half_life_ms: u64,
+}
+
+impl Default for Time {
+    fn default() -> Self {
+        Self { now_ms: 0, half_life_ms: 3_600_000 }
+    }
 }
 
 impl PrefixIndex {
+    pub(crate) fn time(&mut self) -> &mut Time {
+        &mut self.time
+    }
+
     /// The block with this content.
     pub(crate) fn get(&self, hash: &BlockHash) -> Option<u32> {
         self.by_hash.get(hash).copied()
@@ -73,7 +94,10 @@ impl PrefixIndex {
             return;
         }
         self.by_hash.insert(hash, block);
-        self.by_block.insert(block, Entry { hash, tenant: tenant.clone(), idle_since: None });
+        self.by_block.insert(
+            block,
+            Entry { hash, tenant: tenant.clone(), idle_since: None, worth: Worth::new(1.0, self.time.now_ms) },
+        );
     }
 
     /// The last reference to the block is gone. False: it is not cached, so nobody can come back to it.
@@ -88,11 +112,16 @@ impl PrefixIndex {
 
     /// A cached block is referenced again.
     pub(crate) fn wake(&mut self, block: u32) {
-        if let Some(entry) = self.by_block.get_mut(&block)
-            && let Some(since) = entry.idle_since.take()
-        {
+        let Some(entry) = self.by_block.get_mut(&block) else { return };
+        entry.worth = entry.worth.used(self.time.now_ms, self.time.half_life_ms);
+        if let Some(since) = entry.idle_since.take() {
             self.idle.remove(&entry.tenant, since);
         }
+    }
+
+    /// What the block is worth that [`PrefixIndex::reclaim`] would hand out.
+    pub(crate) fn next_to_go(&self) -> Option<Worth> {
+        self.by_block.get(&self.idle.victim()?).map(|entry| entry.worth)
     }
 
     /// Forgets an idle block and hands it out. Cost: logarithmic in idle blocks and tenants.
@@ -123,6 +152,11 @@ impl Idle {
         let removed = self.change(tenant, |blocks| blocks.remove(&since));
         self.len -= usize::from(removed.is_some());
         removed
+    }
+
+    fn victim(&self) -> Option<u32> {
+        let (_, Reverse(oldest), tenant) = self.ranks.last()?;
+        self.by_tenant.get(tenant)?.get(oldest).copied()
     }
 
     fn take_victim(&mut self) -> Option<u32> {
@@ -171,6 +205,24 @@ mod tests {
         assert_eq!(victims, [1, 0, 2, 3, 4]);
         assert_eq!((index.idle(), index.by_block.len(), index.by_hash.len()), (0, 0, 0));
         assert!(index.idle.by_tenant.is_empty() && index.idle.ranks.is_empty());
+    }
+
+    #[test]
+    fn a_block_that_many_begin_with_is_worth_more_and_less_as_time_passes() {
+        let mut index = index(&["a", "a"]);
+        *index.time() = Time { now_ms: 0, half_life_ms: 1000 };
+        let value = |index: &PrefixIndex| index.next_to_go().unwrap().value(100, 1000);
+        let once = value(&index);
+        index.wake(0);
+        index.keep_idle(0);
+        assert_eq!((index.idle.victim(), value(&index)), (Some(1), once));
+        index.wake(1);
+        index.keep_idle(1);
+        assert!(value(&index) > once, "block 0, used twice");
+        index.time().now_ms = 3000;
+        let late = Worth::new(1.0, 3000).value(100, 1000);
+        assert!(value(&index) < late, "twice, three half-lives ago");
+        assert_eq!(index.reclaim(), Some(0));
     }
 
     #[test]

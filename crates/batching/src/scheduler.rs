@@ -14,10 +14,12 @@ use crate::loads::Loads;
 use crate::pace::{Pace, Room, StepCosts, StepShape};
 use crate::turns::Tenant;
 use crate::{BlockPool, BlockTable, Error, Prefix};
+pub use blocks::BlocksWanted;
 pub use cached::PrefixCounts;
 use weft_types::Digest;
 
 mod admission;
+mod blocks;
 mod cached;
 mod turns;
 
@@ -117,7 +119,7 @@ pub struct Load {
     pub blocks_used: usize,
     /// KV blocks that nobody holds, kept for the prefix cache.
     pub blocks_idle: usize,
-    /// KV blocks in all.
+    /// KV blocks in all, but for those of adapters in use.
     pub blocks_total: usize,
 }
 
@@ -388,9 +390,9 @@ impl Scheduler {
             running: self.running.len() + self.preempted.len(),
             waiting: self.waiting.len(),
             beside: self.beside.len(),
-            blocks_used: self.pool.total() - self.pool.free(),
+            blocks_used: self.pool.own() - self.pool.free(),
             blocks_idle: self.pool.idle(),
-            blocks_total: self.pool.total(),
+            blocks_total: self.pool.within_reach(),
         }
     }
 

@@ -28,6 +28,8 @@ struct World {
     finished: usize,
     /// Requests have different classes and weights.
     mixed: bool,
+    /// What adapters have of the blocks.
+    lent: Vec<Vec<u32>>,
 }
 
 impl World {
@@ -40,6 +42,7 @@ impl World {
             next: 0,
             finished: 0,
             mixed: false,
+            lent: Vec::new(),
         }
     }
 
@@ -97,6 +100,7 @@ impl World {
         for chunk in &plan.chunks {
             assert!(!chunk.tokens.is_empty());
             for block in &chunk.blocks {
+                assert!(!self.lent.iter().flatten().any(|lent| lent == block), "block {block} is an adapter's");
                 assert_eq!(owner.insert(*block, chunk.id), None, "block {block} has two owners");
             }
             let seen = &self.seen[&chunk.id];
@@ -144,6 +148,14 @@ impl World {
             if self.seen.is_empty() {
                 break;
             }
+            // An adapter that waits is served or gives up; what requests miss, and no more, comes back from adapters.
+            self.scheduler.owe_blocks(0);
+            self.scheduler.set_lent_idle(usize::MAX);
+            while self.scheduler.blocks_wanted().to_admit > 0
+                && let Some(lent) = self.lent.pop()
+            {
+                self.scheduler.take_blocks_back(&lent);
+            }
             assert!(!self.step().chunks.is_empty(), "nobody runs while somebody could: {:?}", self.seen);
         }
         assert!(self.seen.is_empty(), "starved: {:?}", self.seen);
@@ -153,10 +165,18 @@ impl World {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Submit { tenant: u8, adapter: Option<u8>, prompt: usize, output_max: usize },
+    Submit {
+        tenant: u8,
+        adapter: Option<u8>,
+        prompt: usize,
+        output_max: usize,
+    },
     Open(u8),
     Close(u8),
     Cancel(u64),
+    /// To an adapter; else as many are owed.
+    Lend(Vec<usize>),
+    TakeBack,
     Step,
 }
 
@@ -167,6 +187,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0u8..3).prop_map(Event::Open),
         1 => (0u8..3).prop_map(Event::Close),
         1 => (0u64..60).prop_map(Event::Cancel),
+        1 => proptest::collection::vec(1usize..4, 1..4).prop_map(Event::Lend),
+        1 => Just(Event::TakeBack),
         8 => Just(Event::Step),
     ]
 }
@@ -215,6 +237,34 @@ proptest! {
                     world.scheduler.close(&adapter(number));
                 }
                 Event::Cancel(id) => world.cancel(RequestId(id)),
+                Event::Lend(runs) => {
+                    let (wanted, blank) = (runs.iter().sum::<usize>(), world.scheduler.blank_blocks());
+                    // What every request may need together is never lent.
+                    let lent: usize = world.lent.iter().map(Vec::len).sum();
+                    if lent + wanted + 14 <= blocks {
+                        match world.scheduler.lend_blocks(&runs) {
+                            Some(given) => {
+                                prop_assert_eq!(given.len(), wanted);
+                                let mut rest = &given[..];
+                                for count in runs {
+                                    let (run, others) = rest.split_at(count);
+                                    prop_assert!(run.windows(2).all(|two| two[1] == two[0] + 1));
+                                    rest = others;
+                                }
+                                world.lent.push(given);
+                            }
+                            None => {
+                                prop_assert!(blank < wanted || runs.iter().any(|&run| run > 1));
+                                world.scheduler.owe_blocks(wanted.saturating_sub(blank));
+                            }
+                        }
+                    }
+                }
+                Event::TakeBack => {
+                    if let Some(lent) = world.lent.pop() {
+                        world.scheduler.take_blocks_back(&lent);
+                    }
+                }
                 Event::Step => {
                     let plan = world.step();
                     for id in plan.admitted {

@@ -47,16 +47,17 @@ impl Engine {
         }
     }
 
-    /// Puts a prepared adapter into a slot. Never waits: on processors a pointer is moved, on a device a copy begins.
+    /// Puts a prepared adapter into a slot. Never waits: on processors a pointer is moved, on a device a copy into these blocks of its pool begins, which
+    /// are the adapter's until it is removed: those that [`PreparedAdapter::runs`] asks for.
     ///
     /// # Errors
-    /// On a device: [`Error::SlotsFull`] if its free memory lies in pieces that are too small, [`Error::Device`] if it fails.
+    /// On a device: [`Error::AdapterBlocks`] for other blocks than those, or blocks of another adapter; [`Error::Device`] if it fails.
     /// [`Error::OtherKind`] if it was prepared for the other kind of engine. The adapter comes back.
-    pub fn install(&mut self, adapter: PreparedAdapter) -> Result<SlotId, Box<NotInstalled>> {
+    pub fn install(&mut self, adapter: PreparedAdapter, blocks: &[u32]) -> Result<SlotId, Box<NotInstalled>> {
         match (self, adapter) {
             (Self::Processor(engine), PreparedAdapter::Processor(adapter)) => Ok(engine.install(adapter)),
             (Self::Device(engine), PreparedAdapter::Device(adapter)) => {
-                let installed = engine.install(adapter.clone());
+                let installed = engine.install(adapter.clone(), blocks);
                 installed.map_err(|error| {
                     let adapter = PreparedAdapter::Device(adapter);
                     Box::new(NotInstalled { adapter, error })
@@ -98,7 +99,7 @@ impl Engine {
         }
     }
 
-    /// Blocks in the KV pool.
+    /// Blocks in the KV pool. On a device adapters lie in some of them.
     #[must_use]
     pub fn kv_blocks(&self) -> usize {
         match self {
@@ -136,6 +137,15 @@ impl PreparedAdapter {
         match self {
             Self::Processor(adapter) => adapter.bytes(),
             Self::Device(adapter) => adapter.bytes(),
+        }
+    }
+
+    /// Blocks of the engine's pool that it needs in a slot: the sum of these, each of them so many neighbours. None on processors.
+    #[must_use]
+    pub fn runs(&self) -> &[usize] {
+        match self {
+            Self::Processor(_) => &[],
+            Self::Device(adapter) => adapter.runs(),
         }
     }
 }

@@ -364,8 +364,13 @@ impl ProcessorEngine {
         if batch.seqs.is_empty() {
             return Ok(());
         }
-        let limits =
-            Limits { shape: &self.shape, slots: &self.slots, kv_blocks: self.kv_blocks, block_size: self.block_size };
+        let limits = Limits {
+            shape: &self.shape,
+            slots: &self.slots,
+            kv_blocks: self.kv_blocks,
+            block_size: self.block_size,
+            taken: &[],
+        };
         let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
         let vocabulary = self.shape.vocabulary;
         let logits = logits_view(&mut self.logits, &mut self.logits_rows, plan.wanted.len(), vocabulary)?;

@@ -59,20 +59,16 @@ pub enum Error {
     /// A tensor operation failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
-    /// No run of free device memory holds an adapter.
-    #[error("an adapter of {bytes} bytes does not fit into the slots: {free} bytes are free, {largest} in one piece")]
-    SlotsFull {
-        /// Of the adapter.
-        bytes: usize,
-        /// In any number of pieces.
-        free: usize,
-        /// The longest piece.
-        largest: usize,
+    /// Blocks of the pool that an adapter cannot be put into: a fault of whoever gives them out.
+    #[error("the adapter cannot lie in the blocks given: {reason}")]
+    AdapterBlocks {
+        /// Which block, or how many, and why not.
+        reason: String,
     },
     /// An adapter that is more than a device engine was made for.
     #[error("the adapter's {what} is {value}, the device takes up to {limit}")]
     AdapterLimit {
-        /// `rank`, or `bytes` in a slot.
+        /// `rank`, or `size in blocks`.
         what: &'static str,
         /// Of the adapter.
         value: usize,
@@ -155,6 +151,12 @@ pub enum Problem {
         /// The other sequence's position in the batch.
         other: usize,
     },
+    /// An adapter lies in the block.
+    #[error("KV block {block} holds an adapter")]
+    BlockTaken {
+        /// Physical block.
+        block: u32,
+    },
     /// The slot is empty, or was emptied and filled again since.
     #[error("slot {slot} holds no such adapter")]
     Slot {
@@ -216,13 +218,12 @@ impl Error {
             Self::Sequence { problem: Problem::Token { .. } | Problem::Draw { .. }, .. } => Kind::Invalid,
             Self::Option { .. } | Self::Batch { .. } | Self::Products(_) => Kind::Invalid,
             Self::AdapterLimit { .. } => Kind::Refused,
-            // Another worker has another device.
-            Self::SlotsFull { .. } => Kind::Unavailable,
             _ if self.is_out_of_memory() || self.is_fatal() => Kind::Unavailable,
             Self::Model(_) | Self::TensorSize { .. } => Kind::Corrupt,
             Self::Sequence { .. }
             | Self::Logits
             | Self::OtherKind
+            | Self::AdapterBlocks { .. }
             | Self::Tensor(_)
             | Self::Device(_)
             | Self::Adapters(_)

@@ -50,6 +50,8 @@ pub(crate) struct Limits<'a, R> {
     pub(crate) slots: &'a Table<R>,
     pub(crate) kv_blocks: usize,
     pub(crate) block_size: usize,
+    /// By block: whether an adapter lies there. Blocks beyond have none.
+    pub(crate) taken: &'a [bool],
 }
 
 impl<'a, R: Entry> Plan<'a, R> {
@@ -139,6 +141,9 @@ fn check_sequence<'a, R: Entry>(seq: &SeqStep, limits: &Limits<'a, R>) -> Result
     }
     if let Some(&block) = seq.blocks.iter().find(|&&block| block as usize >= limits.kv_blocks) {
         return Err(Problem::BlockRange { block, pool: limits.kv_blocks });
+    }
+    if let Some(&block) = seq.blocks.iter().find(|&&block| limits.taken.get(block as usize) == Some(&true)) {
+        return Err(Problem::BlockTaken { block });
     }
     let Some(slot) = seq.slot else { return Ok(None) };
     let adapter = limits.slots.get(slot).ok_or(Problem::Slot { slot })?;

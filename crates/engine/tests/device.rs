@@ -1,5 +1,7 @@
 //! The device engine over the shim: the CUDA kernels, streams, copies and graphs, run on this processor for the tiny models.
 
+#[path = "device/blocks.rs"]
+mod blocks;
 mod common;
 #[path = "device/dora.rs"]
 mod dora;
@@ -18,7 +20,9 @@ use common::{
 use weft_base_model::BaseModel;
 use weft_cuda_device::record::{Kind, Record};
 use weft_cuda_device::{Device, Options, shim};
-use weft_engine::device::{DeviceEngine, DeviceOptions, Format, KvBlocks, KvFormat, Precision, WeightFormat};
+use weft_engine::device::{
+    DeviceEngine, DeviceOptions, Format, KvFormat, PoolBlocks, Precision, PreparedAdapter, WeightFormat,
+};
 use weft_engine::{LogitsWanted, Problem, SeqStep, SlotId, StepBatch};
 
 /// As for the processor's kernels (`golden_logits.rs`).
@@ -42,12 +46,12 @@ fn options(seed: u64) -> DeviceOptions {
         kv: KvFormat::Precision,
         adapters: Format::F32,
         batch_invariant: false,
-        kv_blocks: KvBlocks::Exactly(128),
+        blocks: PoolBlocks::Exactly(1024),
         block_size: BLOCK_SIZE,
         rows_max: 96,
         logits_rows_max: 96,
         sequences_max: 16,
-        slots_bytes: 4 << 20,
+        adapter_blocks_max: 512,
         rank_max: 64,
         graphs: true,
     }
@@ -56,7 +60,13 @@ fn options(seed: u64) -> DeviceOptions {
 fn install(engine: &mut DeviceEngine, case: &Case, model: &BaseModel) -> Option<SlotId> {
     let folder = golden_dir().join(case.adapter.as_ref()?);
     let prepared = engine.preparer().prepare(&blob(&folder, &model.config)).expect("the adapter fits");
-    Some(engine.install(prepared).expect("there is room"))
+    Some(put(engine, prepared))
+}
+
+/// Into the last free blocks; the first ones are for keys.
+fn put(engine: &mut DeviceEngine, prepared: PreparedAdapter) -> SlotId {
+    let blocks = engine.find_blocks(&prepared).expect("there is room");
+    engine.install(prepared, &blocks).expect("they are free")
 }
 
 /// Root of the squares of all differences over that of all values.
@@ -349,7 +359,8 @@ fn launches_of_a_step_are_counted() {
 fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
     let golden = golden();
     let model = tiny("tiny");
-    let mut engine = DeviceEngine::new(&model, DeviceOptions { slots_bytes: 256 << 10, ..options(0) }).unwrap();
+    let mut engine =
+        DeviceEngine::new(&model, DeviceOptions { blocks: PoolBlocks::Exactly(64), ..options(0) }).unwrap();
     let shape = base_shape(&model.config);
     assert_eq!(shape.layers, model.config.layers);
     let refused = |engine: &mut DeviceEngine, seqs: Vec<SeqStep>| engine.step(&StepBatch { seqs }).unwrap_err();
@@ -378,23 +389,41 @@ fn what_cannot_be_computed_is_refused_and_nothing_is_lost() {
     let error = prepare(&small, "rank16").err().unwrap().to_string();
     assert!(error.contains("rank is 16, the device takes up to 8"), "{error}");
 
-    // Slots fill up: the error says what is free, and what was removed makes room.
+    // Blocks fill up, and what was removed leaves its own.
     let prepared = prepare(&engine, "rank16").unwrap();
-    let free = engine.free_slot_bytes();
+    let each: usize = prepared.runs().iter().sum();
     let mut slots = Vec::new();
-    let error = loop {
-        match engine.install(prepared.clone()) {
-            Ok(slot) => slots.push(slot),
-            Err(error) => break error,
-        }
+    while let Some(blocks) = engine.find_blocks(&prepared) {
+        assert_eq!(blocks.len(), each);
+        slots.push((engine.install(prepared.clone(), &blocks).unwrap(), blocks));
+    }
+    assert!(slots.len() > 1 && slots.len() >= 64 / each - 1, "{} of {each} blocks", slots.len());
+    let mut given: Vec<u32> = slots.iter().flat_map(|(_, blocks)| blocks.clone()).collect();
+    given.sort_unstable();
+    given.dedup();
+    assert_eq!(given.len(), slots.len() * each, "no block has two adapters");
+    let (first, blocks) = slots[0].clone();
+    engine.remove(first).unwrap();
+    // Other blocks than it needs are told, and change nothing.
+    let taken = slots[1].1[0];
+    let mut wrong = |blocks: &[u32], why: &str| {
+        let error = engine.install(prepared.clone(), blocks).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
     };
-    assert!(slots.len() == free / prepared.bytes() as usize, "{} of {free}", slots.len());
-    assert!(error.to_string().contains("does not fit into the slots"), "{error}");
-    engine.remove(slots[0]).unwrap();
-    let slot = engine.install(prepared.clone()).unwrap();
+    wrong(&blocks[1..], &format!("they are {}, not {each}", each - 1));
+    wrong(&[&blocks[1..], &[64]].concat(), "block 64 is beyond the pool of 64");
+    wrong(&[&blocks[1..], &[taken]].concat(), &format!("block {taken} has an adapter"));
+    wrong(&[&blocks[1..], &[blocks[1]]].concat(), &format!("block {} comes twice", blocks[1]));
+    let slot = engine.install(prepared.clone(), &blocks).unwrap();
     assert_eq!(engine.slot_digest(slot), Some(prepared.digest()));
-    assert!(engine.slot_digest(slots[0]).is_none(), "an id is never valid again");
-    let stale = refused(&mut engine, vec![prefill(&[1], Some(slots[0]), 0, LogitsWanted::Last)]);
+    assert!(engine.slot_digest(first).is_none(), "an id is never valid again");
+    // Nor do keys get where an adapter is.
+    let seq = SeqStep { blocks: vec![taken], ..prefill(&[1], None, 0, LogitsWanted::Last) };
+    let error = refused(&mut engine, vec![seq]);
+    assert!(
+        matches!(error, weft_engine::Error::Sequence { problem: Problem::BlockTaken { block }, .. } if block == taken)
+    );
+    let stale = refused(&mut engine, vec![prefill(&[1], Some(first), 0, LogitsWanted::Last)]);
     assert!(matches!(stale, weft_engine::Error::Sequence { problem: Problem::Slot { .. }, .. }), "{stale}");
 
     // A device that is too small says so before anything runs.

@@ -1,6 +1,6 @@
 //! The books of one byte budget.
 
-use crate::value::{LogValue, Worth};
+use crate::value::{Value, Worth};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 
@@ -79,7 +79,7 @@ pub struct Ledger<K> {
 }
 
 /// Whether it is a favourite, its value, and its serial.
-type Rank = (bool, LogValue, u64);
+type Rank = (bool, Value, u64);
 
 impl<K: Clone + Eq + Hash> Ledger<K> {
     /// Empty books with this budget in bytes. Zero is allowed: then only entries of zero bytes fit.
@@ -289,10 +289,35 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
     pub fn make_room_if_worth(&self, bytes: u64, worth: &Worth, now_ms: u64) -> Room<K> {
         let room = self.make_room(bytes, now_ms);
         let Room::Evict(victims) = &room else { return room };
-        let value = worth.uses.log_value(bytes, worth.reload_cost, self.half_life_ms);
+        let value = worth.uses.value(bytes, worth.reload_cost, self.half_life_ms);
         let is_worth_more =
             |key: &K| self.place_of(key).is_some_and(|((is_favourite, theirs, _), _)| is_favourite || theirs >= value);
         if victims.iter().any(is_worth_more) { Room::Full { held: self.held() } } else { room }
+    }
+
+    /// What goes next, whatever the budget says. None: nobody may go.
+    #[must_use]
+    pub fn next_to_go(&self) -> Option<&K> {
+        self.idle.first_key_value().map(|(_, key)| key)
+    }
+
+    /// What goes next, if it goes before something elsewhere whose bytes have this value: no favourite, and worth less.
+    #[must_use]
+    pub fn goes_before(&self, elsewhere: Value) -> Option<&K> {
+        let (&(is_favourite, value, _), key) = self.idle.first_key_value()?;
+        (!is_favourite && value < elsewhere).then_some(key)
+    }
+
+    /// Bytes of entries that may go.
+    #[must_use]
+    pub fn idle_bytes(&self) -> u64 {
+        self.idle_bytes
+    }
+
+    /// The half-life that values are computed with.
+    #[must_use]
+    pub fn half_life_ms(&self) -> u64 {
+        self.half_life_ms
     }
 
     /// Nothing is to be evicted before this time: after a restart, holders that live must be heard first.
@@ -396,7 +421,7 @@ impl<K: Clone + Eq + Hash> Ledger<K> {
     /// Where this entry stands in `idle`, if it does, and its bytes.
     fn place_of(&self, key: &K) -> Option<(Rank, u64)> {
         let entry = self.entries.get(key).filter(|entry| entry.is_idle())?;
-        let value = entry.worth.uses.log_value(entry.bytes, entry.worth.reload_cost, self.half_life_ms);
+        let value = entry.worth.uses.value(entry.bytes, entry.worth.reload_cost, self.half_life_ms);
         Some(((self.favourites.contains(key), value, entry.serial), entry.bytes))
     }
 

@@ -15,4 +15,4 @@ mod value;
 
 pub use ledger::{EntryView, Ledger, Room};
 pub use past::Past;
-pub use value::Worth;
+pub use value::{Value, Worth};

@@ -16,30 +16,30 @@
 //! That is why we keep the logarithm at time zero, which stays put until the next use and neither under- nor overflows:
 //!
 //! ```text
-//! log_value = log2(frequency(last_use)) + last_use / half_life + log2(reload_cost) - log2(bytes)
+//! log2(value at 0) = log2(frequency(last_use)) + last_use / half_life + log2(reload_cost) - log2(bytes)
 //! ```
 
 use std::cmp::Ordering;
 
-/// `log2` of an entry's value at time zero; total order.
+/// What an entry is worth keeping, per byte: `log2` of its value at time zero. Total order; to compare what has one unit of cost and one half-life.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LogValue(f64);
+pub struct Value(f64);
 
-impl PartialEq for LogValue {
+impl PartialEq for Value {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for LogValue {}
+impl Eq for Value {}
 
-impl PartialOrd for LogValue {
+impl PartialOrd for Value {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for LogValue {
+impl Ord for Value {
     fn cmp(&self, other: &Self) -> Ordering {
         self.0.total_cmp(&other.0)
     }
@@ -69,11 +69,11 @@ impl Uses {
 
     /// The value of an entry with these uses. Zero bytes or a reload cost below `f64::MIN_POSITIVE` count as the least
     /// there is, so that the result is always finite.
-    pub(crate) fn log_value(&self, bytes: u64, reload_cost: f64, half_life_ms: u64) -> LogValue {
+    pub(crate) fn value(&self, bytes: u64, reload_cost: f64, half_life_ms: u64) -> Value {
         let age = self.last_ms as f64 / half_life_ms as f64;
         let cost = reload_cost.clamp(f64::MIN_POSITIVE, f64::MAX);
         let size = bytes.max(1) as f64;
-        LogValue(self.frequency.log2() + age + cost.log2() - size.log2())
+        Value(self.frequency.log2() + age + cost.log2() - size.log2())
     }
 }
 
@@ -99,6 +99,19 @@ impl Worth {
         Self { reload_cost: sound(reload_cost), ..self }
     }
 
+    /// One use more. A clock that went back counts as standing still.
+    #[must_use]
+    pub fn used(mut self, now_ms: u64, half_life_ms: u64) -> Self {
+        self.uses.add(now_ms, half_life_ms);
+        self
+    }
+
+    /// What so many bytes of this worth are worth each, if a use that lies a half-life back counts half.
+    #[must_use]
+    pub fn value(&self, bytes: u64, half_life_ms: u64) -> Value {
+        self.uses.value(bytes, self.reload_cost, half_life_ms.max(1))
+    }
+
     /// The cost.
     #[must_use]
     pub fn reload_cost(&self) -> f64 {
@@ -116,12 +129,12 @@ mod tests {
 
     const HOUR: u64 = 3_600_000;
 
-    fn value(uses: &[u64], bytes: u64, cost: f64) -> LogValue {
+    fn value(uses: &[u64], bytes: u64, cost: f64) -> Value {
         let mut all = Uses::first(uses[0]);
         for &at in &uses[1..] {
             all.add(at, HOUR);
         }
-        all.log_value(bytes, cost, HOUR)
+        all.value(bytes, cost, HOUR)
     }
 
     #[test]
@@ -146,7 +159,7 @@ mod tests {
         for (bytes, cost) in [(0, 0.0), (u64::MAX, f64::INFINITY), (1, f64::NAN), (1, -1.0)] {
             let mut uses = Uses::first(u64::MAX);
             uses.add(0, 1);
-            let LogValue(value) = uses.log_value(bytes, if cost.is_nan() { 0.0 } else { cost }, 1);
+            let Value(value) = uses.value(bytes, if cost.is_nan() { 0.0 } else { cost }, 1);
             assert!(value.is_finite(), "bytes {bytes}, cost {cost}: {value}");
         }
     }

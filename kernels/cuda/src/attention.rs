@@ -134,6 +134,8 @@ pub struct Layer {
     pub head_dim: usize,
     /// Positions of a page.
     pub block_size: usize,
+    /// Rows of pages, of [`page_stride`] elements each, between a block and the next, where other things lie between; none: `kv_heads * block_size`.
+    pub block_rows: Option<usize>,
     /// Positions that a row sees, its own included.
     pub window: Option<usize>,
     /// Multiplies scores.
@@ -150,6 +152,7 @@ pub struct Shape {
     kv_heads: i32,
     head_dim: i32,
     block_size: i32,
+    block_rows: i32,
     table_stride: i32,
     q_stride: i32,
     out_stride: i32,
@@ -168,6 +171,7 @@ impl Layer {
         within("head_dim", self.head_dim, 1..=HEAD_DIM_MAX)?;
         within("block_size", self.block_size, 1..=POSITIONS_MAX)?;
         within("window", self.window.unwrap_or(1), 1..=POSITIONS_MAX)?;
+        within("block_rows", self.rows_of_block(), self.own_rows()..=i32::MAX as usize)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::Group { heads: self.heads, kv_heads: self.kv_heads });
         }
@@ -186,6 +190,16 @@ impl Layer {
         self.heads / self.kv_heads
     }
 
+    /// Of keys, or of values, in a block.
+    fn own_rows(&self) -> usize {
+        self.kv_heads.saturating_mul(self.block_size)
+    }
+
+    /// From one block to the next.
+    pub(crate) fn rows_of_block(&self) -> usize {
+        self.block_rows.unwrap_or(self.own_rows())
+    }
+
     /// What a launch is told. `strides`: elements between rows of q, and of out.
     ///
     /// # Errors
@@ -201,6 +215,7 @@ impl Layer {
             kv_heads: self.kv_heads as i32,
             head_dim: self.head_dim as i32,
             block_size: self.block_size as i32,
+            block_rows: self.rows_of_block() as i32,
             table_stride: table_stride as i32,
             q_stride: q_stride as i32,
             out_stride: out_stride as i32,
@@ -210,14 +225,14 @@ impl Layer {
         })
     }
 
-    /// Elements of all pages, keys or values: `[blocks, kv_heads, block_size, page_stride]`.
+    /// Elements from the first to the last of all pages, keys or values: `[blocks, block_rows, page_stride]`.
     ///
     /// # Errors
     ///
     /// When there are more positions of heads than 32 bits count.
     pub fn page_elements(&self, blocks: usize, kv_bytes: usize) -> Result<usize, Error> {
         self.check()?;
-        let each = self.kv_heads.saturating_mul(self.block_size);
+        let each = self.rows_of_block();
         // The number after the last means that there is nothing.
         within("blocks", blocks, 0..=(u32::MAX as usize - 1) / each)?;
         Ok(blocks * each * page_stride(self.head_dim, kv_bytes))
@@ -445,8 +460,16 @@ pub fn combine_grid(layer: &Layer, items: usize) -> Grid {
 mod tests {
     use super::*;
 
-    const LAYER: Layer =
-        Layer { heads: 32, kv_heads: 8, head_dim: 128, block_size: 16, window: None, scale: 1.0, soft_cap: None };
+    const LAYER: Layer = Layer {
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        block_size: 16,
+        block_rows: None,
+        window: None,
+        scale: 1.0,
+        soft_cap: None,
+    };
 
     #[test]
     fn rows_are_covered_once_and_those_that_see_most_come_first() {
@@ -496,6 +519,7 @@ mod tests {
         tells(Layer { head_dim: 257, ..LAYER }, "attention: head_dim is 257, not within 1 to 256");
         tells(Layer { heads: 12, ..LAYER }, "attention: heads is 12, not a multiple of kv_heads 8");
         tells(Layer { window: Some(0), ..LAYER }, "attention: window is 0, not within 1 to 1073741824");
+        tells(Layer { block_rows: Some(127), ..LAYER }, "attention: block_rows is 127, not within 128 to 2147483647");
         tells(Layer { soft_cap: Some(-1.0), ..LAYER }, "attention: soft_cap is -1");
         tells(Layer { scale: f32::NAN, ..LAYER }, "attention: scale is NaN");
         let refuses = |rows: Range<usize>, start, blocks: &[u32], message: &str| {

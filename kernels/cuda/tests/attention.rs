@@ -31,13 +31,15 @@ fn cases() -> impl Strategy<Value = Case> {
     let block_size = prop::sample::select(vec![1usize, 7, 16, 16, 32]);
     let window = prop::option::of(prop_oneof![1usize..40, 40usize..300]);
     let soft_cap = prop::option::of(0.5f32..30.0);
+    // Other layers' pages between the blocks.
+    let between = prop_oneof![Just(0usize), 1usize..200];
     let before = prop_oneof![4 => 0usize..70, 1 => 240usize..300, 1 => 500usize..560];
     let rows = prop_oneof![4 => Just(1usize), 1 => Just(0), 2 => 2usize..12, 1 => 12usize..40];
     let seqs = prop::collection::vec((0usize..2, before, rows), 1..4);
     let device = (0u32..8, 1usize..40).prop_map(|(order, multiprocessors)| device(order, multiprocessors));
-    let shape = (head_dim, heads, block_size, window, soft_cap);
+    let shape = (head_dim, heads, (block_size, between), window, soft_cap);
     (any::<u64>(), shape, seqs, [0usize..9, 0usize..9], device).prop_map(
-        |(seed, (head_dim, (kv_heads, group), block_size, window, soft_cap), mut seqs, gaps, device)| {
+        |(seed, (head_dim, (kv_heads, group), (block_size, between), window, soft_cap), mut seqs, gaps, device)| {
             let heads = kv_heads * group;
             // What a case may cost.
             let mut left = 2_000_000usize;
@@ -47,7 +49,8 @@ fn cases() -> impl Strategy<Value = Case> {
                 left = left.saturating_sub(*rows * each);
             }
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let layer = Layer { heads, kv_heads, head_dim, block_size, window, scale, soft_cap };
+            let block_rows = Some(kv_heads * block_size + between);
+            let layer = Layer { heads, kv_heads, head_dim, block_size, block_rows, window, scale, soft_cap };
             Case { seed, layer, seqs, gaps, device }
         },
     )
@@ -259,8 +262,16 @@ proptest! {
 }
 
 const FORWARDS: Device = Device { order: Order::FORWARDS, multiprocessors: 8 };
-const SMALL: Layer =
-    Layer { heads: 2, kv_heads: 1, head_dim: 4, block_size: 64, window: None, scale: 0.5, soft_cap: None };
+const SMALL: Layer = Layer {
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 4,
+    block_size: 64,
+    block_rows: None,
+    window: None,
+    scale: 0.5,
+    soft_cap: None,
+};
 
 fn fixed(layer: Layer, before: usize, rows: usize) -> Case {
     Case { seed: 5, layer, seqs: vec![(1, before, rows)], gaps: [3, 0], device: device(5, 3) }

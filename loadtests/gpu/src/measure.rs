@@ -9,7 +9,7 @@ use weft_base_model::ModelConfig;
 use weft_cuda_device::driver::Driver;
 use weft_cuda_device::{Device, Options};
 use weft_engine::device::{
-    DeviceEngine, DeviceOptions, Format, KvBlocks, KvFormat, Precision, PreparedAdapter, WeightFormat,
+    DeviceEngine, DeviceOptions, Format, KvFormat, PoolBlocks, Precision, PreparedAdapter, WeightFormat, block_bytes,
 };
 use weft_engine::sampling::{Sampler, SamplingParams};
 use weft_engine::{LogitsWanted, SeqStep, SlotId, StepBatch, StepOutput};
@@ -196,7 +196,10 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(device: &Device, plan: &'a Plan, format: Format, graphs: bool) -> Result<Self> {
         let each = plan.context.div_ceil(BLOCK_SIZE) + 2;
-        let slots = (plan.rows + 1) * adapter_bytes(&plan.config, RANK_MAX, if format == Format::Bf16 { 2 } else { 1 });
+        let bytes = adapter_bytes(&plan.config, RANK_MAX, if format == Format::Bf16 { 2 } else { 1 });
+        let block = block_bytes(&plan.config, BLOCK_SIZE, KvFormat::Precision, Precision::Bf16);
+        // Half as much again for the ends of blocks.
+        let of_adapters = (plan.rows + 1) * ((bytes + bytes / 2).div_ceil(block) + 1);
         let options = DeviceOptions {
             device: device.clone(),
             precision: Precision::Bf16,
@@ -204,12 +207,12 @@ impl<'a> Bench<'a> {
             kv: KvFormat::Precision,
             adapters: format,
             batch_invariant: false,
-            kv_blocks: KvBlocks::Exactly(plan.rows * each),
+            blocks: PoolBlocks::Exactly(plan.rows * each + of_adapters),
             block_size: BLOCK_SIZE,
             rows_max: plan.rows,
             logits_rows_max: plan.rows,
             sequences_max: plan.rows,
-            slots_bytes: slots,
+            adapter_blocks_max: of_adapters,
             rank_max: RANK_MAX,
             graphs,
         };
@@ -228,10 +231,16 @@ impl<'a> Bench<'a> {
         let preparer = self.engine.preparer();
         for (number, &rank) in wanted.iter().enumerate().skip(keep) {
             let prepared = preparer.prepare(&adapters::blob(&self.plan.config, rank, number as u64)?)?;
-            let slot = self.engine.install(prepared.clone())?;
+            let slot = self.install(&prepared)?;
             self.loaded.push((rank, prepared, slot));
         }
         Ok(())
+    }
+
+    /// In the last blocks of the pool; the first ones have the keys.
+    fn install(&mut self, adapter: &PreparedAdapter) -> Result<SlotId> {
+        let blocks = self.engine.find_blocks(adapter).context("no blocks are left for an adapter")?;
+        Ok(self.engine.install(adapter.clone(), &blocks)?)
     }
 
     fn adapter_bytes(&self) -> u64 {
@@ -296,7 +305,7 @@ impl<'a> Bench<'a> {
             let (prepared, slot) = (prepared.clone(), *slot);
             self.engine.remove(slot);
             let began = Instant::now();
-            let slot = self.engine.install(prepared)?;
+            let slot = self.install(&prepared)?;
             (self.loaded[0].2, slots[0]) = (slot, slot);
             let batch = self.batch(&slots);
             self.step(&batch)?;

@@ -78,12 +78,13 @@ impl App {
         let checked = settings.check()?;
         let metrics = Metrics::new(metrics)?;
         let opened = tokio::task::spawn_blocking(move || model::open(&checked)).await;
-        let model::Opened { model, engine, slot_bytes: slot_bytes_max } =
+        let model::Opened { model, engine, slot_bytes: slot_bytes_max, block_bytes } =
             opened.unwrap_or(Err(Error::Panic("loading the base model")))?;
         let budgets = Budgets {
             slots: slot_bytes_max,
             prepared: settings.adapter_prepared_bytes,
             pins: (slot_bytes_max as f64 * settings.adapter_pinned_fraction_max) as u64,
+            block: block_bytes,
             pins_waiting: settings.adapter_leases_max,
         };
         metrics.prepared_bytes_total.set(i64::try_from(budgets.prepared).unwrap_or(i64::MAX));

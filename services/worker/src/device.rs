@@ -1,7 +1,8 @@
 //! A worker's engine on a device: how its memory is shared out.
 //!
-//! One pool is taken at the start, a part of what is free then. In it lie, in this order, the base, the slots, what a step needs, and KV blocks in
-//! all that is left, unless a setting says how many. A warm-up runs the largest steps before anybody is served: what is too large is known at the start.
+//! One pool is taken at the start, a part of what is free then. In it lie, in this order, the base, what a step needs, and in all that is left, unless a
+//! setting says how much, blocks that keys, values and adapters share. A warm-up runs the largest steps before anybody is served: what is too large is known at
+//! the start.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use weft_base_model::BaseModel;
 use weft_cuda_device::driver::Driver;
 use weft_cuda_device::{Device, Options};
-use weft_engine::device::{DeviceEngine, DeviceOptions, KvBlocks, StepRoom};
+use weft_engine::device::{DeviceEngine, DeviceOptions, PoolBlocks, StepRoom, block_bytes};
 
 use crate::Error;
 use crate::compute::{Formats, Which};
@@ -33,8 +34,11 @@ pub(crate) struct Opened {
     pub(crate) engine: DeviceEngine,
     /// Compute capability, and as its driver calls it: gateways tell clients by its beginning that it is a GPU.
     pub(crate) name: String,
-    /// Device memory for adapters.
+    /// Most device memory for adapters: whole blocks.
     pub(crate) slot_bytes: u64,
+    pub(crate) block_bytes: u64,
+    /// Blocks of the pool that adapters never take.
+    pub(crate) kv_blocks: usize,
 }
 
 /// Opens the device and brings the base there.
@@ -43,23 +47,32 @@ pub(crate) struct Opened {
 /// [`Error::Start`] with the driver's words; [`Error::Settings`] if the sizes do not go together.
 pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: Formats) -> Result<Opened, Error> {
     let settings = &checked.settings;
-    let kv_blocks = kv_blocks(base, checked, formats)?;
+    let of_kv = kv_blocks(base, checked, formats)?;
     // What is wrong with the limits is known before the base is read.
-    let (KvBlocks::Exactly(most) | KvBlocks::UpTo(most)) = kv_blocks;
-    model::token_limits(&base.config, settings, most)?;
+    model::token_limits(&base.config, settings, of_kv.most())?;
     let driver = driver(which, &settings.device_kernels).map_err(|error| checked.failed(&error))?;
     let properties = driver.properties().clone();
     let free = driver.free_bytes().map_err(|error| checked.failed(&error))? as u64;
     let pool_bytes = (free as f64 * settings.device_memory_fraction) as u64;
-    let slot_bytes = checked.adapter_memory.bytes(Some(pool_bytes));
-    if slot_bytes < PINNED_BLOCK_BYTES as u64 || slot_bytes >= pool_bytes {
+    let block_bytes = block_bytes(&base.config, BLOCK_SIZE, formats.kv, formats.precision) as u64;
+    let wanted = checked.adapter_memory.bytes(Some(pool_bytes));
+    let slots_wrong = |less_than: u64| {
         let message = format!(
-            "{slot_bytes} bytes, allowed on a device is {PINNED_BLOCK_BYTES} to less than the {pool_bytes} bytes taken of {} \
+            "{wanted} bytes, allowed on a device is {block_bytes} (a block) to less than the {less_than} bytes that the base leaves of {} \
              (device_memory_fraction {} of {free} free bytes)",
             properties.name, settings.device_memory_fraction
         );
-        return Err(Error::setting("adapter_memory_bytes", message));
+        Error::setting("adapter_memory_bytes", message)
+    };
+    if wanted < block_bytes || wanted >= pool_bytes {
+        return Err(slots_wrong(pool_bytes));
     }
+    let of_slots = usize::try_from(wanted / block_bytes).unwrap_or(usize::MAX);
+    let slot_bytes = of_slots as u64 * block_bytes;
+    let blocks = match of_kv {
+        PoolBlocks::Exactly(blocks) => PoolBlocks::Exactly(blocks.saturating_add(of_slots)),
+        PoolBlocks::UpTo(blocks) => PoolBlocks::UpTo(blocks.saturating_add(of_slots).min(u32::MAX as usize)),
+    };
     let room = StepRoom {
         rows_max: settings.step_tokens_max,
         logits_rows_max: settings.step_tokens_max.min(settings.running_requests_max.max(LOGITS_ROWS)),
@@ -67,11 +80,11 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         block_size: BLOCK_SIZE,
     };
     let of_steps = room.pinned_bytes(&base.config) as u64 + PINNED_SLACK_BYTES;
-    let of_slots = slot_bytes.saturating_add(slot_bytes / LOADS_PART);
-    let pinned_bytes = of_slots.saturating_add(settings.adapter_prepared_bytes).saturating_add(of_steps);
+    let pinned_slots = slot_bytes.saturating_add(slot_bytes / LOADS_PART);
+    let pinned_bytes = pinned_slots.saturating_add(settings.adapter_prepared_bytes).saturating_add(of_steps);
     if let Some(there) = machine_memory_bytes().filter(|there| pinned_bytes > *there) {
         let message = format!(
-            "{} bytes, with {of_slots} for what is in slots (adapter_memory_bytes, adapter_memory_fraction) and {of_steps} for steps, are more \
+            "{} bytes, with {pinned_slots} for what is in slots (adapter_memory_bytes, adapter_memory_fraction) and {of_steps} for steps, are more \
              pinned memory than the {there} bytes of this machine",
             settings.adapter_prepared_bytes
         );
@@ -91,16 +104,19 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         kv: formats.kv,
         adapters: formats.adapters,
         batch_invariant: settings.batch_invariant,
-        kv_blocks,
+        blocks,
         block_size: room.block_size,
         rows_max: room.rows_max,
         logits_rows_max: room.logits_rows_max,
         sequences_max: room.sequences_max,
-        slots_bytes: usize::try_from(slot_bytes).unwrap_or(usize::MAX),
+        adapter_blocks_max: of_slots,
         rank_max: settings.device_rank_max,
         graphs: settings.device_graphs,
     };
     let mut engine = DeviceEngine::new(base, options).map_err(|error| checked.failed(&error))?;
+    let Some(kv_blocks) = engine.kv_blocks().checked_sub(of_slots).filter(|blocks| *blocks > 0) else {
+        return Err(slots_wrong(engine.kv_blocks() as u64 * block_bytes));
+    };
     let cold = |error| Error::Start { model: checked.model.clone(), problem: format!("warm-up: {}", chain(&error)) };
     engine.warm_up().map_err(cold)?;
     let usage = device.usage();
@@ -109,25 +125,26 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         pool_bytes,
         free_bytes = usage.free,
         slot_bytes,
-        kv_blocks = engine.kv_blocks(),
+        blocks = engine.kv_blocks(),
+        block_bytes,
         graphs = engine.graphs(),
         pinned_bytes,
         "the base is on the device"
     );
     let (major, minor) = properties.capability;
-    Ok(Opened { engine, name: format!("sm_{major}{minor} ({})", properties.name), slot_bytes })
+    Ok(Opened { engine, name: format!("sm_{major}{minor} ({})", properties.name), slot_bytes, block_bytes, kv_blocks })
 }
 
-/// By the settings; without one all that is left.
-fn kv_blocks(base: &BaseModel, checked: &Checked, formats: Formats) -> Result<KvBlocks, Error> {
+/// Blocks that adapters never take, by the settings; without one all that is left.
+fn kv_blocks(base: &BaseModel, checked: &Checked, formats: Formats) -> Result<PoolBlocks, Error> {
     let settings = &checked.settings;
     let most = model::kv_blocks_of_tokens(settings);
     if settings.kv_memory_bytes == 0 {
-        return Ok(KvBlocks::UpTo(most));
+        return Ok(PoolBlocks::UpTo(most));
     }
-    let by_memory =
-        model::kv_blocks_of_memory(&base.config, settings.kv_memory_bytes, formats.kv.bytes(formats.precision))?;
-    Ok(KvBlocks::Exactly(by_memory.min(most)))
+    let block_bytes = block_bytes(&base.config, BLOCK_SIZE, formats.kv, formats.precision);
+    let by_memory = model::blocks_of_memory(settings.kv_memory_bytes, block_bytes)?;
+    Ok(PoolBlocks::Exactly(by_memory.min(most)))
 }
 
 fn driver(which: Which, kernels: &str) -> Result<Arc<dyn Driver>, weft_cuda_device::Error> {

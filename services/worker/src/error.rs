@@ -168,6 +168,16 @@ pub enum Error {
         /// The setting.
         seconds: u64,
     },
+    /// Pinned adapters lie between the blocks that are left.
+    #[error(
+        "adapter {digest} needs {needed} blocks, some of them neighbours, and pinned adapters lie between those that are left"
+    )]
+    NoBlocks {
+        /// Which adapter.
+        digest: Digest,
+        /// In all.
+        needed: usize,
+    },
     /// Pins have their part of the slots.
     #[error(
         "adapter {digest} needs {bytes} bytes; pins hold {pinned} of the {limit} bytes they may take \
@@ -246,7 +256,8 @@ impl Error {
             Self::QueueFull { .. } | Self::PinsWaiting(_) => Kind::Overloaded,
             Self::Unpinned(_) | Self::InUse { .. } => Kind::Conflict,
             Self::Draining | Self::LoopEnded | Self::Stuck(_) | Self::AdapterFile { .. } => Kind::Unavailable,
-            Self::LoadTimeout { .. } => Kind::Unavailable,
+            // Another worker has other pins.
+            Self::LoadTimeout { .. } | Self::NoBlocks { .. } => Kind::Unavailable,
             Self::Deadline(_) => Kind::Timeout,
             Self::WrongBytes { .. } | Self::WrongAdapter { .. } => Kind::Corrupt,
             // A blob over the daemon's budget is no larger request than others: this adapter cannot be served here.

@@ -47,6 +47,8 @@ pub(crate) struct Metrics {
     pub(crate) kv_blocks_used: IntGauge,
     pub(crate) kv_blocks_idle: IntGauge,
     pub(crate) kv_blocks_total: IntGauge,
+    /// Of a device's pool.
+    pub(crate) adapter_blocks: IntGauge,
     pub(crate) kv_blocks_reclaimed: IntCounter,
     pub(crate) prefix_lookup_tokens: IntCounter,
     /// Divided by `prefix_lookup_tokens`: the hit ratio of the prefix cache.
@@ -112,7 +114,11 @@ impl Metrics {
             queued_requests: gauge("worker_queued_requests", "Requests that wait, in the queue and for adapters")?,
             kv_blocks_used: gauge("worker_kv_blocks_used", "KV blocks that requests hold")?,
             kv_blocks_idle: gauge("worker_kv_blocks_idle", "KV blocks that nobody holds, kept for the prefix cache")?,
-            kv_blocks_total: gauge("worker_kv_blocks_limit", "KV blocks in all")?,
+            kv_blocks_total: gauge(
+                "worker_kv_blocks_limit",
+                "KV blocks that requests may have; on a device all but those of adapters that requests run with or that are pinned",
+            )?,
+            adapter_blocks: gauge("worker_adapter_blocks", "Blocks of a device's memory that adapters have")?,
             kv_blocks_reclaimed: counter("worker_kv_blocks_reclaimed_total", "Idle KV blocks taken for other content")?,
             prefix_lookup_tokens: counter(
                 "worker_prefix_lookup_tokens_total",

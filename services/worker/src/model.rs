@@ -39,6 +39,7 @@ pub(crate) struct Model {
     pub(crate) context_tokens_max: usize,
     /// Prompt alone.
     pub(crate) prompt_tokens_max: usize,
+    /// Blocks that nothing but keys and values takes.
     pub(crate) kv_blocks: usize,
     /// That a step reads, whatever its batch.
     pub(crate) weight_bytes: u64,
@@ -68,6 +69,8 @@ pub(crate) struct Opened {
     pub(crate) engine: Engine,
     /// Memory for resident adapters.
     pub(crate) slot_bytes: u64,
+    /// Of a block that keys, values and adapters share; 0: they share none.
+    pub(crate) block_bytes: u64,
 }
 
 /// Reads and packs the base. Blocks for as long as that takes: about a second per GB.
@@ -82,11 +85,16 @@ pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
     let started = Instant::now();
     let base = weft_base_model::open(&checked.model, &options).map_err(|error| checked.failed(&error))?;
     let opened = Instant::now();
-    let (engine, isa, slot_bytes) = match checked.compute {
-        Compute::Processor { isa, dtype, adapters } => on_processor(&base, checked, isa, (dtype, adapters))?,
+    let (engine, isa, slot_bytes, block_bytes, kv_blocks) = match checked.compute {
+        Compute::Processor { isa, dtype, adapters } => {
+            let (engine, isa, slot_bytes) = on_processor(&base, checked, isa, (dtype, adapters))?;
+            let kv_blocks = engine.kv_blocks();
+            (engine, isa, slot_bytes, 0, kv_blocks)
+        }
         Compute::Device { which, formats } => {
-            let opened = device::open(&base, checked, which, formats)?;
-            (Engine::Device(Box::new(opened.engine)), opened.name, opened.slot_bytes)
+            let device::Opened { engine, name, slot_bytes, block_bytes, kv_blocks } =
+                device::open(&base, checked, which, formats)?;
+            (Engine::Device(Box::new(engine)), name, slot_bytes, block_bytes, kv_blocks)
         }
     };
     tracing::info!(
@@ -94,9 +102,9 @@ pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
         pack_ms = opened.elapsed().as_millis() as u64,
         "read the base model"
     );
-    let model = facts(base, checked, &engine, isa)?;
+    let model = facts(base, checked, &engine, isa, kv_blocks)?;
     give_back_free_memory();
-    Ok(Opened { model, engine, slot_bytes })
+    Ok(Opened { model, engine, slot_bytes, block_bytes })
 }
 
 fn on_processor(
@@ -111,7 +119,8 @@ fn on_processor(
     let kernels = weft_kernels::cpu(CpuOptions { threads: settings.threads, isa: Some(isa) });
     let isa = kernels.isa().to_owned();
     let kv_bytes = if settings.kv_memory_bytes == 0 { KV_MEMORY_BYTES } else { settings.kv_memory_bytes };
-    let kv_blocks = kv_blocks_of_memory(&base.config, kv_bytes, dtype.kv_bytes())?.min(kv_blocks_of_tokens(settings));
+    let kv_blocks =
+        blocks_of_memory(kv_bytes, kv_block_bytes(&base.config, dtype.kv_bytes()))?.min(kv_blocks_of_tokens(settings));
     let wanted = (kv_blocks as u64).saturating_mul(kv_block_bytes(&base.config, dtype.kv_bytes()) as u64);
     let machine = machine_memory_bytes();
     if let Some(there) = machine.filter(|there| wanted > *there) {
@@ -135,8 +144,7 @@ fn give_back_free_memory() {
     }
 }
 
-fn facts(base: BaseModel, checked: &Checked, engine: &Engine, isa: String) -> Result<Model, Error> {
-    let kv_blocks = engine.kv_blocks();
+fn facts(base: BaseModel, checked: &Checked, engine: &Engine, isa: String, kv_blocks: usize) -> Result<Model, Error> {
     let (context_tokens_max, prompt_tokens_max) = token_limits(&base.config, &checked.settings, kv_blocks)?;
     let mut eos_ids = base.config.eos_ids.clone();
     eos_ids.extend_from_slice(base.tokenizer.eos_ids());
@@ -171,8 +179,7 @@ fn kv_block_bytes(config: &ModelConfig, value_bytes: usize) -> usize {
 ///
 /// # Errors
 /// [`Error::Settings`] if those are not two.
-pub(crate) fn kv_blocks_of_memory(config: &ModelConfig, bytes: u64, value_bytes: usize) -> Result<usize, Error> {
-    let block_bytes = kv_block_bytes(config, value_bytes);
+pub(crate) fn blocks_of_memory(bytes: u64, block_bytes: usize) -> Result<usize, Error> {
     let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_bytes.max(1);
     if blocks < 2 {
         let message = format!("{bytes} bytes hold no two KV blocks of {block_bytes} bytes");

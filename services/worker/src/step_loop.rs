@@ -26,7 +26,7 @@ use crate::adapters::ahead::Ahead;
 use crate::adapters::load::{Brought, Loader};
 use crate::adapters::loads::Loads;
 use crate::adapters::prefetch::Prefetch;
-use crate::adapters::slots::{Budgets, Slots};
+use crate::adapters::slots::{Budgets, HALF_LIFE_MS, Slots};
 use crate::adapters::starved::Starved;
 use crate::admit::Job;
 use crate::desired::Desired;
@@ -103,9 +103,8 @@ impl StepLoop {
             running_max: parts.settings.running_requests_max,
             queue_max: parts.settings.queue_requests_max,
         };
-        parts.metrics.kv_blocks_total.set(parts.engine.kv_blocks() as i64);
         parts.metrics.slot_bytes_total.set(i64::try_from(parts.budgets.slots).unwrap_or(i64::MAX));
-        let pool = BlockPool::new(parts.engine.kv_blocks(), BLOCK_SIZE);
+        let pool = BlockPool::new(parts.engine.kv_blocks(), BLOCK_SIZE).with_half_life_ms(HALF_LIFE_MS);
         let fairness = Fairness {
             load_tokens_per_mib: parts.settings.adapter_load_tokens_per_mib,
             priority_tokens: parts.settings.priority_tokens,
@@ -518,6 +517,7 @@ impl StepLoop {
 
     /// Lets others see how things stand, then tells the ends of requests.
     fn show(&mut self) {
+        self.scheduler.set_lent_idle(self.slots.idle_blocks() as usize);
         let load = self.scheduler.load();
         self.load.running_requests = load.running as u32;
         self.load.queued_requests = load.waiting as u32;
@@ -538,6 +538,8 @@ impl StepLoop {
         metrics.queued_requests.set((load.waiting + load.beside) as i64);
         metrics.kv_blocks_used.set(load.blocks_used as i64);
         metrics.kv_blocks_idle.set(load.blocks_idle as i64);
+        metrics.kv_blocks_total.set(self.load.kv_blocks_max as i64);
+        metrics.adapter_blocks.set(self.slots.blocks_used() as i64);
         metrics.slot_bytes_used.set(self.slots.bytes_used() as i64);
         metrics.prepared_bytes_used.set(self.slots.prepared_bytes_used() as i64);
         let now = (self.slots.generation(), self.users_changed);

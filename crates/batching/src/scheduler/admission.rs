@@ -7,6 +7,13 @@ use crate::foresight::{Growth, peak_blocks};
 use crate::pace::Room;
 use crate::turns::Tenant;
 
+/// Blocks that are missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lack {
+    pub(super) now: usize,
+    pub(super) at_the_peak: usize,
+}
+
 impl Scheduler {
     pub(super) fn plan_admissions(&mut self, plan: &mut StepPlan, room: &mut Room) {
         while room.tokens > 0 && self.costs.fit(room, 0, 1) > 0 {
@@ -38,6 +45,11 @@ impl Scheduler {
     /// Who is admitted next, if its blocks are free: of the least charged tenant, a preempted request before one that
     /// never ran. Nobody overtakes a request that does not fit yet, so that it will.
     pub(super) fn next_admission(&self) -> Option<RequestId> {
+        self.next_in_turn().filter(|&id| self.fits(id) == Lack::default())
+    }
+
+    /// The same, whether it fits or not.
+    pub(super) fn next_in_turn(&self) -> Option<RequestId> {
         if self.running.len() >= self.limits.running_max {
             return None;
         }
@@ -47,20 +59,24 @@ impl Scheduler {
         let under_way = self.running.len() + self.preempted.len();
         let may_start = under_way < self.limits.running_max;
         let new = self.waiting.first(|tenant, entry| self.turn(tenant, entry)).filter(|_| may_start);
-        let id = match (again, new) {
-            (Some((key, _, id)), Some((new_key, _))) if key <= new_key => id,
-            (_, Some((_, entry))) => entry.id,
-            (Some((_, _, id)), None) => id,
-            (None, None) => return None,
-        };
+        match (again, new) {
+            (Some((key, _, id)), Some((new_key, _))) if key <= new_key => Some(id),
+            (_, Some((_, entry))) => Some(entry.id),
+            (Some((_, _, id)), None) => Some(id),
+            (None, None) => None,
+        }
+    }
+
+    /// What is missing for a request to be let in.
+    pub(super) fn fits(&self, id: RequestId) -> Lack {
         let cached = self.cached(&self.requests[&id]).referenced;
-        (self.fits_now(id, cached) && self.fits_at_the_peak(id, cached)).then_some(id)
+        Lack { now: self.lacks_now(id, cached), at_the_peak: self.lacks_at_the_peak(id, cached) }
     }
 
     /// Its known tokens and the next one have free blocks, beside those that running requests take next: blocks for the
     /// rest of their prompts, and one for each that decodes. Else the next step preempts. `cached` of its blocks are held by
     /// others already.
-    fn fits_now(&self, id: RequestId, cached: usize) -> bool {
+    fn lacks_now(&self, id: RequestId, cached: usize) -> usize {
         let request = &self.requests[&id];
         let own = self.pool.blocks_for((request.known + 1).min(request.known_max - 1));
         let own = own - cached;
@@ -70,17 +86,17 @@ impl Scheduler {
             .map(|id| &self.requests[id])
             .map(|running| self.pool.blocks_for(running.known).saturating_sub(running.blocks.len()) + 1)
             .sum();
-        own + promised <= self.pool.free()
+        (own + promised + self.pool.owed()).saturating_sub(self.pool.free())
     }
 
     /// With it, nobody is expected to run out of blocks before somebody ends. Blocks that several hold count once.
-    fn fits_at_the_peak(&self, id: RequestId, cached: usize) -> bool {
+    fn lacks_at_the_peak(&self, id: RequestId, cached: usize) -> usize {
         let running = self.running.values().chain([&id]).map(|id| self.growth(&self.requests[id]));
         let growths: Vec<Growth> = running.collect();
         let held: usize = self.running.values().map(|id| self.requests[id].blocks.len()).sum();
-        let shared = held.saturating_sub(self.pool.total() - self.pool.free()) + cached;
+        let shared = held.saturating_sub(self.pool.own() - self.pool.free()) + cached;
         let peak = peak_blocks(&growths, self.pool.block_size());
-        growths.len() == 1 || peak <= self.pool.total() + shared
+        if growths.len() == 1 { 0 } else { (peak + self.pool.owed()).saturating_sub(self.pool.within_reach() + shared) }
     }
 
     /// A request that outlives what was expected is taken to need another block's worth, and another.

@@ -1,7 +1,7 @@
 //! From a canonical blob to an adapter in pinned memory, laid out as it will lie in a slot.
 
 use super::dora::Base;
-use super::slots::BLOCK_BYTES;
+use super::place::Places;
 use crate::Error;
 use crate::adapter::{check, copy_hashed, unfit};
 use crate::shape::{SITES, Shape};
@@ -25,8 +25,10 @@ pub struct Preparer {
     pub(super) format: Format,
     /// Largest rank that captured graphs are made for.
     pub(super) rank_max: usize,
-    /// Memory of all slots.
-    pub(super) slots_bytes: usize,
+    /// Of the pool.
+    pub(super) block_bytes: usize,
+    /// Most blocks of an adapter.
+    pub(super) blocks_max: usize,
     /// For DoRA; none where weights have no meaning.
     pub(super) base: Option<Base>,
 }
@@ -39,11 +41,16 @@ pub struct PreparedAdapter(pub(super) Arc<Packed>);
 pub(super) struct Packed {
     pub(super) digest: Digest,
     pub(super) shape: Arc<Shape>,
-    /// `[layers]`; none where the adapter changes nothing. A run for each, as in a slot: no memory is too much in pieces for one.
+    /// `[layers]`; none where the adapter changes nothing. Each of its own, so that no memory is too much in pieces for one.
     pub(super) memory: Vec<Option<Pinned>>,
-    /// Bytes of each layer, one behind the other.
+    /// Of matrices and factors, one behind the other; within the memory of their layer they begin with the layer's first.
+    pub(super) pieces: Vec<Range<usize>>,
+    /// Pieces of each layer.
     pub(super) layers: Vec<Range<usize>>,
-    /// `[layers][SITES]`; addresses count as `layers` do.
+    /// In blocks.
+    pub(super) places: Places,
+    pub(super) block_bytes: usize,
+    /// `[layers][SITES]`; where an address will stand is the number of a piece.
     pub(super) targets: Vec<[Vec<Target>; SITES]>,
     /// The same of DoRA's factors, f32, which lie among the matrices of their layer.
     pub(super) factors: Vec<[Vec<Factors>; SITES]>,
@@ -63,15 +70,17 @@ impl PreparedAdapter {
         self.0.bytes as u64
     }
 
-    /// What it takes in a slot, and as much in pinned memory: each layer in blocks of its own.
+    /// What it takes in the pool: whole blocks. In pinned memory it takes less: [`Self::matrix_bytes`], rounded up for each layer.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        slot_bytes(&self.0.layers) as u64
+        (self.0.places.blocks() * self.0.block_bytes) as u64
     }
-}
 
-fn slot_bytes(layers: &[Range<usize>]) -> usize {
-    layers.iter().map(|layer| layer.len().next_multiple_of(BLOCK_BYTES)).sum::<usize>().max(BLOCK_BYTES)
+    /// Blocks that it needs: the sum of these, of which each is so many neighbours.
+    #[must_use]
+    pub fn runs(&self) -> &[usize] {
+        &self.0.places.runs
+    }
 }
 
 impl Preparer {
@@ -82,7 +91,7 @@ impl Preparer {
     ///
     /// # Errors
     /// [`Error::Adapter`] if the blob cannot be parsed, [`Error::AdapterShape`] if it does not fit the base or the device's kernels,
-    /// [`Error::AdapterLimit`] if its rank or its bytes are more than the engine was made for,
+    /// [`Error::AdapterLimit`] if its rank or its blocks are more than the engine was made for,
     /// [`Error::Device`] if there is no pinned memory left.
     pub fn prepare(&self, blob: &[u8]) -> Result<PreparedAdapter, Error> {
         let mut copy = Vec::new();
@@ -95,6 +104,7 @@ impl Preparer {
         let mut factors: Vec<[Vec<Factors>; SITES]> = Vec::new();
         factors.resize_with(self.shape.layers, Default::default);
         let mut layers = vec![0..0; self.shape.layers];
+        let mut pieces: Vec<Range<usize>> = Vec::new();
         let mut bytes = Vec::new();
         let [mut a_values, mut b_values, mut magnitude] = [const { Vec::new() }; 3];
         for delta in modules {
@@ -104,13 +114,16 @@ impl Preparer {
                 return Err(Error::AdapterLimit { what: "rank", value: delta.rank, limit: most });
             }
             let place = self.shape.place(delta.module);
-            let mut put = |values: &[f32], half: Half| {
+            let mut add = |piece: &[u8]| {
                 bytes.resize(usize::next_multiple_of(bytes.len(), ALIGNMENT), 0);
+                pieces.push(bytes.len()..bytes.len() + piece.len());
+                bytes.extend_from_slice(piece);
+                pieces.len() as u64 - 1
+            };
+            let mut put = |values: &[f32], half: Half| {
                 let packed = pack::half(values, half, delta.rank, self.format);
                 let packed = packed.map_err(|error| unfit(delta, error.to_string()))?;
-                let at = bytes.len();
-                bytes.extend(packed);
-                Ok::<_, Error>(at)
+                Ok::<_, Error>(add(&packed))
             };
             delta.a.read_f32(&mut a_values);
             let a = put(&a_values, Half::Shrink(place.in_features))?;
@@ -125,40 +138,51 @@ impl Preparer {
                 };
                 vector.read_f32(&mut magnitude);
                 let scales = base.factors(&self.shape, delta, [&a_values, &b_values, &magnitude])?.factors;
-                bytes.resize(usize::next_multiple_of(bytes.len(), ALIGNMENT), 0);
                 factors[delta.layer][place.site as usize].push(Factors {
-                    at: bytes.len() as u64,
+                    at: add(bytemuck::cast_slice(&scales)),
                     out_offset: place.out_offset as u32,
                     out_features: place.out_features as u32,
                 });
-                bytes.extend_from_slice(bytemuck::cast_slice(&scales));
             }
             let layer = &mut layers[delta.layer];
-            *layer = if Range::is_empty(layer) { a..bytes.len() } else { layer.start..bytes.len() };
+            let first = if Range::is_empty(layer) { a as usize } else { layer.start };
+            *layer = first..pieces.len();
             targets[delta.layer][place.site as usize].push(Target {
-                a: a as u64,
-                b: b as u64,
+                a,
+                b,
                 rank: delta.rank as u32,
                 scale: delta.scale as f32,
                 out_offset: place.out_offset as u32,
                 out_features: place.out_features as u32,
             });
         }
-        let (value, limit) = (slot_bytes(&layers), self.slots_bytes);
+        let places = Places::of(pieces.iter().map(Range::len), self.block_bytes, ALIGNMENT);
+        let (value, limit) = (places.blocks(), self.blocks_max);
         if value > limit {
-            return Err(Error::AdapterLimit { what: "bytes", value, limit });
+            return Err(Error::AdapterLimit { what: "size in blocks", value, limit });
         }
         let pinned = |layer: &Range<usize>| {
             if Range::is_empty(layer) {
                 return Ok(None);
             }
-            let memory = self.device.allocate_pinned(layer.len())?;
-            memory.write(0, &bytes[layer.clone()])?;
+            let range = pieces[layer.start].start..pieces[layer.end - 1].end;
+            let memory = self.device.allocate_pinned(range.len())?;
+            memory.write(0, &bytes[range])?;
             Ok::<_, Error>(Some(memory))
         };
         let memory = layers.iter().map(pinned).collect::<Result<_, _>>()?;
-        let packed =
-            Packed { digest, shape: Arc::clone(&self.shape), memory, layers, targets, factors, bytes: bytes.len() };
+        let packed = Packed {
+            digest,
+            shape: Arc::clone(&self.shape),
+            memory,
+            pieces,
+            layers,
+            places,
+            block_bytes: self.block_bytes,
+            targets,
+            factors,
+            bytes: bytes.len(),
+        };
         Ok(PreparedAdapter(Arc::new(packed)))
     }
 }

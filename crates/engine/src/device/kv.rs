@@ -1,11 +1,7 @@
-//! Keys and values in device memory.
+//! How keys and values are stored on a device.
 
 use super::precision::Precision;
-use super::weights::filled;
-use crate::Error;
 use crate::shape::Shape;
-use weft_cuda_device::{Buffer, Device, Stream};
-use weft_cuda_kernels::attention::Layer;
 use weft_cuda_kernels::e4m3;
 
 /// Storage of keys and values on a device.
@@ -38,44 +34,6 @@ impl KvFormat {
             Self::Fp8 => 1,
         }
     }
-}
-
-/// Pages of one layer, each `[blocks, kv_heads, block_size, page_stride]`.
-pub(crate) struct Kv {
-    pub(crate) keys: Buffer,
-    pub(crate) values: Buffer,
-}
-
-impl Kv {
-    /// Pages of elements of `element_bytes`.
-    pub(crate) fn new(
-        device: &Device,
-        stream: &Stream,
-        layer: &Layer,
-        blocks: usize,
-        element_bytes: usize,
-    ) -> Result<Self, Error> {
-        let bytes = layer.page_elements(blocks, element_bytes)? * element_bytes;
-        // Kernels write and read positions that a sequence has; what lies between their rows is nobody's, and told as such.
-        let pages = || filled(device, stream, bytes, 0);
-        Ok(Self { keys: pages()?, values: pages()? })
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.keys.bytes() + self.values.bytes()
-    }
-}
-
-/// Blocks that the pool has room for, in every layer.
-pub(crate) fn blocks_that_fit(
-    device: &Device,
-    layer: &Layer,
-    layers: usize,
-    element_bytes: usize,
-) -> Result<usize, Error> {
-    let of_each = device.usage().largest / (2 * layers) / device.block_bytes() * device.block_bytes();
-    let of_block = layer.page_elements(1, element_bytes)? * element_bytes;
-    Ok((of_each / of_block).max(1))
 }
 
 /// How much more than the base's largest key or value there is room for: adapters change both.

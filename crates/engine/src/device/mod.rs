@@ -1,4 +1,4 @@
-//! The engine on a device: base, slots and KV in its memory, steps as launches, decoding steps as graphs.
+//! The engine on a device: the base and one pool for keys, values and adapters in its memory, steps as launches, decoding steps as graphs.
 //!
 //! A step has two forms. One that decodes a single token for each sequence is *replayed*: the graph for the next size of batch and for base rows alone, or
 //! with adapters, is captured once; rows beyond the step's are padding that belongs to nobody. Tables in device memory say which rows use which
@@ -16,6 +16,8 @@ mod graphs;
 mod kv;
 mod linear;
 mod options;
+mod place;
+mod pool;
 mod precision;
 mod products;
 mod slots;
@@ -27,7 +29,8 @@ pub use adapter::{PreparedAdapter, Preparer};
 pub use draws::TOP_LOGPROBS_MAX;
 pub use kv::KvFormat;
 pub use linear::WeightFormat;
-pub use options::{DeviceOptions, KvBlocks, ROWS_MAX, StepRoom};
+pub use options::{DeviceOptions, ROWS_MAX, StepRoom, block_bytes};
+pub use pool::PoolBlocks;
 pub use precision::Precision;
 pub use weft_cuda_kernels::pack::Format;
 
@@ -39,8 +42,8 @@ use activations::{Activations, Buffers};
 use answers::{Answers, Host};
 use draws::{Draws, Memory, Piece};
 use graphs::{Bucket, Graphs};
-use kv::Kv;
 use options::TARGETS_MAX;
+use pool::Pool;
 use slots::{Resident, Slots};
 use std::sync::Arc;
 use std::time::Instant;
@@ -63,8 +66,7 @@ pub struct DeviceEngine {
     /// What preparers read again for DoRA; none without meaning.
     base: Option<dora::Base>,
     products: products::Workspace,
-    kv: Vec<Kv>,
-    kv_blocks: usize,
+    pool: Pool,
     slots: Slots,
     owners: BlockOwners,
     buffers: Buffers,
@@ -113,7 +115,6 @@ impl DeviceEngine {
         stream.prepare_products()?;
         let weights = weights(&shape, &options, &stream)?;
         let products = products::Workspace::new(device, &weights, [options.rows_max, options.logits_rows_max])?;
-        let slots = Slots::new(device, options.slots_bytes)?;
         let room = options.room();
         let buffers = Buffers::new(device, &shape, precision, &room)?;
         buffers.clear(&stream)?;
@@ -122,21 +123,16 @@ impl DeviceEngine {
         let sampling = Memory::new(device, shape.vocabulary, shape.context, options.sequences_max)?;
         let host = Host::new(device, options.logits_rows_max, shape.vocabulary, &sampling)?;
         // Last: it may take what is left.
-        let kv_bytes = options.kv.bytes(precision);
-        let kv_blocks = match options.kv_blocks {
-            KvBlocks::Exactly(blocks) => blocks,
-            KvBlocks::UpTo(most) => kv::blocks_that_fit(device, &attention, shape.layers, kv_bytes)?.min(most),
-        };
-        let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, kv_blocks, kv_bytes));
-        let kv = kv.collect::<Result<_, _>>()?;
+        let element_bytes = options.kv.bytes(precision);
+        let pool = Pool::new(device, &stream, (&attention, shape.layers), options.blocks, element_bytes)?;
+        let slots = Slots::new(device, pool.blocks())?;
         drop(idle);
         Ok(Self {
             stream,
             weights,
             base: None,
             products,
-            kv,
-            kv_blocks,
+            pool,
             slots,
             owners: BlockOwners::default(),
             buffers,
@@ -160,17 +156,26 @@ impl DeviceEngine {
             device: self.options.device.clone(),
             format: self.options.adapters,
             rank_max: self.options.rank_max,
-            slots_bytes: self.options.slots_bytes / slots::BLOCK_BYTES * slots::BLOCK_BYTES,
+            block_bytes: self.pool.block_bytes(),
+            blocks_max: self.options.adapter_blocks_max.min(self.pool.blocks()),
             base: self.base.clone(),
         }
     }
 
-    /// Begins to copy a prepared adapter into a slot; a step that uses it meanwhile waits layer by layer.
+    /// Begins to copy a prepared adapter into these blocks of the pool, those that [`PreparedAdapter::runs`] asks for, run after run. They are the adapter's
+    /// until it is removed; a step that uses it meanwhile waits layer by layer.
     ///
     /// # Errors
-    /// [`Error::SlotsFull`] if no run of free memory holds it: remove another one first. [`Error::Device`].
-    pub fn install(&mut self, adapter: PreparedAdapter) -> Result<SlotId, Error> {
-        self.slots.install(adapter)
+    /// [`Error::AdapterBlocks`] for other blocks than it needs, or blocks of another adapter: nothing has changed then. [`Error::Device`].
+    pub fn install(&mut self, adapter: PreparedAdapter, blocks: &[u32]) -> Result<SlotId, Error> {
+        self.slots.install(adapter, &self.pool, blocks)
+    }
+
+    /// Blocks for an adapter, the last ones of the pool that no other adapter has, whoever's keys they hold: for measurements, where nobody else gives them
+    /// out. None: there are no more.
+    #[must_use]
+    pub fn find_blocks(&self, adapter: &PreparedAdapter) -> Option<Vec<u32>> {
+        self.slots.find(adapter.runs())
     }
 
     /// Empties a slot and gives back what was in it, as ready for a slot as before; none if it holds no such adapter.
@@ -184,16 +189,10 @@ impl DeviceEngine {
         self.slots.get(slot).map(Resident::digest)
     }
 
-    /// Device memory for adapters that is free, in any number of pieces.
-    #[must_use]
-    pub fn free_slot_bytes(&self) -> usize {
-        self.slots.free_bytes()
-    }
-
-    /// Blocks in the KV pool.
+    /// Blocks in the pool.
     #[must_use]
     pub fn kv_blocks(&self) -> usize {
-        self.kv_blocks
+        self.pool.blocks()
     }
 
     /// Ids in the vocabulary: the width of a row of logits.
@@ -214,10 +213,10 @@ impl DeviceEngine {
         self.products.bytes() as u64
     }
 
-    /// Device memory of all pages of keys and values.
+    /// Device memory of the pool.
     #[must_use]
-    pub fn kv_bytes(&self) -> u64 {
-        self.kv.iter().map(Kv::bytes).sum::<usize>() as u64
+    pub fn pool_bytes(&self) -> u64 {
+        self.pool.memory().bytes() as u64
     }
 
     /// Graphs captured so far.
@@ -233,8 +232,8 @@ impl DeviceEngine {
     /// [`Error::Device`]: too little is left beside the pool, or the device fails.
     pub fn warm_up(&mut self) -> Result<(), Error> {
         let block = self.options.block_size;
-        let longest = self.shape.context.min(self.kv_blocks * block);
-        let rows = self.options.rows_max.min(self.kv_blocks * block);
+        let longest = self.shape.context.min(self.pool.blocks() * block);
+        let rows = self.options.rows_max.min(self.pool.blocks() * block);
         let sequences = self.options.sequences_max;
         let prompt = |tokens: usize, first: usize| SeqStep {
             tokens: vec![0; tokens],
@@ -247,15 +246,15 @@ impl DeviceEngine {
         // As few prompts as make a full step.
         let mut seqs = Vec::new();
         let (mut left, mut first) = (rows, 0);
-        while left > 0 && seqs.len() < sequences && first < self.kv_blocks {
-            let tokens = left.min(longest).min((self.kv_blocks - first) * block);
+        while left > 0 && seqs.len() < sequences && first < self.pool.blocks() {
+            let tokens = left.min(longest).min((self.pool.blocks() - first) * block);
             seqs.push(prompt(tokens, first));
             first += tokens.div_ceil(block);
             left -= tokens;
         }
         let mut output = StepOutput::default();
         self.step_into(&StepBatch { seqs }, &mut output)?;
-        let most = sequences.min(self.kv_blocks).min(rows);
+        let most = sequences.min(self.pool.blocks()).min(rows);
         let mut rows = 1;
         loop {
             let seqs = (0..rows).map(|first| prompt(1, first)).collect();
@@ -289,14 +288,18 @@ impl DeviceEngine {
             return Ok(());
         }
         let mut is_there = true;
+        for event in self.slots.leaving() {
+            self.stream.wait(event)?;
+        }
         for slot in batch.seqs.iter().filter_map(|seq| seq.slot) {
             is_there &= self.slots.is_there(slot)?;
         }
         let limits = Limits {
             shape: &self.shape,
             slots: self.slots.table(),
-            kv_blocks: self.kv_blocks,
+            kv_blocks: self.pool.blocks(),
             block_size: self.options.block_size,
+            taken: self.slots.taken(),
         };
         let plan = Plan::new(&batch.seqs, &limits, &mut self.owners)?;
         for (what, value, limit) in
@@ -306,7 +309,7 @@ impl DeviceEngine {
                 return Err(Error::Batch { what, value, limit });
             }
         }
-        let attention = attention::Step::new(&self.attention, plan.rows(), self.kv_blocks, &plan.seqs)?;
+        let attention = attention::Step::new(&self.attention, plan.rows(), self.pool.blocks(), &plan.seqs)?;
         let choice = Choice {
             activations: self.options.precision.format(),
             batch_invariant: self.options.batch_invariant,
@@ -350,9 +353,8 @@ impl DeviceEngine {
             stream: &self.stream,
             weights: &self.weights,
             products: &self.products,
-            kv: &self.kv,
+            pool: &self.pool,
             kv_format: self.options.kv,
-            slots: self.slots.memory(),
             adapters: self.options.adapters,
             buffers: &self.buffers,
             tables: &self.tables,

@@ -3,8 +3,8 @@
 use super::draws::{Memory, TOP_LOGPROBS_MAX};
 use super::kv::KvFormat;
 use super::linear::WeightFormat;
+use super::pool::{self, PoolBlocks};
 use super::precision::Precision;
-use super::slots;
 use super::tables::{Caps, Layout};
 use crate::Error;
 use crate::shape::{SITES, Shape};
@@ -20,27 +20,10 @@ pub(super) const TARGETS_MAX: usize = 3;
 /// Most rows, and most sequences: grids end there.
 pub const ROWS_MAX: usize = 65_535;
 
-/// How large the KV pool is, in physical blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvBlocks {
-    /// So many, 1 or more.
-    Exactly(usize),
-    /// As many as the device's pool has room for once all else has its place, but no more than this.
-    UpTo(usize),
-}
-
-impl KvBlocks {
-    fn most(self) -> usize {
-        match self {
-            Self::Exactly(blocks) | Self::UpTo(blocks) => blocks,
-        }
-    }
-}
-
 /// How to build a device engine.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
-    /// Where. Its pool must hold the base, the pages, the slots and the activations.
+    /// Where. Its memory must hold the base, the pool of blocks and the activations.
     pub device: Device,
     /// Of everything but adapters and what has a format of its own.
     pub precision: Precision,
@@ -52,8 +35,8 @@ pub struct DeviceOptions {
     pub adapters: Format,
     /// Whether a row's adapter gives the same bits whatever shares its step; then prompts take no tensor cores for it.
     pub batch_invariant: bool,
-    /// Physical blocks in the KV pool.
-    pub kv_blocks: KvBlocks,
+    /// Blocks of the pool that keys, values and adapters share. What of it is an adapter's lies in pinned memory, too.
+    pub blocks: PoolBlocks,
     /// Positions per block, 1 or more.
     pub block_size: usize,
     /// Most rows of a step, up to [`ROWS_MAX`].
@@ -64,8 +47,8 @@ pub struct DeviceOptions {
     /// Most sequences of a step, up to [`ROWS_MAX`]; the largest batch that is replayed. So that a token can be drawn from it, each takes device
     /// memory: 4.25 bytes for each token of the vocabulary (counts, marks, a mask) and 4 for each position of the context.
     pub sequences_max: usize,
-    /// Device memory for adapters. What lies in it lies in pinned memory, too.
-    pub slots_bytes: usize,
+    /// Most blocks of one adapter; one that needs more is refused when it is prepared.
+    pub adapter_blocks_max: usize,
     /// Largest rank of an adapter, up to [`RANK_MAX`].
     pub rank_max: usize,
     /// Whether decoding steps are replayed as graphs.
@@ -77,6 +60,12 @@ impl DeviceOptions {
         let Self { rows_max, logits_rows_max, sequences_max, block_size, .. } = *self;
         StepRoom { rows_max, logits_rows_max, sequences_max, block_size }
     }
+}
+
+/// Bytes of a block of the pool: keys and values of `block_size` positions in all layers of the model.
+#[must_use]
+pub fn block_bytes(config: &ModelConfig, block_size: usize, kv: KvFormat, precision: Precision) -> usize {
+    pool::block_bytes([config.layers, config.kv_heads, config.head_dim], block_size, kv.bytes(precision))
 }
 
 /// How large the largest step is.
@@ -132,13 +121,13 @@ impl StepRoom {
 pub(super) fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention::Layer, Error> {
     for (option, value, most, allowed) in [
         ("layers", shape.layers, usize::MAX, "1 or more"),
-        ("kv_blocks", options.kv_blocks.most(), u32::MAX as usize, "1 to 2^32 - 1"),
+        ("blocks", options.blocks.most(), u32::MAX as usize, "1 to 2^32 - 1"),
         ("block_size", options.block_size, attention::POSITIONS_MAX, "1 to 2^30"),
         ("rows_max", options.rows_max, ROWS_MAX, "1 to 65535"),
         ("logits_rows_max", options.logits_rows_max, options.rows_max, "1 to rows_max"),
         ("sequences_max", options.sequences_max, ROWS_MAX, "1 to 65535"),
         ("rank_max", options.rank_max, RANK_MAX, "1 to 768"),
-        ("slots_bytes", options.slots_bytes / slots::BLOCK_BYTES, usize::MAX, "4096 or more"),
+        ("adapter_blocks_max", options.adapter_blocks_max, usize::MAX, "1 or more"),
     ] {
         if value == 0 || value > most {
             return Err(Error::Option { option, value, allowed });
@@ -162,6 +151,7 @@ pub(super) fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention:
         kv_heads: shape.kv_heads,
         head_dim: shape.head_dim,
         block_size: options.block_size,
+        block_rows: Some(pool::block_rows(shape.layers, shape.kv_heads, options.block_size)),
         window: None,
         scale: 1.0 / (shape.head_dim as f32).sqrt(),
         soft_cap: None,

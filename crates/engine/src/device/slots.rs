@@ -2,18 +2,16 @@
 //! their way.
 
 use super::adapter::{Packed, PreparedAdapter};
+use super::pool::Pool;
 use crate::plan::Entry;
 use crate::shape::{SITES, Shape};
 use crate::slots::SlotId;
 use crate::{Error, slots};
 use std::sync::Arc;
-use weft_cuda_device::{Blocks, Buffer, Device, Event, Stream};
+use weft_cuda_device::{Device, Event, Stream};
 use weft_cuda_kernels::columns::Factors;
 use weft_cuda_kernels::table::Target;
 use weft_types::Digest;
-
-/// Granularity of the memory for adapters.
-pub(super) const BLOCK_BYTES: usize = 4 << 10;
 
 /// What a slot holds.
 pub(crate) struct Resident {
@@ -24,15 +22,8 @@ pub(crate) struct Resident {
     pub(crate) factors: Vec<[Vec<Factors>; SITES]>,
     /// Layers whose copy was enqueued; the step waits for each before it uses it. Empty: all are there.
     pub(crate) coming: Vec<Event>,
-    place: Place,
-}
-
-/// Where the layers of an adapter lie.
-struct Place {
-    /// First block and number of blocks of each layer that the adapter changes.
-    runs: Vec<(usize, usize)>,
-    /// Byte at which each layer begins.
-    layers: Vec<usize>,
+    /// Of the pool, run after run.
+    blocks: Vec<u32>,
 }
 
 impl Entry for Resident {
@@ -47,99 +38,96 @@ impl Resident {
     }
 }
 
-/// All slots, in one buffer: a captured graph names it whole, whatever lies in it.
+/// All slots: which adapters lie in which blocks of the pool.
 pub(crate) struct Slots {
     device: Device,
-    memory: Buffer,
-    blocks: Blocks,
     copies: Stream,
     table: slots::Table<Resident>,
-    /// Were removed while they were copied: their pinned memory is read until the last copy is over.
+    /// By block of the pool: whether an adapter lies there.
+    taken: Vec<bool>,
+    /// Were removed while they were copied: their pinned memory is read, and their blocks are written, until the last copy is over.
     leaving: Vec<(Event, PreparedAdapter)>,
 }
 
 impl Slots {
-    pub(crate) fn new(device: &Device, bytes: usize) -> Result<Self, Error> {
-        let memory = device.allocate(bytes)?;
-        let blocks = Blocks::new(bytes / BLOCK_BYTES);
+    pub(crate) fn new(device: &Device, blocks: usize) -> Result<Self, Error> {
         Ok(Self {
             device: device.clone(),
-            memory,
-            blocks,
             copies: device.stream("copies")?,
             table: slots::Table::default(),
+            taken: vec![false; blocks],
             leaving: Vec::new(),
         })
     }
 
-    pub(crate) fn memory(&self) -> &Buffer {
-        &self.memory
-    }
-
-    /// Begins to copy an adapter into free memory, a run for each layer.
-    pub(crate) fn install(&mut self, prepared: PreparedAdapter) -> Result<SlotId, Error> {
+    /// Begins to copy an adapter into these blocks: as many as it needs, neighbours within each of its runs.
+    pub(crate) fn install(&mut self, prepared: PreparedAdapter, pool: &Pool, blocks: &[u32]) -> Result<SlotId, Error> {
         let packed = &prepared.0;
         self.forget_copied();
-        let Some(place) = self.take(packed) else {
-            let [free, largest] = [self.blocks.free(), self.blocks.largest()].map(|blocks| blocks * BLOCK_BYTES);
-            return Err(Error::SlotsFull { bytes: packed.bytes, free, largest });
-        };
-        match self.copy(&prepared, &place) {
-            Ok(coming) => {
-                let memory = self.memory.address();
-                // Addresses in `packed` count from its beginning, not from the layer's.
-                let moved = |layer: usize, from: u64| {
-                    from - packed.layers[layer].start as u64 + memory + place.layers[layer] as u64
-                };
-                let targets = packed.targets.iter().enumerate().map(|(layer, sites)| {
-                    let placed =
-                        |target: &Target| Target { a: moved(layer, target.a), b: moved(layer, target.b), ..*target };
-                    sites.each_ref().map(|site| site.iter().map(placed).collect())
-                });
-                let factors = packed.factors.iter().enumerate().map(|(layer, sites)| {
-                    let placed = |factors: &Factors| Factors { at: moved(layer, factors.at), ..*factors };
-                    sites.each_ref().map(|site| site.iter().map(placed).collect())
-                });
-                let (targets, factors) = (targets.collect(), factors.collect());
-                Ok(self.table.install(Resident { prepared, targets, factors, coming, place }))
-            }
-            Err(error) => {
-                self.give(&place);
-                Err(error)
-            }
-        }
+        let runs = self.runs(packed, blocks)?;
+        // Bytes of the pool at which pieces begin.
+        let begins: Vec<usize> =
+            packed.places.places.iter().map(|place| runs[place.run] * pool.block_bytes() + place.at).collect();
+        let coming = self.copy(&prepared, pool, &begins)?;
+        let address = |piece: u64| pool.memory().address() + begins[piece as usize] as u64;
+        let targets = packed.targets.iter().map(|sites| {
+            let placed = |target: &Target| Target { a: address(target.a), b: address(target.b), ..*target };
+            sites.each_ref().map(|site| site.iter().map(placed).collect())
+        });
+        let factors = packed.factors.iter().map(|sites| {
+            let placed = |factors: &Factors| Factors { at: address(factors.at), ..*factors };
+            sites.each_ref().map(|site| site.iter().map(placed).collect())
+        });
+        let (targets, factors) = (targets.collect(), factors.collect());
+        blocks.iter().for_each(|&block| self.taken[block as usize] = true);
+        Ok(self.table.install(Resident { prepared, targets, factors, coming, blocks: blocks.to_vec() }))
     }
 
-    fn take(&mut self, packed: &Packed) -> Option<Place> {
-        let mut place = Place { runs: Vec::new(), layers: Vec::with_capacity(packed.layers.len()) };
-        for layer in &packed.layers {
-            let count = layer.len().div_ceil(BLOCK_BYTES);
-            let first = if count == 0 { Some(0) } else { self.blocks.take(count) };
-            let Some(first) = first else {
-                self.give(&place);
-                return None;
-            };
-            place.layers.push(first * BLOCK_BYTES);
-            if count > 0 {
-                place.runs.push((first, count));
+    /// First block of each run.
+    fn runs(&self, packed: &Packed, blocks: &[u32]) -> Result<Vec<usize>, Error> {
+        let wrong = |reason: String| Err(Error::AdapterBlocks { reason });
+        let (given, needed) = (blocks.len(), packed.places.blocks());
+        if given != needed {
+            return wrong(format!("they are {given}, not {needed}"));
+        }
+        let mut seen = blocks.to_vec();
+        seen.sort_unstable();
+        for (at, &block) in seen.iter().enumerate() {
+            match self.taken.get(block as usize) {
+                None => return wrong(format!("block {block} is beyond the pool of {}", self.taken.len())),
+                Some(true) => return wrong(format!("block {block} has an adapter")),
+                Some(false) if at > 0 && seen[at - 1] == block => return wrong(format!("block {block} comes twice")),
+                Some(false) => {}
             }
         }
-        Some(place)
-    }
-
-    fn give(&mut self, place: &Place) {
-        for &(first, count) in &place.runs {
-            self.blocks.give(first, count);
+        let mut runs = Vec::with_capacity(packed.places.runs.len());
+        let mut rest = blocks;
+        for &count in &packed.places.runs {
+            let run;
+            (run, rest) = rest.split_at(count);
+            if run.windows(2).any(|two| two[1] != two[0] + 1) {
+                return wrong(format!("{run:?} are no {count} neighbours"));
+            }
+            runs.push(run[0] as usize);
         }
+        Ok(runs)
     }
 
-    fn copy(&self, prepared: &PreparedAdapter, place: &Place) -> Result<Vec<Event>, Error> {
+    /// Layer by layer; what lies side by side on both sides is one copy.
+    fn copy(&self, prepared: &PreparedAdapter, pool: &Pool, begins: &[usize]) -> Result<Vec<Event>, Error> {
         let packed = &prepared.0;
         let mut coming = Vec::with_capacity(packed.layers.len());
-        for ((layer, memory), &at) in packed.layers.iter().zip(&packed.memory).zip(&place.layers) {
+        for (pieces, memory) in packed.layers.iter().zip(&packed.memory) {
             if let Some(memory) = memory {
-                let to = self.memory.part(at..at + layer.len())?;
-                self.copies.upload(memory, 0..layer.len(), to)?;
+                let start = packed.pieces[pieces.start].start;
+                for side_by_side in pieces.clone().collect::<Vec<_>>().chunk_by(|&one, &next| {
+                    packed.pieces[next].start - packed.pieces[one].start == begins[next].wrapping_sub(begins[one])
+                }) {
+                    let (first, last) = (side_by_side[0], side_by_side[side_by_side.len() - 1]);
+                    let from = packed.pieces[first].start - start..packed.pieces[last].end - start;
+                    let to = pool.memory().part(begins[first]..begins[first] + from.len())?;
+                    self.copies.upload(memory, from, to)?;
+                }
             }
             let event = self.device.event()?;
             self.copies.record(&event)?;
@@ -161,11 +149,11 @@ impl Slots {
         Ok(is_there)
     }
 
-    /// Empties a slot. Copies into it that are still on their way come before those of whoever gets its memory next: they are on one stream. No step
-    /// reads there any more: the engine waits for each before it returns.
+    /// Empties a slot. No step reads its blocks any more, for the engine waits for each before it returns; and whoever gets them next comes after copies
+    /// that are still on their way: other adapters are copied on the same stream, and the next step waits for [`Slots::leaving`].
     pub(crate) fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {
         let mut resident = self.table.remove(slot)?;
-        self.give(&resident.place);
+        resident.blocks.iter().for_each(|&block| self.taken[block as usize] = false);
         self.forget_copied();
         if let Some(last) = resident.coming.pop() {
             self.leaving.push((last, resident.prepared.clone()));
@@ -176,6 +164,12 @@ impl Slots {
     fn forget_copied(&mut self) {
         // Events that cannot be asked are kept, and wait for the end.
         self.leaving.retain(|(last, _)| !matches!(last.is_done(), Ok(true)));
+    }
+
+    /// Ends of copies into blocks that may be somebody else's by now.
+    pub(crate) fn leaving(&mut self) -> impl Iterator<Item = &Event> {
+        self.forget_copied();
+        self.leaving.iter().map(|(last, _)| last)
     }
 
     /// Until no copy is on its way.
@@ -192,7 +186,26 @@ impl Slots {
         self.table.get(slot)
     }
 
-    pub(crate) fn free_bytes(&self) -> usize {
-        self.blocks.free() * BLOCK_BYTES
+    /// By block of the pool: whether an adapter lies there.
+    pub(crate) fn taken(&self) -> &[bool] {
+        &self.taken
+    }
+
+    /// Blocks that no adapter has for such runs, the last ones of the pool.
+    pub(crate) fn find(&self, runs: &[usize]) -> Option<Vec<u32>> {
+        let mut end = self.taken.len();
+        let mut found = Vec::new();
+        for &count in runs {
+            loop {
+                let first = end.checked_sub(count)?;
+                match self.taken[first..end].iter().rposition(|taken| *taken) {
+                    Some(at) => end = first + at,
+                    None => break,
+                }
+            }
+            found.extend((end - count..end).map(|block| block as u32));
+            end -= count;
+        }
+        Some(found)
     }
 }

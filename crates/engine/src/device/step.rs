@@ -2,7 +2,8 @@
 
 use super::activations::{Activations, Buffers};
 use super::draws::{Memory, Piece};
-use super::kv::{Kv, KvFormat};
+use super::kv::KvFormat;
+use super::pool::Pool;
 use super::precision::Precision;
 use super::products::Workspace;
 use super::slots::Resident;
@@ -41,9 +42,8 @@ pub(crate) struct Step<'a> {
     pub(crate) stream: &'a Stream,
     pub(crate) weights: &'a Weights,
     pub(crate) products: &'a Workspace,
-    pub(crate) kv: &'a [Kv],
+    pub(crate) pool: &'a Pool,
     pub(crate) kv_format: KvFormat,
-    pub(crate) slots: &'a Buffer,
     /// Of adapters.
     pub(crate) adapters: Format,
     pub(crate) buffers: &'a Buffers,
@@ -216,7 +216,7 @@ impl Step<'_> {
                 Argument::I32(shape.shrunk_stride as i32),
                 Argument::I32(shape.columns_per_block as i32),
             ],
-            through_tables: &[self.slots.all().reads().in_parts()],
+            through_tables: &[self.pool.memory().all().reads().in_parts()],
             counts: Counts::default(),
         })
     }
@@ -303,7 +303,7 @@ impl Backend for Step<'_> {
         let (suffix, kv_bytes) = (self.kv_suffix(), self.kv_format.bytes(self.precision));
         let [k_scale, v_scale] = self.kv_scales(layer);
         let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
-        let kv = &self.kv[layer];
+        let [keys, values] = self.pool.keys_and_values(layer)?;
         for ([items, count], most) in
             [(self.layout.prefill(), self.layout.caps.prefill), (self.layout.decode(), self.layout.caps.decode)]
         {
@@ -324,8 +324,8 @@ impl Backend for Step<'_> {
                     self.part(count)?.reads().into(),
                     self.part(self.layout.block_tables())?.reads().into(),
                     Argument::Bytes(bytemuck::bytes_of(&described)),
-                    kv.keys.all().writes().in_parts().into(),
-                    kv.values.all().writes().in_parts().into(),
+                    keys.writes().in_parts().into(),
+                    values.writes().in_parts().into(),
                     k_scale,
                     v_scale,
                 ],
@@ -336,12 +336,12 @@ impl Backend for Step<'_> {
     }
 
     fn attend(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {
-        let (shape, kv) = (self.shape, &self.kv[layer]);
+        let shape = self.shape;
         let (suffix, kv_bytes) = (self.kv_suffix(), self.kv_format.bytes(self.precision));
         let [k_scale, v_scale] = self.kv_scales(layer);
         let described = self.attention.shape(self.layout.caps.table_stride, [shape.qkv_width(), shape.q_width()])?;
         let (q, out) = (self.buffers.qkv(x)?, self.buffers.attention(x)?);
-        let (keys, values) = (kv.keys.all().reads().in_parts(), kv.values.all().reads().in_parts());
+        let [keys, values] = self.pool.keys_and_values(layer)?.map(|pages| pages.reads().in_parts());
         let block_tables = self.part(self.layout.block_tables())?.reads();
         let Layout { caps, .. } = self.layout;
         if caps.prefill > 0 {

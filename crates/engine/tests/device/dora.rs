@@ -101,7 +101,7 @@ fn magnitudes_are_not_left_out() {
     let folder = golden_dir().join(case.adapter.as_ref().unwrap());
     let dora = engine.preparer().prepare(&blob(&folder, &model.config)).unwrap();
     assert!(dora.matrix_bytes() > plain.matrix_bytes());
-    let [plain, dora] = [plain, dora].map(|adapter| engine.install(adapter).unwrap());
+    let [plain, dora] = [plain, dora].map(|adapter| super::put(&mut engine, adapter));
     let rows = decode(&mut engine, &[(7, 0, Some(plain)), (7, 0, Some(dora))]);
     assert!(difference(&rows[0], &rows[1]) > 1e-2);
 

@@ -279,7 +279,7 @@ fn logits_that_are_not_finite_and_masks_without_a_token_harm_nobody_else() {
         let mut slots = vec![None];
         for blob in &blobs {
             let prepared = engine.preparer().prepare(blob).unwrap();
-            slots.push(Some(engine.install(prepared).unwrap()));
+            slots.push(Some(super::put(&mut engine, prepared)));
         }
         for _ in 0..2 {
             let found = engine.step(&batch(&asks, &slots)).unwrap().seqs;

@@ -22,7 +22,7 @@ fn pages_of_half_the_bytes_give_the_logits_of_keys_and_values_with_three_bits() 
         let mut bytes = Vec::new();
         let [bf16, e4m3] = [KvFormat::Precision, KvFormat::Fp8].map(|kv| {
             let mut engine = DeviceEngine::new(&model, in_bf16(kv, 1)).unwrap();
-            bytes.push(engine.kv_bytes());
+            bytes.push(engine.pool_bytes());
             let slot = install(&mut engine, case, &model);
             let batch = StepBatch { seqs: vec![prefill(&case.prompt, slot, 2, LogitsWanted::All)] };
             engine.step(&batch).unwrap().seqs.remove(0).logits

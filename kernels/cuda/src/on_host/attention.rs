@@ -58,12 +58,13 @@ impl KvElement for E4m3 {
 #[repr(C, align(16))]
 struct Piece([u8; 16]);
 
-/// Keys and values of one layer, each `[blocks, kv_heads, block_size, page_stride]`, and for e4m3 the scales of its heads.
+/// Keys and values of one layer, each `[blocks, block_rows, page_stride]`, and for e4m3 the scales of its heads.
 pub struct Pages<Kv> {
     k: Vec<Piece>,
     v: Vec<Piece>,
     blocks: usize,
     shape: [usize; 3],
+    block_rows: usize,
     k_scale: Vec<f32>,
     v_scale: Vec<f32>,
     element: PhantomData<Kv>,
@@ -92,6 +93,7 @@ impl<Kv: KvElement> Pages<Kv> {
             v: pieces,
             blocks,
             shape: [layer.block_size, layer.kv_heads, layer.head_dim],
+            block_rows: layer.rows_of_block(),
             k_scale: k_scale.to_vec(),
             v_scale: v_scale.to_vec(),
             element: PhantomData,
@@ -112,8 +114,9 @@ impl<Kv: KvElement> Pages<Kv> {
     #[must_use]
     pub fn at(&self, block: usize, kv_head: usize, slot: usize) -> [Vec<f32>; 2] {
         let [block_size, kv_heads, head_dim] = self.shape;
-        let start =
-            ((block * kv_heads + kv_head) * block_size + slot) * attention::page_stride(head_dim, size_of::<Kv>());
+        assert!(kv_head < kv_heads && slot < block_size, "position {slot} of head {kv_head}");
+        let row = block * self.block_rows + kv_head * block_size + slot;
+        let start = row * attention::page_stride(head_dim, size_of::<Kv>());
         let row = |pieces: &[Piece], scales: &[f32]| {
             assert!((start + head_dim) * size_of::<Kv>() <= size_of_val(pieces), "position {slot} of block {block}");
             let element = |i| {
@@ -130,6 +133,7 @@ impl<Kv: KvElement> Pages<Kv> {
         let [block_size, kv_heads, head_dim] = self.shape;
         attention::length("block_size of the pages", block_size, layer.block_size)?;
         attention::length("kv_heads of the pages", kv_heads, layer.kv_heads)?;
+        attention::length("block_rows of the pages", self.block_rows, layer.rows_of_block())?;
         attention::length("head_dim of the pages", head_dim, layer.head_dim)
     }
 
@@ -298,7 +302,7 @@ impl<X: Element, Kv: KvElement> Launched<'_, X, Kv> {
 
 /// The pages of the port; its shapes have no window and no soft cap.
 fn layer([heads, kv_heads, head_dim]: [usize; 3], block_size: usize, scale: f32) -> Layer {
-    Layer { heads, kv_heads, head_dim, block_size, window: None, scale, soft_cap: None }
+    Layer { heads, kv_heads, head_dim, block_size, block_rows: None, window: None, scale, soft_cap: None }
 }
 
 pub(super) fn new_kv(blocks: usize, shape: [usize; 3], format: KvFormat) -> KvLayer {

@@ -5,11 +5,13 @@
 //! 3. [`load`]: the file is mapped, packed and hashed on a blocking thread.
 //! 4. [`slots`]: the loop puts it into a slot, and idle ones out of theirs into [`prepared`], from where they come back by
 //!    moving a pointer. [`rates`] says what it would cost to bring one back from the daemon.
+//!    [`blocks`]: on a device they lie in blocks that keys and values have a use for, too.
 //! 5. [`pins`]: which ones an operator, or a placement, wants to stay.
 //! 6. [`ahead`]: which ones a placement wants here before anybody asks.
 //! 7. [`starved`]: loads that found no memory to be packed into.
 
 pub(crate) mod ahead;
+mod blocks;
 pub(crate) mod lease;
 pub(crate) mod load;
 pub(crate) mod loads;

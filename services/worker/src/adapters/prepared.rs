@@ -33,6 +33,11 @@ impl Prepared {
         self.ledger.bytes(digest)
     }
 
+    /// Blocks of a device's pool that it will need; none on processors.
+    pub(crate) fn runs(&self, digest: &Digest) -> &[usize] {
+        self.adapters.get(digest).map_or(&[], PreparedAdapter::runs)
+    }
+
     /// What an adapter that comes from outside is worth, with what was known of it before.
     pub(crate) fn recall(&mut self, digest: &Digest, reload_ms: f64, now_ms: u64) -> Worth {
         match self.past.take(digest) {

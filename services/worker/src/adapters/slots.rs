@@ -7,6 +7,8 @@
 //! run. An adapter that has served nobody since it came is spared, so that every load serves at least one request. Neither
 //! holds for adapters of a tenant that, while others have requests, has more ahead than its share: they wait until something
 //! gets idle, and go before what others use.
+//!
+//! On a device slots lie in blocks of the pool that keys and values are in, too: `blocks` has who gets those.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -17,6 +19,7 @@ use weft_proto::worker::v1 as pb;
 use weft_residency::{Ledger, Room, Worth};
 use weft_types::Digest;
 
+use super::blocks::Found;
 use super::load::{Packed, Turn};
 use super::pins::{Pins, Reply};
 use super::prepared::Prepared;
@@ -25,7 +28,7 @@ use crate::Error;
 
 /// A use that lies this far back counts half. Short enough to follow what is asked for now, long enough that a burst of
 /// cold adapters is worth less than what is asked for all the time (`crates/residency/tests/hit_ratio.rs`).
-pub(super) const HALF_LIFE_MS: u64 = 120_000;
+pub(crate) const HALF_LIFE_MS: u64 = 120_000;
 
 /// What became of an adapter that arrived.
 #[derive(Debug)]
@@ -48,19 +51,23 @@ pub(crate) struct Budgets {
     pub(crate) slots: u64,
     pub(crate) prepared: u64,
     pub(crate) pins: u64,
+    /// Of a block of the pool that keys, values and adapters share; 0 where they share none.
+    pub(crate) block: u64,
     /// Pins that may wait for their adapter.
     pub(crate) pins_waiting: usize,
 }
 
-struct Slot {
+pub(super) struct Slot {
     id: SlotId,
+    /// Of the device's pool; none on processors.
+    blocks: Vec<u32>,
     /// A request ran with it since it came.
     served: bool,
 }
 
 /// An adapter that waits for room.
-struct Arrival {
-    digest: Digest,
+pub(super) struct Arrival {
+    pub(super) digest: Digest,
     bytes: u64,
     from: From,
 }
@@ -73,21 +80,17 @@ enum From {
 }
 
 pub(crate) struct Slots {
-    ledger: Ledger<Digest>,
-    slots: HashMap<Digest, Slot>,
+    pub(super) ledger: Ledger<Digest>,
+    pub(super) slots: HashMap<Digest, Slot>,
     prepared: Prepared,
-    pins: Pins,
+    pub(super) pins: Pins,
     rates: Rates,
     /// In order. From loads: at most `adapter_loads_max`, each with its turn.
-    arrived: VecDeque<Arrival>,
+    pub(super) arrived: VecDeque<Arrival>,
     /// Busy ones that take no new requests until room is found.
     draining: HashSet<Digest>,
+    pub(super) block_bytes: u64,
     generation: u64,
-}
-
-/// Whether an engine has no piece of memory that is long enough.
-fn is_full(error: &Error) -> bool {
-    matches!(error, Error::Engine(weft_engine::Error::SlotsFull { .. }))
 }
 
 impl Slots {
@@ -100,6 +103,7 @@ impl Slots {
             rates: Rates::default(),
             arrived: VecDeque::new(),
             draining: HashSet::new(),
+            block_bytes: budgets.block,
             generation: 0,
         }
     }
@@ -124,6 +128,9 @@ impl Slots {
         debug_assert!(leased, "invariant: only requests of resident adapters are admitted");
         if let Some(slot) = self.slots.get_mut(digest) {
             slot.served = true;
+            if !self.pins.has(digest) {
+                self.ledger.unpin(digest);
+            }
         }
     }
 
@@ -152,6 +159,8 @@ impl Slots {
     /// Puts adapters that arrived into slots, in order, as far as there is room.
     pub(crate) fn place(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) -> Vec<Placed> {
         let mut placed = Vec::new();
+        // Whoever waits for blocks says so again below.
+        scheduler.owe_blocks(0);
         if self.arrived.is_empty() && self.draining.is_empty() && self.borrowed(0) == 0 {
             return placed;
         }
@@ -186,33 +195,35 @@ impl Slots {
                 Room::Full { .. } if self.put_first(|digest| scheduler.is_within_share(digest)) => continue,
                 Room::Full { .. } => break,
             }
-            match self.install_first(engine, scheduler, now_ms) {
-                Ok(()) => placed.push(Placed::Installed(digest)),
-                Err(error) if is_full(&error) => {
-                    if !is_wanted {
-                        self.lay_aside_first(now_ms);
-                        placed.push(Placed::Dropped(digest));
-                        continue;
-                    }
-                    // The bytes are there, in pieces that are too small: more adapters have to go.
-                    if self.evict_one_more(engine, scheduler, now_ms, &mut placed) {
-                        continue;
-                    }
-                    if self.slots.keys().all(|digest| self.pins.has(digest)) {
-                        // Pins end when operators say so.
-                        self.arrived.pop_front();
-                        placed.push(Placed::Failed(digest, error));
-                        continue;
-                    }
-                    if scheduler.is_within_share(&digest) {
-                        self.drain_busy(self.ledger.unused() + bytes, scheduler);
-                        return placed;
-                    }
-                    if !self.put_first(|digest| scheduler.is_within_share(digest)) {
-                        break;
-                    }
+            let blocks = match self.find_blocks(is_wanted, engine, scheduler, now_ms, &mut placed) {
+                Found::Blocks(blocks) => blocks,
+                _ if !is_wanted => {
+                    self.lay_aside_first(now_ms);
+                    placed.push(Placed::Dropped(digest));
                     continue;
                 }
+                Found::BetweenPins(needed) => {
+                    self.lift_first();
+                    self.arrived.pop_front();
+                    placed.push(Placed::Failed(digest, Error::NoBlocks { digest, needed }));
+                    continue;
+                }
+                found if scheduler.is_within_share(&digest) => {
+                    match found {
+                        Found::WithRequests(blocks) => scheduler.owe_blocks(blocks),
+                        _ if scheduler.load().blocks_used > 0 => scheduler.owe_blocks(usize::MAX),
+                        _ => {}
+                    }
+                    if matches!(found, Found::Scattered) {
+                        self.drain_busy(self.ledger.unused() + bytes, scheduler);
+                    }
+                    return placed;
+                }
+                _ if self.put_first(|digest| scheduler.is_within_share(digest)) => continue,
+                _ => break,
+            };
+            match self.install_first(blocks, engine, scheduler, now_ms) {
+                Ok(()) => placed.push(Placed::Installed(digest)),
                 Err(error) => placed.push(Placed::Failed(digest, error)),
             }
             self.spare_unserved(scheduler);
@@ -239,7 +250,7 @@ impl Slots {
     }
 
     /// Takes the first one that arrived into our hands.
-    fn lift_first(&mut self) {
+    pub(super) fn lift_first(&mut self) {
         if let Some(arrival) = self.arrived.front_mut()
             && matches!(arrival.from, From::Prepared)
             && let Some((adapter, worth)) = self.prepared.take(&arrival.digest)
@@ -248,43 +259,43 @@ impl Slots {
         }
     }
 
+    /// Blocks of the pool that the first one that arrived needs: the sum of these, each of them so many neighbours.
+    pub(super) fn first_runs(&self) -> Vec<usize> {
+        self.arrived.front().map_or(Vec::new(), |arrival| match &arrival.from {
+            From::Hand(adapter, ..) => adapter.runs().to_vec(),
+            From::Prepared => self.prepared.runs(&arrival.digest).to_vec(),
+        })
+    }
+
     /// # Errors
-    /// What the engine says. Where another try can help, the adapter stays the first.
-    fn install_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) -> Result<(), Error> {
+    /// What the engine says.
+    fn install_first(
+        &mut self,
+        blocks: Vec<u32>,
+        engine: &mut Engine,
+        scheduler: &mut Scheduler,
+        now_ms: u64,
+    ) -> Result<(), Error> {
         self.lift_first();
-        let Some(Arrival { digest, bytes, from: From::Hand(adapter, worth, turn) }) = self.arrived.pop_front() else {
+        let Some(Arrival { digest, bytes, from: From::Hand(adapter, worth, _turn) }) = self.arrived.pop_front() else {
+            scheduler.take_blocks_back(&blocks);
             return Ok(());
         };
-        let id = match engine.install(adapter) {
+        let id = match engine.install(adapter, &blocks) {
             Ok(id) => id,
             Err(refused) => {
-                let NotInstalled { adapter, error } = *refused;
-                if matches!(error, weft_engine::Error::SlotsFull { .. }) {
-                    self.arrived.push_front(Arrival { digest, bytes, from: From::Hand(adapter, worth, turn) });
-                }
+                scheduler.take_blocks_back(&blocks);
+                let NotInstalled { error, .. } = *refused;
                 return Err(error.into());
             }
         };
         self.ledger.insert_worth(digest, bytes, worth);
-        self.slots.insert(digest, Slot { id, served: false });
+        self.slots.insert(digest, Slot { id, blocks, served: false });
         self.tell_prepared(now_ms);
         self.generation += 1;
         scheduler.open(digest);
         self.pin_if_awaited(digest);
         Ok(())
-    }
-
-    /// The least valuable idle adapter goes. False: none is idle.
-    fn evict_one_more(
-        &mut self,
-        engine: &mut Engine,
-        scheduler: &mut Scheduler,
-        now_ms: u64,
-        placed: &mut Vec<Placed>,
-    ) -> bool {
-        let Room::Evict(victims) = self.ledger.make_room_beyond(1, now_ms) else { return false };
-        self.evict(&victims, engine, scheduler, now_ms, placed);
-        true
     }
 
     /// Frees memory that adapters are packed into, for one that found none: half of the second tier, or, if that is empty, the least valuable idle
@@ -313,7 +324,7 @@ impl Slots {
         }
     }
 
-    fn evict(
+    pub(super) fn evict(
         &mut self,
         victims: &[Digest],
         engine: &mut Engine,
@@ -341,12 +352,13 @@ impl Slots {
         let worth = self.ledger.worth(digest)?;
         self.ledger.remove(digest);
         self.generation += 1;
-        let adapter = engine.remove(self.slots.remove(digest)?.id)?;
-        Some((adapter, worth))
+        let slot = self.slots.remove(digest)?;
+        scheduler.take_blocks_back(&slot.blocks);
+        Some((engine.remove(slot.id)?, worth))
     }
 
     /// Pins those that came for a request which still waits, and those that an operator has pinned.
-    fn spare_unserved(&mut self, scheduler: &Scheduler) {
+    pub(super) fn spare_unserved(&mut self, scheduler: &Scheduler) {
         for (digest, slot) in &self.slots {
             let awaited = !slot.served
                 && scheduler.is_within_share(digest)

@@ -80,10 +80,14 @@ impl StepLoop {
         self.slots.arrive(packed, step, self.now_ms());
     }
 
-    /// Finds slots for what has arrived and starts loads for what is wanted.
+    /// Finds slots for what has arrived and starts loads for what is wanted; then makes way for what requests want of the same memory.
     pub(super) fn bring_adapters(&mut self) {
+        self.scheduler.tell_time(self.now_ms());
         // What comes back from the second tier can be placed at once, and more may come back after it.
         while self.place_adapters() | self.start_loads() {}
+        let now_ms = self.now_ms();
+        let placed = self.slots.make_way(&mut self.parts.engine, &mut self.scheduler, now_ms);
+        self.note_placed(placed);
     }
 
     /// Whether something changed place.
@@ -94,6 +98,11 @@ impl StepLoop {
         if any {
             self.starved.wake_first();
         }
+        self.note_placed(placed);
+        any
+    }
+
+    fn note_placed(&mut self, placed: Vec<Placed>) {
         for placed in placed {
             match placed {
                 Placed::Installed(digest) => {
@@ -120,7 +129,6 @@ impl StepLoop {
                 }
             }
         }
-        any
     }
 
     /// Starts what may run at once of what waits beside the queue: packing of leased bytes, then returns from the second

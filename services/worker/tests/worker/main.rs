@@ -5,6 +5,7 @@ mod adapters;
 mod binary;
 mod continuation;
 mod device;
+mod device_blocks;
 mod fairness;
 mod generate;
 mod grammar;
