@@ -8,7 +8,10 @@ use crate::error::Error;
 use cudarc::nccl::result::{self, NcclError, NcclStatus};
 use cudarc::nccl::sys;
 use std::ffi::CStr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What ranks find each other by: one of them makes it, and gives it to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,10 @@ fn failed(call: &'static str, error: &NcclError, communicator: sys::ncclComm_t) 
 #[derive(Debug)]
 pub struct Nccl {
     cuda: Arc<Cuda>,
-    communicator: u64,
+    /// 0 once it was ended.
+    communicator: AtomicU64,
+    /// Read while a call of NCCL runs, written when the communicator goes.
+    calls: RwLock<()>,
     ranks: usize,
     rank: usize,
 }
@@ -71,19 +77,45 @@ impl Nccl {
         // SAFETY: the pointer is written before the call returns; `Drop` destroys what is made.
         let joined = unsafe { result::comm_init_rank(&raw mut communicator, ranks as i32, id, rank as i32) };
         joined.map_err(|error| failed("ncclCommInitRank", &error, std::ptr::null_mut()))?;
-        Ok(Arc::new(Self { cuda: Arc::clone(cuda), communicator: number(communicator), ranks, rank }))
+        let communicator = AtomicU64::new(number(communicator));
+        Ok(Arc::new(Self { cuda: Arc::clone(cuda), communicator, calls: RwLock::default(), ranks, rank }))
     }
 
-    fn checked(&self, call: &'static str, result: Result<NcclStatus, NcclError>) -> Result<(), Error> {
-        result.map(drop).map_err(|error| failed(call, &error, handle(self.communicator)))
+    /// Makes a call with the communicator, while there is one.
+    fn with(
+        &self,
+        call: &'static str,
+        make: impl FnOnce(sys::ncclComm_t) -> Result<NcclStatus, NcclError>,
+    ) -> Result<(), Error> {
+        self.cuda.bind()?;
+        let _running = self.calls.read().expect("no panic while it is held");
+        let communicator = handle(match self.communicator.load(Ordering::Acquire) {
+            0 => {
+                let reason = "the group was ended".to_owned();
+                return Err(Error::Collective { operation: call.to_owned(), reason });
+            }
+            communicator => communicator,
+        });
+        make(communicator).map(drop).map_err(|error| failed(call, &error, communicator))
+    }
+
+    /// Takes the communicator, once.
+    fn take(&self) -> Option<sys::ncclComm_t> {
+        let communicator = self.communicator.swap(0, Ordering::AcqRel);
+        (communicator != 0).then(|| handle(communicator))
     }
 }
 
+/// How long [`Collective::end`] waits for a call that is being made. One that takes longer waits for a rank that does not come, which ending sets free.
+const CALL: Duration = Duration::from_secs(5);
+
 impl Drop for Nccl {
     fn drop(&mut self) {
-        if self.cuda.bind().is_ok() {
+        if let Some(communicator) = self.take()
+            && self.cuda.bind().is_ok()
+        {
             // SAFETY: `join` made it, and it is destroyed once. A failure leaves nothing to be done.
-            let _ = unsafe { result::comm_destroy(handle(self.communicator)) };
+            let _ = unsafe { result::comm_destroy(communicator) };
         }
     }
 }
@@ -106,28 +138,35 @@ impl Collective for Nccl {
     }
 
     unsafe fn all_reduce(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error> {
-        self.cuda.bind()?;
-        let (sum, communicator) = (sys::ncclRedOp_t::ncclSum, handle(self.communicator));
+        let sum = sys::ncclRedOp_t::ncclSum;
         // SAFETY: the caller's promise.
-        let result = unsafe {
+        self.with("ncclAllReduce", |communicator| unsafe {
             result::all_reduce(handle(from), handle(to), count, data_type(of), sum, communicator, handle(stream.0))
-        };
-        self.checked("ncclAllReduce", result)
+        })
     }
 
     unsafe fn all_gather(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error> {
-        self.cuda.bind()?;
         // SAFETY: the caller's promise.
-        let result = unsafe {
-            result::all_gather(
-                handle(from),
-                handle(to),
-                count,
-                data_type(of),
-                handle(self.communicator),
-                handle(stream.0),
-            )
+        self.with("ncclAllGather", |communicator| unsafe {
+            result::all_gather(handle(from), handle(to), count, data_type(of), communicator, handle(stream.0))
+        })
+    }
+
+    /// Kernels that wait on the device end, too.
+    fn end(&self) {
+        let until = Instant::now() + CALL;
+        let _nobody_calls = loop {
+            match self.calls.try_write() {
+                Ok(nobody_calls) => break Some(nobody_calls),
+                Err(_) if Instant::now() > until => break None,
+                Err(_) => thread::sleep(Duration::from_millis(1)),
+            }
         };
-        self.checked("ncclAllGather", result)
+        if let Some(communicator) = self.take()
+            && self.cuda.bind().is_ok()
+        {
+            // SAFETY: `join` made it, and nobody else gets it any more. NCCL takes this call from any thread. A failure leaves nothing to be done.
+            let _ = unsafe { result::comm_abort(communicator) };
+        }
     }
 }
