@@ -1,15 +1,17 @@
 //! An engine of either kind, as a step loop uses it.
 
-use crate::device::{self, DeviceEngine};
+use crate::device::{self, DeviceEngine, ShardedEngine};
 use crate::{Error, ProcessorEngine, SlotId, StepBatch, StepOutput, adapter};
 use weft_types::Digest;
 
-/// One base model with its adapter slots and KV memory, on processors or on a device. Owned by one step loop.
+/// One base model with its adapter slots and KV memory, on processors or on devices. Owned by one step loop.
 pub enum Engine {
     /// In main memory.
     Processor(Box<ProcessorEngine>),
     /// In a device's memory.
     Device(Box<DeviceEngine>),
+    /// A part in the memory of each of several devices.
+    Sharded(Box<ShardedEngine>),
 }
 
 /// A packed adapter, ready to be put into a slot of the kind of engine that it was prepared for.
@@ -18,6 +20,8 @@ pub enum PreparedAdapter {
     Processor(adapter::PreparedAdapter),
     /// In pinned memory; a slot holds a copy.
     Device(device::PreparedAdapter),
+    /// The same in parts.
+    Sharded(device::ShardedAdapter),
 }
 
 /// Packs adapters for one engine, on any thread, beside the step loop. Cheap to clone.
@@ -27,6 +31,8 @@ pub enum Preparer {
     Processor(adapter::Preparer),
     /// See [`device::Preparer`].
     Device(device::Preparer),
+    /// See [`device::ShardedPreparer`].
+    Sharded(device::ShardedPreparer),
 }
 
 /// An adapter that got no slot.
@@ -44,10 +50,11 @@ impl Engine {
         match self {
             Self::Processor(engine) => Preparer::Processor(engine.preparer()),
             Self::Device(engine) => Preparer::Device(engine.preparer()),
+            Self::Sharded(engine) => Preparer::Sharded(engine.preparer()),
         }
     }
 
-    /// Puts a prepared adapter into a slot. Never waits: on processors a pointer is moved, on a device a copy begins.
+    /// Puts a prepared adapter into a slot. Never waits for it: on processors a pointer is moved, on devices copies begin.
     ///
     /// # Errors
     /// On a device: [`Error::SlotsFull`] if its free memory lies in pieces that are too small, [`Error::Device`] if it fails.
@@ -62,6 +69,13 @@ impl Engine {
                     Box::new(NotInstalled { adapter, error })
                 })
             }
+            (Self::Sharded(engine), PreparedAdapter::Sharded(adapter)) => {
+                let installed = engine.install(&adapter);
+                installed.map_err(|error| {
+                    let adapter = PreparedAdapter::Sharded(adapter);
+                    Box::new(NotInstalled { adapter, error })
+                })
+            }
             (_, adapter) => Err(Box::new(NotInstalled { adapter, error: Error::OtherKind })),
         }
     }
@@ -72,6 +86,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.remove(slot).map(PreparedAdapter::Processor),
             Self::Device(engine) => engine.remove(slot).map(PreparedAdapter::Device),
+            Self::Sharded(engine) => engine.remove(slot).map(PreparedAdapter::Sharded),
         }
     }
 
@@ -86,7 +101,7 @@ impl Engine {
     /// in reach, and choosing behind the step leaves helpers its time for masks of grammars.
     #[must_use]
     pub fn prefers_draws(&self) -> bool {
-        matches!(self, Self::Device(_))
+        matches!(self, Self::Device(_) | Self::Sharded(_))
     }
 
     /// Bytes of weights that a step reads, whatever its batch: all linears and the head, each once.
@@ -95,6 +110,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.weight_bytes(),
             Self::Device(engine) => engine.weight_bytes(),
+            Self::Sharded(engine) => engine.weight_bytes(),
         }
     }
 
@@ -104,6 +120,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.kv_blocks(),
             Self::Device(engine) => engine.kv_blocks(),
+            Self::Sharded(engine) => engine.kv_blocks(),
         }
     }
 
@@ -116,6 +133,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.step_into(batch, output),
             Self::Device(engine) => engine.step_into(batch, output),
+            Self::Sharded(engine) => engine.step_into(batch, output),
         }
     }
 }
@@ -127,6 +145,7 @@ impl PreparedAdapter {
         match self {
             Self::Processor(adapter) => adapter.digest(),
             Self::Device(adapter) => adapter.digest(),
+            Self::Sharded(adapter) => adapter.digest(),
         }
     }
 
@@ -136,6 +155,7 @@ impl PreparedAdapter {
         match self {
             Self::Processor(adapter) => adapter.bytes(),
             Self::Device(adapter) => adapter.bytes(),
+            Self::Sharded(adapter) => adapter.bytes(),
         }
     }
 }
@@ -151,6 +171,7 @@ impl Preparer {
         match self {
             Self::Processor(preparer) => preparer.prepare(blob).map(PreparedAdapter::Processor),
             Self::Device(preparer) => preparer.prepare(blob).map(PreparedAdapter::Device),
+            Self::Sharded(preparer) => preparer.prepare(blob).map(PreparedAdapter::Sharded),
         }
     }
 }

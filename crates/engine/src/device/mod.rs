@@ -9,6 +9,7 @@
 
 mod activations;
 mod adapter;
+mod agreement;
 mod answers;
 mod dora;
 mod draws;
@@ -18,6 +19,9 @@ mod linear;
 mod options;
 mod precision;
 mod products;
+mod ranks;
+mod shard;
+mod sharded;
 mod slots;
 mod step;
 mod tables;
@@ -29,6 +33,7 @@ pub use kv::KvFormat;
 pub use linear::WeightFormat;
 pub use options::{DeviceOptions, KvBlocks, ROWS_MAX, StepRoom};
 pub use precision::Precision;
+pub use sharded::{ShardedAdapter, ShardedEngine, ShardedPreparer};
 pub use weft_cuda_kernels::pack::Format;
 
 use crate::forward::forward;
@@ -36,11 +41,14 @@ use crate::plan::{BlockOwners, Limits, Plan};
 use crate::shape::{SITES, Shape};
 use crate::{Error, LogitsWanted, SeqOutput, SeqStep, SlotId, StepBatch, StepOutput};
 use activations::{Activations, Buffers};
+use adapter::{Packing, Part};
 use answers::{Answers, Host};
 use draws::{Draws, Memory, Piece};
 use graphs::{Bucket, Graphs};
 use kv::Kv;
 use options::TARGETS_MAX;
+use ranks::{Gathered, Ranks, Together};
+use shard::Shard;
 use slots::{Resident, Slots};
 use std::sync::Arc;
 use std::time::Instant;
@@ -75,6 +83,8 @@ pub struct DeviceEngine {
     host: Host,
     attention: attention::Layer,
     graphs: Graphs,
+    /// None: it has the whole base.
+    ranks: Option<(Ranks, Gathered)>,
 }
 
 impl DeviceEngine {
@@ -84,9 +94,17 @@ impl DeviceEngine {
     /// [`Error::Option`] for a size out of range, [`Error::Products`] for a model whose sizes have no product with such weights, [`Error::Model`] and
     /// [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device has too little memory or fails.
     pub fn new(model: &BaseModel, options: DeviceOptions) -> Result<Self, Error> {
+        Self::load(model, options, None)
+    }
+
+    /// The whole base, or a rank's part of it.
+    fn load(model: &BaseModel, options: DeviceOptions, ranks: Option<Ranks>) -> Result<Self, Error> {
         let base = dora::Base { weights: model.weights.clone(), precision: options.precision, format: options.weights };
-        let mut engine =
-            Self::build(&model.config, options, |shape, options, stream| Weights::load(model, shape, options, stream))?;
+        let shard = ranks.as_ref().map_or(Shard::WHOLE, |ranks| ranks.shard);
+        let weights = |shape: &Shape, options: &DeviceOptions, stream: &Stream| {
+            Weights::load(model, shape, shard, options, stream)
+        };
+        let mut engine = Self::build(&model.config, options, ranks, weights)?;
         engine.base = Some(base);
         Ok(engine)
     }
@@ -96,15 +114,20 @@ impl DeviceEngine {
     /// # Errors
     /// As [`Self::new`].
     pub fn without_meaning(config: &ModelConfig, options: DeviceOptions) -> Result<Self, Error> {
-        Self::build(config, options, |shape, options, stream| Weights::without_meaning(config, shape, options, stream))
+        let weights = |shape: &Shape, options: &DeviceOptions, stream: &Stream| {
+            Weights::without_meaning(config, shape, options, stream)
+        };
+        Self::build(config, options, None, weights)
     }
 
     fn build(
         config: &ModelConfig,
         options: DeviceOptions,
+        ranks: Option<Ranks>,
         weights: impl FnOnce(&Shape, &DeviceOptions, &Stream) -> Result<Weights, Error>,
     ) -> Result<Self, Error> {
-        let shape = Arc::new(Shape::of(config));
+        let shard = ranks.as_ref().map_or(Shard::WHOLE, |ranks| ranks.shard);
+        let shape = Arc::new(shard.shape(&Shape::of(config), options.weights)?);
         let attention = options::check(&shape, &options)?;
         let (device, precision) = (&options.device, options.precision);
         let stream = device.stream("compute")?;
@@ -121,11 +144,20 @@ impl DeviceEngine {
         let (tables, staging) = (device.allocate(largest)?, device.allocate_pinned(largest)?);
         let sampling = Memory::new(device, shape.vocabulary, shape.context, options.sequences_max)?;
         let host = Host::new(device, options.logits_rows_max, shape.vocabulary, &sampling)?;
+        let with_room = |ranks: Ranks| {
+            let gathered = ranks.gathered(device, options.logits_rows_max, shape.vocabulary)?;
+            Ok::<_, Error>((ranks, gathered))
+        };
+        let ranks = ranks.map(with_room).transpose()?;
         // Last: it may take what is left.
         let kv_bytes = options.kv.bytes(precision);
         let kv_blocks = match options.kv_blocks {
             KvBlocks::Exactly(blocks) => blocks,
             KvBlocks::UpTo(most) => kv::blocks_that_fit(device, &attention, shape.layers, kv_bytes)?.min(most),
+        };
+        let kv_blocks = match &ranks {
+            Some((ranks, _)) => ranks.agreement.least(kv_blocks)?,
+            None => kv_blocks,
         };
         let kv = (0..shape.layers).map(|_| Kv::new(device, &stream, &attention, kv_blocks, kv_bytes));
         let kv = kv.collect::<Result<_, _>>()?;
@@ -147,6 +179,7 @@ impl DeviceEngine {
             host,
             attention,
             graphs: Graphs::default(),
+            ranks,
             shape,
             options,
         })
@@ -155,14 +188,23 @@ impl DeviceEngine {
     /// What makes adapters ready for this engine, on any thread.
     #[must_use]
     pub fn preparer(&self) -> Preparer {
-        Preparer {
-            shape: Arc::clone(&self.shape),
-            device: self.options.device.clone(),
+        Preparer { packing: self.packing(Arc::clone(&self.shape)), part: self.part() }
+    }
+
+    /// What this engine has of adapters, whose base is `whole`.
+    fn packing(&self, whole: Arc<Shape>) -> Packing {
+        Packing {
+            whole,
             format: self.options.adapters,
             rank_max: self.options.rank_max,
             slots_bytes: self.options.slots_bytes / slots::BLOCK_BYTES * slots::BLOCK_BYTES,
             base: self.base.clone(),
         }
+    }
+
+    fn part(&self) -> Part {
+        let shard = self.ranks.as_ref().map_or(Shard::WHOLE, |(ranks, _)| ranks.shard);
+        Part { shape: Arc::clone(&self.shape), shard, device: self.options.device.clone() }
     }
 
     /// Begins to copy a prepared adapter into a slot; a step that uses it meanwhile waits layer by layer.
@@ -292,6 +334,10 @@ impl DeviceEngine {
         for slot in batch.seqs.iter().filter_map(|seq| seq.slot) {
             is_there &= self.slots.is_there(slot)?;
         }
+        if let Some((ranks, _)) = &self.ranks {
+            // Copies end when they end, on each device. All else that a step depends on is the same on all ranks.
+            is_there = ranks.all(is_there)?;
+        }
         let limits = Limits {
             shape: &self.shape,
             slots: self.slots.table(),
@@ -363,6 +409,7 @@ impl DeviceEngine {
             coming: coming(plan.runs.iter().map(|run| run.adapter)),
             sampling: &self.sampling,
             pieces,
+            together: self.ranks.as_ref().map(|(ranks, gathered)| Together { ranks, gathered }),
         };
         match bucket.and_then(|bucket| self.graphs.use_of(&bucket)) {
             Some(graph) => graph.replay(&self.stream)?,
@@ -389,11 +436,13 @@ impl DeviceEngine {
             if number > 0 {
                 step.answer(&Activations { rows: exact.wanted, is_part: exact.wanted < exact.rows }, number)?;
             }
-            answers.download(piece)?;
-            self.stream.synchronize()?;
-            answers.read(piece, &mut recycled)?;
+            if step.answers() {
+                answers.download(piece)?;
+                self.stream.synchronize()?;
+                answers.read(piece, &mut recycled)?;
+            }
         }
-        if draws.pieces.is_empty() {
+        if draws.pieces.is_empty() || !step.answers() {
             self.stream.synchronize()?;
         }
         drop(idle);
@@ -401,8 +450,14 @@ impl DeviceEngine {
             && self.graphs.lack(&bucket)
         {
             // Only now: kernels are loaded and products are planned by a run, which a capture may not do.
-            match capture(&self.stream, &mut step, self.shape.layers) {
-                Ok(graph) => self.graphs.put(bucket, graph),
+            let captured = capture(&self.stream, &mut step, self.shape.layers);
+            let is_by_all = match &self.ranks {
+                Some((ranks, _)) => ranks.all(captured.is_ok())?,
+                None => true,
+            };
+            match captured {
+                Ok(graph) if is_by_all => self.graphs.put(bucket, graph),
+                Ok(_) => self.graphs.refuse(bucket),
                 Err(error) => {
                     tracing::warn!(%error, ?bucket, "a step cannot be captured; it stays launches");
                     self.graphs.refuse(bucket);
