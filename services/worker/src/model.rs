@@ -82,11 +82,11 @@ pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
     let started = Instant::now();
     let base = weft_base_model::open(&checked.model, &options).map_err(|error| checked.failed(&error))?;
     let opened = Instant::now();
-    let (engine, isa, slot_bytes) = match checked.compute {
-        Compute::Processor { isa, dtype, adapters } => on_processor(&base, checked, isa, (dtype, adapters))?,
+    let (engine, isa, slot_bytes) = match &checked.compute {
+        &Compute::Processor { isa, dtype, adapters } => on_processor(&base, checked, isa, (dtype, adapters))?,
         Compute::Device { which, formats } => {
-            let opened = device::open(&base, checked, which, formats)?;
-            (Engine::Device(Box::new(opened.engine)), opened.name, opened.slot_bytes)
+            let opened = device::open(&base, checked, which, *formats)?;
+            (opened.engine, opened.name, opened.slot_bytes)
         }
     };
     tracing::info!(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weft_cuda_device::Group;
 use weft_cuda_device::shim::{Options as ShimOptions, Shim, ranks};
+use weft_cuda_kernels::model::{Model, Site};
 use weft_engine::device::{ShardedAdapter, ShardedEngine};
 use weft_engine::sampling::{Sampler, SamplingParams};
 use weft_engine::{Error, StepOutput};
@@ -326,6 +327,19 @@ fn graphs_give_the_bits_of_launches() {
     }
 }
 
+/// The wide model as the prediction of a device's bytes takes it.
+const WIDE: Model = Model {
+    layers: 2,
+    sites: &[
+        Site { name: "qkv", inputs: 64, outputs: &[128, 64, 64] },
+        Site { name: "o", inputs: 128, outputs: &[64] },
+        Site { name: "gate_up", inputs: 64, outputs: &[256, 256] },
+        Site { name: "down", inputs: 256, outputs: &[64] },
+    ],
+    head: 260 * 64,
+    bytes_per_weight: 4,
+};
+
 /// Two sums a layer, one gather for each piece of the logits, and nothing else that ranks wait for. What follows the gather is the first one's alone.
 #[test]
 fn collectives_of_a_step_are_counted() {
@@ -362,6 +376,10 @@ fn collectives_of_a_step_are_counted() {
                 let bytes = |rows: usize| (rows * hidden * size_of::<f32>()) as u64;
                 let expected = [vec![bytes(rows); 2 * (layers - 1)], vec![bytes(wanted); 2]].concat();
                 assert_eq!(sums, expected, "{what}: {ranks} ranks, rank {rank}");
+                if what == "replayed" {
+                    let share = WIDE.share(ranks, &[4; 4], Format::F32);
+                    assert_eq!((share.sums, share.summed_bytes as u64), (sums.len(), sums.iter().sum()));
+                }
                 assert_eq!(of(&Kind::AllGather).len(), pieces, "{what}: {ranks} ranks, rank {rank}");
                 assert_eq!(of(&Kind::Replay).len(), replays, "{what}: rank {rank}");
                 let joins = records.iter().filter(

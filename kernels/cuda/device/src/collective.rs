@@ -39,8 +39,8 @@ pub trait Collective: Send + Sync + fmt::Debug {
     /// The addresses are those of `count` and `ranks * count` numbers in memory of this rank's device.
     unsafe fn all_gather(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error>;
 
-    /// Ends this rank's part for good: what waits for other ranks ends with an error, and so does every later call. For any thread, also while
-    /// another one waits. To set all ranks free, call it for each.
+    /// Ends this rank's part for good: what waits for other ranks ends with an error, and so does every later call. Does not wait. For any thread, also
+    /// while another one waits. To set all ranks free, call it for each.
     fn end(&self);
 }
 
