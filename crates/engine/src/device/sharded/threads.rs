@@ -9,8 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use weft_cuda_device::{Error as DeviceError, Group};
 
-/// How long ranks may take to say the same once one has said no, or to end once all were told to. A refusal takes no device, and others come at once.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long others may take once one rank has said something, or once all were told to end. They come from the same sum over all ranks, or refused
+/// without one, so usually it is as good as nothing.
+const GRACE: Duration = Duration::from_secs(30);
 
 type Job = Box<dyn FnOnce(&mut DeviceEngine) + Send>;
 
@@ -113,8 +114,8 @@ impl Threads {
         told.recv().ok()?.1
     }
 
-    /// What each rank says; none of one that says nothing. Once one says no, others are waited for no longer than [`GRACE`]; at once they are set
-    /// free if it is because of a device.
+    /// What each rank says; none of one that says nothing. Once one has said something, others are waited for no longer than [`GRACE`], and then set
+    /// free; at once if it was because of a device.
     fn gather<T>(&self, told: &mpsc::Receiver<(usize, Option<Result<T, Error>>)>) -> Vec<Option<Result<T, Error>>> {
         let mut results: Vec<Option<Result<T, Error>>> = self.ranks.iter().map(|_| None).collect();
         let mut deadline: Option<Instant> = None;
@@ -131,9 +132,7 @@ impl Threads {
                 // Its thread has died, unless it told something before.
                 Ok((rank, None)) => results[rank].is_none(),
                 Ok((rank, Some(result))) => {
-                    if result.is_err() {
-                        deadline.get_or_insert_with(|| Instant::now() + GRACE);
-                    }
+                    deadline.get_or_insert_with(|| Instant::now() + GRACE);
                     let is_of_device = matches!(result, Err(Error::Device(_)));
                     results[rank] = Some(result);
                     is_of_device
