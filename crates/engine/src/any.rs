@@ -1,15 +1,17 @@
 //! An engine of either kind, as a step loop uses it.
 
-use crate::device::{self, DeviceEngine};
+use crate::device::{self, DeviceEngine, ShardedEngine};
 use crate::{Error, ProcessorEngine, SlotId, StepBatch, StepOutput, adapter};
 use weft_types::Digest;
 
-/// One base model with its adapter slots and KV memory, on processors or on a device. Owned by one step loop.
+/// One base model with its adapter slots and KV memory, on processors or on devices. Owned by one step loop.
 pub enum Engine {
     /// In main memory.
     Processor(Box<ProcessorEngine>),
     /// In a device's memory.
     Device(Box<DeviceEngine>),
+    /// A part in the memory of each of several devices.
+    Sharded(Box<ShardedEngine>),
 }
 
 /// A packed adapter, ready to be put into a slot of the kind of engine that it was prepared for.
@@ -18,6 +20,8 @@ pub enum PreparedAdapter {
     Processor(adapter::PreparedAdapter),
     /// In pinned memory; a slot holds a copy.
     Device(device::PreparedAdapter),
+    /// The same in parts.
+    Sharded(device::ShardedAdapter),
 }
 
 /// Packs adapters for one engine, on any thread, beside the step loop. Cheap to clone.
@@ -27,6 +31,8 @@ pub enum Preparer {
     Processor(adapter::Preparer),
     /// See [`device::Preparer`].
     Device(device::Preparer),
+    /// See [`device::ShardedPreparer`].
+    Sharded(device::ShardedPreparer),
 }
 
 /// An adapter that got no slot.
@@ -44,10 +50,11 @@ impl Engine {
         match self {
             Self::Processor(engine) => Preparer::Processor(engine.preparer()),
             Self::Device(engine) => Preparer::Device(engine.preparer()),
+            Self::Sharded(engine) => Preparer::Sharded(engine.preparer()),
         }
     }
 
-    /// Puts a prepared adapter into a slot. Never waits: on processors a pointer is moved, on a device a copy into these blocks of its pool begins, which
+    /// Puts a prepared adapter into a slot. Never waits for it: on processors a pointer is moved, on devices copies into these blocks of their pools begin, which
     /// are the adapter's until it is removed: those that [`PreparedAdapter::runs`] asks for.
     ///
     /// # Errors
@@ -63,6 +70,13 @@ impl Engine {
                     Box::new(NotInstalled { adapter, error })
                 })
             }
+            (Self::Sharded(engine), PreparedAdapter::Sharded(adapter)) => {
+                let installed = engine.install(&adapter, blocks);
+                installed.map_err(|error| {
+                    let adapter = PreparedAdapter::Sharded(adapter);
+                    Box::new(NotInstalled { adapter, error })
+                })
+            }
             (_, adapter) => Err(Box::new(NotInstalled { adapter, error: Error::OtherKind })),
         }
     }
@@ -73,6 +87,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.remove(slot).map(PreparedAdapter::Processor),
             Self::Device(engine) => engine.remove(slot).map(PreparedAdapter::Device),
+            Self::Sharded(engine) => engine.remove(slot).map(PreparedAdapter::Sharded),
         }
     }
 
@@ -87,7 +102,7 @@ impl Engine {
     /// in reach, and choosing behind the step leaves helpers its time for masks of grammars.
     #[must_use]
     pub fn prefers_draws(&self) -> bool {
-        matches!(self, Self::Device(_))
+        matches!(self, Self::Device(_) | Self::Sharded(_))
     }
 
     /// Bytes of weights that a step reads, whatever its batch: all linears and the head, each once.
@@ -96,6 +111,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.weight_bytes(),
             Self::Device(engine) => engine.weight_bytes(),
+            Self::Sharded(engine) => engine.weight_bytes(),
         }
     }
 
@@ -105,6 +121,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.kv_blocks(),
             Self::Device(engine) => engine.kv_blocks(),
+            Self::Sharded(engine) => engine.kv_blocks(),
         }
     }
 
@@ -117,6 +134,7 @@ impl Engine {
         match self {
             Self::Processor(engine) => engine.step_into(batch, output),
             Self::Device(engine) => engine.step_into(batch, output),
+            Self::Sharded(engine) => engine.step_into(batch, output),
         }
     }
 }
@@ -128,6 +146,7 @@ impl PreparedAdapter {
         match self {
             Self::Processor(adapter) => adapter.digest(),
             Self::Device(adapter) => adapter.digest(),
+            Self::Sharded(adapter) => adapter.digest(),
         }
     }
 
@@ -137,6 +156,7 @@ impl PreparedAdapter {
         match self {
             Self::Processor(adapter) => adapter.bytes(),
             Self::Device(adapter) => adapter.bytes(),
+            Self::Sharded(adapter) => adapter.bytes(),
         }
     }
 
@@ -146,6 +166,7 @@ impl PreparedAdapter {
         match self {
             Self::Processor(_) => &[],
             Self::Device(adapter) => adapter.runs(),
+            Self::Sharded(adapter) => adapter.runs(),
         }
     }
 }
@@ -161,6 +182,7 @@ impl Preparer {
         match self {
             Self::Processor(preparer) => preparer.prepare(blob).map(PreparedAdapter::Processor),
             Self::Device(preparer) => preparer.prepare(blob).map(PreparedAdapter::Device),
+            Self::Sharded(preparer) => preparer.prepare(blob).map(PreparedAdapter::Sharded),
         }
     }
 }

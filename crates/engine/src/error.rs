@@ -32,6 +32,18 @@ pub enum Error {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// A size of the base that several devices cannot share evenly.
+    #[error("{what} is {value}, allowed for {ranks} ranks is a multiple of {multiple}")]
+    Shard {
+        /// Name of the size, as in the model's configuration where it is there.
+        what: &'static str,
+        /// Of the base.
+        value: usize,
+        /// How many devices.
+        ranks: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
+    },
     /// The adapter blob cannot be parsed.
     #[error("adapter blob cannot be read")]
     Adapter(#[from] weft_adapter_format::Error),
@@ -216,7 +228,7 @@ impl Error {
             // The registry checked the package: a blob that cannot be read or does not fit is not what its name says.
             Self::Adapter(_) | Self::AdapterShape { .. } => Kind::Corrupt,
             Self::Sequence { problem: Problem::Token { .. } | Problem::Draw { .. }, .. } => Kind::Invalid,
-            Self::Option { .. } | Self::Batch { .. } | Self::Products(_) => Kind::Invalid,
+            Self::Option { .. } | Self::Shard { .. } | Self::Batch { .. } | Self::Products(_) => Kind::Invalid,
             Self::AdapterLimit { .. } => Kind::Refused,
             _ if self.is_out_of_memory() || self.is_fatal() => Kind::Unavailable,
             Self::Model(_) | Self::TensorSize { .. } => Kind::Corrupt,

@@ -5,7 +5,7 @@ use weft_base_model::ModelConfig;
 
 /// Sizes that the forward pass and the adapters need. One per engine; adapters point at it, so that one that was
 /// prepared for another engine is recognised.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) layers: usize,
     pub(crate) hidden: usize,

@@ -11,6 +11,8 @@ mod draws;
 mod kv;
 #[path = "device/rounded.rs"]
 mod rounded;
+#[path = "device/sharded.rs"]
+mod sharded;
 #[path = "device/weights.rs"]
 mod weights;
 

@@ -27,5 +27,20 @@ fn main() -> Result<(), table::Error> {
             );
         }
     }
+    println!(
+        "predicted, not measured: a step of 64 rows, each with an adapter of its own (r16, bf16), over several H100 with NVLink"
+    );
+    println!("devices   base GB each   adapter GB each   sums   summed MB   ms, starting sums left out");
+    for devices in [1, 2, 4, 8] {
+        let share = LLAMA_8B.share(devices, &[16; 64], Format::Bf16);
+        println!(
+            "{devices:>7} {:>14.2} {:>17.2} {:>6} {:>11.1} {:>28.2}",
+            share.base_bytes as f64 / 1e9,
+            share.adapter_bytes as f64 / 1e9,
+            share.sums,
+            share.summed_bytes as f64 / 1e6,
+            share.seconds(devices) * 1e3,
+        );
+    }
     Ok(())
 }

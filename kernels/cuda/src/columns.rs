@@ -1,8 +1,8 @@
-//! From adapters with factors for their outputs to the device table of `scale_columns.cu`. No IO, no device.
+//! From adapters with factors for their outputs to the device table of `scale_columns.cu`, and how `join_columns.cu` is launched. No IO, no device.
 
 use std::ops::Range;
 
-/// Threads of a block; as in `scale_columns.cu`.
+/// Threads of a block; as in `scale_columns.cu` and `join_columns.cu`.
 pub const THREADS: u32 = 256;
 
 /// Columns of a block.
@@ -64,6 +64,15 @@ pub fn items_max(rows: usize, segments: usize, parts: usize) -> usize {
 #[must_use]
 pub fn grid(items: usize, out_stride: usize) -> [u32; 3] {
     [items as u32, out_stride.div_ceil(COLUMNS) as u32, 1]
+}
+
+/// Columns of a part that `join_columns.cu` puts beside others are a multiple of this.
+pub const JOINED_MULTIPLE: usize = 8;
+
+/// Blocks that join parts of `rows` rows, 65535 at most, to `width` columns.
+#[must_use]
+pub fn join_grid(rows: usize, width: usize) -> [u32; 3] {
+    [width.div_ceil(COLUMNS) as u32, rows as u32, 1]
 }
 
 #[cfg(test)]

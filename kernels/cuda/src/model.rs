@@ -2,6 +2,8 @@
 //!
 //! Operations do not matter at decode (rank 16 adds half a percent of them); KV reads are left out, because base and adapters share
 //! them and they only bring the two closer together.
+//!
+//! Of several devices that share a model each reads its part, and what they add up goes over their links.
 
 use crate::pack::Format;
 use crate::table::{self, Choice, Path, Segment};
@@ -46,6 +48,8 @@ pub const LLAMA_8B: Model = Model {
 
 /// Bytes per second that an H100 SXM reads from its memory, as its data sheet says.
 pub const H100_BYTES_PER_SECOND: f64 = 3.35e12;
+/// Bytes per second that an H100 SXM sends to others over NVLink, by its data sheet: half of what goes both ways.
+pub const H100_LINK_BYTES_PER_SECOND: f64 = 4.5e11;
 /// Multiprocessors of an H100 SXM.
 pub const H100_MULTIPROCESSORS: usize = 132;
 
@@ -60,7 +64,69 @@ pub struct Step {
     pub again_bytes: usize,
 }
 
+/// What a decode step costs each of several devices that share a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Weight bytes that it reads.
+    pub base_bytes: usize,
+    /// Adapter bytes that it reads.
+    pub adapter_bytes: usize,
+    /// Sums over all devices.
+    pub sums: usize,
+    /// Bytes that come out of them all together.
+    pub summed_bytes: usize,
+    /// Bytes of logits, in f32, that come together from all devices.
+    pub gathered_bytes: usize,
+}
+
+impl Share {
+    /// Bytes that it sends at least: a ring sends each sum twice but for a device's own part, and a gather once.
+    #[must_use]
+    pub fn sent_bytes(&self, devices: usize) -> usize {
+        (2 * self.summed_bytes + self.gathered_bytes) / devices * (devices - 1)
+    }
+
+    /// Seconds that its bytes take on an H100, one after the other. What starting a sum takes comes on top.
+    #[must_use]
+    pub fn seconds(&self, devices: usize) -> f64 {
+        (self.base_bytes + self.adapter_bytes) as f64 / H100_BYTES_PER_SECOND
+            + self.sent_bytes(devices) as f64 / H100_LINK_BYTES_PER_SECOND
+    }
+}
+
+impl Site {
+    /// Whether devices have parts of its outputs, and all inputs; else the other way round, and a sum follows.
+    fn is_by_outputs(&self) -> bool {
+        !matches!(self.name, "o" | "down")
+    }
+}
+
 impl Model {
+    /// As [`Model::decode`], of each of `devices` that share the model in equal parts. Of an adapter a device has all of A where it has some
+    /// outputs, and all of B where it has some inputs.
+    #[must_use]
+    pub fn share(&self, devices: usize, ranks: &[usize], format: Format) -> Share {
+        let mut share = Share { base_bytes: self.base_bytes() / devices, ..Share::default() };
+        let hidden = self.sites.first().map_or(0, |site| site.inputs);
+        for site in self.sites {
+            let [of_inputs, of_outputs] = if site.is_by_outputs() { [1, devices] } else { [devices, 1] };
+            let halves = |rank: usize, outputs: usize| {
+                format.bytes(rank, site.inputs / of_inputs) + format.bytes(rank, outputs / of_outputs)
+            };
+            let of_rank = |rank: &usize| site.outputs.iter().map(|outputs| halves(*rank, *outputs)).sum::<usize>();
+            share.adapter_bytes += self.layers * ranks.iter().map(of_rank).sum::<usize>();
+            if devices > 1 && !site.is_by_outputs() {
+                share.sums += self.layers;
+            }
+        }
+        let rows = ranks.len();
+        share.summed_bytes = share.sums * rows * hidden * self.bytes_per_weight;
+        if devices > 1 && hidden > 0 {
+            share.gathered_bytes = rows * self.head / hidden * 4;
+        }
+        share
+    }
+
     /// Weight bytes that every step reads.
     #[must_use]
     pub fn base_bytes(&self) -> usize {
@@ -137,6 +203,26 @@ mod tests {
         assert_eq!(cases.map(ceiling), [85, 74, 92, 85]);
         assert_eq!(decode(&[], Format::Int8), Step::default());
         assert!(LLAMA_8B.decode(&[16, 769], Format::Int8, 132).is_err());
+    }
+
+    #[test]
+    fn devices_share_the_base_and_less_of_adapters() {
+        for format in Format::ALL {
+            let (one, step) = (LLAMA_8B.share(1, &[16; 64], format), decode(&[16; 64], format));
+            let alone =
+                Share { base_bytes: LLAMA_8B.base_bytes(), adapter_bytes: step.adapter_bytes, ..Share::default() };
+            assert_eq!(one, alone, "{format:?}");
+        }
+        let eight = LLAMA_8B.share(8, &[16; 64], Format::Bf16);
+        assert_eq!(eight.base_bytes * 8, LLAMA_8B.base_bytes());
+        // Of 20 times 4096 values a rank and a layer 7 times 4096 are whole on each device.
+        assert_eq!(eight.adapter_bytes, 64 * 32 * 16 * 2 * (7 * 4096 + 13 * 4096 / 8));
+        assert_eq!((eight.sums, eight.summed_bytes), (64, 2 * 32 * 64 * 4096 * 2));
+        assert_eq!(eight.gathered_bytes, 64 * 128_256 * 4);
+        assert_eq!(eight.sent_bytes(8), (2 * eight.summed_bytes + eight.gathered_bytes) / 8 * 7);
+        let milliseconds = |devices| LLAMA_8B.share(devices, &[16; 64], Format::Bf16).seconds(devices) * 1e3;
+        let rounded = [1, 2, 4, 8].map(|devices| (milliseconds(devices) * 100.0).round() as u32);
+        assert_eq!(rounded, [608, 343, 211, 145]);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 use crate::e4m3;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Largest rank that a slot is packed for; [`crate::table::RANK_MAX`] bounds the ranks of a launch.
 pub const RANK_MAX: usize = crate::table::RANK_MAX;
@@ -174,6 +175,31 @@ pub fn half(values: &[f32], half: Half, rank: usize, format: Format) -> Result<V
     Ok(bytes)
 }
 
+/// Of packed bytes those for some of the inputs of an A or of the outputs of a B, with the scales of the whole: codes stay what they are. Cost: a copy.
+///
+/// # Errors
+///
+/// When `bytes` are not of this shape, `rank` exceeds [`RANK_MAX`], or the part is not within the width.
+pub fn part(bytes: &[u8], half: Half, rank: usize, format: Format, part: Range<usize>) -> Result<Vec<u8>, Error> {
+    let width = half.width();
+    checked("bytes", bytes.len(), Some(format.bytes(rank, width)), half, rank)?;
+    if part.start > part.end || part.end > width {
+        return Err(Error::Length { what: "columns", given: part.end, want: width, half, rank });
+    }
+    let (scales, values) = bytes.split_at(format.scale_bytes(rank));
+    let each = format.value_bytes();
+    let mut to = Vec::with_capacity(format.bytes(rank, part.len()));
+    to.extend_from_slice(scales);
+    match half {
+        Half::Shrink(_) => {
+            let rows = (0..rank).map(|row| &values[(row * width + part.start) * each..(row * width + part.end) * each]);
+            rows.for_each(|row| to.extend_from_slice(row));
+        }
+        Half::Grow(_) => to.extend_from_slice(&values[part.start * rank * each..part.end * rank * each]),
+    }
+    Ok(to)
+}
+
 /// The scale of each rank: its largest value over the largest code. A value that is no number stays the largest.
 fn scales(values: &[f32], half: Half, rank: usize, code_max: f32) -> Vec<f32> {
     let mut scales = vec![0.0f32; rank];
@@ -274,6 +300,40 @@ mod tests {
                         let error = (given - back).abs();
                         assert!(error <= bound * 1.000_01, "{format:?} {half:?}: {given} came back as {back}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_have_the_values_of_the_whole() {
+        let random = &mut Random::new(5);
+        for format in Format::ALL {
+            for (rank, width) in [(1, 6), (5, 24), (16, 18)] {
+                let given = random.normals(rank * width);
+                for half in [Half::Shrink(width), Half::Grow(width)] {
+                    let whole = super::half(&given, half, rank, format).unwrap();
+                    let all = values(&whole, half, rank, format).unwrap();
+                    for range in [0..width / 2, width / 2..width, 0..width, 2..5] {
+                        let bytes = part(&whole, half, rank, format, range.clone()).unwrap();
+                        let (of, expected): (_, Vec<f32>) = match half {
+                            Half::Shrink(_) => {
+                                let rows = all.chunks(width).flat_map(|row| row[range.clone()].to_vec());
+                                (Half::Shrink(range.len()), rows.collect())
+                            }
+                            Half::Grow(_) => {
+                                (Half::Grow(range.len()), all[range.start * rank..range.end * rank].to_vec())
+                            }
+                        };
+                        assert_eq!(
+                            values(&bytes, of, rank, format).unwrap(),
+                            expected,
+                            "{format:?} {half:?} {range:?}"
+                        );
+                    }
+                    assert_eq!(part(&whole, half, rank, format, 0..width).unwrap(), whole);
+                    assert!(part(&whole, half, rank, format, 0..width + 1).is_err());
+                    assert!(part(&whole[1..], half, rank, format, 0..1).is_err());
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! `scale_columns.cu` in the shim, against the multiplications that it stands for.
+//! `scale_columns.cu` in the shim, against the multiplications that it stands for; `join_columns.cu`, against where columns belong.
 
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -28,6 +28,41 @@ proptest! {
         is_right::<f32>(seed, &runs, &parts, spare, order);
         is_right::<bf16>(seed, &runs, &parts, spare, order);
         is_right::<f16>(seed, &runs, &parts, spare, order);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any number of columns of the last part; `out` may begin anywhere.
+    #[test]
+    fn parts_of_rows_lie_side_by_side(
+        rows in 1usize..9,
+        parts in 1usize..6,
+        eights in prop_oneof![3 => 1usize..9, 1 => 250usize..300],
+        missing in 0usize..300,
+        shift in 0usize..3,
+        order in prop_oneof![Just(Order::FORWARDS), Just(Order::BACKWARDS)],
+    ) {
+        let each = columns::JOINED_MULTIPLE * eights;
+        let width = parts * each - missing % each;
+        let value = |row: usize, column: usize| (row * 100_000 + column) as f32;
+        let of_part = |part: usize| (0..rows).flat_map(move |row| (0..each).map(move |at| value(row, part * each + at)));
+        let from: Vec<f32> = (0..parts).flat_map(of_part).collect();
+        let mut out = vec![-1.0f32; shift + rows * width + 1];
+        let launch = Launch {
+            kernel: "weft_join_columns_f32",
+            grid: columns::join_grid(rows, width),
+            threads: columns::THREADS,
+            shared_bytes: 0,
+            order,
+        };
+        let (from, part_width, to, width_is) = (from.as_ptr(), each as i32, out[shift..].as_mut_ptr(), width as i32);
+        // SAFETY: the parameters of join_columns.cu, with the shapes that it asks for.
+        unsafe { launch.run(&mut arguments![from, part_width, to, width_is]) }.unwrap();
+        let expected = (0..rows).flat_map(|row| (0..width).map(move |column| value(row, column)));
+        prop_assert!(out[shift..shift + rows * width].iter().copied().eq(expected));
+        prop_assert!(out[..shift].iter().chain(&out[shift + rows * width..]).all(|value| *value == -1.0));
     }
 }
 

@@ -24,13 +24,22 @@ pub(crate) struct Formats {
     pub(crate) adapters: Format,
 }
 
-/// A device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A device, or several that share the base, in the order of their ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
     /// By CUDA's driver, counted from zero.
-    Cuda(usize),
-    /// The shim on the processor, which tests have; fails at that operation, 0: never.
-    Shim(u64),
+    Cuda(Vec<usize>),
+    /// The shim on the processor, which tests have: so many of it; the last one fails at that operation, 0: never.
+    Shim { count: usize, fails_at: u64 },
+}
+
+impl Which {
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Self::Cuda(numbers) => numbers.len(),
+            Self::Shim { count, .. } => *count,
+        }
+    }
 }
 
 impl Compute {
@@ -86,14 +95,20 @@ impl Compute {
 
 /// None: the processor.
 fn which(device: &str) -> Result<Option<Which>, String> {
-    let (kind, number) = device.split_once(':').unwrap_or((device, "0"));
-    let number = number.parse::<usize>();
-    match (kind, number) {
-        ("cpu", Ok(0)) if device == "cpu" => Ok(None),
-        ("cuda", Ok(number)) if cfg!(feature = "cuda") => Ok(Some(Which::Cuda(number))),
-        ("cuda", Ok(_)) => Err(format!("device is {device:?}, this build has no CUDA: build with --features cuda")),
-        ("shim", Ok(fails_at)) if cfg!(feature = "shim") => Ok(Some(Which::Shim(fails_at as u64))),
-        _ => Err(format!("device is {device:?}, allowed is cpu, cuda or cuda:N")),
+    let (kind, of_kind) = device.split_once(':').map_or((device, None), |(kind, of_kind)| (kind, Some(of_kind)));
+    let numbers = of_kind.unwrap_or("0").split(',').map(str::parse::<usize>).collect::<Result<Vec<_>, _>>();
+    let shims = kind.strip_prefix("shim").map(|count| count.strip_prefix('*').unwrap_or("1").parse::<usize>());
+    match (kind, shims, numbers.as_deref()) {
+        ("cpu", ..) if of_kind.is_none() => Ok(None),
+        ("cuda", _, Ok(numbers)) if (1..numbers.len()).any(|at| numbers[..at].contains(&numbers[at])) => {
+            Err(format!("device is {device:?}, which names a GPU twice"))
+        }
+        ("cuda", _, Ok(numbers)) if cfg!(feature = "cuda") => Ok(Some(Which::Cuda(numbers.to_vec()))),
+        ("cuda", _, Ok(_)) => Err(format!("device is {device:?}, this build has no CUDA: build with --features cuda")),
+        (_, Some(Ok(count @ 1..)), Ok(&[fails_at])) if cfg!(feature = "shim") => {
+            Ok(Some(Which::Shim { count, fails_at: fails_at as u64 }))
+        }
+        _ => Err(format!("device is {device:?}, allowed is cpu, cuda, cuda:N or cuda:N,N for several")),
     }
 }
 
@@ -160,6 +175,10 @@ fn on_device(settings: &Settings, which: Which) -> Result<Compute, Vec<String>> 
             "batch_invariant is true, which holds on a device for a dtype of int8, q4 or fp8: dtype is {:?}",
             settings.dtype
         )),
+        // A sum of two has one order; NCCL's of more depends on how many rows there are.
+        Ok(_) if settings.batch_invariant && which.count() > 2 => {
+            Err(format!("batch_invariant is true, which holds for one device or two: device is {:?}", settings.device))
+        }
         base => base,
     };
     let ((precision, weights), (kv, adapters)) = both(base.map_err(one), both(kv.map_err(one), adapters.map_err(one)))?;
@@ -203,7 +222,7 @@ mod tests {
     #[test]
     fn formats_of_a_device_are_its_own() {
         let formats = |dtype: &str, adapter_dtype: &str| match check("shim", dtype, adapter_dtype) {
-            Ok(Compute::Device { which: Which::Shim(0), formats }) => formats,
+            Ok(Compute::Device { which: Which::Shim { count: 1, fails_at: 0 }, formats }) => formats,
             other => panic!("{other:?}"),
         };
         let auto = formats("auto", "auto");
@@ -249,18 +268,32 @@ mod tests {
         }
         for dtype in ["int8", "q4", "fp8"] {
             assert!(problems("shim", dtype).is_empty(), "{dtype}");
+            assert!(problems("shim*2", dtype).is_empty(), "{dtype}");
+            assert!(problems("shim*3", dtype)[0].contains("holds for one device or two"), "{dtype}");
         }
     }
 
     #[test]
-    fn a_device_is_named_with_its_number() {
-        for odd in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:0:0"] {
+    fn devices_are_named_with_their_numbers() {
+        for odd in [
+            "", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:0:0", "cuda:0,", "cuda*2", "shim*0", "shim*",
+            "shim:1,2",
+        ] {
             let problem = check(odd, "auto", "auto").unwrap_err();
-            assert_eq!(problem, [format!("device is {odd:?}, allowed is cpu, cuda or cuda:N")]);
+            assert_eq!(problem, [format!("device is {odd:?}, allowed is cpu, cuda, cuda:N or cuda:N,N for several")]);
         }
-        match check("cuda:3", "auto", "auto") {
-            Ok(compute) => assert!(matches!(compute, Compute::Device { which: Which::Cuda(3), .. })),
-            Err(problem) => assert!(problem[0].contains("--features cuda"), "{problem:?}"),
+        for (device, numbers) in [("cuda", vec![0]), ("cuda:3", vec![3]), ("cuda:2,0,1", vec![2, 0, 1])] {
+            match check(device, "auto", "auto") {
+                Ok(Compute::Device { which: Which::Cuda(found), .. }) => assert_eq!(found, numbers),
+                Ok(other) => panic!("{other:?}"),
+                Err(problem) => assert!(problem[0].contains("--features cuda"), "{problem:?}"),
+            }
+        }
+        let twice = check("cuda:1,0,1", "auto", "auto").unwrap_err();
+        assert_eq!(twice, ["device is \"cuda:1,0,1\", which names a GPU twice"]);
+        match check("shim*2:7", "auto", "auto") {
+            Ok(Compute::Device { which, .. }) => assert_eq!(which, Which::Shim { count: 2, fails_at: 7 }),
+            other => panic!("{other:?}"),
         }
     }
 }

@@ -1,19 +1,17 @@
-//! A worker's engine on a device: how its memory is shared out.
+//! A worker's engine on a device, or on several: how their memory is shared out.
 //!
-//! One pool is taken at the start, a part of what is free then. In it lie, in this order, the base, what a step needs, and in all that is left, unless a
-//! setting says how much, blocks that keys, values and adapters share. A warm-up runs the largest steps before anybody is served: what is too large is known at
-//! the start.
-
-use std::path::PathBuf;
-use std::sync::Arc;
+//! One pool is taken of each device at the start, a part of what is free then. In it lie, in this order, the base, what a step needs, and in all that is left,
+//! unless a setting says how much, blocks that keys, values and adapters share. A warm-up runs the largest steps before anybody is served: what is too large is
+//! known at the start. Several devices have equal pools, of which the fullest decides, and equal parts of all that settings give out.
 
 use weft_base_model::BaseModel;
-use weft_cuda_device::driver::Driver;
-use weft_cuda_device::{Device, Options};
-use weft_engine::device::{DeviceEngine, DeviceOptions, PoolBlocks, StepRoom, block_bytes};
+use weft_cuda_device::{Device, Group, Options, Usage};
+use weft_engine::Engine;
+use weft_engine::device::{DeviceEngine, DeviceOptions, PoolBlocks, ShardedEngine, StepRoom, block_bytes};
 
 use crate::Error;
 use crate::compute::{Formats, Which};
+use crate::drivers;
 use crate::error::chain;
 use crate::model::{self, BLOCK_SIZE};
 use crate::settings::{Checked, machine_memory_bytes};
@@ -31,41 +29,45 @@ const PINNED_SLACK_BYTES: u64 = 4 << 20;
 
 /// An engine on a device, and what the worker should know of it.
 pub(crate) struct Opened {
-    pub(crate) engine: DeviceEngine,
-    /// Compute capability, and as its driver calls it: gateways tell clients by its beginning that it is a GPU.
+    pub(crate) engine: Engine,
+    /// Compute capability, how many if not one, and as its driver calls it: gateways tell clients by its beginning that it is a GPU.
     pub(crate) name: String,
-    /// Most device memory for adapters: whole blocks.
+    /// Most memory for adapters, of all devices together: whole blocks.
     pub(crate) slot_bytes: u64,
+    /// Of all devices together.
     pub(crate) block_bytes: u64,
     /// Blocks of the pool that adapters never take.
     pub(crate) kv_blocks: usize,
 }
 
-/// Opens the device and brings the base there.
+/// Opens the devices and brings the base there.
 ///
 /// # Errors
 /// [`Error::Start`] with the driver's words; [`Error::Settings`] if the sizes do not go together.
-pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: Formats) -> Result<Opened, Error> {
+pub(crate) fn open(base: &BaseModel, checked: &Checked, which: &Which, formats: Formats) -> Result<Opened, Error> {
     let settings = &checked.settings;
     let of_kv = kv_blocks(base, checked, formats)?;
     // What is wrong with the limits is known before the base is read.
     model::token_limits(&base.config, settings, of_kv.most())?;
-    let driver = driver(which, &settings.device_kernels).map_err(|error| checked.failed(&error))?;
-    let properties = driver.properties().clone();
-    let free = driver.free_bytes().map_err(|error| checked.failed(&error))? as u64;
+    let opened = drivers::open(which, &settings.device_kernels).map_err(|error| checked.failed(&error))?;
+    let count = opened.len() as u64;
+    let properties = opened[0].0.properties().clone();
+    let free = opened.iter().map(|(driver, _)| driver.free_bytes()).collect::<Result<Vec<_>, _>>();
+    let free = free.map_err(|error| checked.failed(&error))?.into_iter().min().unwrap_or(0) as u64;
     let pool_bytes = (free as f64 * settings.device_memory_fraction) as u64;
+    // Heads are divided, so a device has an equal part of each block.
     let block_bytes = block_bytes(&base.config, BLOCK_SIZE, formats.kv, formats.precision) as u64;
-    let wanted = checked.adapter_memory.bytes(Some(pool_bytes));
+    let wanted = checked.adapter_memory.bytes(Some(pool_bytes.saturating_mul(count)));
     let slots_wrong = |less_than: u64| {
         let message = format!(
-            "{wanted} bytes, allowed on a device is {block_bytes} (a block) to less than the {less_than} bytes that the base leaves of {} \
-             (device_memory_fraction {} of {free} free bytes)",
+            "{wanted} bytes, allowed on {count} devices is {block_bytes} (a block) to less than the {less_than} bytes that the base leaves of {} \
+             (device_memory_fraction {} of {free} free bytes of each)",
             properties.name, settings.device_memory_fraction
         );
         Error::setting("adapter_memory_bytes", message)
     };
-    if wanted < block_bytes || wanted >= pool_bytes {
-        return Err(slots_wrong(pool_bytes));
+    if wanted < block_bytes || wanted >= pool_bytes.saturating_mul(count) {
+        return Err(slots_wrong(pool_bytes.saturating_mul(count)));
     }
     let of_slots = usize::try_from(wanted / block_bytes).unwrap_or(usize::MAX);
     let slot_bytes = of_slots as u64 * block_bytes;
@@ -80,12 +82,13 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         block_size: BLOCK_SIZE,
     };
     let of_steps = room.pinned_bytes(&base.config) as u64 + PINNED_SLACK_BYTES;
-    let pinned_slots = slot_bytes.saturating_add(slot_bytes / LOADS_PART);
-    let pinned_bytes = pinned_slots.saturating_add(settings.adapter_prepared_bytes).saturating_add(of_steps);
-    if let Some(there) = machine_memory_bytes().filter(|there| pinned_bytes > *there) {
+    let pinned_slots = slot_bytes.saturating_add(slot_bytes / LOADS_PART).div_ceil(count);
+    let pinned_bytes =
+        pinned_slots.saturating_add(settings.adapter_prepared_bytes.div_ceil(count)).saturating_add(of_steps);
+    if let Some(there) = machine_memory_bytes().filter(|there| pinned_bytes.saturating_mul(count) > *there) {
         let message = format!(
-            "{} bytes, with {pinned_slots} for what is in slots (adapter_memory_bytes, adapter_memory_fraction) and {of_steps} for steps, are more \
-             pinned memory than the {there} bytes of this machine",
+            "{} bytes, with {pinned_slots} for what is in slots (adapter_memory_bytes, adapter_memory_fraction) and {of_steps} for steps of each of \
+             {count} devices, are more pinned memory than the {there} bytes of this machine",
             settings.adapter_prepared_bytes
         );
         return Err(Error::setting("adapter_prepared_bytes", message));
@@ -96,7 +99,10 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         block_bytes: POOL_BLOCK_BYTES,
         pinned_block_bytes: PINNED_BLOCK_BYTES,
     };
-    let device = Device::new(driver, &options).map_err(|error| checked.failed(&error))?;
+    let device = |(driver, collective)| Device::new(driver, &options).map(|device| (device, collective));
+    let devices = opened.into_iter().map(device).collect::<Result<Vec<_>, _>>();
+    let devices = devices.map_err(|error| checked.failed(&error))?;
+    let device = devices[0].0.clone();
     let options = DeviceOptions {
         device: device.clone(),
         precision: formats.precision,
@@ -113,26 +119,56 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: Which, formats: F
         rank_max: settings.device_rank_max,
         graphs: settings.device_graphs,
     };
-    let mut engine = DeviceEngine::new(base, options).map_err(|error| checked.failed(&error))?;
+    let groups: Vec<Group> = devices
+        .into_iter()
+        .filter_map(|(device, collective)| collective.map(|collective| Group::new(&device, collective)))
+        .collect();
+    let (engine, graphs) = started(base, checked, options, groups)?;
     let Some(kv_blocks) = engine.kv_blocks().checked_sub(of_slots).filter(|blocks| *blocks > 0) else {
         return Err(slots_wrong(engine.kv_blocks() as u64 * block_bytes));
     };
-    let cold = |error| Error::Start { model: checked.model.clone(), problem: format!("warm-up: {}", chain(&error)) };
-    engine.warm_up().map_err(cold)?;
-    let usage = device.usage();
+    let Usage { free: free_bytes, .. } = device.usage();
     tracing::info!(
         device = properties.name,
+        devices = count,
         pool_bytes,
-        free_bytes = usage.free,
+        free_bytes,
         slot_bytes,
         blocks = engine.kv_blocks(),
         block_bytes,
-        graphs = engine.graphs(),
+        graphs,
         pinned_bytes,
         "the base is on the device"
     );
     let (major, minor) = properties.capability;
-    Ok(Opened { engine, name: format!("sm_{major}{minor} ({})", properties.name), slot_bytes, block_bytes, kv_blocks })
+    let times = if count > 1 { format!("{count} x ") } else { String::new() };
+    Ok(Opened {
+        engine,
+        name: format!("sm_{major}{minor} ({times}{})", properties.name),
+        slot_bytes,
+        block_bytes,
+        kv_blocks,
+    })
+}
+
+/// An engine that is warm, and how many graphs it has. No groups: on one device.
+fn started(
+    base: &BaseModel,
+    checked: &Checked,
+    options: DeviceOptions,
+    groups: Vec<Group>,
+) -> Result<(Engine, usize), Error> {
+    let cold = |error| Error::Start { model: checked.model.clone(), problem: format!("warm-up: {}", chain(&error)) };
+    if groups.is_empty() {
+        let mut engine = DeviceEngine::new(base, options).map_err(|error| checked.failed(&error))?;
+        engine.warm_up().map_err(cold)?;
+        let graphs = engine.graphs();
+        return Ok((Engine::Device(Box::new(engine)), graphs));
+    }
+    let mut engine = ShardedEngine::new(base, &options, groups).map_err(|error| checked.failed(&error))?;
+    engine.warm_up().map_err(cold)?;
+    let graphs = engine.graphs();
+    Ok((Engine::Sharded(Box::new(engine)), graphs))
 }
 
 /// Blocks that adapters never take, by the settings; without one all that is left.
@@ -145,35 +181,4 @@ fn kv_blocks(base: &BaseModel, checked: &Checked, formats: Formats) -> Result<Po
     let block_bytes = block_bytes(&base.config, BLOCK_SIZE, formats.kv, formats.precision);
     let by_memory = model::blocks_of_memory(settings.kv_memory_bytes, block_bytes)?;
     Ok(PoolBlocks::Exactly(by_memory.min(most)))
-}
-
-fn driver(which: Which, kernels: &str) -> Result<Arc<dyn Driver>, weft_cuda_device::Error> {
-    match which {
-        #[cfg(feature = "cuda")]
-        Which::Cuda(number) => {
-            use weft_cuda_device::cuda::{Cuda, read_kernels};
-            Ok(Cuda::open(number, read_kernels(&kernels_file(kernels))?)?)
-        }
-        #[cfg(feature = "shim")]
-        Which::Shim(fails_at) => {
-            use weft_cuda_device::shim;
-            Ok(shim::Shim::new(&shim::Options { fails_at, ..shim::Options::default() }))
-        }
-        // `Compute::check` has refused it.
-        #[allow(unreachable_patterns, reason = "depends on the features")]
-        _ => Err(weft_cuda_device::Error::Kernels {
-            path: kernels_file(kernels),
-            reason: "this build has no driver for that device".to_owned(),
-        }),
-    }
-}
-
-/// The setting, or `weft.fatbin` beside the program.
-fn kernels_file(setting: &str) -> PathBuf {
-    const NAME: &str = "weft.fatbin";
-    if !setting.is_empty() {
-        return setting.into();
-    }
-    let beside = std::env::current_exe().ok().and_then(|program| Some(program.parent()?.join(NAME)));
-    beside.unwrap_or_else(|| NAME.into())
 }

@@ -13,8 +13,8 @@
 //! 6. `request.rs`: sampling and what the caller is told; `answer.rs`: its tokens so far, also those that another worker
 //!    generated; `text.rs`: whole characters and stop strings.
 //!
-//! Beside it: `model.rs` (the base and the sizes that follow), `compute.rs` and `device.rs` (what computes, and how a device's memory is
-//! shared out), `view.rs` (load and residency for others), `announce.rs` (the base to the registry), `heartbeat.rs` (what changes, to the
+//! Beside it: `model.rs` (the base and the sizes that follow), `compute.rs`, `device.rs` and `drivers.rs` (what computes, how a device's memory is
+//! shared out, what opens devices), `view.rs` (load and residency for others), `announce.rs` (the base to the registry), `heartbeat.rs` (what changes, to the
 //! mesh), `desired.rs` (what a placement wants here, from the registry), `metrics.rs` and `step_metrics.rs`, `settings.rs`, `age.rs` (how long
 //! the start took), and `app.rs`, where all of it meets.
 
@@ -27,6 +27,7 @@ mod app;
 mod compute;
 mod desired;
 mod device;
+mod drivers;
 mod error;
 mod grammars;
 mod grpc;

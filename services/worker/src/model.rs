@@ -85,16 +85,16 @@ pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
     let started = Instant::now();
     let base = weft_base_model::open(&checked.model, &options).map_err(|error| checked.failed(&error))?;
     let opened = Instant::now();
-    let (engine, isa, slot_bytes, block_bytes, kv_blocks) = match checked.compute {
-        Compute::Processor { isa, dtype, adapters } => {
+    let (engine, isa, slot_bytes, block_bytes, kv_blocks) = match &checked.compute {
+        &Compute::Processor { isa, dtype, adapters } => {
             let (engine, isa, slot_bytes) = on_processor(&base, checked, isa, (dtype, adapters))?;
             let kv_blocks = engine.kv_blocks();
             (engine, isa, slot_bytes, 0, kv_blocks)
         }
         Compute::Device { which, formats } => {
             let device::Opened { engine, name, slot_bytes, block_bytes, kv_blocks } =
-                device::open(&base, checked, which, formats)?;
-            (Engine::Device(Box::new(engine)), name, slot_bytes, block_bytes, kv_blocks)
+                device::open(&base, checked, which, *formats)?;
+            (engine, name, slot_bytes, block_bytes, kv_blocks)
         }
     };
     tracing::info!(

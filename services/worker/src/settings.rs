@@ -31,11 +31,12 @@ weft_bus::mesh_settings! {
         pub served_model_name: Option<String> = None,
         /// Where the base's digest is cached if its own folder cannot be written.
         pub digest_cache_dir: Option<PathBuf> = None,
-        /// What computes: cpu, or cuda or cuda:N for a GPU (docs/gpu.md), in a build that has the feature cuda.
+        /// What computes: cpu, or cuda or cuda:N for a GPU, or cuda:N,N and so on for several that share the base (docs/gpu.md), in a build that has the
+        /// feature cuda. Memory in other settings is that of all of them together.
         pub device: String = "cpu".to_owned(),
         /// The file of kernels that scripts/build-cuda.sh makes. Empty: weft.fatbin beside the program.
         pub device_kernels: String = String::new(),
-        /// Part of the device's free memory that is taken at the start, above 0 and below 1. What it leaves is for the driver: kernels, graphs.
+        /// Part of a device's free memory that is taken at the start, above 0 and below 1. What it leaves is for the driver: kernels, graphs.
         pub device_memory_fraction: f64 = 0.9,
         /// Largest rank of an adapter on a device, up to 768. Steps with adapters take shared memory for it.
         pub device_rank_max: usize = 256,

@@ -1,9 +1,11 @@
 //! Weights of linears in device memory: as floats, or as codes in the order in which the kernels of quantised products read them.
 
 use super::precision::Precision;
+use super::shard::cut;
 use super::weights::{Loader, filled};
 use crate::Error;
 use half::bf16;
+use std::ops::Range;
 use std::thread;
 use weft_cuda_device::{Buffer, Device, Stream};
 use weft_cuda_kernels::e4m3;
@@ -119,8 +121,9 @@ fn columns(outputs: usize) -> usize {
 }
 
 impl Loader<'_> {
-    /// Copies weights `[outputs, inputs]` to the device, as codes if they shall be. Cost for codes: three passes over the weights on as many threads
-    /// as there are processors, and beside the values as much memory as the codes take twice.
+    /// Copies weights `[outputs, inputs]` to the device, or those of some inputs, as codes if they shall be: those that the whole would have.
+    /// Cost for codes: three passes over the weights on as many threads as there are processors, and beside the values as much memory as the codes
+    /// take twice.
     ///
     /// # Errors
     /// [`Error::Products`] for a shape that the kernels do not take, [`Error::Device`].
@@ -128,14 +131,16 @@ impl Loader<'_> {
         &mut self,
         values: &[f32],
         [outputs, inputs]: [usize; 2],
+        part: &Range<usize>,
         format: WeightFormat,
         role: Role,
     ) -> Result<Linear, Error> {
         let Some((weights, of_inputs)) = format.codes(role, self.device) else {
-            return Ok(Linear::Plain(self.put(values)?));
+            return Ok(Linear::Plain(self.put(&cut(values, inputs, part))?));
         };
-        check(weights, of_inputs, [outputs, inputs])?;
-        let parts = packed(values, inputs, weights)?;
+        let depth = part.len();
+        check(weights, of_inputs, [outputs, depth])?;
+        let parts = packed(values, inputs, part, weights)?;
         let pieces =
             |of: fn(&Packed) -> &[u8]| parts.iter().map(of).filter(|bytes| !bytes.is_empty()).collect::<Vec<_>>();
         let mut optional = |of: fn(&Packed) -> &[u8]| {
@@ -145,7 +150,7 @@ impl Loader<'_> {
         let scales = optional(|part| bytemuck::cast_slice(&part.scales))?;
         let column_scales = optional(|part| bytemuck::cast_slice(&part.column_scales))?;
         let codes = self.put_bytes(&pieces(|part| bytemuck::cast_slice(&part.codes)))?;
-        Ok(Linear::Codes(Codes { weights, inputs: of_inputs, outputs, depth: inputs, codes, scales, column_scales }))
+        Ok(Linear::Codes(Codes { weights, inputs: of_inputs, outputs, depth, codes, scales, column_scales }))
     }
 }
 
@@ -184,11 +189,11 @@ fn check(weights: Weights, inputs: Inputs, [outputs, depth]: [usize; 2]) -> Resu
 }
 
 /// Packs whole tiles on each thread. The parts lie one after the other on the device, as the whole would.
-fn packed(values: &[f32], depth: usize, weights: Weights) -> Result<Vec<Packed>, gemm::Error> {
+fn packed(values: &[f32], depth: usize, inputs: &Range<usize>, weights: Weights) -> Result<Vec<Packed>, gemm::Error> {
     let outputs = values.len() / depth;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let each = outputs.div_ceil(threads).next_multiple_of(TILE);
-    let pack = |part: &[f32]| pack(part, depth, weights);
+    let pack = |part: &[f32]| pack(part, depth, inputs, weights);
     thread::scope(|scope| {
         let running: Vec<_> = values.chunks(each * depth).map(|part| scope.spawn(move || pack(part))).collect();
         let joined =
@@ -197,31 +202,33 @@ fn packed(values: &[f32], depth: usize, weights: Weights) -> Result<Vec<Packed>,
     })
 }
 
-fn pack(values: &[f32], depth: usize, weights: Weights) -> Result<Packed, gemm::Error> {
-    let shape = [columns(values.len() / depth), depth];
+/// The codes of some inputs of weights `[.., depth]`; scales of outputs are those of all inputs.
+fn pack(values: &[f32], depth: usize, inputs: &Range<usize>, weights: Weights) -> Result<Packed, gemm::Error> {
+    let columns = columns(values.len() / depth);
+    let shape = [columns, inputs.len()];
     let filled_up;
-    let values = if values.len() == shape[0] * depth {
+    let values = if values.len() == columns * depth {
         values
     } else {
-        filled_up = [values, &vec![0.0; shape[0] * depth - values.len()]].concat();
+        filled_up = [values, &vec![0.0; columns * depth - values.len()]].concat();
         &filled_up
     };
     match weights {
         Weights::Four { group } => {
-            let four = codes::four(values);
+            let four = codes::four(&cut(values, depth, inputs));
             pack::four(shape, group, &four.codes, &four.scales, &four.mins)
         }
         Weights::Int8Groups => {
-            let (codes, scales) = codes::int8(values, STEP);
+            let (codes, scales) = codes::int8(&cut(values, depth, inputs), STEP);
             pack::int8_groups(shape, &codes, &scales)
         }
         Weights::Int8Channels => {
             let (codes, scales) = codes::int8(values, depth);
-            pack::int8_channels(shape, &codes, &scales)
+            pack::int8_channels(shape, &cut(&codes, depth, inputs), &scales)
         }
         Weights::E4m3 => {
             let (codes, scales) = codes::e4m3(values, depth);
-            pack::e4m3(shape, &codes, &scales)
+            pack::e4m3(shape, &cut(&codes, depth, inputs), &scales)
         }
     }
 }
@@ -264,15 +271,37 @@ mod tests {
     use super::*;
     use weft_kernels::conformance::Random;
 
+    /// Of some inputs there are the codes, and the scales of outputs, that the whole has.
+    #[test]
+    fn some_inputs_have_the_codes_of_the_whole() {
+        let (outputs, depth, inputs) = (72, 160, 64..128);
+        let values = Random::new(6).normals(outputs * depth);
+        for weights in [Weights::Four { group: 32 }, Weights::Int8Groups, Weights::Int8Channels, Weights::E4m3] {
+            let whole = pack(&values, depth, &(0..depth), weights).unwrap();
+            let part = pack(&values, depth, &inputs, weights).unwrap();
+            let steps = inputs.start / STEP..inputs.end / STEP;
+            // In memory: tiles of outputs, in each the steps of depth.
+            let of_steps = |pieces: &[_]| -> Vec<pack::Piece> {
+                let each = pieces.len() / outputs.div_ceil(TILE) / (depth / STEP);
+                let tiles = pieces.chunks(each.max(1) * depth / STEP);
+                tiles.flat_map(|tile| tile[each * steps.start..each * steps.end].to_vec()).collect()
+            };
+            assert_eq!(part.codes, of_steps(&whole.codes), "{weights:?}");
+            assert_eq!(part.scales, of_steps(&whole.scales), "{weights:?}");
+            assert_eq!(part.column_scales, whole.column_scales, "{weights:?}");
+        }
+    }
+
     /// What threads pack of a matrix is, one after the other, what one packs of all of it.
     #[test]
     fn parts_are_the_whole() {
         let (outputs, depth) = (260, 96);
         let values = Random::new(5).normals(outputs * depth);
         for weights in [Weights::Four { group: 32 }, Weights::Int8Groups, Weights::Int8Channels, Weights::E4m3] {
-            let whole = pack(&values, depth, weights).unwrap();
+            let whole = pack(&values, depth, &(0..depth), weights).unwrap();
             for tiles in [1, 2, 3, 8] {
-                let parts = values.chunks(tiles * TILE * depth).map(|part| pack(part, depth, weights).unwrap());
+                let parts =
+                    values.chunks(tiles * TILE * depth).map(|part| pack(part, depth, &(0..depth), weights).unwrap());
                 let mut joined = Packed { codes: vec![], scales: vec![], column_scales: vec![], ..whole.clone() };
                 for part in parts {
                     joined.codes.extend(part.codes);

@@ -9,6 +9,7 @@
 
 mod activations;
 mod adapter;
+mod agreement;
 mod answers;
 mod dora;
 mod draws;
@@ -20,6 +21,9 @@ mod place;
 mod pool;
 mod precision;
 mod products;
+mod ranks;
+mod shard;
+mod sharded;
 mod slots;
 mod step;
 mod tables;
@@ -32,6 +36,7 @@ pub use linear::WeightFormat;
 pub use options::{DeviceOptions, ROWS_MAX, StepRoom, block_bytes};
 pub use pool::PoolBlocks;
 pub use precision::Precision;
+pub use sharded::{ShardedAdapter, ShardedEngine, ShardedPreparer};
 pub use weft_cuda_kernels::pack::Format;
 
 use crate::forward::forward;
@@ -39,11 +44,14 @@ use crate::plan::{BlockOwners, Limits, Plan};
 use crate::shape::{SITES, Shape};
 use crate::{Error, LogitsWanted, SeqOutput, SeqStep, SlotId, StepBatch, StepOutput};
 use activations::{Activations, Buffers};
+use adapter::{Packing, Part};
 use answers::{Answers, Host};
 use draws::{Draws, Memory, Piece};
 use graphs::{Bucket, Graphs};
 use options::TARGETS_MAX;
 use pool::Pool;
+use ranks::{Gathered, Ranks, Together};
+use shard::Shard;
 use slots::{Resident, Slots};
 use std::sync::Arc;
 use std::time::Instant;
@@ -77,6 +85,8 @@ pub struct DeviceEngine {
     host: Host,
     attention: attention::Layer,
     graphs: Graphs,
+    /// None: it has the whole base.
+    ranks: Option<(Ranks, Gathered)>,
 }
 
 impl DeviceEngine {
@@ -86,9 +96,17 @@ impl DeviceEngine {
     /// [`Error::Option`] for a size out of range, [`Error::Products`] for a model whose sizes have no product with such weights, [`Error::Model`] and
     /// [`Error::TensorSize`] for unusable weights, [`Error::Device`] if the device has too little memory or fails.
     pub fn new(model: &BaseModel, options: DeviceOptions) -> Result<Self, Error> {
+        Self::load(model, options, None)
+    }
+
+    /// The whole base, or a rank's part of it.
+    fn load(model: &BaseModel, options: DeviceOptions, ranks: Option<Ranks>) -> Result<Self, Error> {
         let base = dora::Base { weights: model.weights.clone(), precision: options.precision, format: options.weights };
-        let mut engine =
-            Self::build(&model.config, options, |shape, options, stream| Weights::load(model, shape, options, stream))?;
+        let shard = ranks.as_ref().map_or(Shard::WHOLE, |ranks| ranks.shard);
+        let weights = |shape: &Shape, options: &DeviceOptions, stream: &Stream| {
+            Weights::load(model, shape, shard, options, stream)
+        };
+        let mut engine = Self::build(&model.config, options, ranks, weights)?;
         engine.base = Some(base);
         Ok(engine)
     }
@@ -98,15 +116,20 @@ impl DeviceEngine {
     /// # Errors
     /// As [`Self::new`].
     pub fn without_meaning(config: &ModelConfig, options: DeviceOptions) -> Result<Self, Error> {
-        Self::build(config, options, |shape, options, stream| Weights::without_meaning(config, shape, options, stream))
+        let weights = |shape: &Shape, options: &DeviceOptions, stream: &Stream| {
+            Weights::without_meaning(config, shape, options, stream)
+        };
+        Self::build(config, options, None, weights)
     }
 
     fn build(
         config: &ModelConfig,
         options: DeviceOptions,
+        ranks: Option<Ranks>,
         weights: impl FnOnce(&Shape, &DeviceOptions, &Stream) -> Result<Weights, Error>,
     ) -> Result<Self, Error> {
-        let shape = Arc::new(Shape::of(config));
+        let shard = ranks.as_ref().map_or(Shard::WHOLE, |ranks| ranks.shard);
+        let shape = Arc::new(shard.shape(&Shape::of(config), options.weights)?);
         let attention = options::check(&shape, &options)?;
         let (device, precision) = (&options.device, options.precision);
         let stream = device.stream("compute")?;
@@ -122,9 +145,19 @@ impl DeviceEngine {
         let (tables, staging) = (device.allocate(largest)?, device.allocate_pinned(largest)?);
         let sampling = Memory::new(device, shape.vocabulary, shape.context, options.sequences_max)?;
         let host = Host::new(device, options.logits_rows_max, shape.vocabulary, &sampling)?;
+        let with_room = |ranks: Ranks| {
+            let gathered = ranks.gathered(device, options.logits_rows_max, shape.vocabulary)?;
+            Ok::<_, Error>((ranks, gathered))
+        };
+        let ranks = ranks.map(with_room).transpose()?;
         // Last: it may take what is left.
         let element_bytes = options.kv.bytes(precision);
-        let pool = Pool::new(device, &stream, (&attention, shape.layers), options.blocks, element_bytes)?;
+        let blocks = Pool::room(device, (&attention, shape.layers), options.blocks, element_bytes);
+        let blocks = match &ranks {
+            Some((ranks, _)) => ranks.agreement.least(blocks)?,
+            None => blocks,
+        };
+        let pool = Pool::new(device, &stream, (&attention, shape.layers), blocks, element_bytes)?;
         let slots = Slots::new(device, pool.blocks())?;
         drop(idle);
         Ok(Self {
@@ -143,6 +176,7 @@ impl DeviceEngine {
             host,
             attention,
             graphs: Graphs::default(),
+            ranks,
             shape,
             options,
         })
@@ -151,15 +185,24 @@ impl DeviceEngine {
     /// What makes adapters ready for this engine, on any thread.
     #[must_use]
     pub fn preparer(&self) -> Preparer {
-        Preparer {
-            shape: Arc::clone(&self.shape),
-            device: self.options.device.clone(),
+        Preparer { packing: self.packing(Arc::clone(&self.shape)), part: self.part() }
+    }
+
+    /// What this engine has of adapters, whose base is `whole`.
+    fn packing(&self, whole: Arc<Shape>) -> Packing {
+        Packing {
+            whole,
             format: self.options.adapters,
             rank_max: self.options.rank_max,
             block_bytes: self.pool.block_bytes(),
             blocks_max: self.options.adapter_blocks_max.min(self.pool.blocks()),
             base: self.base.clone(),
         }
+    }
+
+    fn part(&self) -> Part {
+        let shard = self.ranks.as_ref().map_or(Shard::WHOLE, |(ranks, _)| ranks.shard);
+        Part { shape: Arc::clone(&self.shape), shard, device: self.options.device.clone() }
     }
 
     /// Begins to copy a prepared adapter into these blocks of the pool, those that [`PreparedAdapter::runs`] asks for, run after run. They are the adapter's
@@ -294,6 +337,10 @@ impl DeviceEngine {
         for slot in batch.seqs.iter().filter_map(|seq| seq.slot) {
             is_there &= self.slots.is_there(slot)?;
         }
+        if let Some((ranks, _)) = &self.ranks {
+            // Copies end when they end, on each device. All else that a step depends on is the same on all ranks.
+            is_there = ranks.all(is_there)?;
+        }
         let limits = Limits {
             shape: &self.shape,
             slots: self.slots.table(),
@@ -365,6 +412,7 @@ impl DeviceEngine {
             coming: coming(plan.runs.iter().map(|run| run.adapter)),
             sampling: &self.sampling,
             pieces,
+            together: self.ranks.as_ref().map(|(ranks, gathered)| Together { ranks, gathered }),
         };
         match bucket.and_then(|bucket| self.graphs.use_of(&bucket)) {
             Some(graph) => graph.replay(&self.stream)?,
@@ -391,11 +439,13 @@ impl DeviceEngine {
             if number > 0 {
                 step.answer(&Activations { rows: exact.wanted, is_part: exact.wanted < exact.rows }, number)?;
             }
-            answers.download(piece)?;
-            self.stream.synchronize()?;
-            answers.read(piece, &mut recycled)?;
+            if step.answers() {
+                answers.download(piece)?;
+                self.stream.synchronize()?;
+                answers.read(piece, &mut recycled)?;
+            }
         }
-        if draws.pieces.is_empty() {
+        if draws.pieces.is_empty() || !step.answers() {
             self.stream.synchronize()?;
         }
         drop(idle);
@@ -403,8 +453,14 @@ impl DeviceEngine {
             && self.graphs.lack(&bucket)
         {
             // Only now: kernels are loaded and products are planned by a run, which a capture may not do.
-            match capture(&self.stream, &mut step, self.shape.layers) {
-                Ok(graph) => self.graphs.put(bucket, graph),
+            let captured = capture(&self.stream, &mut step, self.shape.layers);
+            let is_by_all = match &self.ranks {
+                Some((ranks, _)) => ranks.all(captured.is_ok())?,
+                None => true,
+            };
+            match captured {
+                Ok(graph) if is_by_all => self.graphs.put(bucket, graph),
+                Ok(_) => self.graphs.refuse(bucket),
                 Err(error) => {
                     tracing::warn!(%error, ?bucket, "a step cannot be captured; it stays launches");
                     self.graphs.refuse(bucket);

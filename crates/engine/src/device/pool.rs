@@ -48,22 +48,32 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    /// How many blocks that is on a device.
+    pub(crate) fn room(
+        device: &Device,
+        (layer, layers): (&Layer, usize),
+        blocks: PoolBlocks,
+        element_bytes: usize,
+    ) -> usize {
+        match blocks {
+            PoolBlocks::Exactly(blocks) => blocks,
+            PoolBlocks::UpTo(most) => {
+                let of_block = block_bytes([layers, layer.kv_heads, layer.head_dim], layer.block_size, element_bytes);
+                let largest = device.usage().largest / device.block_bytes() * device.block_bytes();
+                (largest / of_block).clamp(1, most)
+            }
+        }
+    }
+
     /// Takes the memory. What nobody has written yet is zero.
     pub(crate) fn new(
         device: &Device,
         stream: &Stream,
         (layer, layers): (&Layer, usize),
-        blocks: PoolBlocks,
+        blocks: usize,
         element_bytes: usize,
     ) -> Result<Self, Error> {
         let block_bytes = block_bytes([layers, layer.kv_heads, layer.head_dim], layer.block_size, element_bytes);
-        let blocks = match blocks {
-            PoolBlocks::Exactly(blocks) => blocks,
-            PoolBlocks::UpTo(most) => {
-                let largest = device.usage().largest / device.block_bytes() * device.block_bytes();
-                (largest / block_bytes).clamp(1, most)
-            }
-        };
         let bytes = layer.page_elements(blocks, element_bytes)? * element_bytes;
         // Kernels write and read positions that a sequence has; what lies between their rows is nobody's, and told as such.
         let memory = filled(device, stream, bytes, 0)?;

@@ -6,6 +6,8 @@ use super::kv::KvFormat;
 use super::pool::Pool;
 use super::precision::Precision;
 use super::products::Workspace;
+use super::ranks::Together;
+use super::shard::Shard;
 use super::slots::Resident;
 use super::tables::{Layout, SiteTable, site_number};
 use super::weights::Weights;
@@ -59,6 +61,8 @@ pub(crate) struct Step<'a> {
     pub(crate) sampling: &'a Memory,
     /// The first one's logits and tokens belong to the forward pass.
     pub(crate) pieces: Vec<Piece>,
+    /// None: the device has the whole base.
+    pub(crate) together: Option<Together<'a>>,
 }
 
 /// The launches for these tables.
@@ -148,13 +152,11 @@ impl Step<'_> {
 
     /// The logits of a piece, where those of the one before were, and the tokens that are drawn from them. `x`: the wanted rows after the last norm.
     pub(crate) fn answer(&self, x: &Activations, piece: usize) -> Result<(), Error> {
-        let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
         let rows = &self.pieces[piece].rows;
-        let bytes = |rows: usize| rows * hidden * self.precision.bytes();
+        let bytes = |rows: usize| rows * self.shape.hidden * self.precision.bytes();
         let x = self.buffers.normed(x)?.part(bytes(rows.start)..bytes(rows.end))?;
-        let out = (self.buffers.logits(rows.len())?, weft_cuda_device::Type::F32);
-        self.product(&self.weights.head, rows.len(), [hidden, vocabulary], x, out)?;
-        self.sample(piece)
+        self.logits(x, rows.len())?;
+        if self.answers() { self.sample(piece) } else { Ok(()) }
     }
 
     fn gather(&self, from: View<'_>, numbers: View<'_>, to: View<'_>, rows: usize, width: usize) -> Result<(), Error> {
@@ -288,7 +290,9 @@ impl Backend for Step<'_> {
         }
         let number = site_number(layer, site, shape.layers, x.is_part);
         self.add_adapters(number, input, inputs, out, outputs)?;
-        self.scale_columns(number, out, outputs)
+        self.scale_columns(number, out, outputs)?;
+        // A rank has all of some outputs, or a part of each output's sum: adapters and their factors are in it.
+        if Shard::is_by_outputs(site) { Ok(()) } else { self.add_up(out) }
     }
 
     fn store(&mut self, layer: usize, x: &Activations) -> Result<(), Error> {

@@ -4,6 +4,7 @@ use super::DeviceOptions;
 use super::kv::{self, KvFormat};
 use super::linear::{self, Linear, Role, WeightFormat};
 use super::precision::Precision;
+use super::shard::Shard;
 use crate::Error;
 use crate::shape::{Shape, Site};
 use crate::weights::Values;
@@ -36,7 +37,7 @@ pub(crate) struct Weights {
     pub(crate) layers: Vec<Layer>,
     /// `[hidden]`.
     pub(crate) final_norm: Buffer,
-    /// `[vocabulary, hidden]`; as floats the embeddings, if they are tied.
+    /// `[vocabulary, hidden]`; as floats the embeddings, if they are tied. A rank's columns of it on a device among others.
     pub(crate) head: Linear,
     /// f32 `[head_dim / 2]`.
     pub(crate) inv_freq: Buffer,
@@ -45,15 +46,18 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Reads, converts and copies everything. Cost: the model once through main memory and once over the bus; one fused f32 matrix at a time.
+    /// Reads, converts and copies everything, or a device's part of it. Cost: the model once through main memory, for each device, and once over the
+    /// bus, for all; one fused f32 matrix at a time, and its part.
     pub(crate) fn load(
         model: &BaseModel,
         shape: &Shape,
+        shard: Shard,
         options: &DeviceOptions,
         stream: &Stream,
     ) -> Result<Self, Error> {
         let (device, precision) = (&options.device, options.precision);
         let values = Values { weights: &model.weights };
+        let whole = &Shape::of(&model.config);
         let mut loader = Loader::new(device, stream, precision)?;
         let mut layers = Vec::with_capacity(shape.layers);
         let mut kv_scales = Vec::new();
@@ -61,12 +65,15 @@ impl Weights {
             let norm = |name| values.layer_norm(layer, name, shape.hidden);
             let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
             let mut site = |site| {
-                let rows = values.site(layer, site, shape)?;
+                let (_, inputs) = whole.site(site);
+                let rows = values.site(layer, site, whole)?;
+                let rows = shard.rows(&rows, site, whole);
                 if site == Site::Qkv && options.kv == KvFormat::Fp8 {
                     kv_scales.push(kv::scales(&rows, &input_norm, shape));
                 }
-                let (outputs, inputs) = shape.site(site);
-                loader.linear(&rows, [outputs, inputs], options.weights, Role::Layer)
+                let (outputs, _) = shape.site(site);
+                let part = shard.inputs(site, inputs);
+                loader.linear(&rows, [outputs, inputs], &part, options.weights, Role::Layer)
             };
             let sites = [site(Site::Qkv)?, site(Site::Output)?, site(Site::GateUp)?, site(Site::Down)?];
             layers.push(Layer { input_norm: loader.put(&input_norm)?, post_norm: loader.put(&post_norm)?, sites });
@@ -74,11 +81,16 @@ impl Weights {
         let table = |name| values.read(name, shape.vocabulary * shape.hidden);
         let tokens = table("model.embed_tokens.weight")?;
         let embeddings = loader.put(&tokens)?;
-        let sizes = [shape.vocabulary, shape.hidden];
-        let head = match (model.config.tied_embeddings, options.weights) {
-            (true, WeightFormat::Precision) => Linear::Plain(embeddings.clone()),
-            (true, format) => loader.linear(&tokens, sizes, format, Role::Head)?,
-            (false, format) => loader.linear(&table("lm_head.weight")?, sizes, format, Role::Head)?,
+        let mut head = |values: &[f32]| {
+            let (sizes, inputs) = ([shard.columns(shape.vocabulary), shape.hidden], 0..shape.hidden);
+            let values = shard.head(values, shape.vocabulary, shape.hidden);
+            loader.linear(&values, sizes, &inputs, options.weights, Role::Head)
+        };
+        let is_shared = options.weights == WeightFormat::Precision && shard == Shard::WHOLE;
+        let head = match model.config.tied_embeddings {
+            true if is_shared => Linear::Plain(embeddings.clone()),
+            true => head(&tokens)?,
+            false => head(&table("lm_head.weight")?)?,
         };
         let final_norm = loader.put(&values.read("model.norm.weight", shape.hidden)?)?;
         loader.precision = Precision::F32;

@@ -38,6 +38,10 @@ pub trait Collective: Send + Sync + fmt::Debug {
     ///
     /// The addresses are those of `count` and `ranks * count` numbers in memory of this rank's device.
     unsafe fn all_gather(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error>;
+
+    /// Ends this rank's part for good: what waits for other ranks ends with an error, and so does every later call. Does not wait. For any thread, also
+    /// while another one waits. To set all ranks free, call it for each.
+    fn end(&self);
 }
 
 /// This device among others.
@@ -64,6 +68,17 @@ impl Group {
     #[must_use]
     pub fn rank(&self) -> usize {
         self.collective.rank()
+    }
+
+    /// The device of this rank.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// See [`Collective::end`]: what to do for every rank once one has failed, so that no other waits for it.
+    pub fn end(&self) {
+        self.collective.end();
     }
 
     /// `to` becomes the sum over the ranks' `from`, of all numbers in the view; the same bits on each rank. `to` may be `from`.

@@ -51,7 +51,18 @@ async fn ask(worker: &TestWorker, asked: &[(Option<&'static str>, Option<Digest>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mixed_batch_on_a_device_answers_as_transformers_and_peft_do() {
-    let worker = TestWorker::start(Settings { adapter_loads_max: 8, ..on_device() }).await;
+    answer_a_mixed_batch(on_device(), "sm_80 (shim)").await;
+}
+
+/// The same memory in two halves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mixed_batch_on_two_devices_answers_as_transformers_and_peft_do() {
+    let two = Settings { device: "shim*2".into(), device_memory_fraction: 0.0625 / 2.0, ..on_device() };
+    answer_a_mixed_batch(two, "sm_80 (2 x shim)").await;
+}
+
+async fn answer_a_mixed_batch(settings: Settings, isa: &str) {
+    let worker = TestWorker::start(Settings { adapter_loads_max: 8, ..settings }).await;
     let names = ["rank4", "rank64", "patterns", "mlp_only", "one_layer", "dora"];
     let mut asked = vec![(None, None)];
     asked.extend(names.map(|name| (Some(name), Some(worker.shelf.put(&blob(name))))));
@@ -64,7 +75,7 @@ async fn a_mixed_batch_on_a_device_answers_as_transformers_and_peft_do() {
     let most = finished.iter().map(|finished| finished.adapters_in_step_max).max();
     assert!(most >= Some(4), "most adapters in one step: {most:?}");
     let described = worker.client.clone().describe(pb::DescribeRequest {}).await.unwrap().into_inner();
-    assert_eq!((described.dtype.as_str(), described.isa.as_str()), ("f32", "sm_80 (shim)"));
+    assert_eq!((described.dtype.as_str(), described.isa.as_str()), ("f32", isa));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,19 +116,29 @@ async fn keys_and_values_get_what_a_device_has_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_whose_device_fails_ends_and_says_unavailable() {
+    end_where_a_device_fails("shim").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_one_of_whose_devices_fails_ends_and_says_unavailable() {
+    end_where_a_device_fails("shim*2").await;
+}
+
+async fn end_where_a_device_fails(device: &str) {
+    let failing = |at: u64| Settings { device: format!("{device}:{at}"), ..on_device() };
     // Past the start and its warm-up, within the first steps.
     let operations = {
         let mut fails_at = 1;
         loop {
             fails_at *= 2;
-            match build(Settings { device: format!("shim:{fails_at}"), ..on_device() }).await {
+            match build(failing(fails_at)).await {
                 Err(Error::Start { problem, .. }) => assert!(problem.contains("made to fail"), "{problem}"),
                 Err(other) => panic!("{other}"),
                 Ok(_) => break fails_at,
             }
         }
     };
-    let worker = TestWorker::start(Settings { device: format!("shim:{operations}"), ..on_device() }).await;
+    let worker = TestWorker::start(failing(operations)).await;
     let fault = loop {
         match timeout(PATIENCE, worker.generate(request(None, HELLO, 64))).await.unwrap() {
             Ok(_) => {}

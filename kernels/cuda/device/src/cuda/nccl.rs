@@ -8,7 +8,10 @@ use crate::error::Error;
 use cudarc::nccl::result::{self, NcclError, NcclStatus};
 use cudarc::nccl::sys;
 use std::ffi::CStr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What ranks find each other by: one of them makes it, and gives it to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +51,57 @@ fn failed(call: &'static str, error: &NcclError, communicator: sys::ncclComm_t) 
 /// A device's part in a group of ranks.
 #[derive(Debug)]
 pub struct Nccl {
-    cuda: Arc<Cuda>,
-    communicator: u64,
+    communicator: Arc<Communicator>,
     ranks: usize,
     rank: usize,
+}
+
+/// What NCCL made. Giving it back waits for all ranks of the machine, so a thread of its own does that.
+#[derive(Debug)]
+struct Communicator {
+    cuda: Arc<Cuda>,
+    /// 0 once it was taken.
+    handle: AtomicU64,
+    is_ended: AtomicBool,
+    /// Read while a call of NCCL runs.
+    calls: RwLock<()>,
+}
+
+/// How long an end waits for a call that is being made. One that takes longer waits for a rank that does not come, which the end sets free.
+const CALL: Duration = Duration::from_secs(5);
+
+impl Communicator {
+    /// Makes a call with it, while it is there.
+    fn with(
+        &self,
+        call: &'static str,
+        make: impl FnOnce(sys::ncclComm_t) -> Result<NcclStatus, NcclError>,
+    ) -> Result<(), Error> {
+        self.cuda.bind()?;
+        let _running = self.calls.read().expect("no panic while it is held");
+        if self.is_ended.load(Ordering::Acquire) {
+            return Err(Error::Collective { operation: call.to_owned(), reason: "the group was ended".to_owned() });
+        }
+        let communicator = handle(self.handle.load(Ordering::Acquire));
+        make(communicator).map(drop).map_err(|error| failed(call, &error, communicator))
+    }
+
+    /// Gives it to `last` once no call runs, or none comes back; to the first who asks.
+    fn give_back(&self, last: impl FnOnce(sys::ncclComm_t)) {
+        self.is_ended.store(true, Ordering::Release);
+        let until = Instant::now() + CALL;
+        let _nobody_calls = loop {
+            match self.calls.try_write() {
+                Ok(nobody_calls) => break Some(nobody_calls),
+                Err(_) if Instant::now() > until => break None,
+                Err(_) => thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        let communicator = self.handle.swap(0, Ordering::AcqRel);
+        if communicator != 0 && self.cuda.bind().is_ok() {
+            last(handle(communicator));
+        }
+    }
 }
 
 impl Nccl {
@@ -71,20 +121,21 @@ impl Nccl {
         // SAFETY: the pointer is written before the call returns; `Drop` destroys what is made.
         let joined = unsafe { result::comm_init_rank(&raw mut communicator, ranks as i32, id, rank as i32) };
         joined.map_err(|error| failed("ncclCommInitRank", &error, std::ptr::null_mut()))?;
-        Ok(Arc::new(Self { cuda: Arc::clone(cuda), communicator: number(communicator), ranks, rank }))
-    }
-
-    fn checked(&self, call: &'static str, result: Result<NcclStatus, NcclError>) -> Result<(), Error> {
-        result.map(drop).map_err(|error| failed(call, &error, handle(self.communicator)))
+        let communicator = Communicator {
+            cuda: Arc::clone(cuda),
+            handle: AtomicU64::new(number(communicator)),
+            is_ended: AtomicBool::new(false),
+            calls: RwLock::default(),
+        };
+        Ok(Arc::new(Self { communicator: Arc::new(communicator), ranks, rank }))
     }
 }
 
 impl Drop for Nccl {
     fn drop(&mut self) {
-        if self.cuda.bind().is_ok() {
-            // SAFETY: `join` made it, and it is destroyed once. A failure leaves nothing to be done.
-            let _ = unsafe { result::comm_destroy(handle(self.communicator)) };
-        }
+        let communicator = Arc::clone(&self.communicator);
+        // SAFETY: `join` made it, and it is given to one alone. A failure leaves nothing to be done.
+        thread::spawn(move || communicator.give_back(|last| drop(unsafe { result::comm_destroy(last) })));
     }
 }
 
@@ -106,28 +157,25 @@ impl Collective for Nccl {
     }
 
     unsafe fn all_reduce(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error> {
-        self.cuda.bind()?;
-        let (sum, communicator) = (sys::ncclRedOp_t::ncclSum, handle(self.communicator));
+        let sum = sys::ncclRedOp_t::ncclSum;
         // SAFETY: the caller's promise.
-        let result = unsafe {
+        self.communicator.with("ncclAllReduce", |communicator| unsafe {
             result::all_reduce(handle(from), handle(to), count, data_type(of), sum, communicator, handle(stream.0))
-        };
-        self.checked("ncclAllReduce", result)
+        })
     }
 
     unsafe fn all_gather(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error> {
-        self.cuda.bind()?;
         // SAFETY: the caller's promise.
-        let result = unsafe {
-            result::all_gather(
-                handle(from),
-                handle(to),
-                count,
-                data_type(of),
-                handle(self.communicator),
-                handle(stream.0),
-            )
-        };
-        self.checked("ncclAllGather", result)
+        self.communicator.with("ncclAllGather", |communicator| unsafe {
+            result::all_gather(handle(from), handle(to), count, data_type(of), communicator, handle(stream.0))
+        })
+    }
+
+    /// Kernels that wait on the device end, too. Returns at once.
+    fn end(&self) {
+        self.communicator.is_ended.store(true, Ordering::Release);
+        let communicator = Arc::clone(&self.communicator);
+        // SAFETY: as in `drop`; NCCL takes this call from any thread.
+        thread::spawn(move || communicator.give_back(|last| drop(unsafe { result::comm_abort(last) })));
     }
 }

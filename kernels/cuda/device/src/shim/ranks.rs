@@ -41,15 +41,23 @@ struct Round {
 struct Meeting {
     ranks: usize,
     patience: Duration,
-    rounds: Mutex<HashMap<u64, Round>>,
+    rounds: Mutex<Rounds>,
+    /// Or the meeting was ended.
     somebody_came: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Rounds {
+    open: HashMap<u64, Round>,
+    /// Nobody waits any more.
+    is_ended: bool,
 }
 
 impl Meeting {
     /// Gives this rank's numbers, waits for those of the others, and returns what they make together.
     fn meet(&self, rank: usize, number: u64, call: Call, given: Vec<f32>) -> Result<Arc<Vec<f32>>, String> {
         let mut rounds = self.rounds.lock().expect("no panic while it is held");
-        let round = rounds.entry(number).or_insert_with(|| Round {
+        let round = rounds.open.entry(number).or_insert_with(|| Round {
             first: (rank, call),
             given: vec![None; self.ranks],
             result: None,
@@ -66,21 +74,30 @@ impl Meeting {
             }
         }
         self.somebody_came.notify_all();
-        let is_open = |rounds: &mut HashMap<u64, Round>| rounds[&number].result.is_none();
+        let is_open = |rounds: &mut Rounds| !rounds.is_ended && rounds.open[&number].result.is_none();
         let (mut rounds, _) =
             self.somebody_came.wait_timeout_while(rounds, self.patience, is_open).expect("no panic while it is held");
-        let round = rounds.get_mut(&number).expect("the last rank to leave removes it");
+        let is_ended = rounds.is_ended;
+        let round = rounds.open.get_mut(&number).expect("the last rank to leave removes it");
         let missing: Vec<usize> = (0..self.ranks).filter(|other| round.given[*other].is_none()).collect();
         let result = round.result.get_or_insert_with(|| {
+            if is_ended {
+                return Err("the group was ended".to_owned());
+            }
             let patience = self.patience;
             Err(format!("ranks {missing:?} did not come within {patience:?}; each rank needs a thread of its own"))
         });
         let result = result.clone();
         round.left += 1;
         if round.left == self.ranks {
-            rounds.remove(&number);
+            rounds.open.remove(&number);
         }
         result
+    }
+
+    fn end(&self) {
+        self.rounds.lock().expect("no panic while it is held").is_ended = true;
+        self.somebody_came.notify_all();
     }
 }
 
@@ -186,5 +203,9 @@ impl Collective for Rank {
 
     unsafe fn all_gather(&self, stream: StreamId, from: u64, to: u64, count: usize, of: Type) -> Result<(), Error> {
         self.enqueue(stream, Call { what: What::AllGather, count, of }, from, to)
+    }
+
+    fn end(&self) {
+        self.meeting.end();
     }
 }

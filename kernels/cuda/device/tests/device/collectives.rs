@@ -172,6 +172,26 @@ fn ranks_that_call_something_else_or_do_not_come_are_told() {
     assert_eq!(results[1], Ok(()));
 }
 
+/// From the thread of another rank, while this one waits; and for all later calls.
+#[test]
+fn a_group_that_was_ended_lets_nobody_wait() {
+    let begin = std::time::Instant::now();
+    let results = on_ranks(2, 8, PATIENCE, |rank| {
+        let buffer = put(&rank.device, &rank.stream, &[0.0f32; 4]);
+        let reduce = || rank.group.all_reduce(&rank.stream, buffer.all(), buffer.all(), Type::F32);
+        if rank.group.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(50));
+            rank.group.end();
+        }
+        reduce().and_then(|()| rank.stream.synchronize())
+    });
+    assert!(begin.elapsed() < PATIENCE / 2, "after {:?}", begin.elapsed());
+    for result in results {
+        let error = result.unwrap_err();
+        assert!(error.is_fatal() && error.to_string().contains("the group was ended"), "{error}");
+    }
+}
+
 #[test]
 fn sizes_that_do_not_fit_are_named() {
     on_ranks(2, 0, PATIENCE, |rank| {
