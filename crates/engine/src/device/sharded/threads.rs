@@ -103,7 +103,7 @@ impl Threads {
         })
     }
 
-    /// The answer of the first rank; none once its thread is gone.
+    /// The answer of the first rank; none once its thread is gone, or hangs.
     pub(super) fn ask_first<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut DeviceEngine) -> T + Send + 'static,
@@ -111,7 +111,7 @@ impl Threads {
         let (to, told) = mpsc::channel();
         let answer = Answer { rank: 0, to };
         self.ranks[0].jobs.send(Box::new(move |engine| answer.tell(question(engine)))).ok()?;
-        told.recv().ok()?.1
+        told.recv_timeout(GRACE).ok()?.1
     }
 
     /// What each rank says; none of one that says nothing. Once one has said something, others are waited for no longer than [`GRACE`], and then set

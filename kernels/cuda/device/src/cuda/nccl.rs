@@ -83,10 +83,14 @@ impl Communicator {
             return Err(Error::Collective { operation: call.to_owned(), reason: "the group was ended".to_owned() });
         }
         let communicator = handle(self.handle.load(Ordering::Acquire));
-        make(communicator).map(drop).map_err(|error| failed(call, &error, communicator))
+        make(communicator).map(drop).map_err(|error| {
+            // One that was given back meanwhile cannot be asked.
+            let is_there = !self.is_ended.load(Ordering::Acquire);
+            failed(call, &error, if is_there { communicator } else { std::ptr::null_mut() })
+        })
     }
 
-    /// Gives it to `last` once no call runs, or none comes back; to the first who asks.
+    /// Gives it to `last` once no call runs, or one has not come back for [`CALL`]; once.
     fn give_back(&self, last: impl FnOnce(sys::ncclComm_t)) {
         self.is_ended.store(true, Ordering::Release);
         let until = Instant::now() + CALL;
@@ -102,6 +106,11 @@ impl Communicator {
             last(handle(communicator));
         }
     }
+}
+
+/// Does it in a thread of its own. Where the system has none, the communicator stays until the process ends.
+fn beside(work: impl FnOnce() + Send + 'static) {
+    let _ = thread::Builder::new().name("nccl end".to_owned()).spawn(work);
 }
 
 impl Nccl {
@@ -135,7 +144,7 @@ impl Drop for Nccl {
     fn drop(&mut self) {
         let communicator = Arc::clone(&self.communicator);
         // SAFETY: `join` made it, and it is given to one alone. A failure leaves nothing to be done.
-        thread::spawn(move || communicator.give_back(|last| drop(unsafe { result::comm_destroy(last) })));
+        beside(move || communicator.give_back(|last| drop(unsafe { result::comm_destroy(last) })));
     }
 }
 
@@ -176,6 +185,6 @@ impl Collective for Nccl {
         self.communicator.is_ended.store(true, Ordering::Release);
         let communicator = Arc::clone(&self.communicator);
         // SAFETY: as in `drop`; NCCL takes this call from any thread.
-        thread::spawn(move || communicator.give_back(|last| drop(unsafe { result::comm_abort(last) })));
+        beside(move || communicator.give_back(|last| drop(unsafe { result::comm_abort(last) })));
     }
 }

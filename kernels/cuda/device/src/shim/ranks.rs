@@ -56,7 +56,11 @@ struct Rounds {
 impl Meeting {
     /// Gives this rank's numbers, waits for those of the others, and returns what they make together.
     fn meet(&self, rank: usize, number: u64, call: Call, given: Vec<f32>) -> Result<Arc<Vec<f32>>, String> {
+        let ended = || Err("the group was ended".to_owned());
         let mut rounds = self.rounds.lock().expect("no panic while it is held");
+        if rounds.is_ended {
+            return ended();
+        }
         let round = rounds.open.entry(number).or_insert_with(|| Round {
             first: (rank, call),
             given: vec![None; self.ranks],
@@ -82,7 +86,7 @@ impl Meeting {
         let missing: Vec<usize> = (0..self.ranks).filter(|other| round.given[*other].is_none()).collect();
         let result = round.result.get_or_insert_with(|| {
             if is_ended {
-                return Err("the group was ended".to_owned());
+                return ended();
             }
             let patience = self.patience;
             Err(format!("ranks {missing:?} did not come within {patience:?}; each rank needs a thread of its own"))
