@@ -323,6 +323,14 @@ async fn wire(
         tracing::info!(section, settings, "starting");
     }
     let Settings { up, mut gateway, mut worker, mut registry, mut cache } = settings;
+    if up.dtype != "auto" {
+        let of_worker = std::mem::replace(&mut worker.dtype, up.dtype.clone());
+        anyhow::ensure!(
+            of_worker == "auto" || of_worker == up.dtype,
+            "dtype is {:?} and worker-dtype is {of_worker:?}: they are the same setting, give one of them",
+            up.dtype
+        );
+    }
     // Ports first: a taken one is known at once, not after the model has been read.
     gateway.listen = up.listen.clone();
     gateway.admin_listen = up.admin_listen.clone();
@@ -368,9 +376,6 @@ async fn wire(
 
     worker.model = model_path.display().to_string();
     worker.served_model_name = up.served_model_name.clone().or(worker.served_model_name);
-    if up.dtype != "auto" {
-        worker.dtype = up.dtype.clone();
-    }
     let (listener, worker_channel) = Listener::memory();
     let components = weft_worker::Components { cache_daemon: cache_channel, registry: Some(registry_channel.clone()) };
     let app = weft_worker::App::build(worker, components, &metrics).await.context("worker")?.with_bus(Arc::clone(&bus));

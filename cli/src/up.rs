@@ -14,7 +14,7 @@ weft_service_kit::settings! {
         pub model: String = "demo".to_owned(),
         /// Name under which the base answers; default: the model's own.
         pub served_model_name: Option<String> = None,
-        /// What the weights are computed in: auto, f32 or bf16.
+        /// What the weights are computed in, as worker-dtype: auto, f32, bf16, int8 or q4; on a device fp8 too.
         pub dtype: String = "auto".to_owned(),
         /// Data listener: what tenants' applications call.
         pub listen: String = "127.0.0.1:8080".to_owned(),

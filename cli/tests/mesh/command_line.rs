@@ -83,6 +83,8 @@ fn wrong_settings_are_all_reported_and_leave_with_2() {
         tempfile::tempdir().unwrap().path().to_str().unwrap(),
     ]);
     assert!(!status.success() && err.contains("int3"), "{err}");
+    let (status, _, err) = weft(&["up", "--dtype", "f32", "--worker-dtype", "int8"]);
+    assert!(!status.success() && err.contains("dtype is \"f32\" and worker-dtype is \"int8\""), "{err}");
     assert_eq!(weft(&["up", "--no-such-flag"]).0.code(), Some(2));
 }
 

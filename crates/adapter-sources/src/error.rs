@@ -23,11 +23,11 @@ pub enum Error {
         problem: String,
     },
     /// The operator does not allow this source.
-    #[error("source is not allowed: {what} is not in {setting}")]
+    #[error("source is not allowed: {what} is not in source_{setting}")]
     NotAllowed {
         /// The owner, bucket or path.
         what: String,
-        /// The field of [`crate::Access`] that would allow it.
+        /// The field of [`crate::Access`] that would allow it; the registry's setting begins with `source_`.
         setting: &'static str,
     },
     /// The repository, revision, object, folder or file does not exist, or not for us.

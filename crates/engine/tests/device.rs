@@ -232,6 +232,35 @@ fn padding_takes_no_more_logits_than_there_is_room_for() {
     assert_eq!(three, four);
 }
 
+/// The first decoding step with an adapter is a replay: its graph was made before any adapter came.
+#[test]
+fn a_warm_engine_replays_the_first_steps_of_adapters() {
+    let golden = golden();
+    let model = tiny("tiny");
+    for (precision, adapters) in [(Precision::F32, Format::F32), (Precision::Bf16, Format::Int8)] {
+        let device = device(3);
+        let options = DeviceOptions { device: device.clone(), precision, adapters, sequences_max: 4, ..options(3) };
+        let mut engine = DeviceEngine::new(&model, options).unwrap();
+        engine.warm_up().unwrap();
+        let made = engine.graphs();
+        let slots = ["rank4", "rank64"].map(|name| install(&mut engine, golden.case(name), &model));
+        // Until their copies are over.
+        decode(&mut engine, &[(5, 0, slots[0]), (6, 0, slots[1])]);
+        for seqs in [
+            vec![(7, 0, slots[0])],
+            vec![(7, 0, slots[0]), (8, 0, slots[1]), (9, 0, None)],
+            // Four rows of one.
+            vec![(7, 0, slots[1]); 4],
+        ] {
+            device.start_records();
+            decode(&mut engine, &seqs);
+            let replays = device.stop_records().iter().filter(|record| record.kind == Kind::Replay).count();
+            assert_eq!(replays, 1, "{} sequences in {precision:?}", seqs.len());
+        }
+        assert_eq!(engine.graphs(), made);
+    }
+}
+
 /// What is on its way when it is not wanted any more harms nobody.
 #[test]
 fn adapters_and_engines_may_go_while_they_are_copied() {

@@ -59,8 +59,8 @@ use step::{LoraLaunch, Step, coming, lora_launches};
 use tables::{Caps, Layout, StepTables};
 use weft_base_model::{BaseModel, ModelConfig};
 use weft_cuda_device::{Buffer, Graph, Pinned, Stream};
-use weft_cuda_kernels::table::Choice;
 pub use weft_cuda_kernels::table::RANK_MAX;
+use weft_cuda_kernels::table::{self, Choice, Path};
 use weft_cuda_kernels::{attention, columns};
 use weft_types::Digest;
 use weights::Weights;
@@ -268,8 +268,9 @@ impl DeviceEngine {
         self.graphs.len()
     }
 
-    /// Runs the largest prompts and decoding steps of each size of the base once, on pages that nobody has yet: its kernels are loaded, products planned,
-    /// the graphs of base rows at short contexts made. What adapters and longer contexts need of that comes when they do. Cost: that many steps.
+    /// Runs the largest prompts and decoding steps of each size once, on pages that nobody has yet: kernels are loaded, products planned, the graphs of
+    /// short contexts made, of the base alone and, with no adapter in their tables, of steps with adapters. What longer contexts, DoRA and prompts with
+    /// adapters need of that comes when they do. Cost: that many steps.
     ///
     /// # Errors
     /// [`Error::Device`]: too little is left beside the pool, or the device fails.
@@ -298,15 +299,28 @@ impl DeviceEngine {
         let mut output = StepOutput::default();
         self.step_into(&StepBatch { seqs }, &mut output)?;
         let most = sequences.min(self.pool.blocks()).min(rows);
+        let paths = self.warm_paths();
         let mut rows = 1;
         loop {
-            let seqs = (0..rows).map(|first| prompt(1, first)).collect();
-            self.step_into(&StepBatch { seqs }, &mut output)?;
+            let batch = StepBatch { seqs: (0..rows).map(|first| prompt(1, first)).collect() };
+            self.step_into(&batch, &mut output)?;
+            for &path in &paths {
+                self.run(&batch, &mut output, Some(path))?;
+            }
             if rows == most {
                 return Ok(());
             }
             rows = (2 * rows).min(most);
         }
+    }
+
+    /// How adapters are launched within graphs: single rows of each, and several of one.
+    fn warm_paths(&self) -> Vec<Path> {
+        let (precision, adapters) = (self.options.precision.format(), self.options.adapters);
+        let has_tensor_cores =
+            !self.options.batch_invariant && table::kernel(Path::Prefill, precision, adapters).is_ok();
+        let several = if has_tensor_cores { Path::Prefill } else { Path::Mixed };
+        if self.options.graphs { vec![Path::Decode, several] } else { Vec::new() }
     }
 
     /// One pass of the base over all rows of the batch.
@@ -325,6 +339,11 @@ impl DeviceEngine {
     /// # Errors
     /// As [`Self::step`].
     pub fn step_into(&mut self, batch: &StepBatch, output: &mut StepOutput) -> Result<(), Error> {
+        self.run(batch, output, None)
+    }
+
+    /// A step; `warm`: how adapters are launched in a decoding step that has none.
+    fn run(&mut self, batch: &StepBatch, output: &mut StepOutput, warm: Option<Path>) -> Result<(), Error> {
         let start = Instant::now();
         let mut recycled = std::mem::take(&mut output.seqs);
         if batch.seqs.is_empty() {
@@ -369,7 +388,7 @@ impl DeviceEngine {
         let bucket = (self.options.graphs && decodes && is_there).then(|| Bucket {
             rows: Self::bucket_rows(&self.options, exact.rows),
             table_stride: exact.table_stride.next_power_of_two().min(self.options.room().table_stride(&self.shape)),
-            adapters: tables.path(),
+            adapters: tables.path().or(warm),
             has_dora: tables.has_dora(),
         });
         let (layout, lora, pieces) = match bucket {

@@ -48,7 +48,7 @@ impl Core {
                 return Err(wrong(format!("arms[{at}].digest is no version of {adapter}")));
             }
             if experiment.arms[..at].iter().any(|earlier| earlier.digest == arm.digest) {
-                return Err(wrong(format!("arms[{at}].digest is another arm's already")));
+                return Err(wrong(format!("arms[{at}].digest is {}, another arm's already", arm.digest)));
             }
         }
         Ok(experiment)
