@@ -567,7 +567,7 @@ fn the_device_with_the_least_room_decides() {
     let (small, large) = (blocks([32, 32]), blocks([64, 64]));
     assert!(small < large);
     assert_eq!([blocks([64, 32]), blocks([32, 64])], [small; 2]);
-    let sizes = |rank: usize| Options { pool_bytes: [64 << 20, 1 << 20][rank], ..SIZES };
+    let sizes = |rank: usize| Options { pool_bytes: [64 << 20, 128 << 10][rank], ..SIZES };
     let error =
         ShardedEngine::new(&model, &up_to, groups(2, |rank| (ShimOptions::default(), sizes(rank)))).err().unwrap();
     assert!(error.is_out_of_memory(), "the other rank does not wait for it: {error}");
