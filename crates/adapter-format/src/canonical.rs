@@ -34,6 +34,7 @@ use crate::header::{self, Entry, Header};
 use crate::tensor::{Dtype, TensorView, VectorView};
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 /// The format number of plain LoRA.
 pub const FORMAT_LORA: &str = "1";
@@ -120,18 +121,35 @@ fn is_dora(modules: &[ModuleDelta<'_>]) -> bool {
     modules.iter().any(|delta| delta.magnitude.is_some())
 }
 
-/// Writes the blob of these modules, given in any order. Either all have a magnitude or none.
-pub(crate) fn write(modules: &[ModuleDelta<'_>]) -> Vec<u8> {
+/// A blob to write: its tensors are in the weights that they came in.
+#[derive(Clone, Debug)]
+pub(crate) struct Blob<'w> {
+    /// Length and header, up to where the data starts.
+    pub(crate) head: Vec<u8>,
+    /// The data, in order. No two of them in a row adjoin in the weights.
+    pub(crate) data: Vec<&'w [u8]>,
+}
+
+/// The blob of these modules, given in any order, whose tensors lie in `weights`. Either all have a magnitude or none.
+pub(crate) fn write<'w>(modules: &[ModuleDelta<'w>], weights: &'w [u8]) -> Blob<'w> {
     let text = header_text(modules);
-    let tensors = sorted_tensors(modules);
-    let data_bytes: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
-    let mut blob = Vec::with_capacity(8 + text.len() + data_bytes);
-    blob.extend((text.len() as u64).to_le_bytes());
-    blob.extend(text.as_bytes());
-    for tensor in tensors {
-        blob.extend(tensor.bytes);
+    let mut head = Vec::with_capacity(8 + text.len());
+    head.extend((text.len() as u64).to_le_bytes());
+    head.extend(text.as_bytes());
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for Stored { bytes, .. } in sorted_tensors(modules) {
+        if bytes.is_empty() {
+            continue;
+        }
+        // Every view of a module was cut from the weights.
+        let start = bytes.as_ptr().addr().wrapping_sub(weights.as_ptr().addr());
+        let end = start.wrapping_add(bytes.len());
+        match ranges.last_mut() {
+            Some(before) if before.end == start => before.end = end,
+            _ => ranges.push(start..end),
+        }
     }
-    blob
+    Blob { head, data: ranges.into_iter().map(|range| &weights[range]).collect() }
 }
 
 /// A tensor to write.

@@ -8,7 +8,7 @@ use crate::header::{self, Entry, Header};
 use crate::select::{Resolved, select};
 use crate::tensor::{Dtype, TensorView, VectorView, scan};
 use std::collections::{BTreeMap, HashMap};
-use weft_types::Digest;
+use weft_types::{Digest, DigestHasher};
 
 /// What PEFT puts before every module name.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -33,9 +33,9 @@ impl Default for Limits {
     }
 }
 
-/// A package that fits the base, with its canonical blob.
+/// A package that fits the base, with its canonical blob, whose tensors stay where the weights are.
 #[derive(Clone, Debug)]
-pub struct CheckedPackage {
+pub struct CheckedPackage<'w> {
     /// What the publisher should know and what changes no answer.
     pub warnings: Vec<String>,
     /// The largest rank of a module.
@@ -44,36 +44,38 @@ pub struct CheckedPackage {
     pub modules: Vec<String>,
     /// Every changed module with its resolved rank and scale, in layer order.
     pub resolved: Vec<Resolved>,
-    /// SHA-256 of `adapter_config.json` as it came.
-    pub config_sha256: Digest,
-    /// SHA-256 of `adapter_model.safetensors` as it came.
-    pub weights_sha256: Digest,
-    blob: Vec<u8>,
+    blob: canonical::Blob<'w>,
 }
 
-impl CheckedPackage {
-    /// The canonical blob; `Digest::of` it is the adapter digest. Copies: see [`CheckedPackage::into_canonical_blob`].
+impl<'w> CheckedPackage<'w> {
+    /// The canonical blob; `Digest::of` it is the adapter digest. Cost: a copy, which [`CheckedPackage::into_pieces`] spares.
     #[must_use]
     pub fn canonical_blob(&self) -> Vec<u8> {
-        self.blob.clone()
+        [&self.blob.head[..]].into_iter().chain(self.blob.data.iter().copied()).collect::<Vec<_>>().concat()
     }
 
-    /// The canonical blob without a copy.
+    /// The canonical blob without a copy: what comes before the tensors, and then parts of the weights, in order. There are few, mostly one:
+    /// tensors that lie in the weights as in the blob are one part.
     #[must_use]
-    pub fn canonical_bytes(&self) -> &[u8] {
-        &self.blob
+    pub fn into_pieces(self) -> (Vec<u8>, Vec<&'w [u8]>) {
+        (self.blob.head, self.blob.data)
     }
 
-    /// The canonical blob, taking the package apart.
+    /// Length of the canonical blob.
     #[must_use]
-    pub fn into_canonical_blob(self) -> Vec<u8> {
-        self.blob
+    pub fn canonical_bytes(&self) -> u64 {
+        (self.blob.head.len() + self.blob.data.iter().map(|piece| piece.len()).sum::<usize>()) as u64
     }
 
     /// The adapter digest. Cost: one pass over the blob.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        Digest::of(&self.blob)
+        let mut hasher = DigestHasher::new();
+        hasher.update(&self.blob.head);
+        for piece in &self.blob.data {
+            hasher.update(piece);
+        }
+        hasher.finish()
     }
 }
 
@@ -82,18 +84,18 @@ impl CheckedPackage {
 /// `config` and `weights` are the two files as they came. `base_name` is what the base is called; another name in the
 /// config is only a warning, for a base is told by its module names and shapes.
 ///
-/// Cost: a few passes over `weights` (two hashes, a scan, a copy); memory for the blob. Blocks: run it off the loop.
+/// Cost: one pass over `weights`; memory for their header. Blocks: run it off the loop.
 ///
 /// # Errors
 /// Every reason at once, if the package is not sound, does not fit the base, or holds anything whose effect Weft
 /// would not compute exactly as PEFT does.
-pub fn check_package(
+pub fn check_package<'w>(
     config: &[u8],
-    weights: &[u8],
+    weights: &'w [u8],
     base: &BaseShape,
     base_name: Option<&str>,
     limits: &Limits,
-) -> Result<CheckedPackage, Refusal> {
+) -> Result<CheckedPackage<'w>, Refusal> {
     let mut reasons = Reasons::default();
     let mut warnings = Reasons::default();
     let lora = config::parse(config, limits.config_bytes_max, base_name, &mut reasons, &mut warnings);
@@ -114,7 +116,7 @@ pub fn check_package(
             return None;
         }
         let deltas = join(selected?, &views, &mut warnings)?;
-        Some(canonical::write(&deltas))
+        Some(canonical::write(&deltas, weights))
     });
     reasons.append(weight_reasons);
 
@@ -130,8 +132,6 @@ pub fn check_package(
         rank_max: resolved.iter().map(|one| one.rank).max().unwrap_or(0),
         modules: Module::ALL.into_iter().filter(used).map(|module| module.as_str().to_owned()).collect(),
         resolved,
-        config_sha256: Digest::of(config),
-        weights_sha256: Digest::of(weights),
         blob,
     })
 }

@@ -131,22 +131,37 @@ pub(crate) struct Scan {
 pub(crate) fn scan(dtype: Dtype, bytes: &[u8]) -> Scan {
     match dtype {
         // An exponent of all ones is NaN or infinity; everything but the sign zero is zero.
-        Dtype::F32 => scan_bits(four_bytes(bytes).map(u32::from_le_bytes), 0x7f80_0000),
-        Dtype::F16 => scan_bits(two_bytes(bytes).map(|raw| u32::from(raw) << 16), 0x7c00_0000),
-        Dtype::Bf16 => scan_bits(two_bytes(bytes).map(|raw| u32::from(raw) << 16), 0x7f80_0000),
+        Dtype::F32 => scan_elements(bytes.as_chunks::<4>().0, u32::from_le_bytes, 0x7f80_0000),
+        Dtype::F16 => scan_elements(bytes.as_chunks::<2>().0, upper_half, 0x7c00_0000),
+        Dtype::Bf16 => scan_elements(bytes.as_chunks::<2>().0, upper_half, 0x7f80_0000),
     }
 }
 
-fn scan_bits(elements: impl Iterator<Item = u32>, exponent: u32) -> Scan {
+/// Elements that are looked at together: one that is not finite is looked for only where there is one, so that the loop over all the others
+/// becomes vectors.
+const SCAN_ELEMENTS: usize = 1024;
+
+fn scan_elements<T: Copy>(elements: &[T], bits: impl Fn(T) -> u32, exponent: u32) -> Scan {
+    let is_finite = |bits: u32| bits & exponent != exponent;
     let mut seen = 0;
     let mut not_finite_at = None;
-    for (index, bits) in elements.enumerate() {
-        seen |= bits;
-        if bits & exponent == exponent && not_finite_at.is_none() {
-            not_finite_at = Some(index);
+    for (at, block) in elements.chunks(SCAN_ELEMENTS).enumerate() {
+        let mut all_finite = true;
+        for element in block {
+            let bits = bits(*element);
+            seen |= bits;
+            all_finite &= is_finite(bits);
+        }
+        if !all_finite && not_finite_at.is_none() {
+            let index = block.iter().position(|element| !is_finite(bits(*element)));
+            not_finite_at = index.map(|index| at * SCAN_ELEMENTS + index);
         }
     }
     Scan { not_finite_at, all_zero: seen & 0x7fff_ffff == 0 }
+}
+
+fn upper_half(raw: [u8; 2]) -> u32 {
+    u32::from(u16::from_le_bytes(raw)) << 16
 }
 
 fn four_bytes(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> + '_ {
@@ -197,6 +212,25 @@ mod tests {
             }
         }
         assert_eq!(scan(Dtype::F16, &f16(&[65504.0])).not_finite_at, None);
+    }
+
+    #[test]
+    fn scan_finds_it_wherever_it_is_among_many() {
+        for at in [0, 1, SCAN_ELEMENTS - 1, SCAN_ELEMENTS, SCAN_ELEMENTS + 1, 3 * SCAN_ELEMENTS + 6] {
+            let mut values = vec![0.5; 3 * SCAN_ELEMENTS + 7];
+            assert_eq!(scan(Dtype::F32, &f32s(&values)), Scan { not_finite_at: None, all_zero: false });
+            values[at] = f32::NAN;
+            *values.last_mut().unwrap() = f32::INFINITY;
+            for (dtype, bytes) in
+                [(Dtype::F32, f32s(&values)), (Dtype::F16, f16(&values)), (Dtype::Bf16, bf16(&values))]
+            {
+                assert_eq!(scan(dtype, &bytes).not_finite_at, Some(at), "{dtype}");
+            }
+        }
+        let mut values = vec![0.0; 2 * SCAN_ELEMENTS + 1];
+        assert!(scan(Dtype::F32, &f32s(&values)).all_zero);
+        *values.last_mut().unwrap() = 1e-40;
+        assert!(!scan(Dtype::F32, &f32s(&values)).all_zero);
     }
 
     #[test]

@@ -21,7 +21,7 @@ fn dora_config_with(changes: Value) -> Value {
 fn a_dora_package_is_accepted_with_its_magnitudes() {
     let package = check(&dora_config(), &dora_tensors()).expect("sound");
     assert_eq!(package.warnings, Vec::<String>::new());
-    let blob = package.into_canonical_blob();
+    let blob = package.canonical_blob();
     let adapter = CanonicalAdapter::parse(&blob).expect("canonical");
     assert!(adapter.is_dora());
     for (delta, length) in adapter.modules().iter().zip([8, 4, 8, 4]) {
@@ -30,7 +30,7 @@ fn a_dora_package_is_accepted_with_its_magnitudes() {
         assert_eq!(magnitude.to_f32(), vec![-1.5; length]);
         assert_eq!((delta.rank, delta.scale), (2, 2.0));
     }
-    let plain = check(&config(), &tensors()).expect("sound").into_canonical_blob();
+    let plain = check(&config(), &tensors()).expect("sound").canonical_blob();
     assert!(!CanonicalAdapter::parse(&plain).expect("canonical").is_dora());
 }
 
@@ -47,7 +47,7 @@ fn ranks_scales_and_dtypes_are_resolved_as_for_lora() {
     all[2].bytes = [0x00, 0xc0].repeat(8);
     all[5].dtype = "F16";
     all[5].bytes = [0x00, 0x3c].repeat(12);
-    let blob = check(&dora_config_with(changes), &all).expect("sound").into_canonical_blob();
+    let blob = check(&dora_config_with(changes), &all).expect("sound").canonical_blob();
     let adapter = CanonicalAdapter::parse(&blob).expect("canonical");
     let [q, up] = adapter.modules() else { panic!("two modules") };
     assert_eq!((q.rank, q.scale, up.rank, up.scale), (2, 4.0 / 2f64.sqrt(), 4, 3.0));
@@ -161,7 +161,7 @@ fn one_module() -> Vec<u8> {
     let config = dora_config_with(json!({"target_modules": ["0.mlp.up_proj"], "lora_alpha": 1, "r": 3}));
     let mut tensors = pair(&base(), 0, "up_proj", 3).to_vec();
     tensors.push(magnitude(&base(), 0, "up_proj"));
-    check(&config, &tensors).expect("sound").into_canonical_blob()
+    check(&config, &tensors).expect("sound").canonical_blob()
 }
 
 fn header_of(blob: &[u8]) -> (&str, &[u8]) {
@@ -209,7 +209,7 @@ fn any_other_spelling_is_refused() {
     not_canonical(&|header| header.replacen("\"shape\":[12]", "\"shape\":[12,1]", 1));
     not_canonical(&|header| header.replacen("lora_magnitude_vector", "lora_magnitude_vectors", 1));
     // Plain LoRA in the new format: no second digest for the same adapter.
-    let plain = check(&config(), &tensors()).expect("sound").into_canonical_blob();
+    let plain = check(&config(), &tensors()).expect("sound").canonical_blob();
     let (header, data) = header_of(&plain);
     for kind in ["LORA", "DORA"] {
         let header = header.replacen("\"weft.format\":\"1\"", "\"weft.format\":\"2\"", 1).replacen("LORA", kind, 1);

@@ -123,7 +123,8 @@ proptest! {
             (false, true) => support::dora_tensors(),
             (false, false) => tensors(),
         };
-        let checked = check_package(config.to_string().as_bytes(), &weights(&tensors), &base(), None, &Limits::default());
+        let weights = weights(&tensors);
+        let checked = check_package(config.to_string().as_bytes(), &weights, &base(), None, &Limits::default());
         let package = match checked {
             Ok(package) => package,
             Err(refusal) => {

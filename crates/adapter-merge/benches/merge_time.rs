@@ -24,7 +24,7 @@ fn main() {
         .collect();
     let config = json!({"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "target_modules": "all-linear"});
     let blobs: Vec<Vec<u8>> =
-        (0..2).map(|seed| check(&config, &weights(&base, &modules, seed), &base).into_canonical_blob()).collect();
+        (0..2).map(|seed| check(&config, &weights(&base, &modules, seed), &base).canonical_blob()).collect();
     let parents: Vec<Parent<'_>> = blobs.iter().map(|blob| Parent::open(blob).expect("a blob")).collect();
     println!("two adapters of rank {RANK} on {} linears, {} bytes each", modules.len(), blobs[0].len());
     let majority_sign = MajoritySign::Total;

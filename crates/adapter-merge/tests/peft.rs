@@ -29,7 +29,7 @@ fn blob(name: &str) -> Vec<u8> {
     let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
     check_package(&config, &weights, &base(), None, &Limits::default())
         .unwrap_or_else(|refusal| panic!("{name}: {refusal}"))
-        .into_canonical_blob()
+        .canonical_blob()
 }
 
 fn golden() -> Value {

@@ -90,7 +90,7 @@ fn a_dora_parent_is_refused_by_name_and_takes_no_other_along() {
     let names = [("model.layers.0.self_attn.q_proj", 10), ("model.layers.1.self_attn.q_proj", 10)];
     let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "use_dora": true});
     let weights = with_magnitudes(&weights(&base(), &modules, 1), &names);
-    let dora = support::check(&config, &weights, &base()).into_canonical_blob();
+    let dora = support::check(&config, &weights, &base()).canonical_blob();
     let mut blobs = even_blobs(&base(), 2, 2);
     blobs.push(dora);
     let limits = Limits::default();
@@ -203,7 +203,7 @@ fn lorax_needs_one_rank_and_one_scale_and_says_which_differ() {
     let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"],
         "alpha_pattern": {"1.self_attn.q_proj": 4}});
     let modules = [(0, "q_proj", 2, "F32"), (1, "q_proj", 2, "F32")];
-    let uneven = vec![support::check(&config, &weights(&base(), &modules, 1), &base()).into_canonical_blob()];
+    let uneven = vec![support::check(&config, &weights(&base(), &modules, 1), &base()).canonical_blob()];
     let (found, _) = refused(lorax(&uneven), &uneven, &base(), &limits);
     assert!(found.contains("model.layers.1.self_attn.q_proj has 2, model.layers.0.self_attn.q_proj has 1"), "{found}");
 }

@@ -18,6 +18,7 @@
 //! `a` and `a/b`. A wrapper around its `S3` trait can add the lock and the fsync, but cannot make three renames one:
 //! that is decided inside its `put_object`. So [`embedded`] implements `s3s::S3` itself, with one file an object.
 
+mod content;
 pub mod embedded;
 mod error;
 pub mod keys;
@@ -25,6 +26,7 @@ mod probe;
 mod s3;
 mod store;
 
+pub use content::Content;
 pub use embedded::EmbeddedS3;
 pub use error::Error;
 pub use probe::probe;

@@ -1,6 +1,6 @@
 //! The port: what the mesh asks of an object store, and what it relies on.
 
-use crate::Error;
+use crate::{Content, Error};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -143,6 +143,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Writes if nothing is there. Of any number of racing calls exactly one gets `Written`; a retry after a lost
     /// reply that finds its own write gets `Written` too.
     async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<PutOutcome, Error>;
+
+    /// [`Self::put_if_absent`] of content that was hashed: bytes with another hash are not stored. What is here for stores that know nothing
+    /// better copies the pieces into one.
+    async fn put_content_if_absent(&self, key: &str, content: Content) -> Result<PutOutcome, Error> {
+        self.put_if_absent(key, content.into_bytes()).await
+    }
 
     /// Writes if the object is in this state. A missing object is `Lost`. Of racing calls with one state at most one
     /// gets `Written`. If the reply is lost *and* somebody else writes before the retry, the answer is `Lost` although

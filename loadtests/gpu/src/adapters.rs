@@ -47,5 +47,5 @@ pub(crate) fn blob(config: &ModelConfig, rank: usize, seed: u64) -> Result<Vec<u
     let checked = check_package(package.to_string().as_bytes(), &weights, &base, None, &Limits::default());
     let checked =
         checked.map_err(|refusal| anyhow!("an adapter that is made here is refused: {:?}", refusal.reasons))?;
-    Ok(checked.into_canonical_blob())
+    Ok(checked.canonical_blob())
 }

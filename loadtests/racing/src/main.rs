@@ -91,21 +91,28 @@ async fn work(arguments: Arguments) -> Result<ExitCode> {
                 "{:>9} {:>9} {:>9} {:>11} {:>7} {:>9} {:>9} {:>11} {:>7}",
                 "package", "PUT/s", "floor/s", "publish/s", "of PUT", "of floor", "GET/s", "resolve/s", "of GET"
             );
+            let mut measured = Vec::new();
             for megabytes in megabytes {
                 let objects = (200 / megabytes.max(1)).clamp(2, 100);
                 let rates = rates::measure(&world, megabytes << 20, objects, at_once, rounds).await?;
+                let [put, floor, publish, get, resolve] =
+                    [rates.put, rates.floor, rates.publish, rates.get, rates.resolve].map(|rate| rate.per_second());
                 println!(
-                    "{:>6} MB {:>9.2} {:>9.2} {:>11.2} {:>7.2} {:>9.2} {:>9.2} {:>11.2} {:>7.2}",
-                    megabytes,
-                    rates.put,
-                    rates.floor,
-                    rates.publish,
-                    rates.publish / rates.put,
-                    rates.publish / rates.floor,
-                    rates.get,
-                    rates.resolve,
-                    rates.resolve / rates.get
+                    "{megabytes:>6} MB {put:>9.2} {floor:>9.2} {publish:>11.2} {:>7.2} {:>9.2} {get:>9.2} {resolve:>11.2} {:>7.2}",
+                    publish / put,
+                    publish / floor,
+                    resolve / get
                 );
+                measured.push((megabytes, rates));
+            }
+            println!("\nmilliseconds of processor time of each call (client + S3 server + registry)");
+            for (megabytes, rates) in measured {
+                print!("{megabytes:>6} MB");
+                for (name, rate) in [("PUT", rates.put), ("floor", rates.floor), ("publish", rates.publish)] {
+                    let [client, s3, registry] = rate.cpu_ms();
+                    print!("  {name} {:.1} ({client:.1} + {s3:.1} + {registry:.1})", client + s3 + registry);
+                }
+                println!();
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -4,7 +4,7 @@
 //! is measured too. The registry adds the way of the bytes through it, the check of the package, and a look at the store between the writes. A resolve and the read of a blob is one `GET` and a call that the registry answers from memory.
 
 use crate::package::Package;
-use crate::world::{Client, TENANT, World};
+use crate::world::{Client, Cpu, TENANT, World};
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use std::time::{Duration, Instant};
@@ -19,21 +19,44 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// As a version's record has.
 const RECORD_BYTES: usize = 800;
 
-/// Rates in objects a second.
-#[derive(Clone, Copy, Debug)]
+/// What one kind of call came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rate {
+    /// Calls.
+    pub calls: usize,
+    /// How long all of them took.
+    pub took: Duration,
+    /// Processor time of all of them, whoever spent it.
+    pub cpu: Cpu,
+}
+
+impl Rate {
+    /// Calls a second.
+    #[must_use]
+    pub fn per_second(&self) -> f64 {
+        self.calls as f64 / self.took.as_secs_f64()
+    }
+
+    /// Milliseconds of processor time of each call: of this process, the S3 server and the registry.
+    #[must_use]
+    pub fn cpu_ms(&self) -> [f64; 3] {
+        [self.cpu.client, self.cpu.s3, self.cpu.registry].map(|cpu| cpu.as_secs_f64() * 1e3 / self.calls as f64)
+    }
+}
+
+/// Rates of the calls that are held against each other.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Rates {
-    /// Bytes of one package's weights.
-    pub bytes: usize,
     /// `PUT`s of S3.
-    pub put: f64,
+    pub put: Rate,
     /// The same `PUT`s, each with two conditional ones of records after it.
-    pub floor: f64,
+    pub floor: Rate,
     /// Publishes.
-    pub publish: f64,
+    pub publish: Rate,
     /// `GET`s of S3.
-    pub get: f64,
+    pub get: Rate,
     /// Resolves, each with the `GET` of the blob that it names.
-    pub resolve: f64,
+    pub resolve: Rate,
 }
 
 /// Measures with so many objects, so many at once; rounds of both sides take turns.
@@ -42,17 +65,17 @@ pub struct Rates {
 /// A call fails.
 pub async fn measure(world: &World, bytes: usize, objects: usize, at_once: usize, rounds: usize) -> Result<Rates> {
     let (client, store) = (world.client(0)?, std::sync::Arc::new(world.store().await?));
-    let [mut put, mut floor, mut publish, mut get, mut resolve] = [Duration::ZERO; 5];
+    let mut rates = Rates::default();
     let name = format!("rates-{bytes}");
     for round in 0..rounds {
         let packages: Vec<Package> =
             (0..objects).map(|n| Package::of(bytes, (round * objects + n + 1) as u64)).collect::<Result<_>>()?;
-        put += timed(at_once, objects, |n| {
+        timed(world, &mut rates.put, at_once, objects, |n| {
             let (store, body) = (store.clone(), Bytes::from(packages[n].weights.clone()));
             async move { store.put(&format!("rates/{bytes}/{round}-{n}"), body).await.map(drop).map_err(Into::into) }
         })
         .await?;
-        floor += timed(at_once, objects, |n| {
+        timed(world, &mut rates.floor, at_once, objects, |n| {
             let (store, body) = (store.clone(), Bytes::from(packages[n].weights.clone()));
             async move {
                 let key = format!("rates/{bytes}/floor-{round}-{n}");
@@ -66,35 +89,37 @@ pub async fn measure(world: &World, bytes: usize, objects: usize, at_once: usize
         .await?;
         // Each of its own adapter: what those who publish at once nearly always do.
         let adapter = |n: usize| format!("{name}-{n}");
-        publish += timed(at_once, objects, |n| publish_one(client.clone(), adapter(n), packages[n].clone())).await?;
+        timed(world, &mut rates.publish, at_once, objects, |n| {
+            publish_one(client.clone(), adapter(n), packages[n].clone())
+        })
+        .await?;
         drop(packages);
-        get += timed(at_once, objects, |n| {
+        timed(world, &mut rates.get, at_once, objects, |n| {
             let (store, key) = (store.clone(), format!("rates/{bytes}/{round}-{n}"));
             async move { read(&store, &key).await }
         })
         .await?;
-        resolve += timed(at_once, objects, |n| {
+        timed(world, &mut rates.resolve, at_once, objects, |n| {
             let (store, client, name) = (store.clone(), client.clone(), adapter(n));
             async move { resolve_one(client, &store, &name, round as u64 + 1).await }
         })
         .await?;
     }
-    let per_second = |took: Duration| (objects * rounds) as f64 / took.as_secs_f64();
-    Ok(Rates {
-        bytes,
-        put: per_second(put),
-        floor: per_second(floor),
-        publish: per_second(publish),
-        get: per_second(get),
-        resolve: per_second(resolve),
-    })
+    Ok(rates)
 }
 
-async fn timed<F>(at_once: usize, objects: usize, work: impl Fn(usize) -> F) -> Result<Duration>
+/// Adds so many calls to a rate.
+async fn timed<F>(
+    world: &World,
+    rate: &mut Rate,
+    at_once: usize,
+    objects: usize,
+    work: impl Fn(usize) -> F,
+) -> Result<()>
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), world.cpu()?);
     let mut running = JoinSet::new();
     for n in 0..objects {
         if running.len() >= at_once
@@ -107,7 +132,10 @@ where
     while let Some(done) = running.join_next().await {
         done??;
     }
-    Ok(began.elapsed())
+    rate.calls += objects;
+    rate.took += began.elapsed();
+    rate.cpu += world.cpu()? - cpu;
+    Ok(())
 }
 
 async fn publish_one(mut client: Client, adapter: String, package: Package) -> Result<()> {

@@ -21,6 +21,38 @@ const BUCKET: &str = "weft";
 /// How long a process may take to say where it listens.
 const START: Duration = Duration::from_secs(60);
 
+/// Processor time, user and system, of this process, the S3 server and all registries together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu {
+    /// This process.
+    pub client: Duration,
+    /// The S3 server.
+    pub s3: Duration,
+    /// The registries.
+    pub registry: Duration,
+}
+
+impl std::ops::Sub for Cpu {
+    type Output = Self;
+
+    /// What was spent since `earlier`.
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            client: self.client.saturating_sub(earlier.client),
+            s3: self.s3.saturating_sub(earlier.s3),
+            registry: self.registry.saturating_sub(earlier.registry),
+        }
+    }
+}
+
+impl std::ops::AddAssign for Cpu {
+    fn add_assign(&mut self, more: Self) {
+        self.client += more.client;
+        self.s3 += more.s3;
+        self.registry += more.registry;
+    }
+}
+
 /// A registry's gRPC face.
 pub type Client = RegistryClient<Channel>;
 
@@ -28,7 +60,7 @@ pub type Client = RegistryClient<Channel>;
 pub struct World {
     bins: PathBuf,
     endpoint: String,
-    _s3: Child,
+    s3: Child,
     registries: Vec<Registry>,
     _folder: tempfile::TempDir,
 }
@@ -60,6 +92,15 @@ async fn started(command: &mut Command, prefix: &str) -> Result<(Child, String)>
     Ok((child, said))
 }
 
+/// User and system time of a process, in steps of 10 ms (`USER_HZ`).
+fn cpu_of(process: &str) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // Behind the name, which may have anything in it: the state is field 3, utime field 14, stime field 15.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(11).take(2);
+    let ticks = fields.map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(ticks * 10))
+}
+
 impl World {
     /// Starts the S3 server and so many registries, with the base announced and the tenant there. `bins`: where `weft-embedded-s3` and
     /// `weft-adapter-registry` are.
@@ -78,7 +119,7 @@ impl World {
             log: folder.path().join(format!("registry-{at}.log")),
         };
         let registries = (0..registries).map(of).collect();
-        let mut world = Self { bins: bins.to_owned(), endpoint, _s3: s3, registries, _folder: folder };
+        let mut world = Self { bins: bins.to_owned(), endpoint, s3, registries, _folder: folder };
         for at in 0..world.registries.len() {
             world.launch(at).await?;
         }
@@ -127,6 +168,17 @@ impl World {
     #[must_use]
     pub fn registries(&self) -> usize {
         self.registries.len()
+    }
+
+    /// What the processes have spent so far, those that run.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn cpu(&self) -> Result<Cpu> {
+        let of =
+            |child: Option<&Child>| child.and_then(Child::id).map_or(Ok(Duration::ZERO), |id| cpu_of(&id.to_string()));
+        let registries = self.registries.iter().map(|registry| of(registry.child.as_ref()));
+        Ok(Cpu { client: cpu_of("self")?, s3: of(Some(&self.s3))?, registry: registries.sum::<Result<_>>()? })
     }
 
     /// A client of a registry; it connects when it is first used, and again when the registry is back.

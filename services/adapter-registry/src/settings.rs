@@ -21,13 +21,16 @@ weft_bus::mesh_settings! {
         pub request_merges_max: u32 = 16,
         /// Most uploads at once; one more is told to come back later.
         pub publishes_max: usize = 8,
-        /// Most packages checked and stored at once. Each takes about its size in memory.
+        /// Most packages checked at once, and merges made and stored. A merge takes about the size of all its packages in memory.
         pub checks_max: usize = 2,
         /// An upload that brings nothing for so long is given up.
         pub upload_idle_timeout_ms: u64 = 30_000,
         /// An upload that takes longer than this is given up.
         pub upload_timeout_ms: u64 = 1_800_000,
-        /// Folder for uploads under way. None: the system's temporary folder.
+        /// Most bytes of weights of uploads under way in memory, of all together; an upload that finds no more room goes to a file. Not counted:
+        /// those of 64 KiB or less. The process keeps this memory until the system needs it.
+        pub upload_memory_bytes_max: u64 = 256 << 20,
+        /// Folder for uploads under way that do not fit in memory. None: the system's temporary folder.
         pub spool_dir: Option<PathBuf> = None,
         /// How often the objects are listed to see what other registries wrote, and the directory is sent again.
         pub directory_refresh_ms: u64 = 5_000,

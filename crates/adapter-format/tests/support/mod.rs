@@ -127,8 +127,9 @@ pub(crate) fn file(header: &str, data: &[u8]) -> Vec<u8> {
     file
 }
 
-pub(crate) fn check(config: &Value, tensors: &[Tensor]) -> Result<CheckedPackage, Refusal> {
-    check_package(config.to_string().as_bytes(), &weights(tensors), &base(), None, &Limits::default())
+/// The weights are few bytes, and stay for as long as the test.
+pub(crate) fn check(config: &Value, tensors: &[Tensor]) -> Result<CheckedPackage<'static>, Refusal> {
+    check_package(config.to_string().as_bytes(), weights(tensors).leak(), &base(), None, &Limits::default())
 }
 
 /// The reasons of a refusal.

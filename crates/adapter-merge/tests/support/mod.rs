@@ -80,7 +80,7 @@ pub(crate) fn weights(base: &BaseShape, modules: &[Wanted], seed: u64) -> Vec<u8
     file
 }
 
-pub(crate) fn check(config: &Value, weights: &[u8], base: &BaseShape) -> CheckedPackage {
+pub(crate) fn check<'w>(config: &Value, weights: &'w [u8], base: &BaseShape) -> CheckedPackage<'w> {
     check_package(config.to_string().as_bytes(), weights, base, None, &Limits::default())
         .unwrap_or_else(|refusal| panic!("{refusal}"))
 }
@@ -117,7 +117,7 @@ pub(crate) fn mixed_blobs() -> Vec<Vec<u8>> {
     ]
     .iter()
     .enumerate()
-    .map(|(seed, (config, modules))| check(config, &weights(&base, modules, seed as u64), &base).into_canonical_blob())
+    .map(|(seed, (config, modules))| check(config, &weights(&base, modules, seed as u64), &base).canonical_blob())
     .collect()
 }
 
@@ -126,7 +126,7 @@ pub(crate) fn even_blobs(base: &BaseShape, count: u64, rank: usize) -> Vec<Vec<u
     let modules: Vec<Wanted> =
         (0..base.layers).flat_map(|layer| [(layer, "q_proj", rank, "F32"), (layer, "v_proj", rank, "F32")]).collect();
     let config = config(json!({"r": rank, "lora_alpha": rank, "target_modules": ["q_proj", "v_proj"]}));
-    (0..count).map(|seed| check(&config, &weights(base, &modules, seed + 100), base).into_canonical_blob()).collect()
+    (0..count).map(|seed| check(&config, &weights(base, &modules, seed + 100), base).canonical_blob()).collect()
 }
 
 /// A recipe on deltas over these blobs.
@@ -147,7 +147,7 @@ pub(crate) fn blob_of(merged: &Merged, base: &BaseShape) -> Vec<u8> {
     let package = check_package(&merged.config, &merged.weights, base, None, &Limits::default())
         .unwrap_or_else(|refusal| panic!("{refusal}\n{}", String::from_utf8_lossy(&merged.config)));
     assert!(package.warnings.iter().all(|warning| warning.contains("all zero")), "{:?}", package.warnings);
-    package.into_canonical_blob()
+    package.canonical_blob()
 }
 
 /// A dense matrix.

@@ -170,11 +170,13 @@ impl Folder {
         if verdict != Verdict::Holds {
             return Ok(verdict);
         }
-        self.create_synced_dirs(&bucket.path, parent)?;
+        let created = self.create_dirs(&bucket.path, parent)?;
         fs::rename(&temporary.path, &path).map_err(|error| Error::io(path.display(), error))?;
         // The object is what the rename made it, also if the sync fails and the caller learns only that something did.
         bucket.lock_index().insert(key.to_owned(), Entry::from(attributes));
+        // The innermost first: journals bring all of it to disk with the first sync, and the others have nothing left to do.
         sync_dir(parent)?;
+        self.sync_dirs(created)?;
         Ok(Verdict::Holds)
     }
 
@@ -191,20 +193,27 @@ impl Folder {
         sync_dir(path.parent().expect("an object lies in its bucket's directory"))
     }
 
-    /// Creates the directories from `top` (exclusive) down to `path`, each entry synced once by this process. Also an
-    /// existing directory is synced the first time: whoever created it may not have come to that yet.
-    fn create_synced_dirs(&self, top: &Path, path: &Path) -> Result<(), Error> {
+    /// Creates the directories from `top` (exclusive) down to `path`. Those whose entry this process has not synced yet are returned, outermost
+    /// first: also an existing one, for whoever created it may not have come to that.
+    fn create_dirs(&self, top: &Path, path: &Path) -> Result<Vec<PathBuf>, Error> {
         let below = path.strip_prefix(top).expect("objects lie below their bucket");
         let mut directory = top.to_owned();
+        let mut not_synced = Vec::new();
         for segment in below {
-            let parent = directory.clone();
             directory.push(segment);
-            if self.lock_synced().contains(&directory) {
-                continue;
+            if !self.lock_synced().contains(&directory) {
+                create_private_dir(&directory)?;
+                not_synced.push(directory.clone());
             }
-            create_private_dir(&directory)?;
-            sync_dir(&parent)?;
-            self.lock_synced().insert(directory.clone());
+        }
+        Ok(not_synced)
+    }
+
+    /// Syncs the entries of these directories, each once by this process.
+    fn sync_dirs(&self, directories: Vec<PathBuf>) -> Result<(), Error> {
+        for directory in directories.into_iter().rev() {
+            sync_dir(directory.parent().expect("it lies below its bucket"))?;
+            self.lock_synced().insert(directory);
         }
         Ok(())
     }

@@ -6,11 +6,12 @@
 mod carried;
 mod failure;
 mod part;
+mod payload;
 mod settings;
 
 pub use settings::S3Settings;
 
-use crate::{ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome};
+use crate::{Content, ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome};
 use async_trait::async_trait;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
@@ -28,6 +29,7 @@ use bytes::Bytes;
 use failure::{Failure, classify};
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use payload::Payload;
 use settings::Keys;
 use std::io;
 use std::ops::Range;
@@ -183,7 +185,7 @@ impl S3Store {
     }
 
     /// Puts under a condition, telling our own earlier try from somebody else's write.
-    async fn put_under(&self, key: &str, bytes: Bytes, condition: Condition<'_>) -> Result<PutOutcome, Error> {
+    async fn put_under(&self, key: &str, payload: Payload, condition: Condition<'_>) -> Result<PutOutcome, Error> {
         const OPERATION: &str = "put";
         let write_id = uuid::Uuid::new_v4().to_string();
         let mut busy = 0;
@@ -194,15 +196,18 @@ impl S3Store {
                 .bucket(&self.bucket)
                 .key(self.full_key(key))
                 .metadata(WRITE_ID, &write_id)
-                .content_length(bytes.len() as i64)
-                .body(ByteStream::from(bytes.clone()));
+                .content_length(payload.bytes() as i64)
+                .body(payload.body());
             put = match condition {
                 Condition::Always => put,
                 Condition::Absent => put.if_none_match("*"),
                 Condition::Matches(etag) => put.if_match(etag.as_str()),
             };
-            let timeouts = config::Builder::new().timeout_config(timeouts(bytes.len() as u64));
-            let sent = put.customize().config_override(timeouts).send().await;
+            let mut of_this = config::Builder::new().timeout_config(timeouts(payload.bytes()));
+            if let Some(signing) = payload.signing() {
+                of_this = of_this.interceptor(signing);
+            }
+            let sent = put.customize().config_override(of_this).send().await;
             let failure = match sent.map_err(|error| classify(OPERATION, key, error)) {
                 Ok(written) => return Ok(PutOutcome::Written(etag(written.e_tag, OPERATION, key)?)),
                 Err(failure) => failure,
@@ -294,18 +299,22 @@ impl ObjectStore for S3Store {
     }
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<ETag, Error> {
-        match self.put_under(key, bytes, Condition::Always).await? {
+        match self.put_under(key, Payload::Bytes(bytes), Condition::Always).await? {
             PutOutcome::Written(etag) => Ok(etag),
             PutOutcome::Lost => Err(Failure::ConditionFailed.into_error("put", key)),
         }
     }
 
     async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<PutOutcome, Error> {
-        self.put_under(key, bytes, Condition::Absent).await
+        self.put_under(key, Payload::Bytes(bytes), Condition::Absent).await
+    }
+
+    async fn put_content_if_absent(&self, key: &str, content: Content) -> Result<PutOutcome, Error> {
+        self.put_under(key, Payload::Content(content), Condition::Absent).await
     }
 
     async fn put_if_match(&self, key: &str, bytes: Bytes, etag: &ETag) -> Result<PutOutcome, Error> {
-        self.put_under(key, bytes, Condition::Matches(etag)).await
+        self.put_under(key, Payload::Bytes(bytes), Condition::Matches(etag)).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, Error> {

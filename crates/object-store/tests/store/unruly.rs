@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use weft_object_store::embedded::{Credentials, Server};
-use weft_object_store::{Error, ObjectStore, PutOutcome, S3Store, probe};
+use weft_object_store::{Content, Error, ObjectStore, PutOutcome, S3Store, probe};
 
 /// How an [`Unruly`] server misbehaves. All false: it behaves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -200,6 +200,14 @@ async fn a_writer_whose_reply_was_lost_learns_that_it_won() {
         assert_eq!(outcome, PutOutcome::Written(object.etag), "breaks: {breaks}");
         assert_eq!(&object.bytes[..], b"mine too");
         assert_eq!(store.put_if_absent("k", Bytes::from_static(b"other")).await.unwrap(), PutOutcome::Lost);
+        // Content in pieces is sent again, too.
+        let content = Content::of(vec![Bytes::from_static(b"one "), Bytes::from_static(b"two")]);
+        lose(1);
+        let outcome = store.put_content_if_absent("pieces", content.clone()).await.unwrap();
+        let object = store.get("pieces").await.unwrap().unwrap();
+        assert_eq!(outcome, PutOutcome::Written(object.etag), "breaks: {breaks}");
+        assert_eq!(&object.bytes[..], b"one two");
+        assert_eq!(store.put_content_if_absent("pieces", content).await.unwrap(), PutOutcome::Lost);
     }
 }
 

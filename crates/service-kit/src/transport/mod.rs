@@ -40,6 +40,13 @@ use tower::layer::util::{Identity as NoLayer, Stack};
 
 /// Largest gRPC message a service sends or takes: uploads come in chunks of 1 MiB, directories may be larger.
 pub const MESSAGE_BYTES_MAX: usize = 32 << 20;
+/// Largest frame that a server takes. What comes in large messages (uploads, blobs) is read and woken for a few times a message, not once for
+/// every 16 KiB.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// What a call may send before the server has read it, and what all calls of a connection may: two chunks of an upload on their way. What a
+/// connection can make a server hold is bounded by it.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// A silent peer is noticed within about 30 s.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -51,6 +58,9 @@ pub fn server() -> Server<Stack<AdmitLayer, NoLayer>> {
     Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_frame_size(FRAME_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(4096)
         .http2_max_header_list_size(16 << 10)
         .layer(AdmitLayer)

@@ -4,7 +4,7 @@
 //! A version keeps its lineage: the recipe, whose parents are digests, and what these were called. A recipe gives the same bytes
 //! whenever and wherever it is followed, so that the same merge again is the version that it was.
 
-use super::{Made, Outcome, Publisher, Target};
+use super::{Files, Made, Outcome, Package, Publisher, Target};
 use crate::Error;
 use crate::layout::adapter_prefix;
 use crate::records::{BaseRecord, Lineage, LineageParent, VersionRecord};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use weft_adapter_format::{CheckedPackage, Refusal, check_package};
+use weft_adapter_format::Refusal;
 use weft_adapter_merge::{self as merging, CheckedRecipe, Component, Method, OutputDtype, Parent, Recipe, Space};
 use weft_object_store::keys;
 use weft_proto::registry::v1 as pb;
@@ -81,9 +81,6 @@ impl Asked {
 fn word(text: &str) -> Option<serde_json::Value> {
     (!text.is_empty()).then(|| text.into())
 }
-
-/// What the check of a merged package came to.
-type Checked = Result<(CheckedPackage, Digest), Refusal>;
 
 /// What a merge came to.
 pub(crate) struct Merge {
@@ -205,16 +202,13 @@ impl Publisher {
             blobs.push(self.blob(&parent.digest).await?);
         }
         let of_check = base.clone();
-        let work = move || -> Result<(Checked, merging::Merged), merging::Error> {
+        let work = move || -> Result<(Result<Package, Refusal>, merging::Merged), merging::Error> {
             let opened = blobs.iter().map(|blob| Parent::open(blob)).collect::<Result<Vec<_>, _>>()?;
-            let merged = merging::merge(&recipe, &opened, &of_check.shape(), &of_merge)?;
-            let name = Some(of_check.served_name.as_str());
-            let checked = check_package(&merged.config, &merged.weights, &of_check.shape(), name, &limits);
-            let checked = checked.map(|checked| {
-                let digest = checked.digest();
-                (checked, digest)
-            });
-            Ok((checked, merged))
+            let mut merged = merging::merge(&recipe, &opened, &of_check.shape(), &of_merge)?;
+            let weights = Bytes::from(std::mem::take(&mut merged.weights));
+            let (config_sha256, weights_sha256) = (Digest::of(&merged.config), Digest::of(&weights));
+            let files = Files { config: &merged.config, config_sha256, weights: &weights, weights_sha256 };
+            Ok((Package::check(&files, &of_check, &limits), merged))
         };
         let done = tokio::task::spawn_blocking(work).await?;
         let (checked, merged) =
@@ -222,9 +216,9 @@ impl Publisher {
         let parents = parents.into_iter().map(|(parent, _)| parent).collect();
         let lineage = Lineage { recipe_digest, recipe: merged.recipe, parents, error: merged.report.error };
         let outcome = match checked {
-            Ok((checked, digest)) => {
+            Ok(package) => {
                 let made = Made { lineage: Some(lineage.clone()), signed_by: None };
-                self.store(&target, checked, digest, &base, made).await?
+                self.store(&target, package, &base, made).await?
             }
             Err(refusal) => Outcome::Refused(refusal),
         };

@@ -7,8 +7,11 @@
 //! **One version for the same bytes.** Numbers have no gaps: a publisher writes number n + 1 only after it has seen
 //! that none of 1 to n has its digest (but for condemned ones), and only if n + 1 is not there. A loser looks again.
 
+mod memory;
 mod merge;
+mod package;
 mod signers;
+mod spool;
 mod upload;
 
 pub(crate) use merge::Asked;
@@ -19,16 +22,17 @@ use crate::admin::Expected;
 use crate::core::{Change, Core, now_ms};
 use crate::layout::{Place, adapter_prefix};
 use crate::records::{BaseRecord, Lineage, VersionRecord};
-use bytes::Bytes;
+use package::{Package, Source as Files};
+use spool::{SMALL_BYTES_MAX, Spools};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinError;
-use upload::{SMALL_BYTES_MAX, Upload};
-use weft_adapter_format::{CheckedPackage, Limits, Refusal, Resolved, check_package};
+use upload::Upload;
+use weft_adapter_format::{Limits, Refusal, Resolved};
 use weft_adapter_sources::{Source, Sources};
-use weft_object_store::{ETag, PutOutcome, keys};
+use weft_object_store::{Content, ETag, PutOutcome, keys};
 use weft_proto::registry::v1 as pb;
-use weft_types::{AdapterName, AliasName, Digest, MERGED_PREFIX, TenantName};
+use weft_types::{AdapterName, AliasName, MERGED_PREFIX, TenantName};
 
 /// So that a directory with everything at its limit still fits one message.
 pub(crate) const ADAPTERS_MAX: usize = 50_000;
@@ -55,6 +59,7 @@ pub(crate) struct Publisher {
     core: Arc<Core>,
     sources: Arc<Sources>,
     signers: Arc<Signers>,
+    spools: Spools,
     uploads: Arc<Semaphore>,
     checks: Arc<Semaphore>,
 }
@@ -98,7 +103,8 @@ impl Publisher {
     pub(crate) fn new(core: Arc<Core>, sources: Arc<Sources>, signers: Arc<Signers>) -> Self {
         let uploads = Arc::new(Semaphore::new(core.settings.publishes_max));
         let checks = Arc::new(Semaphore::new(core.settings.checks_max));
-        Self { core, sources, signers, uploads, checks }
+        let spools = Spools::new(&core.settings);
+        Self { core, sources, signers, spools, uploads, checks }
     }
 
     /// Runs one publish. Once the upload is complete it goes on even if the caller goes away.
@@ -114,7 +120,7 @@ impl Publisher {
         let target = self.admit(start).await?;
         // What others published meanwhile is read while the upload comes.
         let cap = self.core.policy(&target.tenant).weights_bytes_max(&self.core.settings);
-        let (upload, ()) = futures::future::try_join(parts.receive(cap), self.refresh(&target)).await?;
+        let (upload, ()) = futures::future::try_join(parts.receive(&self.spools, cap), self.refresh(&target)).await?;
         self.core.metrics.uploaded(upload.bytes());
         if let Some(refusal) = refused_beside(&upload.others) {
             return Ok((target.adapter, Outcome::Refused(refusal)));
@@ -141,7 +147,7 @@ impl Publisher {
             return Ok((target.adapter, Outcome::Refused(refusal), origin));
         }
         let cap = self.core.policy(&target.tenant).weights_bytes_max(&self.core.settings);
-        let upload = upload::import(opened, &self.core.settings, cap).await?;
+        let upload = upload::import(opened, &self.spools, cap).await?;
         self.core.metrics.uploaded(upload.bytes());
         let target = Target { origin: Some(origin.clone()), ..target };
         let (this, adapter) = (self.clone(), target.adapter.clone());
@@ -200,21 +206,22 @@ impl Publisher {
             self.move_alias(&target, &version).await?;
             return Ok(Outcome::Existing(version));
         }
-        let _check = Arc::clone(&self.checks).acquire_owned().await.expect("the semaphore is never closed");
+        let turn = Arc::clone(&self.checks).acquire_owned().await.expect("the semaphore is never closed");
         let limits = self.limits(&target.tenant);
         let base_of_check = base.clone();
-        let package_bytes = upload.weights().len() + upload.config.len();
-        let check = move || -> Result<(CheckedPackage, Digest), Refusal> {
-            let (shape, name) = (base_of_check.shape(), Some(base_of_check.served_name.as_str()));
-            let checked = check_package(&upload.config, upload.weights(), &shape, name, &limits)?;
-            let digest = checked.digest();
-            Ok((checked, digest))
+        let package_bytes = upload.weights.len() + upload.config.len();
+        let check = move || {
+            let Upload { config, config_sha256, weights, weights_sha256, .. } = &*upload;
+            let files = Files { config, config_sha256: *config_sha256, weights, weights_sha256: *weights_sha256 };
+            Package::check(&files, &base_of_check, &limits)
         };
-        let (checked, digest) = match by_size(package_bytes, check).await? {
-            Ok(checked) => checked,
+        let package = match by_size(package_bytes, check).await? {
+            Ok(package) => package,
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
-        self.store(&target, checked, digest, &base, Made { lineage: None, signed_by }).await
+        // Storing waits for disks, and takes no memory that the upload does not have already.
+        drop(turn);
+        self.store(&target, package, &base, Made { lineage: None, signed_by }).await
     }
 
     /// Reads what others made of the adapter. Of one that is new here nothing need be known: if it is not new elsewhere, version 1 cannot be
@@ -258,20 +265,13 @@ impl Publisher {
     }
 
     /// A package that was checked becomes a version.
-    async fn store(
-        &self,
-        target: &Target,
-        checked: CheckedPackage,
-        digest: Digest,
-        base: &BaseRecord,
-        made: Made,
-    ) -> Result<Outcome, Error> {
+    async fn store(&self, target: &Target, package: Package, base: &BaseRecord, made: Made) -> Result<Outcome, Error> {
         self.check_room(target)?;
-        let described = describe(&checked, digest, base, target);
+        let digest = package.blob.sha256();
+        let described = describe(&package, base, target);
         let record = VersionRecord { lineage: made.lineage.map(Box::new), signed_by: made.signed_by, ..described };
         self.existing(target, |version| version.digest == digest)?;
-        let blob: Bytes = checked.into_canonical_blob().into();
-        self.put_blob(digest, blob.clone()).await?;
+        self.put_blob(package.blob.clone()).await?;
         let (config_sha256, weights_sha256) = (record.config_sha256, record.weights_sha256);
         let signed_by = record.signed_by.clone();
         let mut outcome = self.put_version(target, record).await?;
@@ -284,7 +284,7 @@ impl Publisher {
             // Before traffic follows, whoever wrote the version.
             if !self.core.blob_outlives_collection(&digest).await? {
                 // The clean-up took it for nobody's, before the version was there.
-                self.put_blob(digest, blob).await?;
+                self.put_blob(package.blob).await?;
             }
             self.move_alias(target, version).await?;
             let Target { tenant, adapter, actor, .. } = target;
@@ -336,9 +336,9 @@ impl Publisher {
         Ok(())
     }
 
-    async fn put_blob(&self, digest: Digest, blob: Bytes) -> Result<(), Error> {
-        let (key, bytes) = (keys::blob(&digest), blob.len() as u64);
-        if self.core.store.put_if_absent(&key, blob).await? == PutOutcome::Lost {
+    async fn put_blob(&self, blob: Content) -> Result<(), Error> {
+        let (key, bytes) = (keys::blob(&blob.sha256()), blob.bytes());
+        if self.core.store.put_content_if_absent(&key, blob).await? == PutOutcome::Lost {
             // Somebody published the same adapter under another name. Content is checked when it is leased.
             let found = self.core.store.head(&key).await?.map(|found| found.bytes);
             if found.is_some_and(|found| found != bytes) {
@@ -390,21 +390,21 @@ impl Publisher {
     }
 }
 
-fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target: &Target) -> VersionRecord {
-    let warnings = checked.warnings.iter().take(WARNINGS_MAX).map(|warning| cut(warning, WARNING_BYTES_MAX));
+fn describe(package: &Package, base: &BaseRecord, target: &Target) -> VersionRecord {
+    let warnings = package.warnings.iter().take(WARNINGS_MAX).map(|warning| cut(warning, WARNING_BYTES_MAX));
     VersionRecord {
         revision: 0,
         number: 0,
-        digest,
-        bytes: checked.canonical_bytes().len() as u64,
-        parameters: parameters(checked, base),
+        digest: package.blob.sha256(),
+        bytes: package.blob.bytes(),
+        parameters: parameters(package, base),
         signed_by: None,
         quarantined: target.quarantined,
         again_ms: 0,
-        rank_max: u32::try_from(checked.rank_max).unwrap_or(u32::MAX),
-        target_modules: checked.modules.clone(),
-        config_sha256: checked.config_sha256,
-        weights_sha256: checked.weights_sha256,
+        rank_max: u32::try_from(package.rank_max).unwrap_or(u32::MAX),
+        target_modules: package.modules.clone(),
+        config_sha256: package.config_sha256,
+        weights_sha256: package.weights_sha256,
         base_digest: base.digest,
         created_ms: now_ms(),
         actor: target.actor.clone(),
@@ -417,12 +417,12 @@ fn describe(checked: &CheckedPackage, digest: Digest, base: &BaseRecord, target:
 }
 
 /// Elements of all low-rank factors together.
-fn parameters(checked: &CheckedPackage, base: &BaseRecord) -> u64 {
+fn parameters(package: &Package, base: &BaseRecord) -> u64 {
     let of = |one: &Resolved| {
         let linear = base.linears.iter().find(|linear| linear.module == one.module.as_str());
         linear.map_or(0, |linear| one.rank as u64 * (linear.in_features + linear.out_features) as u64)
     };
-    checked.resolved.iter().map(of).sum()
+    package.resolved.iter().map(of).sum()
 }
 
 /// At most so many bytes of the text, cut between characters.

@@ -1,14 +1,12 @@
 //! Receiving a package: a start, then config, weights and what comes with them, whichever comes first, each part in order and under its cap.
 //!
-//! Weights go to an unnamed temporary file that is then mapped, so that an upload takes disk and not memory, and vanishes with the
-//! process. Those of [`SMALL_BYTES_MAX`] or less stay in memory: a file takes more than they do.
+//! Weights are gathered by `spool.rs`: in memory as far as there is room, else on disk.
 
+use super::spool::{Spool, Spools};
 use crate::{Error, Settings};
+use bytes::Bytes;
 use futures::StreamExt;
-use memmap2::Mmap;
-use std::path::PathBuf;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 use weft_adapter_sources::Opened;
 use weft_proto::registry::v1 as pb;
@@ -19,8 +17,6 @@ use weft_types::{Digest, DigestHasher};
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest chunk of a part.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
-/// Weights of so many bytes or less need no file, and are checked in less time than another thread is worth: about 0.1 ms.
-pub(crate) const SMALL_BYTES_MAX: usize = 64 << 10;
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const SIGNATURE: &str = "model.sig";
@@ -39,38 +35,27 @@ pub(crate) struct Upload {
     pub(crate) signature: Option<Vec<u8>>,
     /// Names of what lies beside the files that came.
     pub(crate) others: Vec<String>,
-    weights: Weights,
-}
-
-enum Weights {
-    Small(Vec<u8>),
-    Mapped(Mmap),
+    /// In memory, or a file that is mapped.
+    pub(crate) weights: Bytes,
 }
 
 impl Upload {
-    pub(crate) fn weights(&self) -> &[u8] {
-        match &self.weights {
-            Weights::Small(bytes) => bytes,
-            Weights::Mapped(file) => file,
-        }
-    }
-
     pub(crate) fn bytes(&self) -> u64 {
-        (self.config.len() + self.weights().len()) as u64
+        (self.config.len() + self.weights.len()) as u64
     }
 }
 
 /// Reads a package from elsewhere. Returns what it was, too.
-pub(crate) async fn import(mut opened: Opened, settings: &Settings, cap: Cap) -> Result<Upload, Error> {
+pub(crate) async fn import(mut opened: Opened, spools: &Spools, cap: Cap) -> Result<Upload, Error> {
     let config = opened.config.to_vec();
     check_cap(CONFIG, config.len() as u64, CONFIG_BYTES_MAX, "the registry")?;
-    let mut spool = Spool::new(settings.spool_dir.clone());
+    let mut spool = spools.begin();
     while let Some(chunk) = opened.weights.next().await {
         let chunk = chunk?;
-        check_cap(WEIGHTS, spool.bytes + chunk.len() as u64, cap.0, cap.1)?;
-        spool.write(&chunk).await?;
+        check_cap(WEIGHTS, spool.bytes() + chunk.len() as u64, cap.0, cap.1)?;
+        spool.write(chunk).await?;
     }
-    if spool.bytes == 0 {
+    if spool.bytes() == 0 {
         return Err(Error::invalid("source", format!("{WEIGHTS} is empty")));
     }
     let config_sha256 = Digest::of(&config);
@@ -122,7 +107,7 @@ impl Parts<'_> {
     }
 
     /// The rest of the upload.
-    pub(crate) async fn receive(mut self, cap: Cap) -> Result<Upload, Error> {
+    pub(crate) async fn receive(mut self, spools: &Spools, cap: Cap) -> Result<Upload, Error> {
         let (mut config, mut config_hasher) = (Vec::new(), DigestHasher::new());
         let mut spool: Option<Spool> = None;
         let (mut signature, mut others) = (None, Vec::new());
@@ -136,9 +121,9 @@ impl Parts<'_> {
                 }
                 Part::Weights(chunk) => {
                     check_chunk(WEIGHTS, &chunk)?;
-                    let spool = spool.get_or_insert_with(|| Spool::new(self.settings.spool_dir.clone()));
-                    check_cap(WEIGHTS, spool.bytes + chunk.len() as u64, cap.0, cap.1)?;
-                    spool.write(&chunk).await?;
+                    let spool = spool.get_or_insert_with(|| spools.begin());
+                    check_cap(WEIGHTS, spool.bytes() + chunk.len() as u64, cap.0, cap.1)?;
+                    spool.write(chunk).await?;
                 }
                 Part::Signature(bundle) => {
                     check_chunk(SIGNATURE, &bundle)?;
@@ -160,7 +145,7 @@ impl Parts<'_> {
         if config.is_empty() {
             return Err(Error::invalid("config", format!("{CONFIG} is missing or empty")));
         }
-        let Some(spool) = spool.filter(|spool| spool.bytes > 0) else {
+        let Some(spool) = spool.filter(|spool| spool.bytes() > 0) else {
             return Err(Error::invalid("weights", format!("{WEIGHTS} is missing or empty")));
         };
         let (weights, weights_sha256) = spool.finish().await?;
@@ -179,57 +164,4 @@ fn check_chunk(part: &str, chunk: &[u8]) -> Result<(), Error> {
 
 fn check_cap(part: &'static str, bytes: u64, bytes_max: u64, setting: &'static str) -> Result<(), Error> {
     if bytes > bytes_max { Err(Error::TooLarge { part, bytes_max, setting }) } else { Ok(()) }
-}
-
-/// Weights on their way: in memory, then, if they are many, to a file that has no name.
-struct Spool {
-    dir: Option<PathBuf>,
-    /// What is not in the file.
-    small: Vec<u8>,
-    file: Option<tokio::fs::File>,
-    hasher: DigestHasher,
-    bytes: u64,
-}
-
-impl Spool {
-    fn new(dir: Option<PathBuf>) -> Self {
-        Self { dir, small: Vec::new(), file: None, hasher: DigestHasher::new(), bytes: 0 }
-    }
-
-    async fn write(&mut self, chunk: &[u8]) -> Result<(), Error> {
-        self.hasher.update(chunk);
-        self.bytes += chunk.len() as u64;
-        if self.file.is_none() && self.small.len() + chunk.len() <= SMALL_BYTES_MAX {
-            self.small.extend_from_slice(chunk);
-            return Ok(());
-        }
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let mut file = self.open()?;
-                file.write_all(&std::mem::take(&mut self.small)).await.map_err(Error::Spool)?;
-                self.file.insert(file)
-            }
-        };
-        file.write_all(chunk).await.map_err(Error::Spool)
-    }
-
-    fn open(&self) -> Result<tokio::fs::File, Error> {
-        let file = match &self.dir {
-            Some(dir) => tempfile::tempfile_in(dir),
-            None => tempfile::tempfile(),
-        };
-        file.map(tokio::fs::File::from_std).map_err(Error::Spool)
-    }
-
-    async fn finish(self) -> Result<(Weights, Digest), Error> {
-        let digest = self.hasher.finish();
-        let Some(mut file) = self.file else { return Ok((Weights::Small(self.small), digest)) };
-        file.flush().await.map_err(Error::Spool)?;
-        let file = file.into_std().await;
-        // SAFETY: the file has no name and its only handle is ours, so that nobody can change or cut it while it is
-        // mapped; everything written to it was flushed before.
-        let weights = unsafe { Mmap::map(&file) }.map_err(Error::Spool)?;
-        Ok((Weights::Mapped(weights), digest))
-    }
 }

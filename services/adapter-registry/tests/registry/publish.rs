@@ -1,6 +1,7 @@
 //! What is published can be listed, resolved and read; the same bytes are one version.
 
 use crate::support::{Package, TENANT, World, base_digest, parts, publish, send};
+use weft_adapter_registry::Settings;
 use weft_fault::Kind;
 use weft_object_store::{ObjectStore, keys};
 use weft_proto::registry::v1 as pb;
@@ -115,6 +116,56 @@ async fn a_package_larger_than_a_message_comes_in_chunks() {
     let digest = Digest::try_from(&digests[0][..]).unwrap();
     let blob = world.store.get(&keys::blob(&digest)).await.unwrap().unwrap().bytes;
     assert_eq!(Digest::of(&blob), digest);
+}
+
+#[tokio::test]
+async fn a_package_is_the_same_version_whether_it_came_through_memory_or_a_file() {
+    let world = World::new().await;
+    let spool = tempfile::tempdir().unwrap();
+    let mut published = Vec::new();
+    // The last has room for the first of two uploads.
+    for upload_memory_bytes_max in [0, 256 << 20, 16 << 20] {
+        let spool_dir = Some(spool.path().to_owned());
+        let mut registry =
+            world.start_with(Settings { upload_memory_bytes_max, spool_dir, ..Settings::default() }).await;
+        if published.is_empty() {
+            registry.prepare().await;
+        }
+        let (one, two) = (format!("one-{upload_memory_bytes_max}"), format!("two-{upload_memory_bytes_max}"));
+        let (first, second) = (Package::large(1), Package::large(2));
+        let (one, two) = tokio::join!(registry.publish(&one, &first), registry.publish(&two, &second));
+        published.push((one.digest, two.digest));
+        registry.stop().await;
+    }
+    assert!(published.iter().all(|digests| *digests == published[0]));
+    for digest in [&published[0].0, &published[0].1] {
+        let digest = Digest::try_from(&digest[..]).unwrap();
+        let blob = world.store.get(&keys::blob(&digest)).await.unwrap().unwrap().bytes;
+        assert_eq!(Digest::of(&blob), digest);
+    }
+    assert_eq!(std::fs::read_dir(spool.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn who_stores_keeps_nobody_from_being_checked() {
+    let world = World::new().await;
+    let mut registry = world.start_with(Settings { checks_max: 1, ..Settings::default() }).await;
+    registry.prepare().await;
+    // The blob of this one does not get into the store.
+    let stored = registry.publish("first", &Package::tiny(1)).await;
+    let digest = Digest::try_from(&stored.digest[..]).unwrap();
+    world.store.hold_put_of(Some(&digest.hex()));
+    let client = registry.client.clone();
+    let waiting = tokio::spawn(async move { publish(&client, TENANT, "second", "live", &Package::tiny(1)).await });
+    while world.store.puts_held() == 0 {
+        tokio::task::yield_now().await;
+    }
+    for seed in 2..5 {
+        registry.publish("third", &Package::tiny(seed)).await;
+    }
+    assert!(!waiting.is_finished());
+    world.store.hold_put_of(None);
+    assert_eq!(waiting.await.unwrap().unwrap().digest, stored.digest);
 }
 
 #[tokio::test]

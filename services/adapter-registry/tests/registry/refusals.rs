@@ -216,7 +216,8 @@ async fn an_upload_that_stalls_or_breaks_off_ends_and_leaves_nothing() {
 async fn a_spool_folder_that_cannot_be_used_is_unavailable_for_all_but_small_packages() {
     let world = World::new().await;
     let spool = tempfile::tempdir().unwrap();
-    let settings = Settings { spool_dir: Some(spool.path().to_owned()), ..Settings::default() };
+    let spool_dir = Some(spool.path().to_owned());
+    let settings = Settings { spool_dir, upload_memory_bytes_max: 0, ..Settings::default() };
     let mut registry = world.start_with(settings).await;
     registry.prepare().await;
     // 288 KiB of weights.

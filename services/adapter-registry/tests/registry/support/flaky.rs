@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
-use weft_object_store::{ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome, S3Store};
+use weft_object_store::{
+    Content, ETag, Error, Object, ObjectMeta, ObjectPart, ObjectStore, ObjectStream, PutOutcome, S3Store,
+};
 
 pub(crate) struct Flaky {
     inner: S3Store,
@@ -17,6 +19,8 @@ pub(crate) struct Flaky {
     reads: AtomicU64,
     /// Contents come only when it is false.
     held: watch::Sender<bool>,
+    /// Contents whose keys contain this are put only when it is another again.
+    hold_put: watch::Sender<Option<String>>,
 }
 
 impl Flaky {
@@ -27,6 +31,7 @@ impl Flaky {
             away: Mutex::default(),
             reads: AtomicU64::new(0),
             held: watch::Sender::new(false),
+            hold_put: watch::Sender::new(None),
         }
     }
 
@@ -45,6 +50,16 @@ impl Flaky {
 
     pub(crate) fn hold_contents(&self, held: bool) {
         self.held.send_replace(held);
+    }
+
+    /// Holds contents on their way to such keys; `None` lets all go.
+    pub(crate) fn hold_put_of(&self, key_part: Option<&str>) {
+        self.hold_put.send_replace(key_part.map(str::to_owned));
+    }
+
+    /// Contents that are held.
+    pub(crate) fn puts_held(&self) -> usize {
+        self.hold_put.receiver_count()
     }
 
     fn fail(&self, key: &str) -> Error {
@@ -98,6 +113,13 @@ impl ObjectStore for Flaky {
     async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<PutOutcome, Error> {
         self.reach(key)?;
         let result = self.inner.put_if_absent(key, bytes).await;
+        self.answered(key, result)
+    }
+    async fn put_content_if_absent(&self, key: &str, content: Content) -> Result<PutOutcome, Error> {
+        self.reach(key)?;
+        let is_free = |held: &Option<String>| held.as_ref().is_none_or(|part| !key.contains(part));
+        let _ = self.hold_put.subscribe().wait_for(is_free).await;
+        let result = self.inner.put_content_if_absent(key, content).await;
         self.answered(key, result)
     }
     async fn put_if_match(&self, key: &str, bytes: Bytes, etag: &ETag) -> Result<PutOutcome, Error> {
