@@ -2,7 +2,7 @@
 //!
 //! One pool is taken of each device at the start, a part of what is free then. In it lie, in this order, the base, the slots, what a step needs, and KV
 //! blocks in all that is left, unless a setting says how many. A warm-up runs the largest steps before anybody is served: what is too large is known at
-//! the start. Several devices have equal pools, of which the fullest decides, and equal parts of all that settings give out.
+//! the start. Several devices have equal pools, for which the one with the least free memory decides, and equal parts of all that settings give out.
 
 use weft_base_model::BaseModel;
 use weft_cuda_device::{Device, Group, Options, Usage};
@@ -55,7 +55,7 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: &Which, formats: 
     let slot_bytes = checked.adapter_memory.bytes(Some(pool_bytes.saturating_mul(count))) / count;
     if slot_bytes < PINNED_BLOCK_BYTES as u64 || slot_bytes >= pool_bytes {
         let message = format!(
-            "{slot_bytes} bytes for each of {count} devices, allowed is {PINNED_BLOCK_BYTES} to less than the {pool_bytes} bytes taken of {} \
+            "{slot_bytes} bytes a device, allowed is {PINNED_BLOCK_BYTES} to less than the {pool_bytes} bytes taken of {} \
              (device_memory_fraction {} of {free} free bytes)",
             properties.name, settings.device_memory_fraction
         );
@@ -73,8 +73,8 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: &Which, formats: 
         of_slots.saturating_add(settings.adapter_prepared_bytes.div_ceil(count)).saturating_add(of_steps);
     if let Some(there) = machine_memory_bytes().filter(|there| pinned_bytes.saturating_mul(count) > *there) {
         let message = format!(
-            "{} bytes, with {of_slots} for what is in slots (adapter_memory_bytes, adapter_memory_fraction) and {of_steps} for steps of each of \
-             {count} devices, are more pinned memory than the {there} bytes of this machine",
+            "{} bytes, with {of_slots} for what is in slots (adapter_memory_bytes, adapter_memory_fraction) and {of_steps} for steps, both for each \
+             device, of which there are {count}, are more pinned memory than the {there} bytes of this machine",
             settings.adapter_prepared_bytes
         );
         return Err(Error::setting("adapter_prepared_bytes", message));
