@@ -36,7 +36,14 @@ impl Agreement {
     /// # Errors
     /// [`Error::Device`] once a rank has failed.
     pub(crate) fn least(&self, number: usize) -> Result<usize, Error> {
+        let failed = || {
+            let reason = "another rank has failed".to_owned();
+            Err(DeviceError::Collective { operation: "agreement of ranks".to_owned(), reason }.into())
+        };
         let mut state = self.state();
+        if state.is_ended {
+            return failed();
+        }
         let round = state.round;
         state.least = state.least.min(number);
         state.came += 1;
@@ -47,11 +54,7 @@ impl Agreement {
         }
         let is_open = |state: &mut State| state.round == round && !state.is_ended;
         let state = self.is_settled.wait_while(state, is_open).expect("no panic while it is held");
-        if state.round == round {
-            let reason = "another rank has failed".to_owned();
-            return Err(DeviceError::Collective { operation: "agreement of ranks".to_owned(), reason }.into());
-        }
-        Ok(state.agreed)
+        if state.round == round { failed() } else { Ok(state.agreed) }
     }
 
     /// Nobody waits any more, now or later.

@@ -450,7 +450,7 @@ fn tokens_are_those_that_one_device_draws() {
             let seq = |of: usize| {
                 let params = SamplingParams {
                     temperature: [0.0, 0.8, 1.3][of % 3],
-                    top_p: if of % 2 == 0 { 1.0 } else { 0.9 },
+                    top_p: if of.is_multiple_of(2) { 1.0 } else { 0.9 },
                     repetition_penalty: if of > 3 { 1.2 } else { 1.0 },
                     seed: 100 + of as u64,
                     ..SamplingParams::default()
