@@ -81,6 +81,20 @@ impl Engine {
         }
     }
 
+    /// Lets a prepared adapter run without blocks, until it is removed: from pinned memory, layer by layer. The adapter stays in the caller's hands, too. None:
+    /// there is no room for it, or, on processors, never any need.
+    ///
+    /// # Errors
+    /// [`Error::OtherKind`] if it was prepared for the other kind of engine. On several devices [`Error::Device`] if one fails.
+    pub fn stream(&mut self, adapter: &PreparedAdapter) -> Result<Option<SlotId>, Error> {
+        match (self, adapter) {
+            (Self::Processor(_), PreparedAdapter::Processor(_)) => Ok(None),
+            (Self::Device(engine), PreparedAdapter::Device(adapter)) => Ok(engine.stream(adapter.clone())),
+            (Self::Sharded(engine), PreparedAdapter::Sharded(adapter)) => engine.stream(adapter),
+            _ => Err(Error::OtherKind),
+        }
+    }
+
     /// Empties a slot and gives back what was in it, as ready for a slot as before; none if it holds no such adapter.
     /// The id is never valid again. Never waits.
     pub fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {

@@ -13,6 +13,8 @@ mod kv;
 mod rounded;
 #[path = "device/sharded.rs"]
 mod sharded;
+#[path = "device/streamed.rs"]
+mod streamed;
 #[path = "device/weights.rs"]
 mod weights;
 
@@ -54,6 +56,7 @@ fn options(seed: u64) -> DeviceOptions {
         logits_rows_max: 96,
         sequences_max: 16,
         adapter_blocks_max: 512,
+        stream_bytes: 0,
         rank_max: 64,
         graphs: true,
     }

@@ -213,6 +213,7 @@ impl<'a> Bench<'a> {
             logits_rows_max: plan.rows,
             sequences_max: plan.rows,
             adapter_blocks_max: of_adapters,
+            stream_bytes: 0,
             rank_max: RANK_MAX,
             graphs,
         };

@@ -31,6 +31,9 @@ pub(crate) struct Metrics {
     pub(crate) out_of_memory: IntCounter,
     /// Adapters that got a slot from the second tier, without a load.
     pub(crate) adapter_returns: IntCounter,
+    /// Adapters that began to run from pinned memory because they found no room on the device.
+    pub(crate) adapter_streams: IntCounter,
+    pub(crate) adapters_streamed: IntGauge,
     /// Adapters that the cache daemon was asked to bring near for requests that wait.
     pub(crate) adapter_hints: IntCounter,
     pub(crate) adapters_ahead: IntCounter,
@@ -103,6 +106,11 @@ impl Metrics {
                 "worker_adapter_returns_total",
                 "Adapters that got a slot from the second tier, without a load",
             )?,
+            adapter_streams: counter(
+                "worker_adapter_streams_total",
+                "Adapters that found no room on the device and ran from main memory",
+            )?,
+            adapters_streamed: gauge("worker_adapters_streamed", "Adapters that run from main memory")?,
             adapter_hints: counter("worker_adapter_hints_total", "Prefetches asked of the cache daemon")?,
             adapters_ahead: counter("worker_adapters_ahead_total", "Loads begun because a placement wants them")?,
             placement_epoch: gauge("worker_placement_epoch", "Number of the last placement that was heard of")?,

@@ -84,6 +84,9 @@ weft_bus::mesh_settings! {
         /// Memory for adapters that lost their slot and stay packed, in bytes: they come back by moving a pointer, or by a copy to the
         /// device, where it is pinned memory. Where slots are main memory too, busy slots may borrow from it. 0: none.
         pub adapter_prepared_bytes: u64 = 512 << 20,
+        /// On a device, most bytes that a step copies for adapters that found no room there and run from pinned memory, layer by layer, until they
+        /// do; no more than adapter_memory_bytes. They take a few layers' part of it on the device. 0: they wait for room.
+        pub adapter_stream_bytes: u64 = 256 << 20,
         /// Adapters that are packed, or packed and waiting for a slot, at the same time.
         pub adapter_loads_max: usize = 4,
         /// Adapters that are leased or waited for at the same time; for later ones the cache daemon gets a hint.

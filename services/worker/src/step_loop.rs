@@ -540,6 +540,7 @@ impl StepLoop {
         metrics.kv_blocks_idle.set(load.blocks_idle as i64);
         metrics.kv_blocks_total.set(self.load.kv_blocks_max as i64);
         metrics.adapter_blocks.set(self.slots.blocks_used() as i64);
+        metrics.adapters_streamed.set(self.slots.streamed() as i64);
         metrics.slot_bytes_used.set(self.slots.bytes_used() as i64);
         metrics.prepared_bytes_used.set(self.slots.prepared_bytes_used() as i64);
         let now = (self.slots.generation(), self.users_changed);

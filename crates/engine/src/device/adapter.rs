@@ -74,6 +74,18 @@ pub(super) struct Packed {
     pub(super) bytes: usize,
 }
 
+impl Packed {
+    /// Of the pieces of a layer, all bytes from the first to the last.
+    pub(super) fn layer_bytes(&self, pieces: &Range<usize>) -> Range<usize> {
+        range_of(&self.pieces, pieces)
+    }
+}
+
+/// Bytes from the first of these pieces to the last.
+fn range_of(pieces: &[Range<usize>], some: &Range<usize>) -> Range<usize> {
+    if some.is_empty() { 0..0 } else { pieces[some.start].start..pieces[some.end - 1].end }
+}
+
 impl PreparedAdapter {
     /// SHA-256 of the blob, taken from the private copy that was packed.
     #[must_use]
@@ -263,7 +275,7 @@ impl Image {
             if Range::is_empty(layer) {
                 return Ok(None);
             }
-            let range = pieces[layer.start].start..pieces[layer.end - 1].end;
+            let range = range_of(&pieces, layer);
             let memory = part.device.allocate_pinned(range.len())?;
             memory.write(0, &bytes[range])?;
             Ok::<_, Error>(Some(memory))

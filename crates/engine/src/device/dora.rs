@@ -83,7 +83,7 @@ impl Step<'_> {
                 self.tables.part(table)?.reads().into(),
                 self.tables.part(count)?.reads().into(),
             ],
-            through_tables: &[self.pool.memory().all().reads().in_parts()],
+            through_tables: &self.adapter_memory,
             counts: Counts::default(),
         })
     }

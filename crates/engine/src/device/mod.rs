@@ -26,6 +26,7 @@ mod shard;
 mod sharded;
 mod slots;
 mod step;
+mod streamed;
 mod tables;
 mod weights;
 
@@ -56,6 +57,7 @@ use slots::{Resident, Slots};
 use std::sync::Arc;
 use std::time::Instant;
 use step::{LoraLaunch, Step, coming, lora_launches};
+use streamed::{Streamed, Streaming};
 use tables::{Caps, Layout, StepTables};
 use weft_base_model::{BaseModel, ModelConfig};
 use weft_cuda_device::{Buffer, Graph, Pinned, Stream};
@@ -150,6 +152,7 @@ impl DeviceEngine {
             Ok::<_, Error>((ranks, gathered))
         };
         let ranks = ranks.map(with_room).transpose()?;
+        let streamed = Streamed::new(device, options.stream_bytes, shape.layers)?;
         // Last: it may take what is left.
         let element_bytes = options.kv.bytes(precision);
         let blocks = Pool::room(device, (&attention, shape.layers), options.blocks, element_bytes);
@@ -158,7 +161,7 @@ impl DeviceEngine {
             None => blocks,
         };
         let pool = Pool::new(device, &stream, (&attention, shape.layers), blocks, element_bytes)?;
-        let slots = Slots::new(device, pool.blocks())?;
+        let slots = Slots::new(device, pool.blocks(), streamed)?;
         drop(idle);
         Ok(Self {
             stream,
@@ -212,6 +215,13 @@ impl DeviceEngine {
     /// [`Error::AdapterBlocks`] for other blocks than it needs, or blocks of another adapter: nothing has changed then. [`Error::Device`].
     pub fn install(&mut self, adapter: PreparedAdapter, blocks: &[u32]) -> Result<SlotId, Error> {
         self.slots.install(adapter, &self.pool, blocks)
+    }
+
+    /// Lets a prepared adapter run without blocks, until it is removed: each step that uses it copies it from pinned memory, layer by layer, beside the layers
+    /// that are computed, and is launched instead of replayed. None: together with those that do so already it is more than
+    /// [`DeviceOptions::stream_bytes`], or its layers find no room.
+    pub fn stream(&mut self, adapter: PreparedAdapter) -> Option<SlotId> {
+        self.slots.stream(adapter)
     }
 
     /// Blocks for an adapter, the last ones of the pool that no other adapter has, whoever's keys they hold: for measurements, where nobody else gives them
@@ -356,6 +366,8 @@ impl DeviceEngine {
         for slot in batch.seqs.iter().filter_map(|seq| seq.slot) {
             is_there &= self.slots.is_there(slot)?;
         }
+        let is_streamed = |slot| self.slots.get(slot).is_some_and(|adapter| adapter.streamed.is_some());
+        is_there &= !batch.seqs.iter().filter_map(|seq| seq.slot).any(is_streamed);
         if let Some((ranks, _)) = &self.ranks {
             // Copies end when they end, on each device. All else that a step depends on is the same on all ranks.
             is_there = ranks.all(is_there)?;
@@ -429,13 +441,24 @@ impl DeviceEngine {
             positions: layout.caps.table_stride * self.options.block_size,
             lora,
             coming: coming(plan.runs.iter().map(|run| run.adapter)),
+            adapter_memory: [
+                Some(self.pool.memory().all().reads().in_parts()),
+                self.slots.streamed().map(Streamed::reads),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            streaming: Streaming::of(self.slots.streamed(), plan.runs.iter().map(|run| run.adapter)),
             sampling: &self.sampling,
             pieces,
             together: self.ranks.as_ref().map(|(ranks, gathered)| Together { ranks, gathered }),
         };
         match bucket.and_then(|bucket| self.graphs.use_of(&bucket)) {
             Some(graph) => graph.replay(&self.stream)?,
-            None => forward(&mut step, self.shape.layers, exact.wanted > 0)?,
+            None => {
+                step.streaming.iter().try_for_each(Streaming::begin)?;
+                forward(&mut step, self.shape.layers, exact.wanted > 0)?;
+            }
         }
         recycled.resize_with(batch.seqs.len(), SeqOutput::default);
         for (computed, &at) in plan.order.iter().enumerate() {

@@ -47,6 +47,9 @@ pub struct DeviceOptions {
     /// Most sequences of a step, up to [`ROWS_MAX`]; the largest batch that is replayed. So that a token can be drawn from it, each takes device
     /// memory: 4.25 bytes for each token of the vocabulary (counts, marks, a mask) and 4 for each position of the context.
     pub sequences_max: usize,
+    /// Most bytes of matrices that a step copies from pinned memory for adapters that have no blocks ([`super::DeviceEngine::stream`]); 0: all have blocks. On the
+    /// device they take `4 / layers` of that.
+    pub stream_bytes: usize,
     /// Most blocks of one adapter; one that needs more is refused when it is prepared.
     pub adapter_blocks_max: usize,
     /// Largest rank of an adapter, up to [`RANK_MAX`].

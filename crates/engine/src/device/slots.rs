@@ -3,6 +3,7 @@
 
 use super::adapter::{Packed, PreparedAdapter};
 use super::pool::Pool;
+use super::streamed::{Room, Streamed};
 use crate::plan::Entry;
 use crate::shape::{SITES, Shape};
 use crate::slots::SlotId;
@@ -22,8 +23,10 @@ pub(crate) struct Resident {
     pub(crate) factors: Vec<[Vec<Factors>; SITES]>,
     /// Layers whose copy was enqueued; the step waits for each before it uses it. Empty: all are there.
     pub(crate) coming: Vec<Event>,
-    /// Of the pool, run after run.
+    /// Of the pool, run after run; none if it is streamed.
     blocks: Vec<u32>,
+    /// Where its layers go one after the other, step by step, if it has no blocks.
+    pub(crate) streamed: Option<Room>,
 }
 
 impl Entry for Resident {
@@ -47,17 +50,41 @@ pub(crate) struct Slots {
     taken: Vec<bool>,
     /// Were removed while they were copied: their pinned memory is read, and their blocks are written, until the last copy is over.
     leaving: Vec<(Event, PreparedAdapter)>,
+    /// For adapters without blocks; none: there are no such.
+    streamed: Option<Streamed>,
 }
 
 impl Slots {
-    pub(crate) fn new(device: &Device, blocks: usize) -> Result<Self, Error> {
+    pub(crate) fn new(device: &Device, blocks: usize, streamed: Option<Streamed>) -> Result<Self, Error> {
         Ok(Self {
             device: device.clone(),
             copies: device.stream("copies")?,
             table: slots::Table::default(),
             taken: vec![false; blocks],
             leaving: Vec::new(),
+            streamed,
         })
+    }
+
+    /// An adapter without blocks; none: there is no room for its layers.
+    pub(crate) fn stream(&mut self, prepared: PreparedAdapter) -> Option<SlotId> {
+        let streamed = self.streamed.as_mut()?;
+        let room = streamed.take(&prepared)?;
+        let packed = &prepared.0;
+        let mut addresses = vec![0; packed.pieces.len()];
+        for (layer, pieces) in packed.layers.iter().enumerate() {
+            let start = packed.layer_bytes(pieces).start;
+            for piece in pieces.clone() {
+                addresses[piece] = streamed.address(&room, layer, packed.pieces[piece].start - start);
+            }
+        }
+        let (targets, factors) = placed(packed, |piece| addresses[piece as usize]);
+        let (coming, blocks) = (Vec::new(), Vec::new());
+        Some(self.table.install(Resident { prepared, targets, factors, coming, blocks, streamed: Some(room) }))
+    }
+
+    pub(crate) fn streamed(&self) -> Option<&Streamed> {
+        self.streamed.as_ref()
     }
 
     /// Begins to copy an adapter into these blocks: as many as it needs, neighbours within each of its runs.
@@ -70,17 +97,10 @@ impl Slots {
             packed.places.places.iter().map(|place| runs[place.run] * pool.block_bytes() + place.at).collect();
         let coming = self.copy(&prepared, pool, &begins)?;
         let address = |piece: u64| pool.memory().address() + begins[piece as usize] as u64;
-        let targets = packed.targets.iter().map(|sites| {
-            let placed = |target: &Target| Target { a: address(target.a), b: address(target.b), ..*target };
-            sites.each_ref().map(|site| site.iter().map(placed).collect())
-        });
-        let factors = packed.factors.iter().map(|sites| {
-            let placed = |factors: &Factors| Factors { at: address(factors.at), ..*factors };
-            sites.each_ref().map(|site| site.iter().map(placed).collect())
-        });
-        let (targets, factors) = (targets.collect(), factors.collect());
+        let (targets, factors) = placed(packed, address);
         blocks.iter().for_each(|&block| self.taken[block as usize] = true);
-        Ok(self.table.install(Resident { prepared, targets, factors, coming, blocks: blocks.to_vec() }))
+        let blocks = blocks.to_vec();
+        Ok(self.table.install(Resident { prepared, targets, factors, coming, blocks, streamed: None }))
     }
 
     /// First block of each run.
@@ -154,6 +174,9 @@ impl Slots {
     pub(crate) fn remove(&mut self, slot: SlotId) -> Option<PreparedAdapter> {
         let mut resident = self.table.remove(slot)?;
         resident.blocks.iter().for_each(|&block| self.taken[block as usize] = false);
+        if let (Some(streamed), Some(room)) = (&mut self.streamed, &resident.streamed) {
+            streamed.give(room, &resident.prepared);
+        }
         self.forget_copied();
         if let Some(last) = resident.coming.pop() {
             self.leaving.push((last, resident.prepared.clone()));
@@ -176,6 +199,7 @@ impl Slots {
     pub(crate) fn wait(&self) {
         // An error comes again with the next call.
         let _ = self.copies.synchronize();
+        self.streamed.iter().for_each(Streamed::wait);
     }
 
     pub(crate) fn table(&self) -> &slots::Table<Resident> {
@@ -208,4 +232,18 @@ impl Slots {
         }
         Some(found)
     }
+}
+
+/// Its targets and factors, `[layers][SITES]` each, at the addresses of their pieces.
+#[allow(clippy::type_complexity, reason = "as they are packed")]
+fn placed(packed: &Packed, address: impl Fn(u64) -> u64) -> (Vec<[Vec<Target>; SITES]>, Vec<[Vec<Factors>; SITES]>) {
+    let targets = packed.targets.iter().map(|sites| {
+        let placed = |target: &Target| Target { a: address(target.a), b: address(target.b), ..*target };
+        sites.each_ref().map(|site| site.iter().map(placed).collect())
+    });
+    let factors = packed.factors.iter().map(|sites| {
+        let placed = |factors: &Factors| Factors { at: address(factors.at), ..*factors };
+        sites.each_ref().map(|site| site.iter().map(placed).collect())
+    });
+    (targets.collect(), factors.collect())
 }

@@ -9,12 +9,13 @@ use super::products::Workspace;
 use super::ranks::Together;
 use super::shard::Shard;
 use super::slots::Resident;
+use super::streamed::Streaming;
 use super::tables::{Layout, SiteTable, site_number};
 use super::weights::Weights;
 use crate::Error;
 use crate::forward::{Backend, Norm};
 use crate::shape::{Shape, Site};
-use weft_cuda_device::{Argument, Buffer, Counts, Device, Event, Launch, Stream, View};
+use weft_cuda_device::{Access, Argument, Buffer, Counts, Device, Event, Launch, Stream, View};
 use weft_cuda_kernels::attention::{self, Grid};
 use weft_cuda_kernels::pack::Format;
 use weft_cuda_kernels::table::{self, Path};
@@ -58,6 +59,10 @@ pub(crate) struct Step<'a> {
     pub(crate) lora: Vec<Option<LoraLaunch>>,
     /// Of the adapters that are on their way: events of their layers.
     pub(crate) coming: Vec<&'a [Event]>,
+    /// Where matrices of adapters lie.
+    pub(crate) adapter_memory: Vec<Access<'a>>,
+    /// Adapters without blocks; none: there are no such.
+    pub(crate) streaming: Option<Streaming<'a>>,
     pub(crate) sampling: &'a Memory,
     /// The first one's logits and tokens belong to the forward pass.
     pub(crate) pieces: Vec<Piece>,
@@ -218,7 +223,7 @@ impl Step<'_> {
                 Argument::I32(shape.shrunk_stride as i32),
                 Argument::I32(shape.columns_per_block as i32),
             ],
-            through_tables: &[self.pool.memory().all().reads().in_parts()],
+            through_tables: &self.adapter_memory,
             counts: Counts::default(),
         })
     }
@@ -287,10 +292,18 @@ impl Backend for Step<'_> {
             for events in &self.coming {
                 self.stream.wait(&events[layer])?;
             }
+            if let Some(streaming) = &self.streaming {
+                streaming.wait_for(layer, self.stream)?;
+            }
         }
         let number = site_number(layer, site, shape.layers, x.is_part);
         self.add_adapters(number, input, inputs, out, outputs)?;
         self.scale_columns(number, out, outputs)?;
+        if site == Site::Down
+            && let Some(streaming) = &self.streaming
+        {
+            streaming.passed(layer, self.stream)?;
+        }
         // A rank has all of some outputs, or a part of each output's sum: adapters and their factors are in it.
         if Shard::is_by_outputs(site) { Ok(()) } else { self.add_up(out) }
     }

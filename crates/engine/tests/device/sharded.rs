@@ -622,3 +622,25 @@ fn work(engine: &mut ShardedEngine, blob: &[u8]) -> Result<(), Error> {
     }
     engine.warm_up()
 }
+
+#[test]
+fn streamed_adapters_are_streamed_by_all_ranks() {
+    let model = tiny("tiny");
+    let options = DeviceOptions { stream_bytes: 1 << 20, ..options(0) };
+    let mut engine = sharded(&model, 2, &options);
+    let prepared = ["rank64", "dora"].map(|name| engine.preparer().prepare(&golden_blob(name, &model)).unwrap());
+    let streamed = prepared.clone().map(|adapter| engine.stream(&adapter).unwrap().expect("there is room"));
+    let batch = |slots: [SlotId; 2]| StepBatch {
+        seqs: vec![
+            prefill(&golden().case("rank64").prompt, Some(slots[0]), 0, LogitsWanted::All),
+            prefill(&golden().case("dora").prompt, Some(slots[1]), 40, LogitsWanted::All),
+        ],
+    };
+    let found = engine.step(&batch(streamed)).unwrap();
+    for slot in streamed {
+        assert_eq!(engine.remove(slot).unwrap().digest(), prepared[usize::from(slot == streamed[1])].digest());
+    }
+    let installed = prepared.each_ref().map(|adapter| put(&mut engine, adapter));
+    let expected = engine.step(&batch(installed)).unwrap();
+    assert!(found.seqs.iter().zip(&expected.seqs).all(|(found, expected)| found.logits == expected.logits));
+}

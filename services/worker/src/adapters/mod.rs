@@ -5,7 +5,8 @@
 //! 3. [`load`]: the file is mapped, packed and hashed on a blocking thread.
 //! 4. [`slots`]: the loop puts it into a slot, and idle ones out of theirs into [`prepared`], from where they come back by
 //!    moving a pointer. [`rates`] says what it would cost to bring one back from the daemon.
-//!    [`blocks`]: on a device they lie in blocks that keys and values have a use for, too.
+//!    [`blocks`]: on a device they lie in blocks that keys and values have a use for, too; [`streams`]: those that find none
+//!    run from main memory meanwhile.
 //! 5. [`pins`]: which ones an operator, or a placement, wants to stay.
 //! 6. [`ahead`]: which ones a placement wants here before anybody asks.
 //! 7. [`starved`]: loads that found no memory to be packed into.
@@ -21,3 +22,4 @@ pub(crate) mod prepared;
 pub(crate) mod rates;
 pub(crate) mod slots;
 pub(crate) mod starved;
+mod streams;

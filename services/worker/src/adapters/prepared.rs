@@ -33,9 +33,8 @@ impl Prepared {
         self.ledger.bytes(digest)
     }
 
-    /// Blocks of a device's pool that it will need; none on processors.
-    pub(crate) fn runs(&self, digest: &Digest) -> &[usize] {
-        self.adapters.get(digest).map_or(&[], PreparedAdapter::runs)
+    pub(crate) fn get(&self, digest: &Digest) -> Option<&PreparedAdapter> {
+        self.adapters.get(digest)
     }
 
     /// What an adapter that comes from outside is worth, with what was known of it before.

@@ -8,7 +8,7 @@
 //! holds for adapters of a tenant that, while others have requests, has more ahead than its share: they wait until something
 //! gets idle, and go before what others use.
 //!
-//! On a device slots lie in blocks of the pool that keys and values are in, too: `blocks` has who gets those.
+//! On a device slots lie in blocks of the pool that keys and values are in, too: `blocks` has who gets those, and `streams` how adapters run that wait for them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -24,6 +24,7 @@ use super::load::{Packed, Turn};
 use super::pins::{Pins, Reply};
 use super::prepared::Prepared;
 use super::rates::{Measured, Rates};
+use super::streams::{Ended, Streams};
 use crate::Error;
 
 /// A use that lies this far back counts half. Short enough to follow what is asked for now, long enough that a burst of
@@ -35,6 +36,8 @@ pub(crate) const HALF_LIFE_MS: u64 = 120_000;
 pub(crate) enum Placed {
     /// It holds a slot; its requests wait in the queue now.
     Installed(Digest),
+    /// It waits for room; meanwhile its requests wait in the queue and may run.
+    Streamed(Digest),
     /// It can never fit; its requests have to be failed.
     TooLarge { digest: Digest, bytes: u64 },
     /// Nobody asks for it any more, and it would cost another its slot.
@@ -87,10 +90,12 @@ pub(crate) struct Slots {
     rates: Rates,
     /// In order. From loads: at most `adapter_loads_max`, each with its turn.
     pub(super) arrived: VecDeque<Arrival>,
+    /// Those of them that run meanwhile.
+    pub(super) streams: Streams,
     /// Busy ones that take no new requests until room is found.
     draining: HashSet<Digest>,
     pub(super) block_bytes: u64,
-    generation: u64,
+    pub(super) generation: u64,
 }
 
 impl Slots {
@@ -102,6 +107,7 @@ impl Slots {
             pins: Pins::new(budgets.pins, budgets.pins_waiting),
             rates: Rates::default(),
             arrived: VecDeque::new(),
+            streams: Streams::default(),
             draining: HashSet::new(),
             block_bytes: budgets.block,
             generation: 0,
@@ -109,7 +115,7 @@ impl Slots {
     }
 
     pub(crate) fn slot(&self, digest: &Digest) -> Option<SlotId> {
-        self.slots.get(digest).map(|slot| slot.id)
+        self.slots.get(digest).map(|slot| slot.id).or_else(|| self.streams.slot(digest))
     }
 
     /// Whether any waits for room.
@@ -124,6 +130,9 @@ impl Slots {
 
     /// A request runs with it from now on.
     pub(crate) fn lease(&mut self, digest: &Digest, now_ms: u64) {
+        if self.streams.lease(digest) {
+            return;
+        }
         let leased = self.ledger.lease(digest, now_ms);
         debug_assert!(leased, "invariant: only requests of resident adapters are admitted");
         if let Some(slot) = self.slots.get_mut(digest) {
@@ -136,7 +145,9 @@ impl Slots {
 
     /// That request ended.
     pub(crate) fn release(&mut self, digest: &Digest) {
-        self.ledger.release(digest);
+        if !self.streams.release(digest) {
+            self.ledger.release(digest);
+        }
     }
 
     /// Takes in a loaded adapter; [`Slots::place`] finds it a slot. `step` is the mean time of a step.
@@ -178,7 +189,7 @@ impl Slots {
                     continue;
                 }
                 _ if !is_wanted => {
-                    self.lay_aside_first(now_ms);
+                    self.lay_aside_first(engine, scheduler, now_ms);
                     placed.push(Placed::Dropped(digest));
                     continue;
                 }
@@ -190,6 +201,7 @@ impl Slots {
                 Room::Full { .. } if self.may_borrow(engine) => {}
                 Room::Full { .. } if scheduler.is_within_share(&digest) => {
                     self.drain_busy(bytes, scheduler);
+                    self.stream_arrivals(engine, scheduler, &mut placed);
                     return placed;
                 }
                 Room::Full { .. } if self.put_first(|digest| scheduler.is_within_share(digest)) => continue,
@@ -198,7 +210,7 @@ impl Slots {
             let blocks = match self.find_blocks(is_wanted, engine, scheduler, now_ms, &mut placed) {
                 Found::Blocks(blocks) => blocks,
                 _ if !is_wanted => {
-                    self.lay_aside_first(now_ms);
+                    self.lay_aside_first(engine, scheduler, now_ms);
                     placed.push(Placed::Dropped(digest));
                     continue;
                 }
@@ -209,7 +221,9 @@ impl Slots {
                     continue;
                 }
                 found if scheduler.is_within_share(&digest) => {
+                    self.stream_arrivals(engine, scheduler, &mut placed);
                     match found {
+                        _ if self.streams.is_fresh(&digest) => {}
                         Found::WithRequests(blocks) => scheduler.owe_blocks(blocks),
                         _ if scheduler.load().blocks_used > 0 => scheduler.owe_blocks(usize::MAX),
                         _ => {}
@@ -236,9 +250,11 @@ impl Slots {
         placed
     }
 
-    /// Whether a request or a pin waits for it.
+    /// Whether a request or a pin waits for it, or a request runs with it that has no slot yet.
     pub(crate) fn is_wanted(&self, digest: &Digest, scheduler: &Scheduler) -> bool {
-        self.pins.awaits(digest) || !scheduler.of_adapter(digest, Phase::Beside).is_empty()
+        self.pins.awaits(digest)
+            || !scheduler.of_adapter(digest, Phase::Beside).is_empty()
+            || self.is_streamed_for_somebody(digest, scheduler)
     }
 
     /// Lets the first one like this overtake the others. False: there is none.
@@ -261,10 +277,15 @@ impl Slots {
 
     /// Blocks of the pool that the first one that arrived needs: the sum of these, each of them so many neighbours.
     pub(super) fn first_runs(&self) -> Vec<usize> {
-        self.arrived.front().map_or(Vec::new(), |arrival| match &arrival.from {
-            From::Hand(adapter, ..) => adapter.runs().to_vec(),
-            From::Prepared => self.prepared.runs(&arrival.digest).to_vec(),
-        })
+        let first = self.arrived.front().and_then(|arrival| self.adapter_of(arrival));
+        first.map_or(Vec::new(), |adapter| adapter.runs().to_vec())
+    }
+
+    pub(super) fn adapter_of<'a>(&'a self, arrival: &'a Arrival) -> Option<&'a PreparedAdapter> {
+        match &arrival.from {
+            From::Hand(adapter, ..) => Some(adapter),
+            From::Prepared => self.prepared.get(&arrival.digest),
+        }
     }
 
     /// # Errors
@@ -285,12 +306,18 @@ impl Slots {
             Ok(id) => id,
             Err(refused) => {
                 scheduler.take_blocks_back(&blocks);
+                self.end_stream(&digest, engine);
+                scheduler.close(&digest);
                 let NotInstalled { error, .. } = *refused;
                 return Err(error.into());
             }
         };
         self.ledger.insert_worth(digest, bytes, worth);
-        self.slots.insert(digest, Slot { id, blocks, served: false });
+        let Ended { leases, served } = self.end_stream(&digest, engine);
+        for _ in 0..leases {
+            self.ledger.lease(&digest, now_ms);
+        }
+        self.slots.insert(digest, Slot { id, blocks, served });
         self.tell_prepared(now_ms);
         self.generation += 1;
         scheduler.open(digest);
@@ -315,10 +342,12 @@ impl Slots {
         true
     }
 
-    /// The first one that arrived gets no slot.
-    fn lay_aside_first(&mut self, now_ms: u64) {
+    /// The first one that arrived gets no slot: nobody wants it.
+    fn lay_aside_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) {
         self.lift_first();
-        if let Some(Arrival { from: From::Hand(adapter, worth, _turn), .. }) = self.arrived.pop_front() {
+        if let Some(Arrival { digest, from: From::Hand(adapter, worth, _turn), .. }) = self.arrived.pop_front() {
+            self.end_stream(&digest, engine);
+            scheduler.close(&digest);
             self.prepared.put(adapter, worth, now_ms);
             self.generation += 1;
         }
@@ -507,7 +536,7 @@ impl Slots {
         engine: &mut Engine,
         scheduler: &mut Scheduler,
     ) -> Result<u64, Error> {
-        let users = self.ledger.leases(digest);
+        let users = self.ledger.leases(digest) + self.streams.leases(digest);
         let pinned = self.pins.has(digest);
         let waits = self.arrived.iter().any(|arrival| arrival.digest == *digest);
         if users > 0 || pinned || waits {
@@ -565,6 +594,7 @@ impl Slots {
         };
         let mut adapters: Vec<pb::ResidentAdapter> = self.ledger.iter().map(resident).collect();
         let mut prepared: Vec<pb::ResidentAdapter> = self.prepared.iter().map(prepared).collect();
+        self.add_streamed(&mut prepared);
         for list in [&mut adapters, &mut prepared] {
             list.sort_unstable_by(|a, b| a.digest.cmp(&b.digest));
         }
@@ -577,6 +607,21 @@ impl Slots {
             prepared_bytes_used: self.prepared.bytes_used(),
             prepared_bytes_max: self.prepared.bytes_max(),
             ..pb::ListResidencyResponse::default()
+        }
+    }
+
+    /// Adapters that run from main memory, each once.
+    fn add_streamed(&self, prepared: &mut Vec<pb::ResidentAdapter>) {
+        for (digest, users) in self.streams.iter() {
+            let wanted = digest.to_vec();
+            match prepared.iter_mut().find(|adapter| adapter.digest == wanted) {
+                Some(adapter) => adapter.users = users,
+                None => {
+                    let arrival = self.arrived.iter().find(|arrival| arrival.digest == *digest);
+                    let bytes = arrival.map_or(0, |arrival| arrival.bytes);
+                    prepared.push(pb::ResidentAdapter { digest: wanted.into(), bytes, users, pinned: false });
+                }
+            }
         }
     }
 }

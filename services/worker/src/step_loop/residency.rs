@@ -106,16 +106,21 @@ impl StepLoop {
         for placed in placed {
             match placed {
                 Placed::Installed(digest) => {
-                    let now = Instant::now();
-                    for id in self.scheduler.of_adapter(&digest, Phase::Waiting) {
-                        if let Some(active) = self.active.get_mut(&id) {
-                            active.adapter_ready = Some(now);
-                        }
-                    }
+                    self.adapter_is_ready(&digest);
                     tracing::debug!(%digest, "adapter installed");
+                }
+                Placed::Streamed(digest) => {
+                    self.parts.metrics.adapter_streams.inc();
+                    self.adapter_is_ready(&digest);
+                    tracing::debug!(%digest, "adapter runs from main memory until it finds room");
                 }
                 Placed::Evicted(digest) => {
                     self.parts.metrics.adapter_evictions.inc();
+                    for id in self.scheduler.of_adapter(&digest, Phase::Beside) {
+                        if let Some(active) = self.active.get_mut(&id) {
+                            active.adapter_ready = None;
+                        }
+                    }
                     tracing::debug!(%digest, "adapter evicted");
                 }
                 Placed::Dropped(digest) => tracing::debug!(%digest, "adapter came too late"),
@@ -125,8 +130,25 @@ impl StepLoop {
                 }
                 Placed::Failed(digest, error) => {
                     self.fail_beside(digest, &error);
+                    // Those that ran with it from main memory.
+                    for id in [Phase::Running, Phase::Preempted]
+                        .map(|phase| self.scheduler.of_adapter(&digest, phase))
+                        .concat()
+                    {
+                        self.fail(id, &error);
+                    }
                     self.end_if_fatal(error);
                 }
+            }
+        }
+    }
+
+    /// Whoever waits for its turn has nothing else to wait for.
+    fn adapter_is_ready(&mut self, digest: &Digest) {
+        let now = Instant::now();
+        for id in self.scheduler.of_adapter(digest, Phase::Waiting) {
+            if let Some(active) = self.active.get_mut(&id) {
+                active.adapter_ready.get_or_insert(now);
             }
         }
     }

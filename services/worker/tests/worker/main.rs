@@ -6,6 +6,7 @@ mod binary;
 mod continuation;
 mod device;
 mod device_blocks;
+mod device_streams;
 mod fairness;
 mod generate;
 mod grammar;

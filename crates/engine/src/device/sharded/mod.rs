@@ -101,6 +101,22 @@ impl ShardedEngine {
         Ok(slots[0])
     }
 
+    /// Lets a prepared adapter run without blocks, as [`DeviceEngine::stream`]: on all devices or on none. None: it finds no room; parts are equally large.
+    ///
+    /// # Errors
+    /// [`Error::OtherKind`] if it was prepared for another number of devices. [`Error::Device`].
+    pub fn stream(&mut self, adapter: &ShardedAdapter) -> Result<Option<SlotId>, Error> {
+        if adapter.0.len() != self.ranks() {
+            return Err(Error::OtherKind);
+        }
+        let slots = self.threads.on_all(|rank| {
+            let part = adapter.0[rank].clone();
+            move |engine| Ok(engine.stream(part))
+        })?;
+        debug_assert!(slots.iter().all(|slot| *slot == slots[0]), "rooms are taken and given back alike: {slots:?}");
+        Ok(slots[0])
+    }
+
     /// Empties a slot on all devices and gives back what was in it, as ready for a slot as before; none if it holds no such adapter.
     pub fn remove(&mut self, slot: SlotId) -> Option<ShardedAdapter> {
         let parts = self.threads.on_all(|_| move |engine| Ok(engine.remove(slot))).ok()?;
