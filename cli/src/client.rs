@@ -70,10 +70,13 @@ impl Admin {
         self.http.request(method, format!("{}/admin/v1/{path}", self.url)).bearer_auth(&self.key)
     }
 
+    fn unreachable(&self) -> String {
+        format!("cannot reach the admin API at {} (--admin-url or WEFT_ADMIN_URL says where it is)", self.url)
+    }
+
     fn send(&self, request: RequestBuilder) -> BoxFuture<'_, Result<Value>> {
         Box::pin(async move {
-            let response =
-                request.send().await.with_context(|| format!("cannot reach the admin API at {}", self.url))?;
+            let response = request.send().await.with_context(|| self.unreachable())?;
             answer(response).await
         })
     }
@@ -228,7 +231,7 @@ impl Admin {
     /// # Errors
     /// As [`Admin::get`]; or `out` takes no more.
     pub async fn stream(&self, path: &str, out: &mut (dyn Write + Send)) -> Result<()> {
-        let mut response = self.request(Method::GET, path).send().await?;
+        let mut response = self.request(Method::GET, path).send().await.with_context(|| self.unreachable())?;
         if !response.status().is_success() {
             return answer(response).await.map(drop);
         }
@@ -401,7 +404,9 @@ async fn answer(response: Response) -> Result<Value> {
     let error: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
     let message = error["error"]["message"].as_str().unwrap_or(&text).to_owned();
     let reasons = error["error"]["reasons"].as_array().cloned().unwrap_or_default();
-    let listed: String = reasons.iter().filter_map(Value::as_str).map(|reason| format!("\n  - {reason}")).collect();
+    // One reason is often the message itself.
+    let others = reasons.iter().filter_map(Value::as_str).filter(|reason| !message.contains(reason));
+    let listed: String = others.map(|reason| format!("\n  - {reason}")).collect();
     bail!("{status}: {message}{listed}")
 }
 

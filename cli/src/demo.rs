@@ -46,11 +46,11 @@ const ANSWER_TOKENS: u32 = 96;
 /// Output tokens of each request of the shared batch, with no early end.
 const BATCH_TOKENS: u32 = 40;
 
-/// Publishes the example adapters, asks every tenant's question and proves that one batch served them all.
+/// Publishes the example adapters, asks every tenant's question and proves that one batch served them all. Returns how to ask for oneself.
 ///
 /// # Errors
 /// Anything that did not hold, named.
-pub async fn tell(mesh: &Mesh, examples: &Path) -> Result<()> {
+pub async fn tell(mesh: &Mesh, examples: &Path) -> Result<String> {
     let admin = Admin::new(&mesh.admin_url(), mesh.admin_key());
     println!("one base model resident: {} ({})", mesh.served_name(), mesh.base_digest());
     println!("data plane  {}", mesh.data_url());
@@ -86,14 +86,12 @@ pub async fn tell(mesh: &Mesh, examples: &Path) -> Result<()> {
         .await?;
 
     let (story, _, secret, _) = &tenants[0];
-    println!("\nAsk for yourself:");
-    println!("  curl -s {}/v1/chat/completions -H 'authorization: Bearer {secret}' \\", mesh.data_url());
-    println!("    -H 'content-type: application/json' \\");
-    println!(
-        "    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Where is my ship?\"}}]}}'",
+    Ok(format!(
+        "Ask for yourself:\n  curl -s {}/v1/chat/completions -H 'authorization: Bearer {secret}' \\\n    -H 'content-type: application/json' \\\n    \
+         -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Where is my ship?\"}}]}}'",
+        mesh.data_url(),
         story.adapter
-    );
-    Ok(())
+    ))
 }
 
 async fn one_batch(admin: &Admin, tenants: &[(&'static str, Data)]) -> Result<()> {

@@ -83,6 +83,22 @@ pub fn load_settings(args: Vec<String>) -> Result<Settings, LoadError> {
     Settings::load(args, std::env::vars_os())
 }
 
+fn loader() -> Loader {
+    Loader::new("weft up", "The four services in one process, over one base model")
+        .section::<up::Settings>("")
+        .section_with("gateway", &weft_gateway::Settings { address_limit_loopback: false, ..Default::default() })
+        .section::<weft_worker::Settings>("worker")
+        // One worker holds everything: there is nothing to place.
+        .section_with("registry", &weft_adapter_registry::Settings { placement: false, ..Default::default() })
+        .section::<weft_cache_daemon::Settings>("cache")
+}
+
+/// The flags of `weft up`, for those who complete them.
+#[must_use]
+pub fn flags() -> Vec<clap::Arg> {
+    loader().into_flags().get_arguments().cloned().collect()
+}
+
 impl Settings {
     /// Fills the settings from a file, these variables and these flags.
     ///
@@ -92,14 +108,7 @@ impl Settings {
         args: Vec<String>,
         variables: impl IntoIterator<Item = (N, N)>,
     ) -> Result<Self, LoadError> {
-        let loaded = Loader::new("weft up", "The four services in one process, over one base model")
-            .section::<up::Settings>("")
-            .section_with("gateway", &weft_gateway::Settings { address_limit_loopback: false, ..Default::default() })
-            .section::<weft_worker::Settings>("worker")
-            // One worker holds everything: there is nothing to place.
-            .section_with("registry", &weft_adapter_registry::Settings { placement: false, ..Default::default() })
-            .section::<weft_cache_daemon::Settings>("cache")
-            .load(args, variables)?;
+        let loaded = loader().load(args, variables)?;
         let mut problems = without_effect(&loaded);
         let mut keep = |error: SettingsError| problems.extend(error.problems);
         let settings = Self {

@@ -410,10 +410,11 @@ async fn run(command: Command) -> Result<()> {
         Command::Demo { once, examples, settings } => {
             let examples = demo::examples_dir(examples)?;
             let (mesh, shutdown) = embedded::start_demo(settings).await?;
-            demo::tell(&mesh, &examples).await?;
+            let ask_yourself = demo::tell(&mesh, &examples).await?;
             if once {
                 shutdown.trigger();
             } else {
+                println!("\n{ask_yourself}");
                 println!("\nserving on {} until Ctrl-C", mesh.data_url());
             }
             mesh.finished().await
@@ -472,7 +473,10 @@ async fn run(command: Command) -> Result<()> {
         Command::History { tenant, name, alias, api } => {
             print_json(&api.client()?.alias_history(&tenant, &name, &alias).await?)
         }
-        Command::Delete { tenant, name, version, api } => api.client()?.delete_version(&tenant, &name, version).await,
+        Command::Delete { tenant, name, version, api } => {
+            api.client()?.delete_version(&tenant, &name, version).await?;
+            print_json(&serde_json::json!({ "adapter": name, "version": version, "deleted": true }))
+        }
         Command::Gc { dry_run, tenant, keep_versions, age_min_s, rollback_s, api } => {
             let mut asked = serde_json::json!({ "dry_run": dry_run });
             let numbers = [("keep_versions", keep_versions), ("age_min_s", age_min_s), ("rollback_s", rollback_s)];
@@ -495,7 +499,9 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+            // Its settings are read elsewhere.
+            let mut command = Cli::command().mut_subcommand("up", |_| clap::Command::new("up").args(embedded::flags()));
+            clap_complete::generate(shell, &mut command, "weft", &mut script);
             print(&String::from_utf8(script)?)
         }
         Command::Pin(Named { tenant, name, api }) => print_json(&api.client()?.pin(&tenant, &name).await?),
@@ -530,7 +536,8 @@ async fn run(command: Command) -> Result<()> {
             print_json(&api.client()?.set_key_limits(&tenant, &id, &limits.json()).await?)
         }
         Command::Key { command: KeyCommand::Revoke { tenant, id, api } } => {
-            api.client()?.revoke_key(&tenant, &id).await
+            api.client()?.revoke_key(&tenant, &id).await?;
+            print_json(&serde_json::json!({ "id": id, "revoked": true }))
         }
         Command::Probe { url, timeout_s } => probe::run(&url, Duration::from_secs(timeout_s)).await,
         Command::Bench(options) => bench::run(options).await,

@@ -20,10 +20,10 @@ pub struct Flags {
     /// Until before this time, in Unix milliseconds; absent: now
     #[arg(long)]
     pub to_ms: Option<u64>,
-    /// json, csv or parquet
-    #[arg(long, default_value = "json")]
-    pub format: String,
-    /// Each answer in place of totals; as csv or parquet
+    /// json, csv or parquet; absent: json, or csv with --records
+    #[arg(long)]
+    pub format: Option<String>,
+    /// Each answer in place of totals: as csv or parquet
     #[arg(long)]
     pub records: bool,
     /// Write to this file instead of standard output
@@ -36,7 +36,8 @@ pub struct Flags {
 /// # Errors
 /// As [`Admin::get`]; or the file cannot be written.
 pub async fn run(admin: &Admin, flags: Flags) -> Result<()> {
-    let mut path = format!("usage?format={}&records={}", segment(&flags.format), flags.records);
+    let format = flags.format.as_deref().unwrap_or(if flags.records { "csv" } else { "json" });
+    let mut path = format!("usage?format={}&records={}", segment(format), flags.records);
     let given = [
         ("tenant", flags.tenant),
         ("from_ms", flags.from_ms.map(|ms| ms.to_string())),
@@ -110,7 +111,7 @@ mod tests {
 
     fn flags(output: &Path) -> Flags {
         let output = Some(output.to_owned());
-        Flags { tenant: None, from_ms: None, to_ms: None, format: "csv".into(), records: false, output }
+        Flags { tenant: None, from_ms: None, to_ms: None, format: Some("csv".into()), records: false, output }
     }
 
     #[tokio::test]

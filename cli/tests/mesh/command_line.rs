@@ -363,13 +363,39 @@ async fn publish_list_alias_and_keys_work_from_the_command_line() {
     )
     .await;
     assert_eq!(reply.header("x-weft-adapter"), Some("harbour/org/pirate@2"), "{}", reply.text);
-    assert!(run(&["key", "revoke", "--tenant", "harbour", key["id"].as_str().unwrap()]).0);
+    let (ok, out, err) = run(&["key", "revoke", "--tenant", "harbour", id]);
+    assert!(ok && out.contains("\"revoked\": true"), "{out}{err}");
+    let kept = run(&["delete", "--tenant", "harbour", "org/pirate", "2"]);
+    let reasons = kept.2.matches("live").count();
+    assert!(!kept.0 && reasons == 1, "what holds it is said once: {}", kept.2);
+    let (ok, out, err) = run(&["alias", "--tenant", "harbour", "org/pirate", "other", "1"]);
+    assert!(ok, "{out}{err}");
 
     let pickle = tempfile::tempdir().unwrap();
     std::fs::write(pickle.path().join("adapter_config.json"), "{}").unwrap();
     std::fs::write(pickle.path().join("adapter_model.bin"), "x").unwrap();
     let (ok, _, err) = run(&["publish", pickle.path().to_str().unwrap(), "--tenant", "harbour", "--name", "p"]);
     assert!(!ok && err.contains("adapter_model.bin"), "{err}");
+}
+
+#[test]
+fn completion_knows_the_settings_of_up() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (status, out, err) = weft(&["completion", shell]);
+        assert!(status.success(), "{err}");
+        for flag in ["worker-adapter-memory-bytes", "admin-listen", "quarantine"] {
+            assert!(out.contains(flag), "{shell}: {flag}");
+        }
+    }
+}
+
+#[test]
+fn who_cannot_reach_the_admin_api_is_told_which_flag_says_where_it_is() {
+    for command in [&["tenant", "list"][..], &["usage"]] {
+        let all = [command, &["--admin-url", "http://127.0.0.1:9", "--admin-key", "k"]].concat();
+        let (status, _, err) = weft(&all);
+        assert!(!status.success() && err.contains("http://127.0.0.1:9 (--admin-url"), "{err}");
+    }
 }
 
 #[test]

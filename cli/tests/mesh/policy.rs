@@ -209,6 +209,6 @@ async fn a_version_is_shown_to_nobody_until_it_answers_as_it_should() {
     )
     .unwrap();
     let deleted = run(&mesh, &["delete", "fresh", "2", "--tenant", "harbour"]);
-    assert!(deleted.is_ok(), "{deleted:?}");
+    assert!(deleted.as_ref().is_ok_and(|said| said["deleted"] == true), "{deleted:?}");
     assert_eq!(quarantined(&admin.versions("harbour", "fresh").await.unwrap()), [false]);
 }

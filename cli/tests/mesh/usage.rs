@@ -88,7 +88,7 @@ async fn the_ledger_is_the_sum_of_all_answers_and_a_kill_takes_none_away() {
     sum.2 += last["usage"]["completion_tokens"].as_u64().unwrap();
     until_sums(&mesh, "harbour", &expected).await;
 
-    let csv = usage(&mesh, &["--tenant", "harbour", "--format", "csv", "--records"]);
+    let csv = usage(&mesh, &["--tenant", "harbour", "--records"]);
     let answers: u64 = expected.values().map(|sum| sum.0).sum();
     assert_eq!(csv.lines().count() as u64, answers + 1, "{csv}");
     assert!(csv.lines().next().unwrap().starts_with("kind,id,tenant,key_id,adapter,version,digest"), "{csv}");

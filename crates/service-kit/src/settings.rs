@@ -330,6 +330,12 @@ impl Loader {
         self.sections.iter().flat_map(|section| section.aliases).filter_map(|(alias, _)| alias_variable(alias))
     }
 
+    /// All flags, for those who complete them.
+    #[must_use]
+    pub fn into_flags(mut self) -> Command {
+        self.flags()
+    }
+
     fn flags(&mut self) -> Command {
         let mut command = std::mem::replace(&mut self.command, Command::new("")).arg(
             Arg::new("config").long("config").value_name("FILE").help("TOML file with settings [env: WEFT_CONFIG]"),

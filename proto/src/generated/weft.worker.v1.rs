@@ -457,7 +457,7 @@ pub struct ListResidencyResponse {
     /// Grows by one at every change.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
-    /// Packed, without a slot: they get one by moving a pointer.
+    /// Packed, without a slot: they get one by moving a pointer, or by a copy to a device. Those with users run from where they lie.
     #[prost(message, repeated, tag = "5")]
     pub prepared: ::prost::alloc::vec::Vec<ResidentAdapter>,
     #[prost(uint64, tag = "6")]

@@ -116,8 +116,8 @@ pub(crate) fn open(base: &BaseModel, checked: &Checked, which: &Which, formats: 
         logits_rows_max: room.logits_rows_max,
         sequences_max: room.sequences_max,
         adapter_blocks_max: of_slots,
-        // Equal parts of an adapter lie on all devices.
-        stream_bytes: usize::try_from(settings.adapter_stream_bytes.min(slot_bytes) / count).unwrap_or(usize::MAX),
+        // Of each device: each has a bus of its own.
+        stream_bytes: usize::try_from(settings.adapter_stream_bytes.min(slot_bytes / count)).unwrap_or(usize::MAX),
         rank_max: settings.device_rank_max,
         graphs: settings.device_graphs,
     };

@@ -84,7 +84,7 @@ weft_bus::mesh_settings! {
         /// Memory for adapters that lost their slot and stay packed, in bytes: they come back by moving a pointer, or by a copy to the
         /// device, where it is pinned memory. Where slots are main memory too, busy slots may borrow from it. 0: none.
         pub adapter_prepared_bytes: u64 = 512 << 20,
-        /// On a device, most bytes that a step copies for adapters that found no room there and run from pinned memory, layer by layer, until they
+        /// Most bytes that a step copies to each device for adapters that found no room there and run from pinned memory, layer by layer, until they
         /// do; no more than adapter_memory_bytes. They take a few layers' part of it on the device. 0: they wait for room.
         pub adapter_stream_bytes: u64 = 256 << 20,
         /// Adapters that are packed, or packed and waiting for a slot, at the same time.

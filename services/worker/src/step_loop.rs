@@ -517,7 +517,7 @@ impl StepLoop {
 
     /// Lets others see how things stand, then tells the ends of requests.
     fn show(&mut self) {
-        self.scheduler.set_lent_idle(self.slots.idle_blocks() as usize);
+        self.scheduler.set_lent_idle(self.slots.idle_blocks());
         let load = self.scheduler.load();
         self.load.running_requests = load.running as u32;
         self.load.queued_requests = load.waiting as u32;

@@ -7,11 +7,19 @@ use crate::foresight::{Growth, peak_blocks};
 use crate::pace::Room;
 use crate::turns::Tenant;
 
-/// Blocks that are missing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Blocks that are missing for a request to be let in, and what it takes.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Lack {
     pub(super) now: usize,
     pub(super) at_the_peak: usize,
+    /// That its known tokens and the next one need beside those that are cached.
+    pub(super) takes: usize,
+}
+
+impl Lack {
+    fn is_nothing(self) -> bool {
+        self.now == 0 && self.at_the_peak == 0
+    }
 }
 
 impl Scheduler {
@@ -45,7 +53,7 @@ impl Scheduler {
     /// Who is admitted next, if its blocks are free: of the least charged tenant, a preempted request before one that
     /// never ran. Nobody overtakes a request that does not fit yet, so that it will.
     pub(super) fn next_admission(&self) -> Option<RequestId> {
-        self.next_in_turn().filter(|&id| self.fits(id) == Lack::default())
+        self.next_in_turn().filter(|&id| self.fits(id).is_nothing())
     }
 
     /// The same, whether it fits or not.
@@ -67,19 +75,22 @@ impl Scheduler {
         }
     }
 
-    /// What is missing for a request to be let in.
+    /// What is missing for a request to be let in. Cost: one look into the prefix cache, and linear in running requests.
     pub(super) fn fits(&self, id: RequestId) -> Lack {
-        let cached = self.cached(&self.requests[&id]).referenced;
-        Lack { now: self.lacks_now(id, cached), at_the_peak: self.lacks_at_the_peak(id, cached) }
+        let request = &self.requests[&id];
+        let cached = self.cached(request);
+        let needed = self.pool.blocks_for((request.known + 1).min(request.known_max - 1));
+        Lack {
+            now: self.lacks_now(needed - cached.referenced),
+            at_the_peak: self.lacks_at_the_peak(id, cached.referenced),
+            takes: needed - cached.blocks,
+        }
     }
 
     /// Its known tokens and the next one have free blocks, beside those that running requests take next: blocks for the
-    /// rest of their prompts, and one for each that decodes. Else the next step preempts. `cached` of its blocks are held by
-    /// others already.
-    fn lacks_now(&self, id: RequestId, cached: usize) -> usize {
-        let request = &self.requests[&id];
-        let own = self.pool.blocks_for((request.known + 1).min(request.known_max - 1));
-        let own = own - cached;
+    /// rest of their prompts, and one for each that decodes. Else the next step preempts. `own`: those that others do not hold
+    /// already.
+    fn lacks_now(&self, own: usize) -> usize {
         let promised: usize = self
             .running
             .values()

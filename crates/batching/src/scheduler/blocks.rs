@@ -41,14 +41,18 @@ impl Scheduler {
             let from_idle = growth.saturating_sub(pool.blank());
             return BlocksWanted { to_grow, to_admit: to_grow, from_idle, adapter: None };
         };
-        let end = (request.known + 1).min(request.known_max - 1);
-        let own = pool.blocks_for(end) - self.cached(request).blocks;
         BlocksWanted {
             to_grow,
             to_admit: lack.now.max(to_grow),
-            from_idle: (growth + own).saturating_sub(pool.blank()),
+            from_idle: (growth + lack.takes).saturating_sub(pool.blank()),
             adapter: request.adapter,
         }
+    }
+
+    /// The adapter of the request that is let in next, once there are blocks for it; none for the base's, and if nobody can be let in.
+    #[must_use]
+    pub fn next_adapter(&self) -> Option<Digest> {
+        self.requests[&self.next_in_turn()?].adapter
     }
 
     /// Lends blocks to an adapter; see [`crate::BlockPool::lend`].

@@ -3,7 +3,7 @@
 //! A step has two forms. One that decodes a single token for each sequence is *replayed*: the graph for the next size of batch and for base rows alone, or
 //! with adapters, is captured once; rows beyond the step's are padding that belongs to nobody. Tables in device memory say which rows use which
 //! adapter of which rank, and which rows draw a token and how, so no number of adapters, no rank and no setting needs another graph. All other
-//! steps, and those with an adapter that is still being copied, are launched one by one.
+//! steps, and those with an adapter that is still being copied, or has no blocks and is copied by each step (`streamed`), are launched one by one.
 //!
 //! Everything of a step is on one stream but the copies of adapters, which events order before the layers that use them.
 

@@ -20,6 +20,8 @@ pub(super) const TARGETS_MAX: usize = 3;
 /// Most rows, and most sequences: grids end there.
 pub const ROWS_MAX: usize = 65_535;
 
+const STREAM_BYTES_MAX: usize = 1 << 60;
+
 /// How to build a device engine.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
@@ -131,6 +133,8 @@ pub(super) fn check(shape: &Shape, options: &DeviceOptions) -> Result<attention:
         ("sequences_max", options.sequences_max, ROWS_MAX, "1 to 65535"),
         ("rank_max", options.rank_max, RANK_MAX, "1 to 768"),
         ("adapter_blocks_max", options.adapter_blocks_max, usize::MAX, "1 or more"),
+        // One more, so that none is allowed.
+        ("stream_bytes", options.stream_bytes.saturating_add(1), STREAM_BYTES_MAX, "0 to 2^60"),
     ] {
         if value == 0 || value > most {
             return Err(Error::Option { option, value, allowed });

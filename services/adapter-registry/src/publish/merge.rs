@@ -30,6 +30,21 @@ pub(crate) struct Asked {
     pub(crate) at_request: bool,
 }
 
+/// # Errors
+/// `invalid`, naming the field.
+fn method_of(words: serde_json::Map<String, serde_json::Value>) -> Result<Method, Error> {
+    let kind = words.get("kind").map(ToString::to_string).unwrap_or_default();
+    serde_json::from_value(words.into()).map_err(|error| {
+        let said = error.to_string();
+        let missing =
+            ["density", "seed"].into_iter().find(|field| said.starts_with(&format!("missing field `{field}`")));
+        match missing {
+            Some(field) => Error::invalid(field, format!("{field} is missing: the method {kind} needs it")),
+            None => Error::invalid("method", format!("method: {said}")),
+        }
+    })
+}
+
 impl Asked {
     /// Reads a request's words.
     ///
@@ -54,7 +69,7 @@ impl Asked {
         let wrong =
             |param: &'static str| move |error: serde_json::Error| Error::invalid(param, format!("{param}: {error}"));
         Ok(Self {
-            method: serde_json::from_value(method.into()).map_err(wrong("method"))?,
+            method: method_of(method)?,
             space: word(&request.space).map_or(Ok(Space::default()), serde_json::from_value).map_err(wrong("space"))?,
             dtype: word(&request.dtype)
                 .map_or(Ok(OutputDtype::default()), serde_json::from_value)

@@ -91,7 +91,7 @@ pub(crate) async fn residency(State(gateway): State<Arc<Gateway>>) -> Json<serde
                 "digest": digest(&adapter.digest), "bytes": adapter.bytes, "users": adapter.users, "pinned": adapter.pinned,
             })).collect();
             let prepared: Vec<_> = residency.prepared.iter().map(|adapter| serde_json::json!({
-                "digest": digest(&adapter.digest), "bytes": adapter.bytes,
+                "digest": digest(&adapter.digest), "bytes": adapter.bytes, "users": adapter.users,
             })).collect();
             serde_json::json!({
                 "adapters": adapters, "slot_bytes_used": residency.slot_bytes_used,

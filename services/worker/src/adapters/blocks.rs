@@ -68,7 +68,7 @@ impl Slots {
         if self.block_bytes == 0 || self.slots.is_empty() {
             return placed;
         }
-        scheduler.set_lent_idle(self.idle_blocks() as usize);
+        scheduler.set_lent_idle(self.idle_blocks());
         let wanted = scheduler.blocks_wanted();
         if wanted.to_admit == 0 && wanted.from_idle == 0 {
             return placed;
@@ -78,7 +78,7 @@ impl Slots {
         let kept = wanted.adapter.filter(|adapter| self.ledger.hold(adapter));
         let before = scheduler.blank_blocks();
         // Nobody loses a slot for a request that is not let in even so.
-        let admits = wanted.to_admit <= self.idle_blocks() as usize;
+        let admits = wanted.to_admit <= self.idle_blocks();
         let (missing, from_idle) = if admits { (wanted.to_admit, wanted.from_idle) } else { (wanted.to_grow, 0) };
         while scheduler.blank_blocks() < before + missing && self.evict_next(engine, scheduler, now_ms, &mut placed) {}
         while scheduler.blank_blocks() < before + from_idle
@@ -88,7 +88,7 @@ impl Slots {
         if let Some(kept) = kept {
             self.ledger.release(&kept);
         }
-        scheduler.set_lent_idle(self.idle_blocks() as usize);
+        scheduler.set_lent_idle(self.idle_blocks());
         placed
     }
 
@@ -131,12 +131,16 @@ impl Slots {
     }
 
     /// Blocks of adapters that nobody runs with: requests may have them.
-    pub(crate) fn idle_blocks(&self) -> u64 {
-        self.ledger.idle_bytes().checked_div(self.block_bytes).unwrap_or(0)
+    pub(crate) fn idle_blocks(&self) -> usize {
+        self.blocks_of(self.ledger.idle_bytes())
     }
 
     /// Blocks that adapters have.
-    pub(crate) fn blocks_used(&self) -> u64 {
-        self.ledger.used().checked_div(self.block_bytes).unwrap_or(0)
+    pub(crate) fn blocks_used(&self) -> usize {
+        self.blocks_of(self.ledger.used())
+    }
+
+    fn blocks_of(&self, bytes: u64) -> usize {
+        bytes.checked_div(self.block_bytes).unwrap_or(0) as usize
     }
 }

@@ -66,6 +66,11 @@ impl Prepared {
         Some((self.adapters.remove(digest)?, worth))
     }
 
+    /// A request uses it where it is.
+    pub(crate) fn touch(&mut self, digest: &Digest, now_ms: u64) {
+        self.ledger.touch(digest, now_ms);
+    }
+
     /// These go last.
     pub(crate) fn favour(&mut self, favourites: HashSet<Digest>) {
         self.ledger.favour(favourites);

@@ -24,7 +24,7 @@ use super::load::{Packed, Turn};
 use super::pins::{Pins, Reply};
 use super::prepared::Prepared;
 use super::rates::{Measured, Rates};
-use super::streams::{Ended, Streams};
+use super::streams::Streams;
 use crate::Error;
 
 /// A use that lies this far back counts half. Short enough to follow what is asked for now, long enough that a burst of
@@ -114,6 +114,7 @@ impl Slots {
         }
     }
 
+    /// Where its requests run: its slot, or what it is streamed by.
     pub(crate) fn slot(&self, digest: &Digest) -> Option<SlotId> {
         self.slots.get(digest).map(|slot| slot.id).or_else(|| self.streams.slot(digest))
     }
@@ -131,6 +132,7 @@ impl Slots {
     /// A request runs with it from now on.
     pub(crate) fn lease(&mut self, digest: &Digest, now_ms: u64) {
         if self.streams.lease(digest) {
+            self.note_use(digest, now_ms);
             return;
         }
         let leased = self.ledger.lease(digest, now_ms);
@@ -177,14 +179,14 @@ impl Slots {
         }
         self.spare_unserved(scheduler);
         self.give_back_borrowed(engine, scheduler, now_ms, &mut placed);
+        self.end_idle_streams(engine, scheduler, now_ms, &mut placed);
         while let Some(arrival) = self.arrived.front() {
             let (digest, bytes) = (arrival.digest, arrival.bytes);
             let is_wanted = self.is_wanted(&digest, scheduler);
             match self.ledger.make_room(bytes, now_ms) {
                 Room::Fits => {}
                 Room::TooLarge => {
-                    self.lift_first();
-                    self.arrived.pop_front();
+                    self.drop_first(engine, scheduler);
                     placed.push(Placed::TooLarge { digest, bytes });
                     continue;
                 }
@@ -207,28 +209,37 @@ impl Slots {
                 Room::Full { .. } if self.put_first(|digest| scheduler.is_within_share(digest)) => continue,
                 Room::Full { .. } => break,
             }
-            let blocks = match self.find_blocks(is_wanted, engine, scheduler, now_ms, &mut placed) {
+            // Its request takes blocks first, whichever are left for it.
+            let yields = self.streams.is_fresh(&digest) && scheduler.next_adapter() == Some(digest);
+            let blocks = match self.find_blocks(is_wanted && !yields, engine, scheduler, now_ms, &mut placed) {
                 Found::Blocks(blocks) => blocks,
                 _ if !is_wanted => {
                     self.lay_aside_first(engine, scheduler, now_ms);
                     placed.push(Placed::Dropped(digest));
                     continue;
                 }
+                // It runs; who has all the room are operators.
+                Found::BetweenPins(_) if self.streams.has(&digest) => {
+                    let streamed = self.streams.digests();
+                    if self.put_first(|digest| !streamed.contains(digest)) {
+                        continue;
+                    }
+                    break;
+                }
                 Found::BetweenPins(needed) => {
-                    self.lift_first();
-                    self.arrived.pop_front();
+                    self.drop_first(engine, scheduler);
                     placed.push(Placed::Failed(digest, Error::NoBlocks { digest, needed }));
                     continue;
                 }
                 found if scheduler.is_within_share(&digest) => {
                     self.stream_arrivals(engine, scheduler, &mut placed);
                     match found {
-                        _ if self.streams.is_fresh(&digest) => {}
+                        _ if yields => {}
                         Found::WithRequests(blocks) => scheduler.owe_blocks(blocks),
                         _ if scheduler.load().blocks_used > 0 => scheduler.owe_blocks(usize::MAX),
                         _ => {}
                     }
-                    if matches!(found, Found::Scattered) {
+                    if matches!(found, Found::Scattered) && !yields {
                         self.drain_busy(self.ledger.unused() + bytes, scheduler);
                     }
                     return placed;
@@ -250,6 +261,25 @@ impl Slots {
         placed
     }
 
+    /// The first one that arrived is not placed, and streamed no more.
+    fn drop_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler) -> Option<From> {
+        self.lift_first();
+        let Arrival { digest, from, .. } = self.arrived.pop_front()?;
+        self.end_stream(&digest, engine);
+        scheduler.close(&digest);
+        Some(from)
+    }
+
+    /// A request runs with one that waits for room.
+    fn note_use(&mut self, digest: &Digest, now_ms: u64) {
+        let arrival = self.arrived.iter_mut().find(|arrival| arrival.digest == *digest);
+        match arrival.map(|arrival| &mut arrival.from) {
+            Some(From::Hand(_, worth, _)) => *worth = worth.used(now_ms, HALF_LIFE_MS),
+            Some(From::Prepared) => self.prepared.touch(digest, now_ms),
+            None => {}
+        }
+    }
+
     /// Whether a request or a pin waits for it, or a request runs with it that has no slot yet.
     pub(crate) fn is_wanted(&self, digest: &Digest, scheduler: &Scheduler) -> bool {
         self.pins.awaits(digest)
@@ -258,7 +288,7 @@ impl Slots {
     }
 
     /// Lets the first one like this overtake the others. False: there is none.
-    fn put_first(&mut self, like: impl Fn(&Digest) -> bool) -> bool {
+    pub(super) fn put_first(&mut self, like: impl Fn(&Digest) -> bool) -> bool {
         let found = self.arrived.iter().position(|arrival| like(&arrival.digest));
         let Some(arrival) = found.and_then(|at| self.arrived.remove(at)) else { return false };
         self.arrived.push_front(arrival);
@@ -313,11 +343,12 @@ impl Slots {
             }
         };
         self.ledger.insert_worth(digest, bytes, worth);
-        let Ended { leases, served } = self.end_stream(&digest, engine);
+        let leases = self.end_stream(&digest, engine);
         for _ in 0..leases {
-            self.ledger.lease(&digest, now_ms);
+            // As a use they were counted when they began.
+            self.ledger.hold(&digest);
         }
-        self.slots.insert(digest, Slot { id, blocks, served });
+        self.slots.insert(digest, Slot { id, blocks, served: leases > 0 });
         self.tell_prepared(now_ms);
         self.generation += 1;
         scheduler.open(digest);
@@ -343,11 +374,8 @@ impl Slots {
     }
 
     /// The first one that arrived gets no slot: nobody wants it.
-    fn lay_aside_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) {
-        self.lift_first();
-        if let Some(Arrival { digest, from: From::Hand(adapter, worth, _turn), .. }) = self.arrived.pop_front() {
-            self.end_stream(&digest, engine);
-            scheduler.close(&digest);
+    pub(super) fn lay_aside_first(&mut self, engine: &mut Engine, scheduler: &mut Scheduler, now_ms: u64) {
+        if let Some(From::Hand(adapter, worth, _turn)) = self.drop_first(engine, scheduler) {
             self.prepared.put(adapter, worth, now_ms);
             self.generation += 1;
         }

@@ -95,7 +95,7 @@ impl StepLoop {
         let now_ms = self.now_ms();
         let placed = self.slots.place(&mut self.parts.engine, &mut self.scheduler, now_ms);
         let any = !placed.is_empty();
-        if any {
+        if placed.iter().any(|placed| !matches!(placed, Placed::Streamed(_))) {
             self.starved.wake_first();
         }
         self.note_placed(placed);
