@@ -157,7 +157,7 @@ fn without_bytes_for_it_every_adapter_needs_blocks() {
     put(&mut engine, adapter);
 }
 
-/// A step that fails half way leaves nothing that the next one would meet.
+/// A batch that is refused leaves nothing that the next one would meet.
 #[test]
 fn a_refused_sequence_disturbs_no_copy() {
     let mut engine = engine(4);
