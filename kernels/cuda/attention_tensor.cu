@@ -8,15 +8,15 @@
 //
 // Grid: (kv_heads * ceil(group / 64), items): a group of more than 64 heads takes several blocks.
 //
-//   tile      64 positions, 32 beyond 128 features, at absolute multiples of that; [positions][DIMS] X in shared memory, pieces of 16 bytes
+//   tile      64 positions, 16 beyond 128 features, at absolute multiples of that; [positions][DIMS] X in shared memory, pieces of 16 bytes
 //             exchanged within a position by its number, so that ldmatrix meets all banks
 //   e4m3      codes come into a ring of which each thread reads only what itself has asked for, and are widened (exactly) into the tile
 //   scores    f32, in units of log 2; largest score and sum of weights (online softmax) in the four lanes that have a row
 //   weights   one number of X each, and the sum is over those very numbers. So what rounding does is an average with other weights, each off
-//             by at most 2^-9 (bf16) or 2^-12 (f16) of itself: about what the last rounding of `out` does as well, and less than the
-//             rounding of a key does to its score. Twice the numbers, as lora_prefill.cu has them, would leave the order of additions alone
-//             and cost half as many products again, which are the work here, not beside it (docs/gpu.md has figures). Weights of f16 are
-//             2^15 times what they were, so that small ones keep their bits.
+//             by at most 2^-8 (bf16) or 2^-11 (f16) of itself. With the last rounding of `out`, which is as coarse, that is 1.05 to 1.4
+//             times the error of the last rounding alone (tests/attention.rs measures it). Two numbers for each weight, as lora_prefill.cu
+//             has them, would leave the last rounding alone, at the price of half as many products again, which are the work here and
+//             not beside it. Weights of f16 are 2^15 times what they were, so that small ones keep their bits.
 //
 // Same answer. A row's sums depend on what it sees and on its query, not on the rows beside it, on the item it is in or on where a chunk
 // ends: tiles lie where positions say, an element of a product depends on its row and its column, and a position that the row does not see
@@ -26,7 +26,7 @@
 // stay in their column, where they are put aside. Values are looked at where not all rows see all of the tile: those that are not finite
 // are zero in the product, and rows that see them get them added afterwards.
 //
-// Operations: 4 * head_dim for each pair of a row and a position that it sees, with rows rounded up to 64, positions to tiles, features to
+// Operations: 4 * head_dim for each pair of a row and a position that it sees, with rows rounded up to 16, positions to tiles, features to
 // DIMS.
 #include "attention.cuh"
 #include "mma.cuh"

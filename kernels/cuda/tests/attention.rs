@@ -211,9 +211,8 @@ fn attention_is_right<X: Element, Kv: KvElement>(case: &Case, unit: f64) {
                     .collect();
                 let low = layer.window.map_or(0, |window| (position + 1).saturating_sub(window));
                 let seen: Vec<&Position> = stored[head / group][low..=position].iter().collect();
-                // Half a step of X is half of `unit`.
                 let is_by_tensors = *path == Path::Tensor && seq.rows.len() > 1;
-                let (want, bound) = oracle(layer, &q, &seen, if is_by_tensors { unit / 2.0 } else { 0.0 });
+                let (want, bound) = oracle(layer, &q, &seen, if is_by_tensors { unit } else { 0.0 });
                 let start = gaps[1] + row * out_stride + head * layer.head_dim;
                 for d in 0..layer.head_dim {
                     written[start + d] = true;
