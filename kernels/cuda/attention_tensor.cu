@@ -193,7 +193,8 @@ __device__ __forceinline__ void load_queries(const X* q, const AttentionShape& s
     }
 }
 
-// The places of a tile's positions that the block's rows see, in shared memory, for the copies after the next barrier. Two tiles take turns.
+// The places of a tile's positions that the block's rows see, in shared memory, for the copies after the next barrier. Two tiles take
+// turns.
 template <int DIMS>
 __device__ __forceinline__ void find_places(const Common& common, const AttentionShape& shape, int begin, unsigned* places) {
     const int thread = afresh(threadIdx.x);
@@ -387,8 +388,8 @@ __device__ __forceinline__ void clear_infinite(uint4* tile) {
 
 // Adds the values of begin..end that are not finite to those rows that see them. Seldom.
 template <typename Kv, int DIMS>
-__device__ __forceinline__ void add_infinite(const Kv* v_pages, const Pages& pages, const AttentionShape& shape, int begin, int end, const Rows& rows,
-                                             float (&out)[DIMS / 8][4]) {
+__device__ __forceinline__ void add_infinite(const Kv* v_pages, const Pages& pages, const AttentionShape& shape, int begin, int end,
+                                             const Rows& rows, float (&out)[DIMS / 8][4]) {
     const int member = threadIdx.x % 4;
     for (int position = begin; position < end; ++position) {
         bool sees[2];
@@ -503,8 +504,9 @@ __device__ __forceinline__ void attention_tensor(const X* q, const AttentionItem
         }
         begin = end;
     } while (begin < common->last_hi);
-    const Block rows_of = block_of(shape, item);
-    store_rows<X, DIMS>(to, shape, item, rows_of, IsE4m3<Kv>::value ? v_scale[rows_of.kv_head] : 1.0f, rows, out);
+    // Once more, instead of keeping it.
+    const Block same = block_of(shape, item);
+    store_rows<X, DIMS>(to, shape, item, same, IsE4m3<Kv>::value ? v_scale[same.kv_head] : 1.0f, rows, out);
 }
 
 }  // namespace weft::tensor
