@@ -1,5 +1,7 @@
 //! The device engine over the shim: the CUDA kernels, streams, copies and graphs, run on this processor for the tiny models.
 
+#[path = "device/attention.rs"]
+mod attention;
 #[path = "device/blocks.rs"]
 mod blocks;
 mod common;

@@ -1,10 +1,48 @@
 //! Prints the predicted ceiling of an 8B model in bf16 on an H100, from the bytes that the launches of a step move.
 
-use weft_cuda_kernels::model::{H100_BYTES_PER_SECOND, H100_MULTIPROCESSORS, LLAMA_8B};
+use weft_cuda_kernels::attention::Path;
+use weft_cuda_kernels::model::{
+    H100_BYTES_PER_SECOND, H100_F32_OPERATIONS_PER_SECOND, H100_MULTIPROCESSORS, H100_TENSOR_OPERATIONS_PER_SECOND,
+    LLAMA_8B, LLAMA_8B_ATTENTION,
+};
 use weft_cuda_kernels::pack::Format;
-use weft_cuda_kernels::table;
+use weft_cuda_kernels::{attention, table};
 
-fn main() -> Result<(), table::Error> {
+/// What no table can be made for.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Lora(#[from] table::Error),
+    #[error(transparent)]
+    Attention(#[from] attention::Error),
+}
+
+fn main() -> Result<(), Error> {
+    steps()?;
+    prompts()?;
+    Ok(())
+}
+
+/// Attention over a prompt, by operations over the rate of what does them; beside it the products with the base's weights.
+fn prompts() -> Result<(), attention::Error> {
+    println!("predicted, not measured: a prompt of Llama 8B in bf16 on an H100, by operations");
+    println!("tokens   weights, ms   attention, TFLOP   in f32, ms   on tensor cores, ms");
+    for tokens in [512, 2048, 8192, 32_768] {
+        let work = LLAMA_8B.prompt(&LLAMA_8B_ATTENTION, Path::Tensor, tokens)?;
+        let milliseconds = |operations: usize, rate: f64| operations as f64 / rate * 1e3;
+        println!(
+            "{tokens:>6} {:>13.1} {:>18.2} {:>12.1} {:>21.1}",
+            milliseconds(LLAMA_8B.product_operations(tokens), H100_TENSOR_OPERATIONS_PER_SECOND),
+            work.operations as f64 / 1e12,
+            milliseconds(work.operations, H100_F32_OPERATIONS_PER_SECOND),
+            milliseconds(work.products, H100_TENSOR_OPERATIONS_PER_SECOND),
+        );
+    }
+    Ok(())
+}
+
+/// Steps of single rows, by bytes over bandwidth.
+fn steps() -> Result<(), table::Error> {
     let seconds = |bytes: usize| bytes as f64 / H100_BYTES_PER_SECOND;
     let base = LLAMA_8B.base_bytes();
     println!(

@@ -1,5 +1,7 @@
 //! From the sequences of a step to the device tables of attention, and the shapes of its launches. No IO, no device.
 
+use crate::pack::Format;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use weft_kernels::AttentionSeq;
 
@@ -11,6 +13,8 @@ const WARPS: usize = 4;
 pub const HEAD_DIM_MAX: usize = 256;
 /// Query heads of one key head that a decoding block takes; more of them take several blocks, which read the keys again, from L2.
 pub const DECODE_HEADS: usize = 8;
+/// Rows of a block on tensor cores: 16 of each warp.
+pub const TENSOR_ROWS: usize = 64;
 /// Positions of the smallest split of a context.
 pub const SPLIT_POSITIONS: usize = 256;
 /// Splits of a context until they grow.
@@ -240,9 +244,66 @@ impl Layer {
 
     /// Tokens of an item of a prompt: as many as fill the rows of a block.
     #[must_use]
-    pub fn tokens_per_item(&self) -> usize {
-        (prefill_rows(self.head_dim) / self.group()).max(1)
+    pub fn tokens_per_item(&self, path: Path) -> usize {
+        let rows = match path {
+            Path::Prefill => prefill_rows(self.head_dim),
+            Path::Tensor => TENSOR_ROWS,
+        };
+        (rows / self.group()).max(1)
     }
+
+    /// First position that a row at `position` sees.
+    fn lowest(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+/// Which kernel the rows of prompts take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// The sums of decoding, in f32: a row has the same bits alone and in a prompt.
+    #[default]
+    Prefill,
+    /// Tensor cores.
+    Tensor,
+}
+
+/// What the choice of a kernel depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Format of the activations; those in f32 have no kernel on tensor cores.
+    pub activations: Format,
+    /// A row must have the same bits whatever shares the step. Tensor cores add in an order of their own, and a row meets them or not by
+    /// whether the step has more rows of its sequence: they are not used then.
+    pub batch_invariant: bool,
+}
+
+impl Path {
+    /// For rows of prompts, whatever their heads are.
+    #[must_use]
+    pub fn of(choice: Choice) -> Self {
+        let has_tensor_cores = matches!(choice.activations, Format::Bf16 | Format::F16);
+        if has_tensor_cores && !choice.batch_invariant { Self::Tensor } else { Self::Prefill }
+    }
+
+    /// The kernel's name. `suffix`: the types of activations and pages, as in `bf16_e4m3`.
+    #[must_use]
+    pub fn kernel(self, layer: &Layer, suffix: &str) -> String {
+        match self {
+            Self::Prefill => format!("weft_attention_prefill_{suffix}"),
+            Self::Tensor => format!("weft_attention_tensor_{}_{suffix}", tensor_width(layer.head_dim)),
+        }
+    }
+}
+
+/// Features that the kernel for a head has: there is one for each of three widths.
+fn tensor_width(head_dim: usize) -> usize {
+    head_dim.next_power_of_two().clamp(64, HEAD_DIM_MAX)
+}
+
+/// Positions of a tile; as in `attention_tensor.cu`.
+fn tensor_positions(head_dim: usize) -> usize {
+    if tensor_width(head_dim) > 128 { 16 } else { 64 }
 }
 
 /// Elements between neighbouring positions of a page: whole pieces of 16 bytes.
@@ -296,6 +357,8 @@ pub struct Item {
 /// The device tables of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
+    /// What `prefill` was cut for.
+    pub path: Path,
     /// Rows of prompts, those that see most first, so that the last blocks to run are short.
     pub prefill: Vec<Item>,
     /// Single rows.
@@ -314,7 +377,13 @@ impl Step {
     /// # Errors
     ///
     /// When rows overlap or exceed `rows`, blocks do not cover their positions, or a block is not among `blocks`.
-    pub fn new(layer: &Layer, rows: usize, blocks: usize, seqs: &[AttentionSeq<'_>]) -> Result<Self, Error> {
+    pub fn new(
+        layer: &Layer,
+        path: Path,
+        rows: usize,
+        blocks: usize,
+        seqs: &[AttentionSeq<'_>],
+    ) -> Result<Self, Error> {
         layer.check()?;
         within("rows", rows, 0..=i32::MAX as usize)?;
         disjoint(rows, seqs.iter().map(|seq| &seq.rows))?;
@@ -338,7 +407,7 @@ impl Step {
                 }
             }
         }
-        let mut step = Self::default();
+        let mut step = Self { path, ..Self::default() };
         let live = || seqs.iter().filter(|seq| !seq.rows.is_empty());
         step.table_stride = live().map(used).max().unwrap_or(0);
         for (sequence, seq) in live().enumerate() {
@@ -368,11 +437,52 @@ impl Step {
             self.partials += if splits > 1 { splits } else { 0 };
             return;
         }
-        let tokens = layer.tokens_per_item();
+        let tokens = layer.tokens_per_item(self.path);
         for row in seq.rows.clone().step_by(tokens) {
             self.prefill.push(item(row, tokens.min(seq.rows.end - row), 0));
         }
     }
+
+    /// What the rows of prompts cost in one layer. Bytes of an element: of activations, of pages.
+    #[must_use]
+    pub fn prefill_work(&self, layer: &Layer, [x_bytes, kv_bytes]: [usize; 2]) -> Work {
+        let row = layer.heads * layer.head_dim;
+        let position = 2 * layer.kv_heads * page_stride(layer.head_dim, kv_bytes) * kv_bytes;
+        let mut work = Work::default();
+        // Of each sequence that has a prompt, what its rows see.
+        let mut seen: BTreeMap<u32, Range<usize>> = BTreeMap::new();
+        for item in &self.prefill {
+            let positions = item.start as usize..(item.start + item.rows) as usize;
+            let lowest = layer.lowest(positions.start);
+            let of_sequence = seen.entry(item.sequence).or_insert(lowest..positions.end);
+            *of_sequence = of_sequence.start.min(lowest)..of_sequence.end.max(positions.end);
+            work.read_bytes += positions.len() * row * x_bytes;
+            work.written_bytes += positions.len() * row * x_bytes;
+            let pairs: usize = positions.clone().map(|at| at + 1 - layer.lowest(at)).sum();
+            work.operations += 4 * row * pairs;
+            if self.path == Path::Tensor {
+                let tile = tensor_positions(layer.head_dim);
+                let tiles = positions.end.div_ceil(tile) - lowest / tile;
+                let rows = (positions.len() * layer.group()).next_multiple_of(16);
+                work.products += 4 * layer.kv_heads * rows * tensor_width(layer.head_dim) * tiles * tile;
+            }
+        }
+        work.read_bytes += seen.values().map(ExactSizeIterator::len).sum::<usize>() * position;
+        work
+    }
+}
+
+/// What a launch costs. Tables, and scales of e4m3, are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Queries, and each key and value that a row sees once.
+    pub read_bytes: usize,
+    /// Results.
+    pub written_bytes: usize,
+    /// Multiplications and additions that the result needs: four for each feature of a pair of a row and a position that it sees.
+    pub operations: usize,
+    /// Those that tensor cores do for it: rows of a block are rounded up to 16, positions to tiles, features to the kernel's width.
+    pub products: usize,
 }
 
 /// Ranges within `rows` that share no row.
@@ -418,13 +528,22 @@ pub fn write_grid(items: usize) -> Grid {
     Grid { grid: [items as u32, 1, 1], shared_bytes: 0 }
 }
 
+/// As in `attention_tensor.cu`: what all know, places of two tiles, a tile of keys and one of values, and half a tile for codes.
+fn tensor_shared_bytes(head_dim: usize, kv_bytes: usize) -> usize {
+    let positions = tensor_positions(head_dim);
+    let tile = positions * tensor_width(head_dim) * 2;
+    48 + 2 * 4 * positions + 2 * tile + if kv_bytes == 1 { tile / 2 } else { 0 }
+}
+
 /// Prompts. `items` may be the most that a captured graph shall hold.
 #[must_use]
-pub fn prefill_grid(layer: &Layer, items: usize, kv_bytes: usize) -> Grid {
-    Grid {
-        grid: [layer.kv_heads as u32, items as u32, 1],
-        shared_bytes: shared_bytes(prefill_rows(layer.head_dim), layer.head_dim, kv_bytes, 1),
-    }
+pub fn prefill_grid(layer: &Layer, path: Path, items: usize, kv_bytes: usize) -> Grid {
+    let (of_head, shared_bytes) = match path {
+        Path::Prefill => (1, shared_bytes(prefill_rows(layer.head_dim), layer.head_dim, kv_bytes, 1)),
+        // A larger group takes several blocks for its one token.
+        Path::Tensor => (layer.group().div_ceil(TENSOR_ROWS), tensor_shared_bytes(layer.head_dim, kv_bytes)),
+    };
+    Grid { grid: [(layer.kv_heads * of_head) as u32, items as u32, 1], shared_bytes }
 }
 
 /// Query heads of a decoding block: those of a key head, up to [`DECODE_HEADS`].
@@ -479,13 +598,64 @@ mod tests {
             start,
             blocks: &blocks,
         });
-        let step = Step::new(&LAYER, 21, 20, &seqs).unwrap();
+        let step = Step::new(&LAYER, Path::Prefill, 21, 20, &seqs).unwrap();
         let seen = |items: &[Item]| -> Vec<[u32; 5]> {
             items.iter().map(|i| [i.first_row, i.rows, i.sequence, i.start, i.first_partial]).collect()
         };
         assert_eq!(seen(&step.prefill), [[18, 2, 1, 46, 0], [10, 8, 1, 38, 0], [2, 8, 1, 30, 0]]);
         assert_eq!(seen(&step.decode), [[0, 1, 0, 255, 0], [20, 1, 2, 256, 0]]);
         assert_eq!((step.table_stride, step.block_tables.len(), step.partials), (17, 3 * 17, 2));
+        let step = Step::new(&LAYER, Path::Tensor, 21, 20, &seqs).unwrap();
+        assert_eq!(seen(&step.prefill), [[18, 2, 1, 46, 0], [2, 16, 1, 30, 0]]);
+    }
+
+    #[test]
+    fn tensor_cores_are_taken_only_where_they_may_and_can() {
+        let path = |activations, batch_invariant| Path::of(Choice { activations, batch_invariant });
+        assert_eq!([Format::Bf16, Format::F16].map(|format| path(format, false)), [Path::Tensor; 2]);
+        assert_eq!([Format::Bf16, Format::F32].map(|format| path(format, true)), [Path::Prefill; 2]);
+        assert_eq!(path(Format::F32, false), Path::Prefill);
+    }
+
+    #[test]
+    fn names_are_those_of_the_kernels_that_exist() {
+        let mut exist = crate::host::kernels();
+        exist.retain(|name| name.starts_with("weft_attention_tensor_") || name.starts_with("weft_attention_prefill_"));
+        exist.sort_unstable();
+        let mut named = Vec::new();
+        for suffix in ["f32_f32", "f32_bf16", "bf16_bf16", "bf16_e4m3", "f16_f16", "f16_e4m3"] {
+            for head_dim in [1, 64, 65, 128, 129, 256] {
+                let layer = Layer { head_dim, ..LAYER };
+                named.push(Path::Prefill.kernel(&layer, suffix));
+                if !suffix.starts_with("f32") {
+                    named.push(Path::Tensor.kernel(&layer, suffix));
+                }
+            }
+        }
+        named.sort_unstable();
+        named.dedup();
+        assert_eq!(named, exist);
+    }
+
+    #[test]
+    fn what_a_prompt_costs_does_not_depend_on_its_cut() {
+        let blocks: Vec<u32> = (0..200).collect();
+        for window in [None, Some(100)] {
+            let layer = Layer { window, ..LAYER };
+            let works = [Path::Prefill, Path::Tensor].map(|path| {
+                let seqs = [AttentionSeq { rows: 0..1000, start: 37, blocks: &blocks }];
+                Step::new(&layer, path, 1000, 200, &seqs).unwrap().prefill_work(&layer, [2, 1])
+            });
+            let pairs: usize = (37..1037).map(|at: usize| window.map_or(at + 1, |window| window.min(at + 1))).sum();
+            for work in works {
+                assert_eq!(work.operations, 4 * 32 * 128 * pairs);
+                assert_eq!(work.written_bytes, 1000 * 32 * 128 * 2);
+                assert_eq!(work.read_bytes, work.written_bytes + 1037 * 2 * 8 * 128);
+            }
+            let [by_vectors, by_tensors] = works.map(|work| work.products);
+            assert_eq!(by_vectors, 0);
+            assert!(by_tensors > works[1].operations && by_tensors < 2 * works[1].operations, "{by_tensors}");
+        }
     }
 
     #[test]
@@ -506,7 +676,8 @@ mod tests {
         for head_dim in 1..=HEAD_DIM_MAX {
             for (group, kv_bytes) in [1, 7, 8, 71].into_iter().flat_map(|group| [1, 2, 4].map(|bytes| (group, bytes))) {
                 let layer = Layer { heads: group, kv_heads: 1, head_dim, ..LAYER };
-                let bytes = prefill_grid(&layer, 1, kv_bytes).shared_bytes;
+                let bytes = prefill_grid(&layer, Path::Prefill, 1, kv_bytes).shared_bytes;
+                let bytes = bytes.max(prefill_grid(&layer, Path::Tensor, 1, kv_bytes.min(2)).shared_bytes);
                 let bytes = bytes.max(decode_grid(&layer, 1, 8192, kv_bytes, 132).shared_bytes);
                 assert!(bytes <= 48 * 1024, "head_dim {head_dim}, {kv_bytes} bytes: {bytes}");
             }
@@ -523,7 +694,7 @@ mod tests {
         tells(Layer { soft_cap: Some(-1.0), ..LAYER }, "attention: soft_cap is -1");
         tells(Layer { scale: f32::NAN, ..LAYER }, "attention: scale is NaN");
         let refuses = |rows: Range<usize>, start, blocks: &[u32], message: &str| {
-            let error = Step::new(&LAYER, 4, 9, &[AttentionSeq { rows, start, blocks }]).unwrap_err();
+            let error = Step::new(&LAYER, Path::Tensor, 4, 9, &[AttentionSeq { rows, start, blocks }]).unwrap_err();
             assert_eq!(error.to_string(), message);
         };
         refuses(0..2, 15, &[3], "attention: 1 blocks of 16 do not cover 17 positions");

@@ -4,10 +4,14 @@
 //! them and they only bring the two closer together.
 //!
 //! Of several devices that share a model each reads its part, and what they add up goes over their links.
+//!
+//! And what attention over a prompt costs at least: its operations, over the rate of what does them.
 
+use crate::attention::{self, Layer, Work};
 use crate::pack::Format;
 use crate::table::{self, Choice, Path, Segment};
 use std::collections::BTreeSet;
+use weft_kernels::AttentionSeq;
 
 /// Linears that one launch serves: they read the same input.
 #[derive(Clone, Copy, Debug)]
@@ -46,10 +50,26 @@ pub const LLAMA_8B: Model = Model {
     bytes_per_weight: 2,
 };
 
+/// Its attention, in one layer, over blocks of 16 positions.
+pub const LLAMA_8B_ATTENTION: Layer = Layer {
+    heads: 32,
+    kv_heads: 8,
+    head_dim: 128,
+    block_size: 16,
+    block_rows: None,
+    window: None,
+    scale: 0.088_388_35,
+    soft_cap: None,
+};
+
 /// Bytes per second that an H100 SXM reads from its memory, as its data sheet says.
 pub const H100_BYTES_PER_SECOND: f64 = 3.35e12;
 /// Bytes per second that an H100 SXM sends to others over NVLink, by its data sheet: half of what goes both ways.
 pub const H100_LINK_BYTES_PER_SECOND: f64 = 4.5e11;
+/// Multiplications and additions per second of an H100 SXM on tensor cores, bf16 without sparsity, as its data sheet says.
+pub const H100_TENSOR_OPERATIONS_PER_SECOND: f64 = 9.89e14;
+/// The same in f32, without tensor cores.
+pub const H100_F32_OPERATIONS_PER_SECOND: f64 = 6.7e13;
 /// Multiprocessors of an H100 SXM.
 pub const H100_MULTIPROCESSORS: usize = 132;
 
@@ -172,6 +192,30 @@ impl Model {
         Ok(step)
     }
 
+    /// Attention over a prompt of `tokens` in one step, in all layers.
+    ///
+    /// # Errors
+    ///
+    /// When a launch cannot be made for it.
+    pub fn prompt(&self, layer: &Layer, path: attention::Path, tokens: usize) -> Result<Work, attention::Error> {
+        let blocks: Vec<u32> = (0..tokens.div_ceil(layer.block_size) as u32).collect();
+        let seqs = [AttentionSeq { rows: 0..tokens, start: 0, blocks: &blocks }];
+        let step = attention::Step::new(layer, path, tokens, blocks.len(), &seqs)?;
+        let work = step.prefill_work(layer, [self.bytes_per_weight; 2]);
+        Ok(Work {
+            read_bytes: self.layers * work.read_bytes,
+            written_bytes: self.layers * work.written_bytes,
+            operations: self.layers * work.operations,
+            products: self.layers * work.products,
+        })
+    }
+
+    /// Multiplications and additions of this many rows with all weights of layers.
+    #[must_use]
+    pub fn product_operations(&self, rows: usize) -> usize {
+        rows * (self.base_bytes() / self.bytes_per_weight - self.head) * 2
+    }
+
     /// Most that a step with these adapters can reach of the bare base's throughput: a share of 1.
     #[must_use]
     pub fn ceiling(&self, step: Step) -> f64 {
@@ -223,6 +267,29 @@ mod tests {
         let milliseconds = |devices| LLAMA_8B.share(devices, &[16; 64], Format::Bf16).seconds(devices) * 1e3;
         let rounded = [1, 2, 4, 8].map(|devices| (milliseconds(devices) * 100.0).round() as u32);
         assert_eq!(rounded, [608, 343, 211, 145]);
+    }
+
+    #[test]
+    fn attention_over_a_prompt_grows_with_its_square() {
+        for tokens in [1000, 2048, 8192] {
+            let [by_vectors, by_tensors] = [attention::Path::Prefill, attention::Path::Tensor]
+                .map(|path| LLAMA_8B.prompt(&LLAMA_8B_ATTENTION, path, tokens).unwrap());
+            assert_eq!(Work { products: 0, ..by_tensors }, by_vectors);
+            // 32 layers, 32 heads of 128 features, half of all pairs.
+            assert_eq!(by_vectors.operations, 32 * 4 * 32 * 128 * tokens * (tokens + 1) / 2);
+            assert_eq!(by_vectors.read_bytes, 32 * tokens * 2 * (4096 + 2 * 1024));
+            // A row's last tile is half of others' on average.
+            let more = by_tensors.products as f64 / by_tensors.operations as f64 - 1.0;
+            assert!(more > 0.0 && more < 80.0 / tokens as f64, "{tokens}: {more}");
+        }
+        let seconds = |operations: usize, rate: f64| (operations as f64 / rate * 1e4).round() / 10.0;
+        let work = LLAMA_8B.prompt(&LLAMA_8B_ATTENTION, attention::Path::Tensor, 8192).unwrap();
+        let milliseconds = [
+            seconds(LLAMA_8B.product_operations(8192), H100_TENSOR_OPERATIONS_PER_SECOND),
+            seconds(work.operations, H100_F32_OPERATIONS_PER_SECOND),
+            seconds(work.products, H100_TENSOR_OPERATIONS_PER_SECOND),
+        ];
+        assert_eq!(milliseconds, [115.6, 262.6, 17.9]);
     }
 
     #[test]

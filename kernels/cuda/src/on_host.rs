@@ -3,6 +3,7 @@
 mod attention;
 
 use crate::arguments;
+use crate::attention::{Choice as AttentionChoice, Error as AttentionError, Path as AttentionPath};
 use crate::gemm;
 use crate::host::{Error, Launch, Order};
 use crate::pack::{self, Format, Half};
@@ -156,8 +157,7 @@ impl Device {
             ranges.push((rows.clone(), first..targets.len()));
         }
         let rank_max = targets.iter().map(|target| target.rank as usize).max().unwrap_or(0);
-        let of_x = Format::ALL.into_iter().find(|format| format.suffix() == X::SUFFIX);
-        let activations = of_x.expect("invariant: kernels have elements of these formats");
+        let activations = format_of::<X>();
         let choice = Choice { activations, batch_invariant, rank_max };
         let (path, items) = table::items(&ranges, choice);
         if items.is_empty() {
@@ -271,21 +271,40 @@ impl Device {
 /// Its methods panic with the shim's message when a launch fails, so that a race fails the suite.
 #[must_use]
 pub fn kernels(device: Device) -> Arc<dyn Kernels> {
-    Arc::new(OnHost { device, reference: reference(), lora: OnHost::lora_in::<f32>, batch_invariant: true })
+    kernels_in::<f32>(device, true)
 }
 
-/// The same with the activations of adapters rounded to `X` and back: what tensor cores take. `batch_invariant` as in [`Choice`].
+/// The same with the activations of adapters, and queries and results of attention, rounded to `X` and back: what tensor cores take.
+/// `batch_invariant` as in [`Choice`].
 #[must_use]
 pub fn kernels_in<X: Element>(device: Device, batch_invariant: bool) -> Arc<dyn Kernels> {
-    Arc::new(OnHost { device, reference: reference(), lora: OnHost::lora_in::<X>, batch_invariant })
+    let (lora, attention): (Lora, Attention) = (OnHost::lora_in::<X>, attention::attention::<X>);
+    Arc::new(OnHost { device, reference: reference(), lora, attention, activations: format_of::<X>(), batch_invariant })
 }
 
+/// The format of activations in `X`.
+fn format_of<X: Element>() -> Format {
+    let format = Format::ALL.into_iter().find(|format| format.suffix() == X::SUFFIX);
+    format.expect("invariant: kernels have elements of these formats")
+}
+
+type Attention = fn(
+    &Device,
+    AttentionPath,
+    &[f32],
+    (usize, f32),
+    &[AttentionSeq<'_>],
+    &KvLayer,
+    &mut [f32],
+) -> Result<(), AttentionError>;
 type Lora = fn(&OnHost, &[f32], usize, &[LoraSegment<'_>], &mut [f32], usize);
 
 struct OnHost {
     device: Device,
     reference: Arc<dyn Kernels>,
     lora: Lora,
+    attention: Attention,
+    activations: Format,
     batch_invariant: bool,
 }
 
@@ -398,7 +417,10 @@ impl Kernels for OnHost {
     }
 
     fn attention(&self, q: &[f32], heads: usize, scale: f32, seqs: &[AttentionSeq<'_>], kv: &KvLayer, out: &mut [f32]) {
-        attention::attention(&self.device, q, heads, scale, seqs, kv, out).unwrap_or_else(|error| panic!("{error}"));
+        let (activations, batch_invariant) = (self.activations, self.batch_invariant);
+        let path = AttentionPath::of(AttentionChoice { activations, batch_invariant });
+        (self.attention)(&self.device, path, q, (heads, scale), seqs, kv, out)
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

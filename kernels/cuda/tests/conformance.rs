@@ -72,6 +72,13 @@ fn attention_conforms() {
     conformance::attention_matches_the_reference(&*kernels(BACKWARDS), KvFormat::Bf16, 12);
 }
 
+/// Queries are rounded to bf16, and so are weights of values and results: what the suite allows for pages in bf16.
+#[test]
+fn attention_on_tensor_cores_conforms() {
+    conformance::attention_matches_the_reference(&*kernels_in::<bf16>(FORWARDS, false), KvFormat::Bf16, 15);
+    conformance::attention_matches_the_reference(&*kernels_in::<bf16>(BACKWARDS, false), KvFormat::Bf16, 16);
+}
+
 /// Prompts and decoding are two kernels, and give the same bits.
 #[test]
 fn attention_does_not_depend_on_the_cut_into_steps() {

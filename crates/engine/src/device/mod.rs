@@ -86,6 +86,8 @@ pub struct DeviceEngine {
     sampling: Memory,
     host: Host,
     attention: attention::Layer,
+    /// How rows of prompts are launched.
+    prefill: attention::Path,
     graphs: Graphs,
     /// None: it has the whole base.
     ranks: Option<(Ranks, Gathered)>,
@@ -178,6 +180,10 @@ impl DeviceEngine {
             sampling,
             host,
             attention,
+            prefill: attention::Path::of(attention::Choice {
+                activations: options.precision.format(),
+                batch_invariant: options.batch_invariant,
+            }),
             graphs: Graphs::default(),
             ranks,
             shape,
@@ -387,12 +393,15 @@ impl DeviceEngine {
                 return Err(Error::Batch { what, value, limit });
             }
         }
-        let attention = attention::Step::new(&self.attention, plan.rows(), self.pool.blocks(), &plan.seqs)?;
+        let (prefill, blocks) = (self.prefill, self.pool.blocks());
+        let attention = attention::Step::new(&self.attention, prefill, plan.rows(), blocks, &plan.seqs)?;
         let choice = Choice {
             activations: self.options.precision.format(),
             batch_invariant: self.options.batch_invariant,
             rank_max: 0,
         };
+        let kv_bytes = self.options.kv.bytes(self.options.precision);
+        let prefill_work = attention.prefill_work(&self.attention, [self.options.precision.bytes(), kv_bytes]);
         let tables = StepTables::new(&plan, attention, self.shape.layers, choice);
         let draws = Draws::new(&plan, &batch.seqs, &self.sampling, self.options.logits_rows_max)?;
         let exact = tables.caps(&plan, &draws);
@@ -438,6 +447,7 @@ impl DeviceEngine {
             tables: &self.tables,
             layout,
             attention: self.attention,
+            prefill: (prefill, prefill_work),
             positions: layout.caps.table_stride * self.options.block_size,
             lora,
             coming: coming(plan.runs.iter().map(|run| run.adapter)),

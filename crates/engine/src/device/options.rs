@@ -35,7 +35,7 @@ pub struct DeviceOptions {
     pub kv: KvFormat,
     /// Of adapters: one that the kernels take beside that precision.
     pub adapters: Format,
-    /// Whether a row's adapter gives the same bits whatever shares its step; then prompts take no tensor cores for it.
+    /// Whether a row's adapter and attention give the same bits whatever shares its step; then prompts take no tensor cores for them.
     pub batch_invariant: bool,
     /// Blocks of the pool that keys, values and adapters share. What of it is an adapter's lies in pinned memory, too.
     pub blocks: PoolBlocks,

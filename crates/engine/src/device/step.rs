@@ -53,6 +53,8 @@ pub(crate) struct Step<'a> {
     pub(crate) tables: &'a Buffer,
     pub(crate) layout: Layout,
     pub(crate) attention: attention::Layer,
+    /// How rows of prompts are launched, and what they cost in a layer.
+    pub(crate) prefill: (attention::Path, attention::Work),
     /// Longest context that it serves.
     pub(crate) positions: usize,
     /// By [`site_number`]; none: no adapter touches the site. Empty: the step has none.
@@ -362,10 +364,11 @@ impl Backend for Step<'_> {
         let block_tables = self.part(self.layout.block_tables())?.reads();
         let Layout { caps, .. } = self.layout;
         if caps.prefill > 0 {
-            let grid = attention::prefill_grid(&self.attention, caps.prefill, kv_bytes);
+            let (path, work) = self.prefill;
+            let grid = attention::prefill_grid(&self.attention, path, caps.prefill, kv_bytes);
             let [items, count] = self.layout.prefill();
             self.launch_attention(
-                &format!("weft_attention_prefill_{suffix}"),
+                &path.kernel(&self.attention, &suffix),
                 grid,
                 &[
                     q.reads().in_parts().into(),
@@ -379,7 +382,11 @@ impl Backend for Step<'_> {
                     v_scale,
                     out.writes().in_parts().into(),
                 ],
-                Counts::default(),
+                Counts {
+                    read_bytes: work.read_bytes as u64,
+                    written_bytes: work.written_bytes as u64,
+                    operations: work.operations as u64,
+                },
             )?;
         }
         if caps.decode == 0 {

@@ -405,6 +405,29 @@ fn collectives_of_a_step_are_counted() {
     }
 }
 
+/// Each rank has the kernel for its heads, or the other where bits must not depend on the step.
+#[test]
+fn ranks_take_tensor_cores_for_prompts() {
+    let model = tiny("tiny");
+    for (batch_invariant, wanted) in
+        [(false, "weft_attention_tensor_64_bf16_bf16"), (true, "weft_attention_prefill_bf16_bf16")]
+    {
+        let groups = shims(2, 3, (8, 0));
+        let devices: Vec<Device> = groups.iter().map(|group| group.device().clone()).collect();
+        let options =
+            DeviceOptions { precision: Precision::Bf16, adapters: Format::Bf16, batch_invariant, ..options(3) };
+        let mut engine = ShardedEngine::new(&model, &options, groups).unwrap();
+        devices.iter().for_each(Device::start_records);
+        engine.step(&StepBatch { seqs: vec![prefill(&[9; 30], None, 0, LogitsWanted::Last)] }).unwrap();
+        for device in &devices {
+            let records = device.stop_records();
+            let heads = model.config.heads / 2;
+            let operations = (4 * heads * model.config.head_dim * 30 * 31 / 2) as u64;
+            assert_eq!(attention::launched(&records), vec![(wanted, operations); model.config.layers]);
+        }
+    }
+}
+
 /// Copies end at other times on other devices: whether a step is replayed is for all to know.
 #[test]
 fn ranks_replay_a_step_together_or_not_at_all() {

@@ -2,7 +2,7 @@
 
 use super::{Device, Element};
 use crate::arguments;
-use crate::attention::{self, Error, Grid, Item, Layer, Shape, Step};
+use crate::attention::{self, Error, Grid, Item, Layer, Path, Shape, Step};
 use crate::e4m3;
 use half::{bf16, f16};
 use std::marker::PhantomData;
@@ -187,7 +187,7 @@ impl Device {
         layer.check()?;
         pages.check(layer)?;
         call.check(["k", "v"], [k.len(), v.len()], layer.kv_heads * layer.head_dim)?;
-        let step = Step::new(layer, call.rows, pages.blocks, call.seqs)?;
+        let step = Step::new(layer, Path::Prefill, call.rows, pages.blocks, call.seqs)?;
         let width = layer.heads * layer.head_dim;
         let shape = layer.shape(step.table_stride, [width, width])?;
         let [k_scale, v_scale] = pages.scales();
@@ -209,8 +209,8 @@ impl Device {
         Ok(())
     }
 
-    /// `weft_attention_prefill`, `weft_attention_decode` and `weft_attention_combine`: `q` and `out` are `[rows, heads, head_dim]` with the
-    /// strides of the call. Rows without a sequence stay as they are.
+    /// `weft_attention_prefill` or `weft_attention_tensor`, `weft_attention_decode` and `weft_attention_combine`: `q` and `out` are
+    /// `[rows, heads, head_dim]` with the strides of the call. Rows without a sequence stay as they are.
     ///
     /// # Errors
     ///
@@ -218,6 +218,7 @@ impl Device {
     pub fn attention<X: Element, Kv: KvElement>(
         &self,
         call: &Call<'_>,
+        path: Path,
         q: &[X],
         pages: &Pages<Kv>,
         out: &mut [X],
@@ -226,7 +227,7 @@ impl Device {
         layer.check()?;
         pages.check(layer)?;
         call.check(["q", "out"], [q.len(), out.len()], layer.heads * layer.head_dim)?;
-        let step = Step::new(layer, call.rows, pages.blocks, call.seqs)?;
+        let step = Step::new(layer, path, call.rows, pages.blocks, call.seqs)?;
         let shape = layer.shape(step.table_stride, call.strides)?;
         let to = Launched { device: self, layer, step: &step, shape, q: q.as_ptr(), out: out.as_mut_ptr(), pages };
         if !step.prefill.is_empty() {
@@ -251,8 +252,8 @@ struct Launched<'a, X, Kv> {
 }
 
 impl<X: Element, Kv: KvElement> Launched<'_, X, Kv> {
-    fn name(part: &str) -> String {
-        format!("weft_attention_{part}_{}_{}", X::SUFFIX, Kv::SUFFIX)
+    fn suffix() -> String {
+        format!("{}_{}", X::SUFFIX, Kv::SUFFIX)
     }
 
     fn pages(&self) -> [*const Kv; 2] {
@@ -264,10 +265,11 @@ impl<X: Element, Kv: KvElement> Launched<'_, X, Kv> {
         let ([k_pages, v_pages], [k_scale, v_scale]) = (self.pages(), self.pages.scales());
         let (at, tables, count) = (items.as_ptr(), self.step.block_tables.as_ptr(), items.len() as u32);
         let count: *const u32 = &raw const count;
-        let Grid { grid, shared_bytes } = attention::prefill_grid(self.layer, items.len() + 1, size_of::<Kv>());
-        let kernel = Self::name("prefill");
+        let path = self.step.path;
+        let Grid { grid, shared_bytes } = attention::prefill_grid(self.layer, path, items.len() + 1, size_of::<Kv>());
+        let kernel = path.kernel(self.layer, &Self::suffix());
         let mut arguments = arguments![q, at, count, tables, shape, k_pages, v_pages, k_scale, v_scale, out];
-        // SAFETY: the parameters of attention_prefill.cu; `attention` has checked slices, blocks and positions.
+        // SAFETY: the parameters of attention_prefill.cu and attention_tensor.cu; `attention` has checked slices, blocks and positions.
         unsafe { self.device.launch(&kernel, grid, attention::THREADS, shared_bytes).run(&mut arguments) }?;
         Ok(())
     }
@@ -284,7 +286,7 @@ impl<X: Element, Kv: KvElement> Launched<'_, X, Kv> {
         let results = self.step.partials * self.layer.heads;
         let (mut values, mut sums) = (vec![f32::NAN; results * self.layer.head_dim], vec![f32::NAN; 2 * results]);
         let (values, sums): (*mut f32, *mut f32) = (values.as_mut_ptr(), sums.as_mut_ptr());
-        let kernel = Self::name("decode");
+        let kernel = format!("weft_attention_decode_{}", Self::suffix());
         let mut arguments =
             arguments![q, at, count, tables, shape, k_pages, v_pages, k_scale, v_scale, block_heads, values, sums, out];
         let launch = self.device.launch(&kernel, decode.grid, attention::THREADS, decode.shared_bytes);
@@ -335,11 +337,12 @@ pub(super) fn write_kv(
     }
 }
 
-pub(super) fn attention(
+/// With queries and results rounded to `X`. `path`: of the rows of prompts.
+pub(super) fn attention<X: Element>(
     device: &Device,
+    path: Path,
     q: &[f32],
-    heads: usize,
-    scale: f32,
+    (heads, scale): (usize, f32),
     seqs: &[AttentionSeq<'_>],
     kv: &KvLayer,
     out: &mut [f32],
@@ -347,8 +350,18 @@ pub(super) fn attention(
     let layer = layer([heads, kv.kv_heads(), kv.head_dim()], kv.block_size(), scale);
     let width = heads * kv.head_dim();
     let call = Call { layer: &layer, rows: q.len().checked_div(width).unwrap_or(0), strides: [width; 2], seqs };
+    let q: Vec<X> = q.iter().copied().map(X::from_f32).collect();
+    let mut results = vec![X::from_f32(0.0); q.len()];
     match kv.format() {
-        KvFormat::F32 => device.attention(&call, q, kv.pages::<Pages<f32>>().expect("pages of this object"), out),
-        KvFormat::Bf16 => device.attention(&call, q, kv.pages::<Pages<bf16>>().expect("pages of this object"), out),
+        KvFormat::F32 => {
+            device.attention(&call, path, &q, kv.pages::<Pages<f32>>().expect("pages of this object"), &mut results)
+        }
+        KvFormat::Bf16 => {
+            device.attention(&call, path, &q, kv.pages::<Pages<bf16>>().expect("pages of this object"), &mut results)
+        }
+    }?;
+    for at in seqs.iter().flat_map(|seq| seq.rows.start * width..seq.rows.end * width) {
+        out[at] = results[at].to_f32();
     }
+    Ok(())
 }

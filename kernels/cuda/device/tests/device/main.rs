@@ -1,5 +1,6 @@
 //! The device layer through its public face: over the shim, and what can be seen of CUDA's driver.
 
+mod attention;
 mod collectives;
 mod counts;
 #[cfg(feature = "cuda")]
