@@ -1,6 +1,7 @@
 //! The device layer through its public face: over the shim, and what can be seen of CUDA's driver.
 
 mod collectives;
+mod conformance;
 mod counts;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -8,6 +9,7 @@ mod graphs;
 mod launches;
 mod lora;
 mod memory;
+mod port;
 mod products;
 mod programs;
 mod streams;
