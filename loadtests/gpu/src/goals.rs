@@ -58,3 +58,25 @@ pub(crate) fn table(goals: &[Goal]) -> String {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_is_met_not_met_or_not_measured() {
+        let goals = [
+            at_least("a", 0.9, Some(0.9)),
+            at_least("a longer one", 0.9, Some(0.899)),
+            at_most("b", 10.0, Some(-1.5)),
+            at_most("c", 10.0, None),
+        ];
+        let want = "goal          wanted   found  met
+a               0.90   0.900  yes
+a longer one    0.90   0.899  no
+b              10.00  -1.500  yes
+c              10.00       -  not measured
+";
+        assert_eq!(table(&goals), want);
+    }
+}

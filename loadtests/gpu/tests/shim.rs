@@ -79,6 +79,9 @@ fn more_adapters_than_slots() {
     assert_eq!(numbers(cases, "registered"), [2, 4, 8, 16, 32, 64, 5, 40]);
     assert_found(cases, &["slots", "running", "requests", "tokens_per_s", "first_token.median_ms"]);
     assert!(cases[0]["of_half"].is_null());
+    let most = &cases[5];
+    // Some had to go, so that others could come.
+    assert!(most["loads"].as_u64() > most["slots"].as_u64() && most["requests"].as_u64() >= Some(8), "{most}");
     assert_found(&Value::Array(cases.as_array().unwrap()[1..].to_vec()), &["of_half.tokens_per_s"]);
 }
 

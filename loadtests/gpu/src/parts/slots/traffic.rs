@@ -13,6 +13,8 @@ use weft_engine::{SeqStep, SlotId, StepBatch};
 
 /// Of the time, before anything counts: slots fill, and requests no longer begin together.
 const WARM_SHARE: u32 = 5;
+/// First tokens for each place that are waited for, however late it is.
+const FIRST_TOKENS: usize = 4;
 
 /// What was seen of it.
 pub(super) struct Seen {
@@ -80,7 +82,7 @@ impl<'a, 'b> Traffic<'a, 'b> {
         }
     }
 
-    /// Until the time is over, and a request has its first token.
+    /// Until the time is over, and a few requests have their first token.
     pub(super) fn run(&mut self, budget: &Budget) -> Result<Seen> {
         let warm = budget.first_of(1, WARM_SHARE);
         while !warm.is_over() {
@@ -88,7 +90,7 @@ impl<'a, 'b> Traffic<'a, 'b> {
         }
         self.loads = 0;
         let (began, mut tokens, mut first) = (Instant::now(), 0, Vec::new());
-        while first.is_empty() || !budget.is_over() {
+        while first.len() < FIRST_TOKENS * self.places.len() || !budget.is_over() {
             for came in self.step()? {
                 tokens += 1;
                 first.extend(came.map(|came| came.elapsed().as_secs_f64()));
