@@ -64,6 +64,7 @@ conforms!(
     norms,
     rotary_embedding,
     silu,
+    rows_of_every_format_are_those_of_the_shim,
     tokens_are_those_of_the_shim,
     | lora_alone_and_in_a_batch
 );
@@ -322,6 +323,42 @@ fn products_of_every_format_are_those_of_the_shim(open: Open<'_>) {
             product_is_that_of_the_shim(port, (weights, &x), inputs, ALONE.quantise(&x, depth, inputs).unwrap());
         }
     }
+}
+
+/// Norms, rotary embedding and SiLU.
+fn rows_are_those_of_the_shim<X: Element + bytemuck::Pod>(port: &Port) {
+    let (random, rows, width) = (&mut Random::new(35), 9, 576);
+    let [x, before]: [Vec<X>; 2] = [(); 2].map(|()| values(random, rows * width));
+    let weight: Vec<X> = values(random, width);
+    let of = |what: &str| format!("{what} in {}", X::SUFFIX);
+    let [mut want, mut got] = [(); 2].map(|()| vec![X::from_f32(0.0); x.len()]);
+    ALONE.rms_norm(None, &x, &weight, 1e-5, &mut want).unwrap();
+    port.rms_norm(None, &x, &weight, 1e-5, &mut got);
+    assert_near(&of("norm"), &got, &want);
+    let [mut want_sum, mut sum] = [(); 2].map(|()| before.clone());
+    ALONE.rms_norm(Some(&mut want_sum), &x, &weight, 1e-5, &mut want).unwrap();
+    port.rms_norm(Some(&mut sum), &x, &weight, 1e-5, &mut got);
+    assert_near(&of("sum"), &sum, &want_sum);
+    assert_near(&of("norm of a sum"), &got, &want);
+
+    let positions: Vec<u32> = (0..rows).map(|_| random.below(8192) as u32).collect();
+    let inv_freq: Vec<f32> = (0..32).map(|at| 10_000f32.powf(-(at as f32) / 32.0)).collect();
+    let [mut want, mut got] = [(); 2].map(|()| x.clone());
+    ALONE.rope(&mut want, [9, 64, width], &positions, &inv_freq, 1.25).unwrap();
+    port.rope(&mut got, [9, 64], &positions, &inv_freq, 1.25);
+    assert_near(&of("rope"), &got, &want);
+
+    let [mut want, mut got] = [(); 2].map(|()| vec![X::from_f32(0.0); x.len() / 2]);
+    ALONE.silu_mul(&x, width / 2, &mut want).unwrap();
+    port.silu_mul(&x, width / 2, &mut got);
+    assert_near(&of("silu"), &got, &want);
+}
+
+fn rows_of_every_format_are_those_of_the_shim(open: Open<'_>) {
+    let port = &Port::new(open());
+    rows_are_those_of_the_shim::<f32>(port);
+    rows_are_those_of_the_shim::<bf16>(port);
+    rows_are_those_of_the_shim::<f16>(port);
 }
 
 fn settings() -> [Settings; 8] {
