@@ -3,7 +3,7 @@
 #   - every kernels/cuda/*.cu compiles for every architecture, with the registers, spills and shared memory of
 #     kernels/cuda/ptxas.golden.txt (WEFT_GOLDEN=write: writes the table)
 #   - the same files, run on this processor, conform; so does the device layer, with what calls CUDA's driver compiled in
-#   - the worker and the program pass clippy with the feature that calls CUDA's driver
+#   - the worker, the program and loadtests/gpu pass clippy with the feature that calls CUDA's driver
 #   - what bytes over bandwidth predict is printed
 # With an architecture (make test has 80): only compiles for that one, and holds it to its rows of the table.
 # Needs the part `cuda` of scripts/setup.sh, or another CUDA 13.0 in CUDA_HOME. The last line says how it went; exit 0 only if all of it held.
@@ -77,7 +77,7 @@ fi
 tests="$out/tests"
 cargo nextest run --release -p weft-cuda-kernels -p weft-cuda-device -p weft-engine -p weft-worker --features weft-cuda-device/cuda --no-fail-fast \
     -E 'package(weft-cuda-kernels) + package(weft-cuda-device) + (package(weft-engine) & binary(device)) + (package(weft-worker) & test(device::))' 2>&1 | tee "$tests" || true
-cargo clippy --release -p weft-worker -p weft --features weft-worker/cuda -- -D warnings || linted=failed
+cargo clippy --release -p weft-worker -p weft -p weft-gpu --features weft-worker/cuda,weft-gpu/cuda -- -D warnings || linted=failed
 # Under the address sanitizer as well; what fails there fails here.
 scripts/asan.sh cuda || sanitized=failed
 ran=$(sed -nE 's/^ *Summary .* ([0-9]+) tests? run:.*/\1/p' "$tests")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds all that loadtests/gpu/run.sh needs on a machine with a GPU, where nothing else has to be installed but the driver and cuBLAS.
 # Usage: loadtests/gpu/prepare.sh [FOLDER]   (target/gpu)
+# WEFT_GPU_MODEL: a GGUF file or a Hugging Face folder, to be measured too.
 # Needs nvcc (scripts/nvcc.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -15,4 +16,6 @@ tests=$(cargo test --release -p weft-cuda-device --features cuda --test device -
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 cp "$tests" "$folder/device-tests"
 cp loadtests/gpu/run.sh "$folder/"
+rm -rf "$folder/model"
+[ -z "${WEFT_GPU_MODEL:-}" ] || cp -rL "$WEFT_GPU_MODEL" "$folder/model"
 echo "gpu: prepared $folder ($(du -sh "$folder" | cut -f1))"

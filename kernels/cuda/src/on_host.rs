@@ -309,7 +309,12 @@ struct OnHost {
 }
 
 /// What the reference packed, as it lies in a slot.
-fn slot(matrix: &LoraMatrix, half: Half, rank: usize) -> Vec<u8> {
+///
+/// # Panics
+///
+/// When another implementation packed it.
+#[must_use]
+pub fn slot(matrix: &LoraMatrix, half: Half, rank: usize) -> Vec<u8> {
     if let Some((codes, mut scales)) = matrix.to_codes() {
         scales.resize(scales.len().next_multiple_of(4), 0.0);
         let scales = scales.iter().flat_map(|scale| scale.to_le_bytes());
@@ -319,7 +324,9 @@ fn slot(matrix: &LoraMatrix, half: Half, rank: usize) -> Vec<u8> {
     pack::half(&values, half, rank, slot_format(matrix)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn slot_format(matrix: &LoraMatrix) -> Format {
+/// How it lies there.
+#[must_use]
+pub fn slot_format(matrix: &LoraMatrix) -> Format {
     match matrix.format() {
         WeightFormat::F32 => Format::F32,
         WeightFormat::Bf16 => Format::Bf16,

@@ -7,11 +7,11 @@ use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use weft_base_model::OpenOptions;
 use weft_cuda_device::driver::Driver;
-use weft_gpu::measure::{self, Plan, Report};
-use weft_gpu::shape;
+use weft_gpu::{Part, Plan, shape};
 
-/// Measures decoding with many adapters on a GPU, against the base alone and against the floor of its memory.
+/// Measures the engine with many adapters on a GPU, against the base alone and against floors. Prints JSON, and the goals on stderr.
 #[derive(Parser)]
 struct Args {
     /// What `scripts/build-cuda.sh` made.
@@ -23,14 +23,29 @@ struct Args {
     /// Sizes of the base.
     #[arg(long, value_enum, default_value_t = Shape::Llama8b)]
     shape: Shape,
-    /// Sequences that decode at once.
+    /// A GGUF file or a Hugging Face folder, for the part `model`.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Parts to measure; all if there are none.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Sequences that decode at once, and adapters that there is room for where there are more of them.
     #[arg(long, default_value_t = 64)]
     rows: usize,
-    /// Positions that each has behind it.
+    /// Positions that each decoding sequence has behind it.
     #[arg(long, default_value_t = 512)]
     context: usize,
-    /// How long each case is measured.
-    #[arg(long, default_value_t = 1.0)]
+    /// Tokens of prompts that come alone.
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 2048])]
+    prompts: Vec<usize>,
+    /// Tokens of the prompts, and of the answers, of requests that come among others.
+    #[arg(long, value_delimiter = ',', num_args = 1, default_values_t = [64, 32])]
+    request: Vec<usize>,
+    /// How many adapters requests are for, beside 0.5 to 16 times those that there is room for.
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 2000])]
+    registered: Vec<usize>,
+    /// How long it all may take; what is measured shares it.
+    #[arg(long, default_value_t = 400.0)]
     seconds: f64,
     /// Bring logits to the host instead of tokens that the device chose.
     #[arg(long)]
@@ -52,17 +67,25 @@ enum Shape {
 fn main() -> Result<()> {
     let args = Args::parse();
     let driver = driver(&args)?;
+    let request = args.request.as_slice().try_into().context("--request is not two numbers, as in 64,32")?;
+    let open = |path: &PathBuf| weft_base_model::open(path, &OpenOptions::default()).context("open --model");
     let plan = Plan {
         config: match args.shape {
             Shape::Llama8b => shape::llama_8b(),
             Shape::Tiny => shape::tiny(),
         },
+        model: args.model.as_ref().map(open).transpose()?,
         rows: args.rows,
         context: args.context,
-        each: Duration::try_from_secs_f64(args.seconds).context("--seconds is not a length of time")?,
+        prompts: args.prompts,
+        request,
+        registered: args.registered,
+        time: Duration::try_from_secs_f64(args.seconds).context("--seconds is not a length of time")?,
         logits: args.logits,
+        parts: if args.only.is_empty() { Part::value_variants().to_vec() } else { args.only },
     };
-    let report: Report = measure::run(driver, &plan)?;
+    let report = weft_gpu::run(driver, &plan)?;
+    eprint!("{}", report.goals_table());
     println!("{}", serde_json::to_string_pretty(&report)?);
     Ok(())
 }

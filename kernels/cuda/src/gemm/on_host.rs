@@ -193,50 +193,80 @@ impl Device {
     }
 }
 
-/// `linear` of the port, for weights in codes: with inputs in codes too, as its formats are defined. Shapes that the kernels do not take
-/// are filled up with zeroes.
+/// A product of the port as the kernels take it: filled up with zeroes to shapes that they have.
+#[derive(Clone, Debug)]
+pub struct FilledUp {
+    /// The weights, in codes.
+    pub weights: Packed,
+    /// `[rows, depth]`.
+    pub x: Vec<f32>,
+    /// Not zero.
+    pub rows: usize,
+    outputs: usize,
+}
+
+impl FilledUp {
+    /// A product with weights in codes; none if `out` is empty.
+    ///
+    /// # Panics
+    ///
+    /// When weights are floats, or were packed by another implementation than the reference.
+    #[must_use]
+    pub fn new(x: &[f32], w: &PackedLinear, out: &[f32]) -> Option<Self> {
+        let (inputs, outputs) = (w.in_features(), w.out_features());
+        if out.is_empty() {
+            return None;
+        }
+        let (depth, columns) = (inputs.next_multiple_of(STEP).max(STEP), outputs.next_multiple_of(8));
+        let rows = out.len() / outputs;
+        let mut weights = vec![0.0f32; columns * depth];
+        let mut inputs_of = vec![0.0f32; rows * depth];
+        for column in 0..outputs {
+            let is_read = w.read_row(column, 0, &mut weights[column * depth..][..inputs]);
+            assert!(is_read, "linear: rows of codes can be read");
+            // The same in the last group as in the port: a code of zero, which is the minimum where there is one.
+            if w.format() == WeightFormat::Q4 && inputs > 0 {
+                let last = &mut weights[column * depth..][(inputs - 1) / STEP * STEP..depth];
+                let here = inputs - (depth - last.len());
+                let least = last[..here].iter().copied().fold(f32::INFINITY, f32::min);
+                last[here..].fill(least);
+            }
+        }
+        for row in 0..rows {
+            inputs_of[row * depth..][..inputs].copy_from_slice(&x[row * inputs..][..inputs]);
+        }
+        let packed = match w.format() {
+            WeightFormat::Int8 => {
+                let (of, scales) = codes::int8(&weights, STEP);
+                pack::int8_groups([columns, depth], &of, &scales)
+            }
+            WeightFormat::Q4 => {
+                let of = codes::four(&weights);
+                pack::four([columns, depth], STEP, &of.codes, &of.scales, &of.mins)
+            }
+            WeightFormat::F32 | WeightFormat::Bf16 => panic!("linear: weights are no codes"),
+        };
+        Some(Self { weights: packed.unwrap_or_else(|error| panic!("{error}")), x: inputs_of, rows, outputs })
+    }
+
+    /// What of a result `[rows, columns]` was asked for.
+    pub fn take(&self, wide: &[f32], out: &mut [f32]) {
+        for (out, wide) in out.chunks_exact_mut(self.outputs).zip(wide.chunks_exact(self.weights.columns)) {
+            out.copy_from_slice(&wide[..self.outputs]);
+        }
+    }
+}
+
+/// `linear` of the port, for weights in codes: with inputs in codes too, as its formats are defined.
 ///
 /// # Panics
 ///
 /// With the shim's message when a launch fails, or when weights are floats.
 pub(crate) fn linear(device: Device, x: &[f32], w: &PackedLinear, out: &mut [f32]) {
-    let (inputs, outputs) = (w.in_features(), w.out_features());
-    if out.is_empty() {
-        return;
-    }
-    let (depth, columns) = (inputs.next_multiple_of(STEP).max(STEP), outputs.next_multiple_of(8));
-    let rows = out.len() / outputs;
-    let mut weights = vec![0.0f32; columns * depth];
-    let mut inputs_of = vec![0.0f32; rows * depth];
-    for column in 0..outputs {
-        assert!(w.read_row(column, 0, &mut weights[column * depth..][..inputs]), "linear: rows of codes can be read");
-        // The same in the last group as in the port: a code of zero, which is the minimum where there is one.
-        if w.format() == WeightFormat::Q4 && inputs > 0 {
-            let last = &mut weights[column * depth..][(inputs - 1) / STEP * STEP..depth];
-            let here = inputs - (depth - last.len());
-            let least = last[..here].iter().copied().fold(f32::INFINITY, f32::min);
-            last[here..].fill(least);
-        }
-    }
-    for row in 0..rows {
-        inputs_of[row * depth..][..inputs].copy_from_slice(&x[row * inputs..][..inputs]);
-    }
-    let packed = match w.format() {
-        WeightFormat::Int8 => {
-            let (of, scales) = codes::int8(&weights, STEP);
-            pack::int8_groups([columns, depth], &of, &scales)
-        }
-        WeightFormat::Q4 => {
-            let of = codes::four(&weights);
-            pack::four([columns, depth], STEP, &of.codes, &of.scales, &of.mins)
-        }
-        WeightFormat::F32 | WeightFormat::Bf16 => panic!("linear: weights are no codes"),
-    };
-    let packed = packed.unwrap_or_else(|error| panic!("{error}"));
-    let mut x = device.quantise(&inputs_of, depth, Inputs::Int8Groups).unwrap_or_else(|error| panic!("{error}"));
-    let mut wide = vec![0.0f32; rows * columns];
-    device.gemm(&packed, &mut x, &mut wide, columns).unwrap_or_else(|error| panic!("{error}"));
-    for (out, wide) in out.chunks_exact_mut(outputs).zip(wide.chunks_exact(columns)) {
-        out.copy_from_slice(&wide[..outputs]);
-    }
+    let Some(product) = FilledUp::new(x, w, out) else { return };
+    let Packed { columns, depth, .. } = product.weights;
+    let mut x = device.quantise(&product.x, depth, Inputs::Int8Groups).unwrap_or_else(|error| panic!("{error}"));
+    let mut wide = vec![0.0f32; product.rows * columns];
+    device.gemm(&product.weights, &mut x, &mut wide, columns).unwrap_or_else(|error| panic!("{error}"));
+    product.take(&wide, out);
 }

@@ -4,7 +4,9 @@ use crate::lora::{self, Slot, Step, TABLE_BYTES, expected, table};
 use crate::support::{OPTIONS, get, put};
 use half::bf16;
 use std::path::Path;
+use std::sync::Arc;
 use weft_cuda_device::cuda::{Cuda, Id, Machine, read_kernels};
+use weft_cuda_device::driver::Driver;
 use weft_cuda_device::requirements::{self, Probe};
 use weft_cuda_device::{Counts, Device, Error, Matmul, Type};
 use weft_kernels::conformance::Random;
@@ -48,14 +50,18 @@ fn files_that_are_no_kernels_are_refused() {
     assert!(says(&other).ends_with("not a fatbin; scripts/build-cuda.sh makes one"));
 }
 
+/// The first device, with the kernels that `WEFT_KERNELS` names.
+pub(crate) fn device() -> Arc<dyn Driver> {
+    let kernels = std::env::var_os("WEFT_KERNELS").expect("WEFT_KERNELS names what scripts/build-cuda.sh made");
+    Cuda::open(0, read_kernels(Path::new(&kernels)).unwrap()).unwrap()
+}
+
 /// `WEFT_KERNELS=target/cuda/weft.fatbin cargo test --release -p weft-cuda-device --features cuda -- --ignored`
 #[test]
 #[ignore = "needs a device, and WEFT_KERNELS to name a fatbin"]
 fn a_device_does_what_the_shim_does() {
-    let kernels = std::env::var_os("WEFT_KERNELS").expect("WEFT_KERNELS names what scripts/build-cuda.sh made");
-    let cuda = Cuda::open(0, read_kernels(Path::new(&kernels)).unwrap()).unwrap();
     let options = weft_cuda_device::Options { pool_bytes: 256 << 20, ..OPTIONS };
-    let device = Device::new(cuda, &options).unwrap();
+    let device = Device::new(self::device(), &options).unwrap();
     let (compute, copies) = (device.stream("compute").unwrap(), device.stream("copies").unwrap());
     println!("{:?}", device.properties());
 
@@ -117,6 +123,5 @@ fn a_device_does_what_the_shim_does() {
     let error = device.allocate(1 << 30).unwrap_err();
     assert!(error.is_out_of_memory(), "{error}");
     let larger = weft_cuda_device::Options { pool_bytes: 1 << 50, ..OPTIONS };
-    let again = Cuda::open(0, read_kernels(Path::new(&kernels)).unwrap()).unwrap();
-    assert!(Device::new(again, &larger).unwrap_err().is_out_of_memory());
+    assert!(Device::new(self::device(), &larger).unwrap_err().is_out_of_memory());
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod collectives;
+mod conformance;
 mod counts;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -9,6 +10,7 @@ mod graphs;
 mod launches;
 mod lora;
 mod memory;
+mod port;
 mod products;
 mod programs;
 mod streams;
