@@ -5,7 +5,7 @@ use crate::port::{Draw, Pages, Port, kernels, kernels_in};
 use half::{bf16, f16};
 use std::sync::Arc;
 use weft_cuda_device::driver::Driver;
-use weft_cuda_kernels::attention::Layer;
+use weft_cuda_kernels::attention::{Layer, Path as AttentionPath};
 use weft_cuda_kernels::gemm::pack as weights;
 use weft_cuda_kernels::gemm::{Inputs, codes, on_host as products};
 use weft_cuda_kernels::host::Order;
@@ -271,10 +271,17 @@ fn attention_is_that_of_the_shim<X: Element + bytemuck::Pod, Kv: KvElement>(port
         let call = |rows, stride, seqs| Call { layer: &layer, rows, strides: [stride; 2], seqs };
         ALONE.kv_write(&call(410, k_width, &written), &k, &v, &mut there).unwrap();
         port.kv_write(&layer, [&k, &v], &written, &here);
-        let (mut want, mut got) = (vec![X::from_f32(0.0); q.len()], vec![X::from_f32(0.0); q.len()]);
-        ALONE.attention(&call(35, width, &read), &q, &there, &mut want).unwrap();
-        port.attend(&layer, &q, &read, &here, &mut got);
-        assert_near(&format!("{} over {}, window {:?}", X::SUFFIX, Kv::SUFFIX, layer.window), &got, &want);
+        let has_tensor_cores = X::SUFFIX != "f32";
+        for path in [AttentionPath::Prefill, AttentionPath::Tensor] {
+            if path == AttentionPath::Tensor && !has_tensor_cores {
+                continue;
+            }
+            let (mut want, mut got) = (vec![X::from_f32(0.0); q.len()], vec![X::from_f32(0.0); q.len()]);
+            ALONE.attention(&call(35, width, &read), path, &q, &there, &mut want).unwrap();
+            port.attend(&layer, path, &q, &read, &here, &mut got);
+            let what = format!("{} over {} by {path:?}, window {:?}", X::SUFFIX, Kv::SUFFIX, layer.window);
+            assert_near(&what, &got, &want);
+        }
     }
 }
 

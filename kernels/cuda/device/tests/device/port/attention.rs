@@ -4,7 +4,7 @@ use super::{Port, reads, writes};
 use half::bf16;
 use std::marker::PhantomData;
 use weft_cuda_device::{Argument, Buffer};
-use weft_cuda_kernels::attention::{self, Grid, Item, Layer, Shape, Step};
+use weft_cuda_kernels::attention::{self, Grid, Item, Layer, Path, Shape, Step};
 use weft_cuda_kernels::on_host::{Element, KvElement};
 use weft_kernels::{AttentionSeq, KvFormat, KvLayer};
 
@@ -58,8 +58,8 @@ struct Items<'a> {
 }
 
 impl Port {
-    fn tables(&self, layer: &Layer, rows: usize, blocks: usize, seqs: &[AttentionSeq<'_>]) -> Tables {
-        let step = Step::new(layer, rows, blocks, seqs).unwrap_or_else(|error| panic!("{error}"));
+    fn tables(&self, layer: &Layer, path: Path, rows: usize, blocks: usize, seqs: &[AttentionSeq<'_>]) -> Tables {
+        let step = Step::new(layer, path, rows, blocks, seqs).unwrap_or_else(|error| panic!("{error}"));
         Tables { block_tables: self.put(&step.block_tables), step }
     }
 
@@ -78,7 +78,7 @@ impl Port {
         pages: &Pages<Kv>,
     ) {
         let (width, q_width) = (layer.kv_heads * layer.head_dim, layer.heads * layer.head_dim);
-        let tables = self.tables(layer, k.len() / width, pages.blocks, seqs);
+        let tables = self.tables(layer, Path::Prefill, k.len() / width, pages.blocks, seqs);
         let shape = layer.shape(tables.step.table_stride, [q_width; 2]).unwrap();
         let (k_at, v_at, stride) = (self.put(k), self.put(v), Argument::I32(width as i32));
         let ([k_scale, v_scale], [k_pages, v_pages]) = (pages.scales(), pages.pages.each_ref().map(writes));
@@ -108,13 +108,14 @@ impl Port {
     pub(crate) fn attend<X: Element + bytemuck::Pod, Kv: KvElement>(
         &self,
         layer: &Layer,
+        path: Path,
         q: &[X],
         seqs: &[AttentionSeq<'_>],
         pages: &Pages<Kv>,
         out: &mut [X],
     ) {
         let width = layer.heads * layer.head_dim;
-        let tables = self.tables(layer, q.len().checked_div(width).unwrap_or(0), pages.blocks, seqs);
+        let tables = self.tables(layer, path, q.len().checked_div(width).unwrap_or(0), pages.blocks, seqs);
         let shape = layer.shape(tables.step.table_stride, [width; 2]).unwrap();
         let (q, out_at) = (self.put(q), self.put(out));
         let launches = Launches { port: self, layer, tables: &tables, shape, q: &q, pages, out: &out_at };
@@ -140,7 +141,11 @@ struct Launches<'a, Kv> {
 }
 
 impl<Kv: KvElement> Launches<'_, Kv> {
-    fn run<X: Element>(&self, part: &str, Grid { grid, shared_bytes }: Grid, items: &Items<'_>, rest: &[Argument<'_>]) {
+    fn suffix<X: Element>() -> String {
+        format!("{}_{}", X::SUFFIX, Kv::SUFFIX)
+    }
+
+    fn run(&self, kernel: &str, Grid { grid, shared_bytes }: Grid, items: &Items<'_>, rest: &[Argument<'_>]) {
         let [k_scale, v_scale] = self.pages.scales();
         let [k_pages, v_pages] = self.pages.pages.each_ref().map(reads);
         let first = [
@@ -154,13 +159,13 @@ impl<Kv: KvElement> Launches<'_, Kv> {
             k_scale,
             v_scale,
         ];
-        let kernel = format!("weft_attention_{part}_{}_{}", X::SUFFIX, Kv::SUFFIX);
-        self.port.run(&kernel, (grid, attention::THREADS, shared_bytes), &[&first[..], rest].concat(), &[]);
+        self.port.run(kernel, (grid, attention::THREADS, shared_bytes), &[&first[..], rest].concat(), &[]);
     }
 
     fn prefill<X: Element>(&self, items: &Items<'_>) {
-        let grid = attention::prefill_grid(self.layer, items.items.len() + 1, size_of::<Kv>());
-        self.run::<X>("prefill", grid, items, &[writes(self.out)]);
+        let path = self.tables.step.path;
+        let grid = attention::prefill_grid(self.layer, path, items.items.len() + 1, size_of::<Kv>());
+        self.run(&path.kernel(self.layer, &Self::suffix::<X>()), grid, items, &[writes(self.out)]);
     }
 
     fn decode<X: Element>(&self, items: &Items<'_>) {
@@ -170,7 +175,8 @@ impl<Kv: KvElement> Launches<'_, Kv> {
         let results = step.partials * layer.heads;
         let (values, sums) = (self.port.room(4 * results * layer.head_dim), self.port.room(8 * results));
         let block_heads = Argument::I32(attention::decode_block_heads(layer) as i32);
-        self.run::<X>("decode", grid, items, &[block_heads, writes(&values), writes(&sums), writes(self.out)]);
+        let kernel = format!("weft_attention_decode_{}", Self::suffix::<X>());
+        self.run(&kernel, grid, items, &[block_heads, writes(&values), writes(&sums), writes(self.out)]);
         let Grid { grid, shared_bytes } = attention::combine_grid(layer, count);
         let arguments = [
             reads(&items.at),
@@ -203,7 +209,7 @@ pub(super) fn attention(
 ) {
     let layer = layer([heads, kv.kv_heads(), kv.head_dim()], kv.block_size(), scale);
     match kv.format() {
-        KvFormat::F32 => port.attend(&layer, q, seqs, kv.pages::<Pages<f32>>().unwrap(), out),
-        KvFormat::Bf16 => port.attend(&layer, q, seqs, kv.pages::<Pages<bf16>>().unwrap(), out),
+        KvFormat::F32 => port.attend(&layer, Path::Prefill, q, seqs, kv.pages::<Pages<f32>>().unwrap(), out),
+        KvFormat::Bf16 => port.attend(&layer, Path::Prefill, q, seqs, kv.pages::<Pages<bf16>>().unwrap(), out),
     }
 }
