@@ -20,14 +20,15 @@ pub use report::Report;
 use anyhow::{Context, Result};
 use bench::{Base, Shared};
 use budget::Budget;
+use report::Failure;
 use std::sync::Arc;
 use weft_cuda_device::driver::Driver;
 use weft_engine::device::Format;
 
-/// Measures the parts of the plan, one after the other.
+/// Measures the parts of the plan, one after the other. One that fails is told in the report, and the others are measured.
 ///
 /// # Errors
-/// The plan is out of range, or the device has too little memory or fails.
+/// The plan is out of range, or the device cannot be used at all.
 pub fn run(driver: Arc<dyn Driver>, plan: &Plan) -> Result<Report> {
     plan.check()?;
     let budget = Budget::new(plan.time);
@@ -54,7 +55,9 @@ pub fn run(driver: Arc<dyn Driver>, plan: &Plan) -> Result<Report> {
                 parts::model(&shared, &model.served_name, rates, &budget).map(|cases| report.model = Some(cases))
             }
         };
-        measured.with_context(|| format!("measure {part:?}"))?;
+        if let Err(error) = measured {
+            report.failed.push(Failure::new(part, &error));
+        }
     }
     report.goals = goals::all(&report);
     report.seconds = budget.spent().as_secs_f64();

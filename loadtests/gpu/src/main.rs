@@ -87,6 +87,8 @@ fn main() -> Result<()> {
     let report = weft_gpu::run(driver, &plan)?;
     eprint!("{}", report.goals_table());
     println!("{}", serde_json::to_string_pretty(&report)?);
+    let failures = report.failures();
+    anyhow::ensure!(failures.is_empty(), "{failures}");
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use crate::goals::Goal;
 use crate::parts::bandwidths::Rates;
 use crate::parts::{Model, cold, decode, prefill, slots, streamed};
-use crate::plan::Plan;
+use crate::plan::{Part, Plan};
 use serde::Serialize;
 use weft_cuda_device::driver::Properties;
 
@@ -28,6 +28,20 @@ pub struct Report {
     pub(crate) streamed: Vec<streamed::Case>,
     pub(crate) model: Option<Model>,
     pub(crate) goals: Vec<Goal>,
+    pub(crate) failed: Vec<Failure>,
+}
+
+/// A part that could not be measured.
+#[derive(Serialize)]
+pub(crate) struct Failure {
+    part: String,
+    error: String,
+}
+
+impl Failure {
+    pub(crate) fn new(part: Part, error: &anyhow::Error) -> Self {
+        Self { part: format!("{part:?}").to_lowercase(), error: format!("{error:#}") }
+    }
 }
 
 impl Report {
@@ -49,7 +63,14 @@ impl Report {
             streamed: Vec::new(),
             model: None,
             goals: Vec::new(),
+            failed: Vec::new(),
         }
+    }
+
+    /// Parts that could not be measured, a line each with the reason; empty if the report is whole.
+    #[must_use]
+    pub fn failures(&self) -> String {
+        self.failed.iter().map(|Failure { part, error }| format!("{part} was not measured: {error}\n")).collect()
     }
 
     /// The goals, a line each.

@@ -5,7 +5,10 @@ use std::process::{Command, Output};
 
 fn run(more: &[&str]) -> Output {
     let tiny = "--shim --shape tiny --rows 4 --context 20 --prompts 9 --request 6,3 --registered 5,40 --seconds 0.1";
-    Command::new(env!("CARGO_BIN_EXE_weft-gpu")).args(tiny.split(' ')).args(more).output().unwrap()
+    // What is given replaces it.
+    let (name, others): (&str, Vec<&str>) = ("--shim", tiny.split(' ').skip(1).collect());
+    let others = others.chunks(2).filter(|other| !more.contains(&other[0])).flatten();
+    Command::new(env!("CARGO_BIN_EXE_weft-gpu")).arg(name).args(others).args(more).output().unwrap()
 }
 
 fn report(more: &[&str]) -> Value {
@@ -93,6 +96,17 @@ fn a_real_model() {
     assert_eq!(numbers(&report["model"]["prefill"], "sequences"), [1, 1, 8, 8]);
 }
 
+/// What an hour on a device has found is not lost because a part needs more memory than there is.
+#[test]
+fn a_part_that_fails_leaves_the_others() {
+    let output = run(&["--only", "slots,prefill", "--rows", "20000"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("slots was not measured: build an engine: "), "{error}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["failed"][0]["part"], "slots");
+    assert_eq!((numbers(&report["slots"], "registered").len(), numbers(&report["prefill"], "tokens").len()), (0, 4));
+}
+
 #[test]
 fn what_does_not_fit_the_base_is_refused() {
     for (args, error) in [
@@ -101,11 +115,7 @@ fn what_does_not_fit_the_base_is_refused() {
         (["--request", "200,30"], "--request is 200,30: allowed are"),
         (["--rows", "0"], "--rows is 0, allowed are 1 and more"),
     ] {
-        // The last of two wins.
-        let tiny = ["--shim", "--shape", "tiny"];
-        let others = ["--context", "20", "--prompts", "9", "--request", "6,3"];
-        let others = others.chunks(2).filter(|other| other[0] != args[0]).flatten();
-        let output = Command::new(env!("CARGO_BIN_EXE_weft-gpu")).args(tiny).args(others).args(args).output().unwrap();
+        let output = run(&args);
         let found = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && found.contains(error), "{found}");
     }
