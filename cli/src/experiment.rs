@@ -129,7 +129,8 @@ fn results(shown: &Value) -> Result<String> {
     lines.push_str(&format!("{:<20} {:<10} {:>7} {:>9}\n", "arm", "role", "weight", "requests"));
     for arm in arms {
         let [name, role] = [&arm["name"], &arm["role"]].map(text);
-        lines.push_str(&format!("{name:<20} {role:<10} {:>7} {:>9}\n", arm["weight"], arm["exposures"]));
+        let [weight, requests] = [&arm["weight"], &arm["exposures"]].map(text);
+        lines.push_str(&format!("{name:<20} {role:<10} {weight:>7} {requests:>9}\n"));
     }
     lines.push_str(&format!(
         "\n{:<20} {:<16} {:>12} {:>12} {:>12}  verdict\n",

@@ -443,7 +443,11 @@ async fn run(command: Command) -> Result<()> {
             let prompts: Value = serde_json::from_slice(&prompts).with_context(|| smoke.display().to_string())?;
             let published = admin.publish_quarantined(&tenant, &name, &folder).await?;
             let mut printed = serde_json::to_value(&published)?;
-            printed["smoke"] = admin.smoke(&tenant, &name, published.version, alias, &prompts).await?;
+            let version = published.version;
+            let asked = admin.smoke(&tenant, &name, version, alias, &prompts).await;
+            printed["smoke"] = asked.with_context(|| {
+                format!("version {version} of {name} stays in quarantine: `weft release` shows it, `weft delete` takes it away")
+            })?;
             printed["quarantined"] = false.into();
             print_json(&printed)
         }

@@ -14,13 +14,13 @@ pub struct Flags {
     /// linear (exact: the ranks add up), svd, ties, dare_linear or dare_ties
     #[arg(long)]
     pub method: String,
-    /// The share of elements that stay, for ties and dare_*
+    /// The share of elements that stay, over 0 and up to 1: ties and dare_* need it
     #[arg(long)]
     pub density: Option<f64>,
     /// How signs are elected, for ties and dare_ties: total or frequency
     #[arg(long)]
     pub majority_sign: Option<String>,
-    /// Decides which elements stay, for dare_*
+    /// Decides which elements stay: dare_* need it
     #[arg(long)]
     pub seed: Option<u64>,
     /// The rank to cut each module to; required by every method but linear

@@ -154,6 +154,7 @@ async fn a_version_is_shown_to_nobody_until_it_answers_as_it_should() {
 
     let refused = publish(json!({"prompts": [{"prompt": "Hi", "contains": ["no answer has this"]}]})).unwrap_err();
     assert!(refused.contains("prompts[0]") && refused.contains("no answer has this"), "{refused}");
+    assert!(refused.contains("version 2 of pirate stays in quarantine"), "{refused}");
     assert_eq!(live().await, "harbour/pirate@1");
     assert!(data.complete_tokens("pirate@2", &[72], 1).await.is_err(), "nobody is shown it");
     let versions = admin.versions("harbour", "pirate").await.unwrap();

@@ -36,6 +36,9 @@ pub struct App {
     bus: Option<Arc<dyn Bus>>,
 }
 
+/// A gateway's `directory_age_max_s` at first.
+const DIRECTORY_AGE_S: u64 = 3_600;
+
 impl App {
     /// Refuses a store that does not honour conditions, then reads every record. Waits for a store that is away, at
     /// most `store_wait_ms`.
@@ -56,6 +59,12 @@ impl App {
         metrics: &prometheus::Registry,
     ) -> Result<Self, Error> {
         settings.check()?;
+        if settings.gc_grace_s <= DIRECTORY_AGE_S {
+            tracing::warn!(
+                gc_grace_s = settings.gc_grace_s,
+                "no longer than gateways serve from an old directory unless told otherwise ({DIRECTORY_AGE_S} s): a version may lose its bytes before all know"
+            );
+        }
         let sources = Arc::new(Sources::new(settings.sources())?);
         let signers = Arc::new(Signers::read(&settings)?);
         let metrics = Metrics::new(metrics).map_err(Error::Metrics)?;

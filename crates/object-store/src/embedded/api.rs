@@ -108,6 +108,15 @@ fn timestamp(ms: u64) -> Timestamp {
     (UNIX_EPOCH + Duration::from_millis(ms)).into()
 }
 
+/// Reads a body to its end: whoever still sends when a connection closes may never see the answer.
+async fn drain(body: Option<StreamingBlob>) -> S3Result<()> {
+    let Some(mut body) = body else { return Ok(()) };
+    while let Some(piece) = body.next().await {
+        piece.map_err(|error| S3Error::with_source(S3ErrorCode::IncompleteBody, error))?;
+    }
+    Ok(())
+}
+
 /// Streams the body into a temporary file; its length and MD5.
 async fn receive(s3: &FolderS3, mut body: StreamingBlob) -> S3Result<(Temporary, u64, [u8; 16])> {
     let mut writing = (s3.blocking(|folder| folder.temporary().map_err(failed)).await?, Md5::new());
@@ -177,8 +186,11 @@ impl S3 for FolderS3 {
         if input.content_length.is_some_and(|length| length > OBJECT_BYTES_MAX) {
             return Err(s3_error!(EntityTooLarge));
         }
-        // Spares the body of a write that has lost already; what counts is the check under the lock.
-        judged(bucket.check(&input.key, &condition))?;
+        // Spares the disk a write that has lost already; what counts is the check under the lock.
+        if let Err(lost) = judged(bucket.check(&input.key, &condition)) {
+            drain(input.body).await?;
+            return Err(lost);
+        }
 
         let body = input.body.ok_or_else(|| s3_error!(IncompleteBody))?;
         let (mut temporary, bytes, md5) = receive(self, body).await?;

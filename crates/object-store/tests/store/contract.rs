@@ -4,7 +4,7 @@ use crate::support::{BUCKET, embedded, loopback};
 use bytes::Bytes;
 use futures::StreamExt;
 use weft_fault::{Fault, Kind};
-use weft_object_store::{ETag, EmbeddedS3, Error, ObjectPart, ObjectStore, PutOutcome, S3Settings, S3Store};
+use weft_object_store::{Content, ETag, EmbeddedS3, Error, ObjectPart, ObjectStore, PutOutcome, S3Settings, S3Store};
 
 fn etag(outcome: PutOutcome) -> ETag {
     match outcome {
@@ -195,4 +195,16 @@ async fn an_endpoint_that_is_away_is_unavailable_and_named() {
     let fault = Fault::from(store.put("k", Bytes::new()).await.unwrap_err());
     assert_eq!(fault.kind, Kind::Unavailable);
     assert!(fault.message.contains("refused"), "{}", fault.message);
+}
+
+/// Whoever sends what is there already is still sending when that is known; the answer has to reach it all the same.
+#[tokio::test]
+async fn large_content_that_is_there_already_is_told_so_every_time() {
+    let (_folder, _server, store) = embedded().await;
+    let content = Content::of(vec![Bytes::from(vec![7; 8 << 20])]);
+    assert!(store.put_content_if_absent("k", content.clone()).await.unwrap().is_written());
+    for round in 0..40 {
+        let again = store.put_content_if_absent("k", content.clone()).await;
+        assert!(matches!(again, Ok(PutOutcome::Lost)), "round {round}: {again:?}");
+    }
 }

@@ -39,6 +39,10 @@ fn method_of(words: serde_json::Map<String, serde_json::Value>) -> Result<Method
         let missing =
             ["density", "seed"].into_iter().find(|field| said.starts_with(&format!("missing field `{field}`")));
         match missing {
+            Some("density") => Error::invalid(
+                "density",
+                format!("density is missing: the method {kind} needs it, over 0 and at most 1"),
+            ),
             Some(field) => Error::invalid(field, format!("{field} is missing: the method {kind} needs it")),
             None => Error::invalid("method", format!("method: {said}")),
         }
