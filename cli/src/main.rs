@@ -504,7 +504,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Completion { shell } => {
             let mut script = Vec::new();
             // Its settings are read elsewhere.
-            let mut command = Cli::command().mut_subcommand("up", |_| clap::Command::new("up").args(embedded::flags()));
+            let mut command = Cli::command().mut_subcommand("up", |up| up.args(embedded::flags()));
             clap_complete::generate(shell, &mut command, "weft", &mut script);
             print(&String::from_utf8(script)?)
         }

@@ -283,7 +283,12 @@ pub fn kernels_in<X: Element>(device: Device, batch_invariant: bool) -> Arc<dyn 
 }
 
 /// The format of activations in `X`.
-fn format_of<X: Element>() -> Format {
+///
+/// # Panics
+///
+/// For an element of no format, which no kernel takes.
+#[must_use]
+pub fn format_of<X: Element>() -> Format {
     let format = Format::ALL.into_iter().find(|format| format.suffix() == X::SUFFIX);
     format.expect("invariant: kernels have elements of these formats")
 }

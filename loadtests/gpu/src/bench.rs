@@ -83,11 +83,6 @@ pub(crate) struct Room {
     pub(crate) streamed: usize,
 }
 
-/// Bytes of a number of an adapter.
-fn number_bytes(format: Format) -> usize {
-    format.value_bytes()
-}
-
 pub(crate) struct Bench<'a> {
     pub(crate) shared: &'a Shared<'a>,
     pub(crate) engine: DeviceEngine,
@@ -103,7 +98,7 @@ impl<'a> Bench<'a> {
     pub(crate) fn new(shared: &'a Shared<'a>, room: Room) -> Result<Self> {
         let config = shared.config();
         let block = block_bytes(config, BLOCK_SIZE, KvFormat::Precision, Precision::Bf16);
-        let of_rank = |rank: usize| adapter_bytes(config, rank, number_bytes(room.format));
+        let of_rank = |rank: usize| adapter_bytes(config, rank, room.format.value_bytes());
         // A third more for the ends of blocks, and as much as one needs for those of runs.
         let blocks_of = |rank: usize| (of_rank(rank) + of_rank(rank) / 3).div_ceil(block) + 1;
         let largest = room.ranks.iter().copied().max().unwrap_or(16).max(16);

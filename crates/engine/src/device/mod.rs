@@ -372,8 +372,6 @@ impl DeviceEngine {
         for slot in batch.seqs.iter().filter_map(|seq| seq.slot) {
             is_there &= self.slots.is_there(slot)?;
         }
-        let is_streamed = |slot| self.slots.get(slot).is_some_and(|adapter| adapter.streamed.is_some());
-        is_there &= !batch.seqs.iter().filter_map(|seq| seq.slot).any(is_streamed);
         if let Some((ranks, _)) = &self.ranks {
             // Copies end when they end, on each device. All else that a step depends on is the same on all ranks.
             is_there = ranks.all(is_there)?;
@@ -451,13 +449,9 @@ impl DeviceEngine {
             positions: layout.caps.table_stride * self.options.block_size,
             lora,
             coming: coming(plan.runs.iter().map(|run| run.adapter)),
-            adapter_memory: [
-                Some(self.pool.memory().all().reads().in_parts()),
-                self.slots.streamed().map(Streamed::reads),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
+            adapter_memory: std::iter::once(self.pool.memory().all().reads().in_parts())
+                .chain(self.slots.streamed().map(Streamed::reads))
+                .collect(),
             streaming: Streaming::of(self.slots.streamed(), plan.runs.iter().map(|run| run.adapter)),
             sampling: &self.sampling,
             pieces,

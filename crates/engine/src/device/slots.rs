@@ -156,12 +156,12 @@ impl Slots {
         Ok(coming)
     }
 
-    /// Forgets the events of copies that are over. True if the adapter is all there.
+    /// Forgets the events of copies that are over. True if the adapter is all there; a streamed one never is.
     pub(crate) fn is_there(&mut self, slot: SlotId) -> Result<bool, Error> {
         let Some(resident) = self.table.get_mut(slot) else { return Ok(true) };
         let is_there = match resident.coming.last() {
             Some(last) => last.is_done()?,
-            None => true,
+            None => resident.streamed.is_none(),
         };
         if is_there {
             resident.coming.clear();

@@ -10,13 +10,14 @@ mod threads;
 
 pub use adapter::{ShardedAdapter, ShardedPreparer};
 
-use super::adapter::{Packing, Part};
+use super::adapter::{Packing, Part, PreparedAdapter};
 use super::agreement::Agreement;
 use super::ranks::Ranks;
 use super::shard::Shard;
 use super::{DeviceEngine, DeviceOptions};
 use crate::shape::Shape;
 use crate::{Error, SlotId, StepBatch, StepOutput};
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::thread;
 use threads::{Ending, Threads, is_echo};
@@ -87,18 +88,10 @@ impl ShardedEngine {
     /// [`Error::AdapterBlocks`] as there: parts are equally large, and all devices have the same adapters in the same blocks.
     /// [`Error::OtherKind`] if it was prepared for another number of devices. [`Error::Device`].
     pub fn install(&mut self, adapter: &ShardedAdapter, blocks: &[u32]) -> Result<SlotId, Error> {
-        if adapter.0.len() != self.ranks() {
-            return Err(Error::OtherKind);
-        }
-        let slots = self.threads.on_all(|rank| {
-            let (part, blocks) = (adapter.0[rank].clone(), blocks.to_vec());
+        self.with_parts(adapter, |part| {
+            let blocks = blocks.to_vec();
             move |engine| engine.install(part, &blocks)
-        })?;
-        debug_assert!(
-            slots.iter().all(|slot| *slot == slots[0]),
-            "tables of slots are filled and emptied alike: {slots:?}"
-        );
-        Ok(slots[0])
+        })
     }
 
     /// Lets a prepared adapter run without blocks, as [`DeviceEngine::stream`]: on all devices or on none. None: it finds no room; parts are equally large.
@@ -106,15 +99,21 @@ impl ShardedEngine {
     /// # Errors
     /// [`Error::OtherKind`] if it was prepared for another number of devices. [`Error::Device`].
     pub fn stream(&mut self, adapter: &ShardedAdapter) -> Result<Option<SlotId>, Error> {
+        self.with_parts(adapter, |part| move |engine| Ok(engine.stream(part)))
+    }
+
+    /// Has each rank do this with its part, and returns what all of them say.
+    fn with_parts<T, J>(&mut self, adapter: &ShardedAdapter, job_of: impl Fn(PreparedAdapter) -> J) -> Result<T, Error>
+    where
+        T: Copy + PartialEq + Debug + Send + 'static,
+        J: FnOnce(&mut DeviceEngine) -> Result<T, Error> + Send + 'static,
+    {
         if adapter.0.len() != self.ranks() {
             return Err(Error::OtherKind);
         }
-        let slots = self.threads.on_all(|rank| {
-            let part = adapter.0[rank].clone();
-            move |engine| Ok(engine.stream(part))
-        })?;
-        debug_assert!(slots.iter().all(|slot| *slot == slots[0]), "rooms are taken and given back alike: {slots:?}");
-        Ok(slots[0])
+        let said = self.threads.on_all(|rank| job_of(adapter.0[rank].clone()))?;
+        debug_assert!(said.iter().all(|one| *one == said[0]), "slots and rooms are filled and emptied alike: {said:?}");
+        Ok(said[0])
     }
 
     /// Empties a slot on all devices and gives back what was in it, as ready for a slot as before; none if it holds no such adapter.

@@ -3,7 +3,7 @@
 use super::{OnDevice, Port, reads, writes};
 use weft_cuda_device::{Access, Argument, Buffer};
 use weft_cuda_kernels::on_host::{self, Adapter, Element, LoraKind, LoraRows};
-use weft_cuda_kernels::pack::{Format, Half};
+use weft_cuda_kernels::pack::Half;
 use weft_cuda_kernels::table::{self, Choice, Path, Target};
 use weft_kernels::{LoraSegment, LoraTarget};
 
@@ -36,7 +36,7 @@ impl Port {
             ranges.push((rows.clone(), first..targets.len()));
         }
         let rank_max = targets.iter().map(|target| target.rank as usize).max().unwrap_or(0);
-        let activations = Format::ALL.into_iter().find(|format| format.suffix() == X::SUFFIX).unwrap();
+        let activations = on_host::format_of::<X>();
         let (path, items) = table::items(&ranges, Choice { activations, batch_invariant, rank_max });
         if items.is_empty() {
             return None;
