@@ -3,13 +3,13 @@
 //! | layout | logical | stored |
 //! |---|---|---|
 //! | `RowMajor` | `[out, in]` | as it is; the reference reads it |
-//! | `RankBlocks` | `[rank, in]` | `[rank/8][in/32][8][32]`, zeroes beyond `in`; the last block holds only the ranks left. One stream for all ranks: eight short ones start too slowly to be fetched ahead |
+//! | `RankBlocks(n)` | `[rank, in]` | `[rank/n][in/32][n][32]`, zeroes beyond `in`; the last block holds only the ranks left. One stream for the ranks that an instruction set takes at once: short ones of their own start too slowly to be fetched ahead |
 //! | `Panels` | `[out, in]` | `[out/16][in][16]`: for each input, the weights of 16 outputs side by side |
 //! | `PairPanels` | `[out, in]` | `[out/16][in/2][16][2]`: as `Panels`, two inputs side by side per output, for `vdpbf16ps` |
 //! | `GroupPanels` | `[out, in]` | `[out/16][in/32]` groups of integers, see [`crate::quant`]; all implementations read it |
 
 use crate::aligned::AlignedBuf;
-use crate::quant::{self, GROUP, Group, Group4, Group8};
+use crate::quant::{self, GROUP, Group, Group4, Group8, nearest};
 use crate::share::OutPtr;
 use bytemuck::Zeroable;
 use std::ops::Range;
@@ -19,9 +19,6 @@ pub(crate) const PANEL: usize = 16;
 
 /// Inputs side by side in `RankBlocks`: a cache line of bf16.
 pub(crate) const ROW: usize = 32;
-
-/// Ranks in a block of `RankBlocks`.
-pub(crate) const RANKS: usize = 8;
 
 /// How weights are stored. Activations and results are `f32` in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +44,7 @@ impl WeightFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     RowMajor,
-    RankBlocks,
+    RankBlocks(usize),
     Panels,
     PairPanels,
     GroupPanels,
@@ -131,25 +128,33 @@ impl Matrix {
             "{op}: {} values given for a matrix [{rows}, {cols}]",
             source.len()
         );
-        let (ranks, rank_of): (usize, &dyn Fn(usize) -> usize) = match half {
-            Half::Shrink => (rows, &|index| index / cols),
-            Half::Grow => (cols, &|index| index % cols),
+        // A maximum that keeps NaN.
+        let larger = |most: f32, value: f32| if value.abs() <= most { most } else { value.abs() };
+        let code = |value: f32, scale: f32| if scale > 0.0 { value / scale } else { 0.0 };
+        let each_row = || source.chunks_exact(cols.max(1));
+        let mut codes = Vec::with_capacity(source.len());
+        let mut scales = match half {
+            Half::Shrink => vec![0.0f32; rows].into_boxed_slice(),
+            Half::Grow => vec![0.0f32; cols].into_boxed_slice(),
         };
-        let mut scales = vec![0.0f32; ranks].into_boxed_slice();
-        for (index, value) in source.iter().enumerate() {
-            let most = &mut scales[rank_of(index)];
-            // A maximum that keeps NaN.
-            *most = if value.abs() <= *most { *most } else { value.abs() };
+        match half {
+            Half::Shrink => {
+                for (row, scale) in each_row().zip(&mut scales) {
+                    *scale = row.iter().fold(0.0, |most, &value| larger(most, value)) / 127.0;
+                    codes.extend(row.iter().map(|&value| code(value, *scale)));
+                }
+            }
+            Half::Grow => {
+                for row in each_row() {
+                    scales.iter_mut().zip(row).for_each(|(most, &value)| *most = larger(*most, value));
+                }
+                scales.iter_mut().for_each(|scale| *scale /= 127.0);
+                for row in each_row() {
+                    codes.extend(row.iter().zip(&scales).map(|(&value, &scale)| code(value, scale)));
+                }
+            }
         }
-        for scale in &mut scales {
-            *scale /= 127.0;
-        }
-        let code = |(index, value): (usize, &f32)| {
-            let scale = scales[rank_of(index)];
-            if scale > 0.0 { value / scale } else { 0.0 }
-        };
-        let codes: Vec<f32> = source.iter().enumerate().map(code).collect();
-        let data = fill(&codes, rows, cols, layout, ALONE, |code| code.round_ties_even() as i8);
+        let data = fill(&codes, rows, cols, layout, ALONE, |code| nearest(code) as i8);
         Self { rows, cols, layout, data: Data::Codes(data, scales) }
     }
 
@@ -225,7 +230,7 @@ impl Matrix {
                     }
                 }
             }
-            Layout::RankBlocks | Layout::GroupPanels => return false,
+            Layout::RankBlocks(_) | Layout::GroupPanels => return false,
         }
         true
     }
@@ -254,13 +259,13 @@ fn fill<T: Zeroable + Copy + Send>(
     // Rows that are stored together, and how many values their block takes.
     let (height, len) = match layout {
         Layout::RowMajor => (1, cols),
-        Layout::RankBlocks => (RANKS, RANKS * cols.next_multiple_of(ROW)),
+        Layout::RankBlocks(ranks) => (ranks, ranks * cols.next_multiple_of(ROW)),
         Layout::Panels => (PANEL, PANEL * cols),
         Layout::PairPanels => (PANEL, PANEL * cols.next_multiple_of(2)),
         Layout::GroupPanels => unreachable!("invariant: integers are packed by `quant::pack`"),
     };
     let total = match layout {
-        Layout::RankBlocks => rows * cols.next_multiple_of(ROW),
+        Layout::RankBlocks(_) => rows * cols.next_multiple_of(ROW),
         _ => rows.div_ceil(height) * len,
     };
     let mut data = AlignedBuf::zeroed(total);
@@ -293,7 +298,7 @@ fn fill_block<T: Copy>(
     // Where the values of one input begin, and how far its rows are apart: writes run along the block.
     let (pair, lanes) = match layout {
         Layout::RowMajor => (1, 1),
-        Layout::RankBlocks => (ROW, rows),
+        Layout::RankBlocks(_) => (ROW, rows),
         Layout::Panels => (1, PANEL),
         Layout::PairPanels => (2, PANEL),
         Layout::GroupPanels => unreachable!("invariant: integers are packed by `quant::pack`"),
@@ -492,7 +497,7 @@ mod tests {
                 }
             }
         }
-        let ranks = Matrix::pack("test", &[1.0; 8], 2, 4, Layout::RankBlocks, WeightFormat::F32, ALONE);
+        let ranks = Matrix::pack("test", &[1.0; 8], 2, 4, Layout::RankBlocks(8), WeightFormat::F32, ALONE);
         assert!(!PackedLinear(ranks).read_row(0, 0, &mut [0.0; 4]));
     }
 
@@ -503,7 +508,7 @@ mod tests {
         type Place = fn(usize, usize) -> usize;
         let places: [(Layout, Place); 4] = [
             (Layout::RowMajor, |row, col| row * 37 + col),
-            (Layout::RankBlocks, |row, col| {
+            (Layout::RankBlocks(8), |row, col| {
                 let ranks = if row < 16 { 8 } else { 3 };
                 row / 8 * 8 * 64 + (col / 32 * ranks + row % 8) * 32 + col % 32
             }),

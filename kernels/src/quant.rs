@@ -28,6 +28,15 @@ pub(crate) const GROUP: usize = 32;
 /// Below this, a group counts as zero: the reciprocal of its scale would not be finite.
 pub(crate) const LEAST: f32 = 1e-30;
 
+/// Adding it moves the integer part of a small number into the low bits of the mantissa: 1.5 · 2²³.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer, ties to even, of a value within ±2²²; anything for others. Not [`f32::round_ties_even`]: that is a
+/// call of the C library wherever the oldest processor of the architecture lacks the instruction, and no loop over it becomes vectors.
+pub(crate) fn nearest(value: f32) -> i32 {
+    (value + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
+}
+
 /// A panel and group of `Int8` weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -89,8 +98,7 @@ impl Group for Group8 {
         for step in 0..GROUP / 4 {
             for lane in 0..4 {
                 let weight = weights.get(4 * step + lane).copied().unwrap_or(0.0);
-                let code = (weight * inverse).round_ties_even().clamp(-127.0, 127.0);
-                self.codes[step][output][lane] = (code as i32 + 128) as u8;
+                self.codes[step][output][lane] = (nearest(weight * inverse).clamp(-127, 127) + 128) as u8;
             }
         }
     }
@@ -113,7 +121,7 @@ impl Group for Group4 {
         self.min[output] = f16::from_f32(min.to_f32() + bad).to_bits();
         let code = |input: usize| {
             let weight = weights.get(input).copied().unwrap_or(min.to_f32());
-            ((weight - min.to_f32()) * inverse).round_ties_even().clamp(0.0, 15.0) as u8
+            nearest((weight - min.to_f32()) * inverse).clamp(0, 15) as u8
         };
         for step in 0..GROUP / 8 {
             for lane in 0..4 {

@@ -238,7 +238,7 @@ impl<X: Pod, W: Copy + Sync> Call<'_, X, W> {
         let own = Memory { kv_head: unit.kv_head, blocks };
         // A long sequence is fetched while it is read, a short one while the unit before it is at work.
         let is_short = |memory: &Memory<'_>| memory.blocks.len() * self.shape.block_size <= WHOLE_BELOW;
-        let turns = blocks.len().div_ceil(self.cpu.micro.shape.panels) + queries + blocks.len();
+        let turns = blocks.len().div_ceil(self.cpu.micro.largest.shape(queries).panels) + queries + blocks.len();
         let ahead = next.map(|next| Memory { kv_head: next.kv_head, blocks: self.blocks(next) }).filter(is_short);
         let mut ahead = ahead.map(|memory| Stream { memory, done: 0, each: (2 * memory.blocks.len()).div_ceil(turns) });
         let own = (first || !is_short(&own)).then_some(own);
@@ -313,7 +313,7 @@ impl<X: Pod, W: Copy + Sync> Call<'_, X, W> {
         let KvShape { head_dim, pair, .. } = self.shape;
         let slots = self.shape.slot_stride();
         let (panels, per_block) = (blocks.len() * slots / PANEL, slots / PANEL);
-        let (depth, shape) = (head_dim.div_ceil(pair), self.cpu.micro.shape(queries));
+        let (depth, shape) = (head_dim.div_ceil(pair), self.cpu.micro.largest.shape(queries));
         let mut panel = 0;
         while panel < panels {
             let count = shape.panels(panels - panel);
@@ -416,7 +416,7 @@ impl<X: Pod, W: Copy + Sync> Call<'_, X, W> {
     ) {
         let KvShape { block_size, pair, .. } = self.shape;
         let (slots, dims) = (self.shape.slot_stride(), self.shape.dim_stride());
-        let (queries, shape) = (sums.len() / dims, self.cpu.micro.shape(sums.len() / dims));
+        let (queries, shape) = (sums.len() / dims, self.cpu.micro.largest.shape(sums.len() / dims));
         for (index, &block) in blocks.iter().enumerate() {
             let depth = block_size.min(seen - index * block_size).div_ceil(pair);
             if let Some(own) = own {

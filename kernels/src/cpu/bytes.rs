@@ -2,8 +2,11 @@
 //!
 //! The sums are exact, so every set gives the same integers, in whatever order it adds.
 
-use super::lanes::{Lanes, MAGIC, Portable};
+use super::lanes::{Lanes, Portable};
 use crate::packed::PANEL;
+#[cfg(doc)]
+use crate::quant::GROUP;
+use crate::quant::MAGIC;
 
 /// The integer operations of one instruction set.
 ///
@@ -15,19 +18,27 @@ pub(crate) trait Bytes: Copy {
     type L: Lanes;
     /// Sixteen sums.
     type Sum: Copy;
-    /// Four inputs of sixteen outputs.
-    type Weights: Copy;
+    /// Sixteen sums over 4-bit weights: they hold those of one group.
+    type Sum4: Copy;
+    /// Four inputs of sixteen outputs, in 8 bits.
+    type Weights8: Copy;
+    /// The same in 4 bits.
+    type Weights4: Copy;
 
     /// Four inputs of 8-bit codes.
-    unsafe fn load8(from: *const u8) -> Self::Weights;
+    unsafe fn load8(from: *const u8) -> Self::Weights8;
     /// Eight inputs of 4-bit codes: the first four, the other four.
-    unsafe fn load4(from: *const u8) -> [Self::Weights; 2];
+    unsafe fn load4(from: *const u8) -> [Self::Weights4; 2];
     /// What sums over 8-bit weights begin with, where `start` is [`crate::quant::GroupX::start`].
     unsafe fn start8(start: &i32) -> Self::Sum;
     /// What sums over 4-bit weights begin with.
-    unsafe fn start4() -> Self::Sum;
+    unsafe fn start4() -> Self::Sum4;
     /// Adds four products to each sum; `x` holds four activation codes.
-    unsafe fn dot(sum: Self::Sum, weights: Self::Weights, x: u32) -> Self::Sum;
+    unsafe fn dot8(sum: Self::Sum, weights: Self::Weights8, x: u32) -> Self::Sum;
+    /// The same for 4-bit weights; at most [`GROUP`] products in all.
+    unsafe fn dot4(sum: Self::Sum4, weights: Self::Weights4, x: u32) -> Self::Sum4;
+    /// The sums over 4-bit weights as those over 8-bit ones.
+    unsafe fn widen4(sum: Self::Sum4) -> Self::Sum;
     /// The sums as `f32`; exact below 2^24.
     unsafe fn float(sum: Self::Sum) -> <Self::L as Lanes>::V;
     /// Sixteen halves, widened.
@@ -49,16 +60,18 @@ pub(crate) type PortableBytes = Plain<Portable>;
 impl<L: Lanes> Bytes for Plain<L> {
     type L = L;
     type Sum = [i32; PANEL];
-    type Weights = [[i8; 4]; PANEL];
+    type Sum4 = [i32; PANEL];
+    type Weights8 = [[i8; 4]; PANEL];
+    type Weights4 = [[i8; 4]; PANEL];
 
     #[inline(always)]
-    unsafe fn load8(from: *const u8) -> Self::Weights {
+    unsafe fn load8(from: *const u8) -> Self::Weights8 {
         // SAFETY: valid for 64 bytes, an array has no stricter alignment than its elements.
         let codes: [[u8; 4]; PANEL] = unsafe { *from.cast() };
         codes.map(|four| four.map(|code| (code ^ 128).cast_signed()))
     }
     #[inline(always)]
-    unsafe fn load4(from: *const u8) -> [Self::Weights; 2] {
+    unsafe fn load4(from: *const u8) -> [Self::Weights4; 2] {
         // SAFETY: as in `load8`.
         let codes: [[u8; 4]; PANEL] = unsafe { *from.cast() };
         [codes.map(|four| four.map(|both| (both & 15) as i8)), codes.map(|four| four.map(|both| (both >> 4) as i8))]
@@ -68,17 +81,26 @@ impl<L: Lanes> Bytes for Plain<L> {
         [0; PANEL]
     }
     #[inline(always)]
-    unsafe fn start4() -> Self::Sum {
+    unsafe fn start4() -> Self::Sum4 {
         [0; PANEL]
     }
     #[inline(always)]
-    unsafe fn dot(mut sum: Self::Sum, weights: Self::Weights, x: u32) -> Self::Sum {
+    unsafe fn dot8(mut sum: Self::Sum, weights: Self::Weights8, x: u32) -> Self::Sum {
         let x = x.to_le_bytes().map(|byte| i16::from(byte.cast_signed()));
         for (sum, weights) in sum.iter_mut().zip(weights) {
             for (weight, x) in weights.into_iter().zip(x) {
                 *sum += i32::from(i16::from(weight) * x);
             }
         }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn dot4(sum: Self::Sum4, weights: Self::Weights4, x: u32) -> Self::Sum4 {
+        // SAFETY: the caller's duty.
+        unsafe { Self::dot8(sum, weights, x) }
+    }
+    #[inline(always)]
+    unsafe fn widen4(sum: Self::Sum4) -> Self::Sum {
         sum
     }
     #[inline(always)]

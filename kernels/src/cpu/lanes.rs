@@ -4,6 +4,7 @@
 //! the order of every sum: AVX2, AVX-512 and NEON give bit-equal results wherever they are all fused.
 
 use crate::packed::PANEL;
+use crate::quant::MAGIC;
 
 /// The operations of one instruction set.
 ///
@@ -58,9 +59,6 @@ pub(crate) trait Lanes: Copy {
         to.copy_from_slice(&lanes[..to.len()]);
     }
 }
-
-/// Adding it moves the integer part of a small number into the low bits of the mantissa: 1.5 · 2²³.
-pub(crate) const MAGIC: f32 = 12_582_912.0;
 
 /// `e^x` with a relative error below 2.5e-7; inputs are held to `-87.3..=88.3`, NaN stays NaN.
 ///

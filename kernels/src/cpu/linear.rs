@@ -5,7 +5,8 @@
 //! output where they stopped, which changes no bit of them.
 
 use super::Cpu;
-use super::micro::{Ahead, LINE_BYTES, Micro, PANELS_MAX, Shape, Tile};
+use super::micro::quant::Tiles;
+use super::micro::{Ahead, LINE_BYTES, Largest, PANELS_MAX, Tile};
 use crate::packed::{Data, Layout, PANEL, PackedLinear, ROW};
 use crate::quant::{self, GroupX};
 use crate::share::{OutPtr, with_scratch};
@@ -36,8 +37,7 @@ struct Operand<'a, X, W> {
     step: usize,
     /// Up to this many passes over a panel the next ones are fetched meanwhile.
     fetch_passes_max: usize,
-    /// The tiles for a number of rows.
-    shape: fn(&Micro, usize) -> Shape,
+    largest: Largest,
     kernel: unsafe fn(usize, usize, &Tile<X, W>),
 }
 
@@ -46,7 +46,7 @@ pub(super) fn linear(cpu: &Cpu, x: &[f32], w: &PackedLinear, rows: usize, out: &
     if out.is_empty() {
         return;
     }
-    let shape = Micro::shape;
+    let largest = micro.largest;
     match (&w.0.data, micro.pairs) {
         (Data::F32(data), _) => {
             w.0.expect_layout("linear", Layout::Panels);
@@ -59,7 +59,7 @@ pub(super) fn linear(cpu: &Cpu, x: &[f32], w: &PackedLinear, rows: usize, out: &
                 depth: inputs,
                 step: PANEL,
                 fetch_passes_max: PASSES_MAX,
-                shape,
+                largest,
                 kernel,
             };
             run(cpu, &operand, rows, w.out_features(), out);
@@ -75,7 +75,7 @@ pub(super) fn linear(cpu: &Cpu, x: &[f32], w: &PackedLinear, rows: usize, out: &
                 depth: inputs,
                 step: PANEL,
                 fetch_passes_max: PASSES_MAX,
-                shape,
+                largest,
                 kernel,
             };
             run(cpu, &operand, rows, w.out_features(), out);
@@ -97,14 +97,14 @@ pub(super) fn linear(cpu: &Cpu, x: &[f32], w: &PackedLinear, rows: usize, out: &
                     depth,
                     step,
                     fetch_passes_max: PASSES_MAX,
-                    shape,
+                    largest,
                     kernel,
                 };
                 run(cpu, &operand, rows, w.out_features(), out);
             });
         }
-        (Data::Int8(data), _) => quantised(cpu, x, data, micro.quant.tile8, w, rows, out),
-        (Data::Q4(data), _) => quantised(cpu, x, data, micro.quant.tile4, w, rows, out),
+        (Data::Int8(data), _) => quantised(cpu, x, data, micro.quant.eight, w, rows, out),
+        (Data::Q4(data), _) => quantised(cpu, x, data, micro.quant.four, w, rows, out),
         (Data::Codes(..), _) => unreachable!("invariant: codes are halves of adapters"),
     }
 }
@@ -114,7 +114,7 @@ fn quantised<W: Copy + Sync>(
     cpu: &Cpu,
     x: &[f32],
     data: &[W],
-    kernel: unsafe fn(usize, usize, &Tile<GroupX, W>),
+    tiles: Tiles<W>,
     w: &PackedLinear,
     rows: usize,
     out: &mut [f32],
@@ -122,7 +122,6 @@ fn quantised<W: Copy + Sync>(
     let depth = quant::groups(w.in_features());
     with_scratch::<GroupX, _>(rows * depth, |scratch| {
         quantise_rows(cpu, x, w.in_features(), scratch);
-        let shape: fn(&Micro, usize) -> Shape = |micro, rows| micro.quant.shape(rows);
         let operand = Operand {
             x: scratch,
             inputs: w.in_features(),
@@ -131,8 +130,8 @@ fn quantised<W: Copy + Sync>(
             depth,
             step: 1,
             fetch_passes_max: QUANT_PASSES_MAX,
-            shape,
-            kernel,
+            largest: tiles.largest,
+            kernel: tiles.kernel,
         };
         run(cpu, &operand, rows, w.out_features(), out);
     });
@@ -195,10 +194,10 @@ fn run<X: Copy + Sync, W: Copy + Sync>(
         "linear: invariant: operands match the packed shape"
     );
     let to = OutPtr::new(out);
-    let panels_max = (operand.shape)(cpu.micro, rows).panels;
+    let panels_max = operand.largest.shape(rows).panels;
     let small = weights < INLINE_WEIGHTS_BELOW || weights * rows < INLINE_BELOW;
     if rows < ROWS_PER_UNIT {
-        let body = |range: Range<usize>| block(cpu, operand, 0..rows, range, outputs, &to);
+        let body = |range: Range<usize>| block(operand, 0..rows, range, outputs, &to);
         return if small { body(0..panels) } else { cpu.pool.run(panels, panels_max, &body) };
     }
     // Neighbouring units share their panels, so that they are still in the cache.
@@ -208,7 +207,7 @@ fn run<X: Copy + Sync, W: Copy + Sync>(
         for unit in range {
             let (panel, row) = (unit / row_units * panels_each, unit % row_units * ROWS_PER_UNIT);
             let panels = panel..(panel + panels_each).min(panels);
-            block(cpu, operand, row..(row + ROWS_PER_UNIT).min(rows), panels, outputs, &to);
+            block(operand, row..(row + ROWS_PER_UNIT).min(rows), panels, outputs, &to);
         }
     };
     if small { body(0..row_units * panel_units) } else { cpu.pool.run(row_units * panel_units, 1, &body) }
@@ -216,7 +215,6 @@ fn run<X: Copy + Sync, W: Copy + Sync>(
 
 /// All of `rows` times all of `panels`.
 fn block<X: Copy, W: Copy>(
-    cpu: &Cpu,
     operand: &Operand<'_, X, W>,
     rows: Range<usize>,
     panels: Range<usize>,
@@ -226,11 +224,11 @@ fn block<X: Copy, W: Copy>(
     let whole = panels.end.min(outputs / PANEL);
     let mut panel = panels.start;
     while panel < whole {
-        let count = (operand.shape)(cpu.micro, rows.len()).panels(whole - panel);
+        let count = operand.largest.shape(rows.len()).panels(whole - panel);
         // SAFETY: columns of whole panels in rows of this unit: nobody else's.
         unsafe {
             let start = out.at(rows.start * outputs + panel * PANEL, (rows.len() - 1) * outputs + count * PANEL);
-            stripe(cpu, operand, rows.clone(), panel, count, start, outputs);
+            stripe(operand, rows.clone(), panel, count, start, outputs);
         }
         panel += count;
     }
@@ -239,7 +237,7 @@ fn block<X: Copy, W: Copy>(
         let used = outputs - panel * PANEL;
         let mut side = vec![0.0f32; rows.len() * PANEL];
         // SAFETY: the side buffer has 16 columns for every row.
-        unsafe { stripe(cpu, operand, rows.clone(), panel, 1, side.as_mut_ptr(), PANEL) };
+        unsafe { stripe(operand, rows.clone(), panel, 1, side.as_mut_ptr(), PANEL) };
         for (row, side) in rows.zip(side.chunks_exact(PANEL)) {
             // SAFETY: the last columns of rows of this unit: nobody else's.
             unsafe { out.slice(row * outputs + panel * PANEL, used) }.copy_from_slice(&side[..used]);
@@ -253,7 +251,6 @@ fn block<X: Copy, W: Copy>(
 ///
 /// `out` is valid for `rows.len()` rows of `count * 16` values, `out_stride` apart, and nobody else touches them.
 unsafe fn stripe<X: Copy, W: Copy>(
-    cpu: &Cpu,
     operand: &Operand<'_, X, W>,
     rows: Range<usize>,
     panel: usize,
@@ -261,7 +258,7 @@ unsafe fn stripe<X: Copy, W: Copy>(
     out: *mut f32,
     out_stride: usize,
 ) {
-    let rows_each = (operand.shape)(cpu.micro, rows.len()).rows;
+    let rows_each = operand.largest.shape(rows.len()).rows;
     let passes = rows.len().div_ceil(rows_each);
     let fitting = TILE_BYTES_MAX / (count * operand.step * size_of::<W>());
     let depth_each = if passes == 1 { operand.depth } else { fitting.max(PANEL) }.max(1);

@@ -135,20 +135,21 @@ impl Call<'_> {
 
     /// `t [rows, rank] = x Aᵀ`.
     fn shrink(&self, a: &LoraMatrix, rows: Range<usize>, rank: usize, t: &mut [f32]) {
-        a.0.expect_layout("lora", Layout::RankBlocks);
+        a.0.expect_layout("lora", Layout::RankBlocks(self.cpu.micro.ranks));
         let (micro, width) = (self.cpu.micro, self.in_features);
         let x = &self.x[rows.start * width..rows.end * width];
+        let ranks = micro.ranks;
         // SAFETY: the table fits this processor.
         unsafe {
             match (&a.0.data, micro.pairs) {
-                (Data::F32(a), _) => (micro.shrink_f32)(&mut Shrink { x, width, a, rank, t }),
-                (Data::Bf16(a), None) => (micro.shrink_bf16)(&mut Shrink { x, width, a, rank, t }),
+                (Data::F32(a), _) => (micro.shrink_f32)(&mut Shrink { x, width, a, ranks, rank, t }),
+                (Data::Bf16(a), None) => (micro.shrink_bf16)(&mut Shrink { x, width, a, ranks, rank, t }),
                 (Data::Bf16(a), Some(pairs)) => {
                     let stride = width.next_multiple_of(ROW);
                     let x = &self.narrow[rows.start * stride..rows.end * stride];
-                    (pairs.shrink)(&mut Shrink { x, width, a, rank, t });
+                    (pairs.shrink)(&mut Shrink { x, width, a, ranks, rank, t });
                 }
-                (Data::Codes(a, _), _) => (micro.shrink_i8)(&mut Shrink { x, width, a, rank, t }),
+                (Data::Codes(a, _), _) => (micro.shrink_i8)(&mut Shrink { x, width, a, ranks, rank, t }),
                 (Data::Int8(_) | Data::Q4(_), _) => unreachable!("invariant: adapters in integers are codes"),
             }
         }
@@ -216,7 +217,7 @@ impl Place<'_> {
             b.len() == columns.div_ceil(PANEL) * panel_len && t.len() == rows * depth,
             "lora: invariant: packed length"
         );
-        let shape = self.call.cpu.micro.shape(rows);
+        let shape = self.call.cpu.micro.largest.shape(rows);
         let tiles = |panel: usize, count: usize, out: *mut f32, out_stride: usize| {
             let w = std::array::from_fn(|i| b[(panel + i.min(count - 1)) * panel_len..].as_ptr());
             for row in (0..rows).step_by(shape.rows) {

@@ -15,7 +15,7 @@ pub(crate) mod quant;
 mod vector;
 
 use super::lanes::{Lanes, Portable};
-use crate::packed::{RANKS, ROW};
+use crate::packed::ROW;
 
 /// Most panels in a tile of any instruction set.
 pub(crate) const PANELS_MAX: usize = 4;
@@ -52,12 +52,12 @@ pub(crate) struct Ahead {
 impl Ahead {
     pub(crate) const NONE: Self = Self { from: std::ptr::null(), lines: 0 };
 
-    /// Hints at the lines of step `k`.
+    /// Hints at the lines of the next step.
     #[inline(always)]
-    fn fetch(&self, k: usize) {
-        let first = k * self.lines;
-        for line in first..first + self.lines {
-            fetch_line(self.from.wrapping_add(line * LINE_BYTES));
+    fn fetch(&mut self) {
+        for _ in 0..self.lines {
+            fetch_line(self.from);
+            self.from = self.from.wrapping_add(LINE_BYTES);
         }
     }
 }
@@ -83,8 +83,9 @@ pub(crate) struct Shrink<'a, X, W> {
     /// `[rows, width]`; for the pair kernel rows are padded to 32 with zeroes.
     pub(crate) x: &'a [X],
     pub(crate) width: usize,
-    /// `[rank, width]` in rank blocks.
+    /// `[rank, width]` in blocks of `ranks`.
     pub(crate) a: &'a [W],
+    pub(crate) ranks: usize,
     pub(crate) rank: usize,
     /// `[rows, rank]`.
     pub(crate) t: &'a mut [f32],
@@ -110,9 +111,10 @@ impl<X, W> Shrink<'_, X, W> {
 
     /// Where rank `rank` begins in `a`, and the distance of two of its chunks of 32.
     fn chunks(&self, rank: usize) -> (*const W, usize) {
-        let first = rank - rank % RANKS;
-        let ranks = RANKS.min(self.rank - first);
-        let start = first * self.width.next_multiple_of(ROW) + rank % RANKS * ROW;
+        let within = rank % self.ranks;
+        let first = rank - within;
+        let ranks = self.ranks.min(self.rank - first);
+        let start = first * self.width.next_multiple_of(ROW) + within * ROW;
         (self.a[start..].as_ptr(), ranks * ROW)
     }
 }
@@ -123,16 +125,17 @@ impl<X, W> Shrink<'_, X, W> {
 ///
 /// All functions: the processor has the instruction set ([`super::Isa::is_available`]). Tiles: the pointers are valid for
 /// the block described, `out` is not touched by anybody else meanwhile, rows and panels are at least 1,
-/// at most those of `shape`, and `panels` is one that [`Shape::panels`] gives. The functions on slices check lengths themselves.
+/// of a shape that [`Largest::shape`] gives, and `panels` is one that [`Shape::panels`] gives for it. The functions on slices check lengths themselves.
 pub(crate) struct Micro {
-    /// The largest tile.
-    pub(crate) shape: Shape,
+    pub(crate) largest: Largest,
     pub(crate) tile_f32: unsafe fn(usize, usize, &Tile<f32, f32>),
     pub(crate) tile_bf16: unsafe fn(usize, usize, &Tile<f32, u16>),
     pub(crate) tile_i8: unsafe fn(usize, usize, &Tile<f32, i8>),
     /// bf16 activations and weights in pairs; with it comes `round_bf16`.
     pub(crate) pairs: Option<Pairs>,
     pub(crate) quant: quant::Quant,
+    /// Ranks in a block of an adapter's A: those that a single row meets at once.
+    pub(crate) ranks: usize,
     pub(crate) shrink_f32: unsafe fn(&mut Shrink<'_, f32, f32>),
     pub(crate) shrink_bf16: unsafe fn(&mut Shrink<'_, f32, u16>),
     pub(crate) shrink_i8: unsafe fn(&mut Shrink<'_, f32, i8>),
@@ -146,16 +149,32 @@ pub(crate) struct Micro {
 }
 
 /// A size of tile that fits the registers.
+#[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) rows: usize,
     pub(crate) panels: usize,
 }
 
-impl Micro {
-    /// The tiles for `rows` rows: rows each takes (the last one may be lower), and most panels.
+/// The largest tiles of an instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Largest {
+    pub(crate) rows: usize,
+    pub(crate) panels: usize,
+    /// Most rows times panels: each takes registers for its sums.
+    pub(crate) cells: usize,
+}
+
+impl Largest {
+    /// The tiles for `rows` rows, equally high but for the last one; low ones are wide, so that enough sums are under way at
+    /// once to hide how long one takes.
     pub(crate) fn shape(&self, rows: usize) -> Shape {
-        let tiles = rows.div_ceil(self.shape.rows).max(1);
-        Shape { rows: rows.div_ceil(tiles), panels: self.shape.panels }
+        let tiles = rows.div_ceil(self.rows).max(1);
+        let rows = rows.div_ceil(tiles);
+        let panels = match self.cells / rows.max(1) {
+            fitting if fitting >= self.panels => self.panels,
+            fitting => 1 << fitting.max(1).ilog2(),
+        };
+        Shape { rows, panels }
     }
 }
 
@@ -211,7 +230,7 @@ impl Stored for i8 {
 macro_rules! compile {
     (
         $name:ident, $lanes:ty, enable($($feature:literal)?),
-        tiles($($panels:literal: [$($rows:literal)+])+), shape($most_rows:literal, $most_panels:literal),
+        tiles($($panels:literal: [$($rows:literal)+])+), largest($most_rows:literal, $most_panels:literal, $most_cells:literal),
         shrink($wide:literal, $tall:literal)
     ) => {
         pub(crate) mod $name {
@@ -220,12 +239,13 @@ macro_rules! compile {
             pub(crate) static TABLE: Micro = MICRO;
 
             pub(super) const MICRO: Micro = Micro {
-                shape: Shape { rows: $most_rows, panels: $most_panels },
+                largest: Largest { rows: $most_rows, panels: $most_panels, cells: $most_cells },
                 tile_f32: tile_any::<f32>,
                 tile_bf16: tile_any::<u16>,
                 tile_i8: tile_any::<i8>,
                 pairs: None,
                 quant: quant::$name::TABLE,
+                ranks: $wide,
                 shrink_f32: shrink_any::<f32>,
                 shrink_bf16: shrink_any::<u16>,
                 shrink_i8: shrink_any::<i8>,
@@ -285,20 +305,22 @@ macro_rules! compile {
 }
 
 compile!(
-    portable, Portable, enable(), tiles(1: [1 2 3]), shape(3, 1), shrink(2, 1)
+    portable, Portable, enable(), tiles(1: [1 2 3]), largest(3, 1, 3), shrink(2, 1)
 );
 #[cfg(target_arch = "x86_64")]
 compile!(
-    avx2, crate::cpu::x86::Avx2, enable("avx2,fma"), tiles(1: [1 2 3 4 5 6]), shape(6, 1), shrink(4, 2)
+    avx2, crate::cpu::x86::Avx2, enable("avx2,fma"),
+    tiles(1: [1 2 3 4 5 6] 2: [1 2 3] 4: [1]), largest(6, 4, 6), shrink(4, 2)
 );
 #[cfg(target_arch = "x86_64")]
 compile!(
     avx512, crate::cpu::x86::Avx512, enable("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"),
-    tiles(1: [1 2 3 4 5 6] 2: [1 2 3 4 5 6] 4: [1 2 3 4 5 6]), shape(6, 4), shrink(8, 4)
+    tiles(1: [1 2 3 4 5 6] 2: [1 2 3 4 5 6] 4: [1 2 3 4 5 6]), largest(6, 4, 24), shrink(8, 4)
 );
 #[cfg(target_arch = "aarch64")]
 compile!(
-    neon, crate::cpu::neon::Neon, enable("neon"), tiles(1: [1 2 3 4 5 6]), shape(6, 1), shrink(4, 2)
+    neon, crate::cpu::neon::Neon, enable("neon"),
+    tiles(1: [1 2 3 4 5 6] 2: [1 2 3] 4: [1]), largest(6, 4, 6), shrink(4, 2)
 );
 
 /// AVX-512 with its dot products of bf16 and of integers.

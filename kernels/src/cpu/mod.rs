@@ -103,7 +103,8 @@ impl Kernels for Cpu {
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
         // Adapters are packed while steps run: the pool stays with the steps.
-        LoraMatrix(Matrix::pack_half("pack_lora_a", a, Half::Shrink, [rank, in_features], Layout::RankBlocks, format))
+        let layout = Layout::RankBlocks(self.micro.ranks);
+        LoraMatrix(Matrix::pack_half("pack_lora_a", a, Half::Shrink, [rank, in_features], layout, format))
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {

@@ -84,10 +84,11 @@ impl Lanes for Avx2 {
     unsafe fn pow2(shifted: Self::V) -> Self::V {
         // SAFETY: register arithmetic; the instruction set is the caller's duty.
         unsafe {
-            shifted.map(|half| {
-                let n = _mm256_add_epi32(_mm256_castps_si256(half), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
-            })
+            // Not `map`: its closure would be compiled without the instruction set, and called.
+            let bias = _mm256_set1_epi32(127);
+            let a = _mm256_add_epi32(_mm256_castps_si256(shifted[0]), bias);
+            let b = _mm256_add_epi32(_mm256_castps_si256(shifted[1]), bias);
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<23>(a)), _mm256_castsi256_ps(_mm256_slli_epi32::<23>(b))]
         }
     }
     #[inline(always)]

@@ -19,11 +19,14 @@ pub(super) unsafe fn tile<L: Lanes, W: Stored, const ROWS: usize, const PANELS: 
                 }
             }
         }
+        let (mut ahead, mut from) = (t.ahead, t.w);
         for k in 0..t.depth {
-            t.ahead.fetch(k);
+            ahead.fetch();
             let mut w = [L::splat(0.0); PANELS];
             for p in 0..PANELS {
-                w[p] = W::load::<L>(t.w[p].add(k * t.w_step));
+                w[p] = W::load::<L>(from[p]);
+                // Past the last step it is not read.
+                from[p] = from[p].wrapping_add(t.w_step);
             }
             for r in 0..ROWS {
                 let x = L::splat(*t.x.add(r * t.x_stride + k));

@@ -29,8 +29,9 @@ unsafe fn one<const ROWS: usize, const PANELS: usize>(t: &Tile<u32, u16>) {
                 }
             }
         }
+        let mut ahead = t.ahead;
         for k in 0..t.depth {
-            t.ahead.fetch(k);
+            ahead.fetch();
             for r in 0..ROWS {
                 let x = *t.x.add(r * t.x_stride + k);
                 for p in 0..PANELS {

@@ -1,6 +1,6 @@
 //! Products with integer weights, and the codes of the activations that meet them. See [`crate::quant`] for the formats.
 
-use super::{Shape, Tile};
+use super::{Largest, Tile};
 use crate::cpu::bytes::Bytes;
 use crate::cpu::lanes::Lanes;
 use crate::packed::PANEL;
@@ -13,43 +13,43 @@ use crate::quant::{GROUP, Group4, Group8, GroupX, LEAST, quantise_row};
 /// As [`super::Micro`].
 #[derive(Clone, Copy)]
 pub(crate) struct Quant {
-    rows_max: usize,
-    panels_max: usize,
-    pub(crate) tile8: unsafe fn(usize, usize, &Tile<GroupX, Group8>),
-    pub(crate) tile4: unsafe fn(usize, usize, &Tile<GroupX, Group4>),
+    pub(crate) eight: Tiles<Group8>,
+    pub(crate) four: Tiles<Group4>,
     /// One row, as [`quantise_row`] defines it.
     pub(crate) quantise: unsafe fn(&[f32], &mut [GroupX]),
 }
 
-impl Quant {
-    /// The tiles for `rows` rows. A tile holds two registers per row and panel: the integers and the floats.
-    pub(crate) fn shape(&self, rows: usize) -> Shape {
-        let tiles = rows.div_ceil(self.rows_max).max(1);
-        Shape { rows: rows.div_ceil(tiles), panels: self.panels_max }
-    }
+/// The tiles of one format of weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles<W> {
+    pub(crate) kernel: unsafe fn(usize, usize, &Tile<GroupX, W>),
+    pub(crate) largest: Largest,
 }
 
 /// A group of weights that a tile multiplies: the two formats differ in how sums begin, how codes load and what scales.
 trait Weights: Copy {
     /// Inputs per 64 bytes of codes.
     const INPUTS: usize;
-    unsafe fn start<B: Bytes>(x: &GroupX) -> B::Sum;
+    /// Sums over a group.
+    type Sum<B: Bytes>: Copy;
+    unsafe fn start<B: Bytes>(x: &GroupX) -> Self::Sum<B>;
     /// Adds the products of one 64 bytes of codes of every panel.
     unsafe fn multiply<B: Bytes, const ROWS: usize, const PANELS: usize>(
         weights: [&Self; PANELS],
         step: usize,
         x: [*const u32; ROWS],
-        sums: &mut [[B::Sum; PANELS]; ROWS],
+        sums: &mut [[Self::Sum<B>; PANELS]; ROWS],
     );
     /// `total + min * x.shift + scale * (x.scale * sum)`.
-    unsafe fn finish<B: Bytes>(&self, x: &GroupX, sum: B::Sum, total: <B::L as Lanes>::V) -> <B::L as Lanes>::V;
+    unsafe fn finish<B: Bytes>(&self, x: &GroupX, sum: Self::Sum<B>, total: <B::L as Lanes>::V) -> <B::L as Lanes>::V;
 }
 
 impl Weights for Group8 {
     const INPUTS: usize = 4;
+    type Sum<B: Bytes> = B::Sum;
 
     #[inline(always)]
-    unsafe fn start<B: Bytes>(x: &GroupX) -> B::Sum {
+    unsafe fn start<B: Bytes>(x: &GroupX) -> Self::Sum<B> {
         // SAFETY: the caller's duty.
         unsafe { B::start8(&x.start) }
     }
@@ -59,7 +59,7 @@ impl Weights for Group8 {
         weights: [&Self; PANELS],
         step: usize,
         x: [*const u32; ROWS],
-        sums: &mut [[B::Sum; PANELS]; ROWS],
+        sums: &mut [[Self::Sum<B>; PANELS]; ROWS],
     ) {
         // SAFETY: the step is below those of a group; the instruction set is the caller's duty.
         unsafe {
@@ -70,14 +70,14 @@ impl Weights for Group8 {
             for r in 0..ROWS {
                 let x = x[r].add(step).read_unaligned();
                 for p in 0..PANELS {
-                    sums[r][p] = B::dot(sums[r][p], loaded[p], x);
+                    sums[r][p] = B::dot8(sums[r][p], loaded[p], x);
                 }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn finish<B: Bytes>(&self, x: &GroupX, sum: B::Sum, total: <B::L as Lanes>::V) -> <B::L as Lanes>::V {
+    unsafe fn finish<B: Bytes>(&self, x: &GroupX, sum: Self::Sum<B>, total: <B::L as Lanes>::V) -> <B::L as Lanes>::V {
         // SAFETY: the caller's duty.
         unsafe {
             let sum = B::L::mul(B::float(sum), B::L::splat(x.scale));
@@ -88,9 +88,10 @@ impl Weights for Group8 {
 
 impl Weights for Group4 {
     const INPUTS: usize = 8;
+    type Sum<B: Bytes> = B::Sum4;
 
     #[inline(always)]
-    unsafe fn start<B: Bytes>(_: &GroupX) -> B::Sum {
+    unsafe fn start<B: Bytes>(_: &GroupX) -> Self::Sum<B> {
         // SAFETY: the caller's duty.
         unsafe { B::start4() }
     }
@@ -100,7 +101,7 @@ impl Weights for Group4 {
         weights: [&Self; PANELS],
         step: usize,
         x: [*const u32; ROWS],
-        sums: &mut [[B::Sum; PANELS]; ROWS],
+        sums: &mut [[Self::Sum<B>; PANELS]; ROWS],
     ) {
         // SAFETY: the step is below those of a group; the instruction set is the caller's duty.
         unsafe {
@@ -112,7 +113,7 @@ impl Weights for Group4 {
                 for r in 0..ROWS {
                     let x = x[r].add(2 * step + half).read_unaligned();
                     for p in 0..PANELS {
-                        sums[r][p] = B::dot(sums[r][p], loaded[p][half], x);
+                        sums[r][p] = B::dot4(sums[r][p], loaded[p][half], x);
                     }
                 }
             }
@@ -120,11 +121,11 @@ impl Weights for Group4 {
     }
 
     #[inline(always)]
-    unsafe fn finish<B: Bytes>(&self, x: &GroupX, sum: B::Sum, total: <B::L as Lanes>::V) -> <B::L as Lanes>::V {
+    unsafe fn finish<B: Bytes>(&self, x: &GroupX, sum: Self::Sum<B>, total: <B::L as Lanes>::V) -> <B::L as Lanes>::V {
         // SAFETY: the caller's duty.
         unsafe {
             let total = B::L::fma(B::load_f16(self.min.as_ptr()), B::L::splat(x.shift), total);
-            let sum = B::L::mul(B::float(sum), B::L::splat(x.scale));
+            let sum = B::L::mul(B::float(B::widen4(sum)), B::L::splat(x.scale));
             B::L::fma(sum, B::load_f16(self.scale.as_ptr()), total)
         }
     }
@@ -145,6 +146,7 @@ unsafe fn tile<B: Bytes, W: Weights, const ROWS: usize, const PANELS: usize>(t: 
                 }
             }
         }
+        let mut ahead = t.ahead;
         for k in 0..t.depth {
             // Plain loops: closures given to `map` would be compiled without the instruction set.
             let mut weights = [&*t.w[0].add(k * t.w_step); PANELS];
@@ -159,7 +161,7 @@ unsafe fn tile<B: Bytes, W: Weights, const ROWS: usize, const PANELS: usize>(t: 
                 codes[r] = x[r].codes.as_ptr().cast::<u32>();
                 sums[r] = [W::start::<B>(x[r]); PANELS];
             }
-            t.ahead.fetch(k);
+            ahead.fetch();
             for step in 0..GROUP / W::INPUTS {
                 W::multiply::<B, ROWS, PANELS>(weights, step, codes, &mut sums);
             }
@@ -209,15 +211,19 @@ unsafe fn quantise<B: Bytes>(x: &[f32], to: &mut [GroupX]) {
 /// Compiles the micro-kernels for one instruction set: a module with a `TABLE`.
 macro_rules! compile {
     ($name:ident, $bytes:ty, enable($($feature:literal)?), rows($($rows:literal)+), panels($($panels:literal)+),
-        shape($rows_max:literal, $panels_max:literal)) => {
+        eight($rows8:literal, $panels8:literal, $cells8:literal), four($rows4:literal, $panels4:literal, $cells4:literal)) => {
         pub(crate) mod $name {
             use super::*;
 
             pub(crate) const TABLE: Quant = Quant {
-                rows_max: $rows_max,
-                panels_max: $panels_max,
-                tile8: pick::<Group8>,
-                tile4: pick::<Group4>,
+                eight: Tiles {
+                    kernel: pick::<Group8>,
+                    largest: Largest { rows: $rows8, panels: $panels8, cells: $cells8 },
+                },
+                four: Tiles {
+                    kernel: pick::<Group4>,
+                    largest: Largest { rows: $rows4, panels: $panels4, cells: $cells4 },
+                },
                 quantise,
             };
 
@@ -254,22 +260,28 @@ macro_rules! compile {
     };
 }
 
-compile!(portable, crate::cpu::bytes::PortableBytes, enable(), rows(1 2), panels(1), shape(2, 1));
+// A tile holds the integers of a row and panel, and their floats; these may lie in memory, where they are touched once a group.
+compile!(
+    portable, crate::cpu::bytes::PortableBytes, enable(), rows(1 2), panels(1), eight(2, 1, 2), four(2, 1, 2)
+);
 #[cfg(target_arch = "x86_64")]
-compile!(avx2, crate::cpu::x86_bytes::Avx2Bytes, enable("avx2,fma,f16c"), rows(1 2), panels(1), shape(2, 1));
+compile!(
+    avx2, crate::cpu::x86_bytes::Avx2Bytes, enable("avx2,fma,f16c"),
+    rows(1 2 3 4), panels(1), eight(4, 1, 4), four(4, 1, 4)
+);
 #[cfg(target_arch = "x86_64")]
 compile!(
     avx512, crate::cpu::x86_bytes::Avx512Bytes, enable("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"),
-    rows(1 2 3), panels(1), shape(3, 1)
+    rows(1 2 3 4), panels(1), eight(4, 1, 4), four(4, 1, 4)
 );
 #[cfg(target_arch = "x86_64")]
 compile!(
     vnni, crate::cpu::x86_bytes::Vnni, enable("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"),
-    rows(1 2 3 4), panels(1 2 3), shape(4, 3)
+    rows(1 2 3 4), panels(1 2 3), eight(4, 3, 12), four(4, 3, 12)
 );
 #[cfg(target_arch = "aarch64")]
 compile!(
-    neon, crate::cpu::bytes::Plain<crate::cpu::neon::Neon>, enable("neon"), rows(1 2), panels(1), shape(2, 1)
+    neon, crate::cpu::bytes::Plain<crate::cpu::neon::Neon>, enable("neon"), rows(1 2), panels(1), eight(2, 1, 2), four(2, 1, 2)
 );
 
 #[cfg(test)]
