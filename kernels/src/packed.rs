@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `RowMajor` | `[out, in]` | as it is; the reference reads it |
 //! | `RankBlocks(n)` | `[rank, in]` | `[rank/n][in/32][n][32]`, zeroes beyond `in`; the last block holds only the ranks left. One stream for the ranks that an instruction set takes at once: short ones of their own start too slowly to be fetched ahead |
+//! | `CodeOctets` | `[rank, in]` | `[rank/8][in/8][8][8]` codes of an adapter, 128 too high, `in` filled up to groups of 32 |
+//! | `CodePanels` | `[out, rank]` | `[out/16][rank/4][16][4]`, likewise |
 //! | `Panels` | `[out, in]` | `[out/16][in][16]`: for each input, the weights of 16 outputs side by side |
 //! | `PairPanels` | `[out, in]` | `[out/16][in/2][16][2]`: as `Panels`, two inputs side by side per output, for `vdpbf16ps` |
 //! | `GroupPanels` | `[out, in]` | `[out/16][in/32]` groups of integers, see [`crate::quant`]; all implementations read it |
@@ -19,6 +21,9 @@ pub(crate) const PANEL: usize = 16;
 
 /// Inputs side by side in `RankBlocks`: a cache line of bf16.
 pub(crate) const ROW: usize = 32;
+
+/// Ranks, and inputs of each, side by side in `CodeOctets`.
+pub(crate) const OCTET: usize = 8;
 
 /// How weights are stored. Activations and results are `f32` in every format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +50,8 @@ impl WeightFormat {
 pub(crate) enum Layout {
     RowMajor,
     RankBlocks(usize),
+    CodeOctets,
+    CodePanels,
     Panels,
     PairPanels,
     GroupPanels,
@@ -55,7 +62,7 @@ pub(crate) enum Data {
     Bf16(AlignedBuf<u16>),
     Int8(AlignedBuf<Group8>),
     Q4(AlignedBuf<Group4>),
-    /// Half of an adapter: the value is the code times the scale of its rank.
+    /// Half of an adapter: the value is the code times the scale of its rank. What lies 128 too high is so in its bits.
     Codes(AlignedBuf<i8>, Box<[f32]>),
 }
 
@@ -154,7 +161,8 @@ impl Matrix {
                 }
             }
         }
-        let data = fill(&codes, rows, cols, layout, ALONE, |code| nearest(code) as i8);
+        let high = if matches!(layout, Layout::CodeOctets | Layout::CodePanels) { i8::MIN } else { 0 };
+        let data = fill(&codes, rows, cols, layout, ALONE, |code| nearest(code) as i8 ^ high);
         Self { rows, cols, layout, data: Data::Codes(data, scales) }
     }
 
@@ -230,7 +238,7 @@ impl Matrix {
                     }
                 }
             }
-            Layout::RankBlocks(_) | Layout::GroupPanels => return false,
+            Layout::RankBlocks(_) | Layout::CodeOctets | Layout::CodePanels | Layout::GroupPanels => return false,
         }
         true
     }
@@ -260,6 +268,8 @@ fn fill<T: Zeroable + Copy + Send>(
     let (height, len) = match layout {
         Layout::RowMajor => (1, cols),
         Layout::RankBlocks(ranks) => (ranks, ranks * cols.next_multiple_of(ROW)),
+        Layout::CodeOctets => (OCTET, OCTET * cols.next_multiple_of(GROUP)),
+        Layout::CodePanels => (PANEL, PANEL * cols.next_multiple_of(4)),
         Layout::Panels => (PANEL, PANEL * cols),
         Layout::PairPanels => (PANEL, PANEL * cols.next_multiple_of(2)),
         Layout::GroupPanels => unreachable!("invariant: integers are packed by `quant::pack`"),
@@ -299,15 +309,17 @@ fn fill_block<T: Copy>(
     let (pair, lanes) = match layout {
         Layout::RowMajor => (1, 1),
         Layout::RankBlocks(_) => (ROW, rows),
+        Layout::CodeOctets => (OCTET, OCTET),
+        Layout::CodePanels => (4, PANEL),
         Layout::Panels => (1, PANEL),
         Layout::PairPanels => (2, PANEL),
         Layout::GroupPanels => unreachable!("invariant: integers are packed by `quant::pack`"),
     };
     for (step, group) in to.chunks_exact_mut(pair * lanes).enumerate() {
         let from = step * pair;
-        let used = pair.min(cols - from);
+        let used = pair.min(cols.saturating_sub(from));
         for (row, to) in group.chunks_exact_mut(pair).take(rows).enumerate() {
-            let values = &source[row * cols + from..][..used];
+            let values = &source[row * cols + from.min(cols)..][..used];
             for (to, &value) in to.iter_mut().zip(values) {
                 *to = convert(value);
             }
@@ -506,7 +518,9 @@ mod tests {
         let (rows, cols) = (19, 37);
         let source: Vec<f32> = (0..rows * cols).map(|i| 1.0 + i as f32).collect();
         type Place = fn(usize, usize) -> usize;
-        let places: [(Layout, Place); 4] = [
+        let places: [(Layout, Place); 6] = [
+            (Layout::CodeOctets, |row, col| ((row / 8 * 8 + col / 8) * 8 + row % 8) * 8 + col % 8),
+            (Layout::CodePanels, |row, col| ((row / 16 * 10 + col / 4) * 16 + row % 16) * 4 + col % 4),
             (Layout::RowMajor, |row, col| row * 37 + col),
             (Layout::RankBlocks(8), |row, col| {
                 let ranks = if row < 16 { 8 } else { 3 };

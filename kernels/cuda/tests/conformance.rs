@@ -3,6 +3,7 @@
 use half::bf16;
 use weft_cuda_kernels::host::Order;
 use weft_cuda_kernels::on_host::{Device, kernels, kernels_in};
+use weft_kernels::conformance::BesideCodes;
 use weft_kernels::{Kernels, KvFormat, WeightFormat, conformance};
 
 /// A small one, so that columns are cut differently than on a large one.
@@ -10,9 +11,9 @@ const FORWARDS: Device = Device { order: Order::FORWARDS, multiprocessors: 4 };
 const BACKWARDS: Device = Device { order: Order::BACKWARDS, multiprocessors: 132 };
 
 fn lora(kernels: &dyn Kernels, format: WeightFormat, seed: u64) {
-    conformance::lora_matches_the_reference(kernels, format, seed);
+    conformance::lora_matches_the_reference(kernels, format, BesideCodes::Floats, seed);
     conformance::lora_leaves_everything_else_alone(kernels, format, seed);
-    conformance::lora_with_overlapping_targets_adds_both(kernels, format, seed);
+    conformance::lora_with_overlapping_targets_adds_both(kernels, format, BesideCodes::Floats, seed);
 }
 
 #[test]

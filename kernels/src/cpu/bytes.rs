@@ -35,6 +35,11 @@ pub(crate) trait Bytes: Copy {
     unsafe fn start4() -> Self::Sum4;
     /// Adds four products to each sum; `x` holds four activation codes.
     unsafe fn dot8(sum: Self::Sum, weights: Self::Weights8, x: u32) -> Self::Sum;
+    /// What sums begin with to which [`Self::dot_octets`] adds a group: `codes` are its 32 activations.
+    unsafe fn start_octets(codes: *const i8) -> Self::Sum;
+    /// Adds four products to each sum, of weights that lie `[8 ranks][8 inputs]`; `x` holds eight activation codes, of which even
+    /// sums take the first four and odd ones the others.
+    unsafe fn dot_octets(sum: Self::Sum, weights: Self::Weights8, x: u64) -> Self::Sum;
     /// The same for 4-bit weights; at most [`GROUP`] products in all.
     unsafe fn dot4(sum: Self::Sum4, weights: Self::Weights4, x: u32) -> Self::Sum4;
     /// The sums over 4-bit weights as those over 8-bit ones.
@@ -89,6 +94,20 @@ impl<L: Lanes> Bytes for Plain<L> {
         let x = x.to_le_bytes().map(|byte| i16::from(byte.cast_signed()));
         for (sum, weights) in sum.iter_mut().zip(weights) {
             for (weight, x) in weights.into_iter().zip(x) {
+                *sum += i32::from(i16::from(weight) * x);
+            }
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn start_octets(_: *const i8) -> Self::Sum {
+        [0; PANEL]
+    }
+    #[inline(always)]
+    unsafe fn dot_octets(mut sum: Self::Sum, weights: Self::Weights8, x: u64) -> Self::Sum {
+        let x = x.to_le_bytes().map(|byte| i16::from(byte.cast_signed()));
+        for (index, (sum, weights)) in sum.iter_mut().zip(weights).enumerate() {
+            for (weight, x) in weights.into_iter().zip(&x[index % 2 * 4..]) {
                 *sum += i32::from(i16::from(weight) * x);
             }
         }

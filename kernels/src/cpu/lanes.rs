@@ -22,8 +22,6 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self::V;
     /// Unaligned load of bf16, widened exactly.
     unsafe fn load_bf16(from: *const u16) -> Self::V;
-    /// Unaligned load of signed bytes.
-    unsafe fn load_i8(from: *const i8) -> Self::V;
     /// Unaligned store.
     unsafe fn store(to: *mut f32, value: Self::V);
     /// `a * b + c`, rounded once (twice in the portable set).
@@ -118,12 +116,6 @@ impl Lanes for Portable {
         // SAFETY: as in `load`.
         let bits: [u16; PANEL] = unsafe { *from.cast() };
         bits.map(crate::packed::widen_bf16)
-    }
-    #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self::V {
-        // SAFETY: as in `load`.
-        let codes: [i8; PANEL] = unsafe { *from.cast() };
-        codes.map(f32::from)
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {

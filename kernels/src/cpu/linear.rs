@@ -6,7 +6,7 @@
 
 use super::Cpu;
 use super::micro::quant::Tiles;
-use super::micro::{Ahead, LINE_BYTES, Largest, PANELS_MAX, Tile};
+use super::micro::{Ahead, Largest, PANELS_MAX, Tile};
 use crate::packed::{Data, Layout, PANEL, PackedLinear, ROW};
 use crate::quant::{self, GroupX};
 use crate::share::{OutPtr, with_scratch};
@@ -138,7 +138,7 @@ fn quantised<W: Copy + Sync>(
 }
 
 /// Turns each row of `x [rows, inputs]` into its groups of codes.
-fn quantise_rows(cpu: &Cpu, x: &[f32], inputs: usize, groups: &mut [GroupX]) {
+pub(super) fn quantise_rows(cpu: &Cpu, x: &[f32], inputs: usize, groups: &mut [GroupX]) {
     if inputs == 0 {
         return;
     }
@@ -265,12 +265,9 @@ unsafe fn stripe<X: Copy, W: Copy>(
     let panel_len = operand.depth * operand.step;
     let at = |panel: usize, from: usize| operand.w.as_ptr().wrapping_add(panel * panel_len + from * operand.step);
     // The passes share in fetching the panels after these, which follow in memory; beyond the last a hint does no harm.
-    let lines_each = (count * panel_len * size_of::<W>()).div_ceil(passes * LINE_BYTES);
     let fetches = passes <= operand.fetch_passes_max && depth_each >= operand.depth;
-    let ahead = |pass: usize| Ahead {
-        from: at(panel + count, 0).cast::<u8>().wrapping_add(pass * lines_each * LINE_BYTES),
-        lines: lines_each.div_ceil(operand.depth.max(1)),
-    };
+    let bytes = count * panel_len * size_of::<W>();
+    let ahead = Ahead::over(at(panel + count, 0).cast(), bytes, passes * operand.depth);
     let mut from = 0;
     loop {
         let depth = depth_each.min(operand.depth - from);
@@ -289,7 +286,7 @@ unsafe fn stripe<X: Copy, W: Copy>(
                     out: out.add((row - rows.start) * out_stride),
                     out_stride,
                     add: from > 0,
-                    ahead: if fetches { ahead(pass) } else { Ahead::NONE },
+                    ahead: if fetches { ahead.after(pass * operand.depth) } else { Ahead::NONE },
                 };
                 (operand.kernel)(height, count, &tile);
             }

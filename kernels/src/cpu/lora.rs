@@ -4,12 +4,15 @@
 //! come from memory once per segment: units of the same segment are claimed side by side and find them in the cache.
 //! The intermediate `[rows, rank]` lives in the thread's scratch. Nothing is padded to the largest rank.
 //!
-//! With a bf16 dot product, activations and the intermediate are rounded to bf16, as in [`super::linear`].
+//! With a bf16 dot product, activations and the intermediate are rounded to bf16, as in [`super::linear`]. Where adapters are
+//! codes, both become codes, too.
 
 use super::Cpu;
-use super::linear::round_rows;
-use super::micro::{Ahead, Pairs, Shrink, Tile, fetch_line};
-use crate::packed::{Data, Layout, PANEL, ROW};
+use super::linear::{quantise_rows, round_rows};
+use super::micro::codes::{GrowCodes, ShrinkCodes};
+use super::micro::{Ahead, Pairs, Shrink, Tile};
+use crate::packed::{Data, Layout, OCTET, PANEL, ROW};
+use crate::quant::{self, GROUP, GroupX};
 use crate::share::{OutPtr, with_scratch};
 use crate::{LoraMatrix, LoraSegment, LoraTarget, WeightFormat};
 use std::ops::Range;
@@ -33,6 +36,8 @@ struct Call<'a> {
     x: &'a [f32],
     /// The same in bf16, rows padded to `ROW`; empty where nobody needs it.
     narrow: &'a [u16],
+    /// The same in groups of codes; likewise.
+    codes: &'a [GroupX],
     in_features: usize,
     out: OutPtr<'a, f32>,
     out_stride: usize,
@@ -48,16 +53,23 @@ pub(super) fn lora(
 ) {
     let units = units(cpu.pool.threads(), segments);
     let targets = || units.iter().flat_map(|unit| unit.targets);
-    let rounds = |matrix: &LoraMatrix| matrix.format() == WeightFormat::Bf16;
-    let pairs = cpu.micro.pairs.filter(|_| targets().any(|target| rounds(&target.a)));
+    let any = |format: WeightFormat| targets().any(|target| target.a.format() == format);
+    let pairs = cpu.micro.pairs.filter(|_| any(WeightFormat::Bf16));
+    let rows = x.len() / in_features.max(1);
     let stride = in_features.next_multiple_of(ROW);
-    let narrow_len = if pairs.is_some() { x.len() / in_features.max(1) * stride } else { 0 };
+    let narrow_len = if pairs.is_some() { rows * stride } else { 0 };
+    let codes_len = if any(WeightFormat::Int8) { rows * quant::groups(in_features) } else { 0 };
     with_scratch::<u16, _>(narrow_len, |narrow| {
         if let Some(pairs) = pairs {
             round_rows(cpu, pairs.round, x, in_features, stride, narrow);
         }
-        let out = OutPtr::new(out);
-        Call { cpu, x, narrow, in_features, out, out_stride }.run(&units);
+        with_scratch::<GroupX, _>(codes_len, |codes| {
+            if codes_len > 0 {
+                quantise_rows(cpu, x, in_features, codes);
+            }
+            let out = OutPtr::new(out);
+            Call { cpu, x, narrow, codes, in_features, out, out_stride }.run(&units);
+        });
     });
 }
 
@@ -119,49 +131,63 @@ impl Call<'_> {
         if rank == 0 || target.out_features == 0 {
             return;
         }
-        with_scratch::<f32, _>(rows.len() * (rank + PANEL), |scratch| {
-            let (t, side) = scratch.split_at_mut(rows.len() * rank);
-            if let Some(next) = next {
-                fetch(&next.a);
+        // Codes are made of whole groups.
+        let is_codes = target.a.format().is_integer();
+        let stride = if is_codes { rank.next_multiple_of(GROUP) } else { rank };
+        with_scratch::<f32, _>(rows.len() * (stride + PANEL), |scratch| {
+            let (t, side) = scratch.split_at_mut(rows.len() * stride);
+            let [next_a, next_b] = [next.map(|next| &next.a), next.map(|next| &next.b)];
+            if is_codes {
+                self.shrink_codes(&target.a, rows.clone(), rank, t, next_a);
+            } else {
+                self.shrink(&target.a, rows.clone(), rank, t, next_a);
             }
-            self.shrink(&target.a, rows.clone(), rank, t);
-            scale_ranks(target, t);
-            if let Some(next) = next {
-                fetch(&next.b);
-            }
-            self.grow(target, rows, t, side);
+            scale_ranks(target, t, stride);
+            let place = Place { call: self, target, rows, side, next: next_b };
+            if is_codes { place.add_codes(t, stride) } else { self.grow(place, t) }
         });
     }
 
+    /// `t [rows, rank rounded up to 32] = x Aᵀ` in codes, zero beyond the rank; the scales of ranks are not applied.
+    fn shrink_codes(&self, a: &LoraMatrix, rows: Range<usize>, rank: usize, t: &mut [f32], next: Option<&LoraMatrix>) {
+        a.0.expect_layout("lora", Layout::CodeOctets);
+        let (groups, stride) = (quant::groups(self.in_features), t.len() / rows.len());
+        let Data::Codes(a, _) = &a.0.data else { unreachable!("invariant: adapters in integers are codes") };
+        let ahead = ahead(next, rows.len() * rank.div_ceil(OCTET) * groups);
+        let x = &self.codes[rows.start * groups..rows.end * groups];
+        t.chunks_exact_mut(stride).for_each(|t| t[rank..].fill(0.0));
+        // SAFETY: the table fits this processor.
+        unsafe { (self.cpu.micro.quant.shrink)(&mut ShrinkCodes { x, groups, a, rank, t, stride, ahead }) };
+    }
+
     /// `t [rows, rank] = x Aᵀ`.
-    fn shrink(&self, a: &LoraMatrix, rows: Range<usize>, rank: usize, t: &mut [f32]) {
+    fn shrink(&self, a: &LoraMatrix, rows: Range<usize>, rank: usize, t: &mut [f32], next: Option<&LoraMatrix>) {
         a.0.expect_layout("lora", Layout::RankBlocks(self.cpu.micro.ranks));
         let (micro, width) = (self.cpu.micro, self.in_features);
         let x = &self.x[rows.start * width..rows.end * width];
         let ranks = micro.ranks;
+        let ahead = ahead(next, rows.len() * rank.div_ceil(ranks) * width.div_ceil(ROW));
         // SAFETY: the table fits this processor.
         unsafe {
             match (&a.0.data, micro.pairs) {
-                (Data::F32(a), _) => (micro.shrink_f32)(&mut Shrink { x, width, a, ranks, rank, t }),
-                (Data::Bf16(a), None) => (micro.shrink_bf16)(&mut Shrink { x, width, a, ranks, rank, t }),
+                (Data::F32(a), _) => (micro.shrink_f32)(&mut Shrink { x, width, a, ranks, rank, t, ahead }),
+                (Data::Bf16(a), None) => (micro.shrink_bf16)(&mut Shrink { x, width, a, ranks, rank, t, ahead }),
                 (Data::Bf16(a), Some(pairs)) => {
                     let stride = width.next_multiple_of(ROW);
                     let x = &self.narrow[rows.start * stride..rows.end * stride];
-                    (pairs.shrink)(&mut Shrink { x, width, a, ranks, rank, t });
+                    (pairs.shrink)(&mut Shrink { x, width, a, ranks, rank, t, ahead });
                 }
-                (Data::Codes(a, _), _) => (micro.shrink_i8)(&mut Shrink { x, width, a, ranks, rank, t }),
-                (Data::Int8(_) | Data::Q4(_), _) => unreachable!("invariant: adapters in integers are codes"),
+                (Data::Codes(..) | Data::Int8(_) | Data::Q4(_), _) => unreachable!("invariant: floats"),
             }
         }
     }
 
     /// Adds `t Bᵀ` to the output.
-    fn grow(&self, target: &LoraTarget, rows: Range<usize>, t: &[f32], side: &mut [f32]) {
-        let (micro, rank) = (self.cpu.micro, target.rank);
-        let b = &target.b.0;
+    fn grow(&self, mut place: Place<'_>, t: &[f32]) {
+        let (micro, rank) = (self.cpu.micro, place.target.rank);
+        let b = &place.target.b.0;
         let kernel_layout = self.cpu.column_layout(b.format());
         b.expect_layout("lora", kernel_layout);
-        let mut place = Place { call: self, target, rows, side };
         match (&b.data, micro.pairs) {
             (Data::F32(b), _) => place.add(t, rank, b, PANEL, micro.tile_f32),
             (Data::Bf16(b), None) => place.add(t, rank, b, PANEL, micro.tile_bf16),
@@ -176,26 +202,22 @@ impl Call<'_> {
                     place.add(pairs, depth, b, 2 * PANEL, tile);
                 });
             }
-            (Data::Codes(b, _), _) => place.add(t, rank, b, PANEL, micro.tile_i8),
-            (Data::Int8(_) | Data::Q4(_), _) => unreachable!("invariant: adapters in integers are codes"),
+            (Data::Codes(..) | Data::Int8(_) | Data::Q4(_), _) => unreachable!("invariant: floats"),
         }
     }
 }
 
-/// `t [rows, rank]` times the target's scale, and those of its codes.
-fn scale_ranks(target: &LoraTarget, t: &mut [f32]) {
+/// The first `rank` of each row of `t [rows, stride]`, times the target's scale and those of its codes.
+fn scale_ranks(target: &LoraTarget, t: &mut [f32], stride: usize) {
     match (target.a.0.rank_scales(), target.b.0.rank_scales()) {
-        (None, None) => {
-            for value in t {
-                *value *= target.scale;
+        (Some(a), Some(b)) => {
+            for t in t.chunks_exact_mut(stride) {
+                for ((value, a), b) in t.iter_mut().zip(a).zip(b) {
+                    *value *= target.scale * a * b;
+                }
             }
         }
-        (a, b) => {
-            for (rank, value) in t.iter_mut().enumerate() {
-                let of = |scales: Option<&[f32]>| scales.map_or(1.0, |scales| scales[rank % target.rank]);
-                *value *= target.scale * of(a) * of(b);
-            }
-        }
+        _ => t.iter_mut().for_each(|value| *value *= target.scale),
     }
 }
 
@@ -206,69 +228,108 @@ struct Place<'a> {
     rows: Range<usize>,
     /// `[rows, 16]`, for the last panel.
     side: &'a mut [f32],
+    /// The matrix after this one.
+    next: Option<&'a LoraMatrix>,
 }
 
 impl Place<'_> {
     /// `out += t b`; `t [rows, depth]`, `b [panels, depth, step]`.
     fn add<X, W>(&mut self, t: &[X], depth: usize, b: &[W], step: usize, kernel: unsafe fn(usize, usize, &Tile<X, W>)) {
-        let (columns, rows, out) = (self.target.out_features, self.rows.len(), &self.call.out);
+        let (columns, rows) = (self.target.out_features, self.rows.len());
         let panel_len = depth * step;
         assert!(
             b.len() == columns.div_ceil(PANEL) * panel_len && t.len() == rows * depth,
             "lora: invariant: packed length"
         );
         let shape = self.call.cpu.micro.largest.shape(rows);
-        let tiles = |panel: usize, count: usize, out: *mut f32, out_stride: usize| {
+        let widest = shape.panels((columns / PANEL).max(1));
+        let mut ahead = ahead(self.next, rows.div_ceil(shape.rows) * columns.div_ceil(PANEL * widest) * depth);
+        let mut tiles = |panel: usize, count: usize, out: *mut f32, out_stride: usize| {
             let w = std::array::from_fn(|i| b[(panel + i.min(count - 1)) * panel_len..].as_ptr());
             for row in (0..rows).step_by(shape.rows) {
                 let height = shape.rows.min(rows - row);
                 let (x, x_stride, w_step) = (t[row * depth..].as_ptr(), depth, step);
                 let out = out.wrapping_add(row * out_stride);
-                let (add, ahead) = (true, Ahead::NONE);
-                let tile = Tile { depth, x, x_stride, w, w_step, out, out_stride, add, ahead };
+                let tile = Tile { depth, x, x_stride, w, w_step, out, out_stride, add: true, ahead };
                 // SAFETY: t and b hold these rows and panels; `out` is ours for all of them (below); the table fits
                 // this processor, and height and count come from its shapes.
                 unsafe { kernel(height, count, &tile) };
+                ahead = ahead.after(depth);
             }
         };
         let (whole, stride) = (columns / PANEL, self.call.out_stride);
-        let start = self.rows.start * stride + self.target.out_offset;
         let mut panel = 0;
         while panel < whole {
             let count = shape.panels(whole - panel);
-            // These columns of these rows belong to this unit, see `units`.
-            let to = out.at(start + panel * PANEL, (rows - 1) * stride + count * PANEL);
-            tiles(panel, count, to, stride);
+            tiles(panel, count, self.columns(panel, count), stride);
             panel += count;
         }
-        let used = columns - whole * PANEL;
-        if used > 0 {
-            // The last panel is partly padding: its tile works on a copy.
-            let at = |row: usize| start + row * stride + whole * PANEL;
-            for (row, side) in self.side.chunks_exact_mut(PANEL).enumerate() {
-                // SAFETY: columns of rows of this unit, see `units`.
-                side[..used].copy_from_slice(unsafe { out.slice(at(row), used) });
-                side[used..].fill(0.0);
+        self.last_panel(|side| tiles(whole, 1, side, PANEL));
+    }
+
+    /// `out += t b` in codes; `t [rows, stride]` of whole groups, `b [panels, rank / 4, 16, 4]`.
+    fn add_codes(mut self, t: &[f32], stride: usize) {
+        let (columns, rank, quant) = (self.target.out_features, self.target.rank, &self.call.cpu.micro.quant);
+        self.target.b.0.expect_layout("lora", Layout::CodePanels);
+        let Data::Codes(b, _) = &self.target.b.0.data else {
+            unreachable!("invariant: adapters in integers are codes")
+        };
+        let (groups, depth, panels) = (stride / GROUP, rank.div_ceil(4), columns / PANEL);
+        let ahead = ahead(self.next, self.rows.len() * columns.div_ceil(PANEL) * groups);
+        with_scratch::<GroupX, _>(self.rows.len() * groups, |codes| {
+            for (t, codes) in t.chunks_exact(stride).zip(codes.chunks_exact_mut(groups)) {
+                // SAFETY: the table fits this processor.
+                unsafe { (quant.quantise)(t, codes) };
             }
-            tiles(whole, 1, self.side.as_mut_ptr(), PANEL);
-            for (row, side) in self.side.chunks_exact(PANEL).enumerate() {
-                // SAFETY: as above.
-                unsafe { out.slice(at(row), used) }.copy_from_slice(&side[..used]);
-            }
+            let (whole, last) = b.split_at(panels * depth * 4 * PANEL);
+            let (t, out_stride) = (&*codes, self.call.out_stride);
+            let (b, out) = (whole, self.columns(0, panels));
+            // SAFETY: these columns of these rows are ours; the table fits this processor.
+            unsafe { (quant.grow)(&mut GrowCodes { t, groups, b, depth, panels, out, out_stride, ahead }) };
+            self.last_panel(|out| {
+                let (b, panels, out_stride, ahead) = (last, 1, PANEL, Ahead::NONE);
+                // SAFETY: the side buffer has 16 columns for every row; the table fits this processor.
+                unsafe { (quant.grow)(&mut GrowCodes { t, groups, b, depth, panels, out, out_stride, ahead }) };
+            });
+        });
+    }
+
+    /// First row of some whole panels: these columns of these rows belong to this unit, see `units`.
+    fn columns(&self, panel: usize, count: usize) -> *mut f32 {
+        let stride = self.call.out_stride;
+        let start = self.rows.start * stride + self.target.out_offset;
+        self.call.out.at(start + panel * PANEL, (self.rows.len() - 1) * stride + count * PANEL)
+    }
+
+    /// The last panel, where it is partly padding: `tile` works on a copy, `[rows, 16]`.
+    fn last_panel(&mut self, mut tile: impl FnMut(*mut f32)) {
+        let (columns, stride, out) = (self.target.out_features, self.call.out_stride, &self.call.out);
+        let used = columns % PANEL;
+        if used == 0 {
+            return;
+        }
+        let at = |row: usize| (self.rows.start + row) * stride + self.target.out_offset + columns - used;
+        for (row, side) in self.side.chunks_exact_mut(PANEL).enumerate() {
+            // SAFETY: columns of rows of this unit, see `units`.
+            side[..used].copy_from_slice(unsafe { out.slice(at(row), used) });
+            side[used..].fill(0.0);
+        }
+        tile(self.side.as_mut_ptr());
+        for (row, side) in self.side.chunks_exact(PANEL).enumerate() {
+            // SAFETY: as above.
+            unsafe { out.slice(at(row), used) }.copy_from_slice(&side[..used]);
         }
     }
 }
 
-/// Asks for a whole matrix while the one before is at work. Matrices of a decode step are a few kilobytes each: too short
-/// for the hardware to guess ahead (measured: the step's adapters come in at 11 instead of 8 GB/s per thread).
-fn fetch(matrix: &LoraMatrix) {
-    let (start, bytes) = match &matrix.0.data {
-        Data::F32(data) => (data.as_ptr().cast::<u8>(), data.bytes()),
-        Data::Bf16(data) => (data.as_ptr().cast::<u8>(), data.bytes()),
-        Data::Codes(data, _) => (data.as_ptr().cast::<u8>(), data.bytes()),
-        Data::Int8(_) | Data::Q4(_) => return,
+/// A matrix to ask for in so many steps of the one before it. Matrices of a decode step are a few kilobytes each: too short
+/// for the hardware to guess ahead. Asked for at once they fill the queue of the cache, and nothing is multiplied meanwhile.
+fn ahead(matrix: Option<&LoraMatrix>, steps: usize) -> Ahead {
+    let (start, bytes) = match matrix.map(|matrix| &matrix.0.data) {
+        Some(Data::F32(data)) => (data.as_ptr().cast::<u8>(), data.bytes()),
+        Some(Data::Bf16(data)) => (data.as_ptr().cast::<u8>(), data.bytes()),
+        Some(Data::Codes(data, _)) => (data.as_ptr().cast::<u8>(), data.bytes()),
+        Some(Data::Int8(_) | Data::Q4(_)) | None => return Ahead::NONE,
     };
-    for line in (0..bytes.min(FETCH_BYTES_MAX)).step_by(64) {
-        fetch_line(start.wrapping_add(line));
-    }
+    Ahead::over(start, bytes.min(FETCH_BYTES_MAX), steps)
 }

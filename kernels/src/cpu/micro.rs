@@ -10,6 +10,7 @@
     reason = "blocks of registers are clearest with plain indices, a table of functions with their plain types"
 )]
 
+pub(crate) mod codes;
 mod matrix;
 pub(crate) mod quant;
 mod vector;
@@ -45,20 +46,36 @@ pub(crate) struct Tile<X, W> {
 /// Weights of later tiles to fetch into the second-level cache while this one multiplies: some lines at each step.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
-    pub(crate) from: *const u8,
-    pub(crate) lines: usize,
+    from: *const u8,
+    /// Lines of a step, and of all that are left.
+    each: usize,
+    left: usize,
 }
 
 impl Ahead {
-    pub(crate) const NONE: Self = Self { from: std::ptr::null(), lines: 0 };
+    pub(crate) const NONE: Self = Self { from: std::ptr::null(), each: 0, left: 0 };
+
+    /// `bytes` from `from` on, in about `steps` steps.
+    pub(crate) fn over(from: *const u8, bytes: usize, steps: usize) -> Self {
+        let left = bytes.div_ceil(LINE_BYTES);
+        Self { from, each: left.div_ceil(steps.max(1)), left }
+    }
 
     /// Hints at the lines of the next step.
     #[inline(always)]
     fn fetch(&mut self) {
-        for _ in 0..self.lines {
+        let lines = self.each.min(self.left);
+        for _ in 0..lines {
             fetch_line(self.from);
             self.from = self.from.wrapping_add(LINE_BYTES);
         }
+        self.left -= lines;
+    }
+
+    /// What is left after some steps.
+    pub(crate) fn after(self, steps: usize) -> Self {
+        let lines = (self.each * steps).min(self.left);
+        Self { from: self.from.wrapping_add(lines * LINE_BYTES), left: self.left - lines, ..self }
     }
 }
 
@@ -89,6 +106,8 @@ pub(crate) struct Shrink<'a, X, W> {
     pub(crate) rank: usize,
     /// `[rows, rank]`.
     pub(crate) t: &'a mut [f32],
+    /// What to fetch meanwhile; a step is a vector of inputs.
+    pub(crate) ahead: Ahead,
 }
 
 impl<X, W> Shrink<'_, X, W> {
@@ -130,7 +149,6 @@ pub(crate) struct Micro {
     pub(crate) largest: Largest,
     pub(crate) tile_f32: unsafe fn(usize, usize, &Tile<f32, f32>),
     pub(crate) tile_bf16: unsafe fn(usize, usize, &Tile<f32, u16>),
-    pub(crate) tile_i8: unsafe fn(usize, usize, &Tile<f32, i8>),
     /// bf16 activations and weights in pairs; with it comes `round_bf16`.
     pub(crate) pairs: Option<Pairs>,
     pub(crate) quant: quant::Quant,
@@ -138,7 +156,6 @@ pub(crate) struct Micro {
     pub(crate) ranks: usize,
     pub(crate) shrink_f32: unsafe fn(&mut Shrink<'_, f32, f32>),
     pub(crate) shrink_bf16: unsafe fn(&mut Shrink<'_, f32, u16>),
-    pub(crate) shrink_i8: unsafe fn(&mut Shrink<'_, f32, i8>),
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
     pub(crate) scale: unsafe fn(&[f32], f32, &mut [f32]),
@@ -218,14 +235,6 @@ impl Stored for u16 {
     }
 }
 
-impl Stored for i8 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const Self) -> L::V {
-        // SAFETY: the caller's duty.
-        unsafe { L::load_i8(from) }
-    }
-}
-
 /// Compiles the micro-kernels for one instruction set: a module with a `TABLE`.
 macro_rules! compile {
     (
@@ -242,13 +251,11 @@ macro_rules! compile {
                 largest: Largest { rows: $most_rows, panels: $most_panels, cells: $most_cells },
                 tile_f32: tile_any::<f32>,
                 tile_bf16: tile_any::<u16>,
-                tile_i8: tile_any::<i8>,
                 pairs: None,
                 quant: quant::$name::TABLE,
                 ranks: $wide,
                 shrink_f32: shrink_any::<f32>,
                 shrink_bf16: shrink_any::<u16>,
-                shrink_i8: shrink_any::<i8>,
                 rms_norm, add, scale, silu_mul, rotate, max, exp_sum,
             };
 

@@ -70,6 +70,16 @@ struct Cpu {
 }
 
 impl Cpu {
+    /// How the halves of an adapter lie.
+    fn half_layout(&self, half: Half, format: WeightFormat) -> Layout {
+        match (half, format.is_integer()) {
+            (Half::Shrink, true) => Layout::CodeOctets,
+            (Half::Shrink, false) => Layout::RankBlocks(self.micro.ranks),
+            (Half::Grow, true) => Layout::CodePanels,
+            (Half::Grow, false) => self.column_layout(format),
+        }
+    }
+
     /// Where outputs are lanes: with a bf16 dot product, two inputs side by side.
     fn column_layout(&self, format: WeightFormat) -> Layout {
         match (format, self.micro.pairs) {
@@ -103,12 +113,12 @@ impl Kernels for Cpu {
 
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix {
         // Adapters are packed while steps run: the pool stays with the steps.
-        let layout = Layout::RankBlocks(self.micro.ranks);
+        let layout = self.half_layout(Half::Shrink, format);
         LoraMatrix(Matrix::pack_half("pack_lora_a", a, Half::Shrink, [rank, in_features], layout, format))
     }
 
     fn pack_lora_b(&self, b: &[f32], out_features: usize, rank: usize, format: WeightFormat) -> LoraMatrix {
-        let layout = self.column_layout(format);
+        let layout = self.half_layout(Half::Grow, format);
         LoraMatrix(Matrix::pack_half("pack_lora_b", b, Half::Grow, [out_features, rank], layout, format))
     }
 

@@ -42,14 +42,6 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self::V {
-        // SAFETY: valid for 16 bytes, then an array of 16; the compiler widens in registers.
-        unsafe {
-            let codes: [i8; 16] = *from.cast();
-            Self::load(codes.map(f32::from).as_ptr())
-        }
-    }
-    #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {
         // SAFETY: valid for 16 values.
         unsafe {

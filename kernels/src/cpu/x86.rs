@@ -58,14 +58,6 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self::V {
-        // SAFETY: valid for 16 bytes.
-        unsafe {
-            let widen = |from: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())));
-            [widen(from), widen(from.add(8))]
-        }
-    }
-    #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {
         // SAFETY: valid for 16 values.
         unsafe {
@@ -129,11 +121,6 @@ impl Lanes for Avx512 {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
         }
-    }
-    #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self::V {
-        // SAFETY: valid for 16 bytes.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: Self::V) {

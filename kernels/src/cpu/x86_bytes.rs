@@ -69,12 +69,12 @@ macro_rules! accumulate {
 accumulate!(accumulate16, "vpaddw");
 accumulate!(accumulate32, "vpaddd");
 
-/// `vpmaddubsw` adds two products in 16 bits: at most 2 * 127 * 127, which fits.
+/// `vpmaddubsw` adds two products in 16 bits: at most 2 * 128 * 127, which fits.
 #[inline(always)]
-unsafe fn dot8(sum: Halves, weights: Signed, x: u32) -> Halves {
+unsafe fn dot8(sum: Halves, weights: Signed, x: __m256i) -> Halves {
     // SAFETY: register arithmetic; the instruction set is the caller's duty.
     unsafe {
-        let (x, ones) = (_mm256_set1_epi32(x.cast_signed()), _mm256_set1_epi16(1));
+        let ones = _mm256_set1_epi16(1);
         let [[size0, sign0], [size1, sign1]] = weights;
         let pairs0 = _mm256_maddubs_epi16(size0, _mm256_sign_epi8(x, sign0));
         let pairs1 = _mm256_maddubs_epi16(size1, _mm256_sign_epi8(x, sign1));
@@ -127,7 +127,17 @@ macro_rules! of_avx2 {
         #[inline(always)]
         unsafe fn dot8(sum: Self::Sum, weights: Self::Weights8, x: u32) -> Self::Sum {
             // SAFETY: the caller's duty.
-            unsafe { dot8(sum, weights, x) }
+            unsafe { dot8(sum, weights, _mm256_set1_epi32(x.cast_signed())) }
+        }
+        #[inline(always)]
+        unsafe fn start_octets(_: *const i8) -> Self::Sum {
+            // SAFETY: register arithmetic; the instruction set is the caller's duty.
+            unsafe { [_mm256_setzero_si256(); 2] }
+        }
+        #[inline(always)]
+        unsafe fn dot_octets(sum: Self::Sum, weights: Self::Weights8, x: u64) -> Self::Sum {
+            // SAFETY: the caller's duty.
+            unsafe { dot8(sum, weights, _mm256_set1_epi64x(x.cast_signed())) }
         }
         #[inline(always)]
         unsafe fn dot4(sum: Self::Sum4, weights: Self::Weights4, x: u32) -> Self::Sum4 {
@@ -265,6 +275,24 @@ impl Bytes for Vnni {
     unsafe fn dot8(sum: __m512i, weights: __m512i, x: u32) -> __m512i {
         // SAFETY: register arithmetic; the instruction set is the caller's duty.
         unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(x.cast_signed())) }
+    }
+    #[inline(always)]
+    unsafe fn start_octets(codes: *const i8) -> __m512i {
+        // Weights are stored 128 too high: what that adds to each sum goes off. SAFETY: 32 codes; the instruction set is the
+        // caller's duty.
+        unsafe {
+            let (high, mut over) = (_mm512_set1_epi8(-128), _mm512_setzero_si512());
+            for step in 0..4 {
+                let x = codes.cast::<i64>().add(step).read_unaligned();
+                over = _mm512_dpbusd_epi32(over, high, _mm512_set1_epi64(x));
+            }
+            _mm512_sub_epi32(_mm512_setzero_si512(), over)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_octets(sum: __m512i, weights: __m512i, x: u64) -> __m512i {
+        // SAFETY: register arithmetic; the instruction set is the caller's duty.
+        unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi64(x.cast_signed())) }
     }
     #[inline(always)]
     unsafe fn dot4(sum: __m512i, weights: __m512i, x: u32) -> __m512i {

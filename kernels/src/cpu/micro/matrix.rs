@@ -63,7 +63,9 @@ pub(super) unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const COUNT: u
         let at = |k: usize, j: usize| a.add(k / ROW * chunk + j * ROW + k % ROW);
         let mut acc = [[L::splat(0.0); COUNT]; ROWS];
         let whole = width - width % PANEL;
+        let mut ahead = s.ahead;
         for k in (0..whole).step_by(PANEL) {
+            ahead.fetch();
             let mut w = [L::splat(0.0); COUNT];
             for j in 0..COUNT {
                 w[j] = W::load::<L>(at(k, j));
@@ -75,6 +77,7 @@ pub(super) unsafe fn dots<L: Lanes, W: Stored, const ROWS: usize, const COUNT: u
                 }
             }
         }
+        s.ahead = ahead;
         if whole < width {
             for r in 0..ROWS {
                 let x = L::load_part(&s.x[(row + r) * width..][whole..width], 0.0);

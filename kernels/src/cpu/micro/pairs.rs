@@ -85,7 +85,9 @@ unsafe fn dots<const ROWS: usize, const COUNT: usize>(s: &mut Shrink<'_, u16, u1
     unsafe {
         let x = s.x.as_ptr().add(row * stride);
         let mut acc = [[_mm512_setzero_ps(); COUNT]; ROWS];
+        let mut ahead = s.ahead;
         for k in 0..stride / ROW {
+            ahead.fetch();
             for r in 0..ROWS {
                 for j in 0..COUNT {
                     let a = a.add(k * chunk + j * ROW);
@@ -93,6 +95,7 @@ unsafe fn dots<const ROWS: usize, const COUNT: usize>(s: &mut Shrink<'_, u16, u1
                 }
             }
         }
+        s.ahead = ahead;
         for r in 0..ROWS {
             for j in 0..COUNT {
                 s.t[(row + r) * s.rank + rank + j] = Avx512::sum(acc[r][j]);

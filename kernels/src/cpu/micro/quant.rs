@@ -1,5 +1,6 @@
 //! Products with integer weights, and the codes of the activations that meet them. See [`crate::quant`] for the formats.
 
+use super::codes::{GrowCodes, ShrinkCodes};
 use super::{Largest, Tile};
 use crate::cpu::bytes::Bytes;
 use crate::cpu::lanes::Lanes;
@@ -15,6 +16,8 @@ use crate::quant::{GROUP, Group4, Group8, GroupX, LEAST, quantise_row};
 pub(crate) struct Quant {
     pub(crate) eight: Tiles<Group8>,
     pub(crate) four: Tiles<Group4>,
+    pub(crate) shrink: unsafe fn(&mut ShrinkCodes<'_>),
+    pub(crate) grow: unsafe fn(&mut GrowCodes<'_>),
     /// One row, as [`quantise_row`] defines it.
     pub(crate) quantise: unsafe fn(&[f32], &mut [GroupX]),
 }
@@ -224,6 +227,8 @@ macro_rules! compile {
                     kernel: pick::<Group4>,
                     largest: Largest { rows: $rows4, panels: $panels4, cells: $cells4 },
                 },
+                shrink,
+                grow,
                 quantise,
             };
 
@@ -237,6 +242,18 @@ macro_rules! compile {
             unsafe fn one<W: Weights, const ROWS: usize, const PANELS: usize>(t: &Tile<GroupX, W>) {
                 // SAFETY: the caller's duty.
                 unsafe { tile::<$bytes, W, ROWS, PANELS>(t) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn shrink(s: &mut ShrinkCodes<'_>) {
+                // SAFETY: the caller's duty.
+                unsafe { super::super::codes::shrink::<$bytes, $rows8>(s) }
+            }
+
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn grow(s: &mut GrowCodes<'_>) {
+                // SAFETY: the caller's duty.
+                unsafe { super::super::codes::grow::<$bytes, $rows8>(s) }
             }
 
             $(#[target_feature(enable = $feature)])?

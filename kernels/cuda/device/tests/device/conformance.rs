@@ -13,7 +13,7 @@ use weft_cuda_kernels::on_host::{self, Adapter, Call, E4m3, Element, KvElement, 
 use weft_cuda_kernels::pack::{self, Format, Half};
 use weft_cuda_kernels::sampling::{CANDIDATES, Request, Sampled, Sequence, Settings};
 use weft_cuda_kernels::table::{self, Path};
-use weft_kernels::conformance::{self, Random};
+use weft_kernels::conformance::{self, BesideCodes, Random};
 use weft_kernels::{AttentionSeq, Kernels, KvFormat, WeightFormat};
 
 /// The shim without the device layer: what results are compared with where the suite has no reference.
@@ -70,9 +70,9 @@ conforms!(
 );
 
 fn lora(kernels: &dyn Kernels, format: WeightFormat, seed: u64) {
-    conformance::lora_matches_the_reference(kernels, format, seed);
+    conformance::lora_matches_the_reference(kernels, format, BesideCodes::Floats, seed);
     conformance::lora_leaves_everything_else_alone(kernels, format, seed);
-    conformance::lora_with_overlapping_targets_adds_both(kernels, format, seed);
+    conformance::lora_with_overlapping_targets_adds_both(kernels, format, BesideCodes::Floats, seed);
 }
 
 fn lora_in_f32(open: Open<'_>) {
