@@ -68,3 +68,13 @@ fn neon_conforms() {
 fn neon_conforms_with_threads() {
     run(Isa::Neon, 3);
 }
+
+#[test]
+fn neon_dot_conforms() {
+    run(Isa::NeonDot, 1);
+}
+
+#[test]
+fn neon_dot_conforms_with_threads() {
+    run(Isa::NeonDot, 3);
+}

@@ -111,5 +111,8 @@ fn names_of_instruction_sets_read_back() {
         assert_eq!(isa.as_str().parse(), Ok(isa));
     }
     let error = "sse9".parse::<Isa>().unwrap_err();
-    assert_eq!(error.to_string(), "isa \"sse9\" is none of portable, avx2, avx512, avx512-vnni, avx512-bf16, neon");
+    assert_eq!(
+        error.to_string(),
+        "isa \"sse9\" is none of portable, avx2, avx512, avx512-vnni, avx512-bf16, neon, neon-dot"
+    );
 }

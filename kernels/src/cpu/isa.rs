@@ -18,17 +18,19 @@ pub enum Isa {
     Avx512Bf16,
     /// NEON, on every aarch64.
     Neon,
+    /// NEON with the integer dot product `sdot` (processors since 2018).
+    NeonDot,
 }
 
 /// The text names no instruction set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("isa {0:?} is none of portable, avx2, avx512, avx512-vnni, avx512-bf16, neon")]
+#[error("isa {0:?} is none of portable, avx2, avx512, avx512-vnni, avx512-bf16, neon, neon-dot")]
 pub struct ParseIsaError(String);
 
 impl Isa {
     /// All of them, slowest first.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Neon];
+    pub const ALL: [Self; 7] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Neon, Self::NeonDot];
 
     /// Its name in settings and logs.
     #[must_use]
@@ -40,6 +42,7 @@ impl Isa {
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Neon => "neon",
+            Self::NeonDot => "neon-dot",
         }
     }
 
@@ -66,6 +69,8 @@ impl Isa {
             Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
             #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
             _ => false,
         }
@@ -85,6 +90,8 @@ impl Isa {
             Self::Avx512Bf16 => &micro::AVX512_BF16,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => &micro::neon::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => &micro::NEON_DOT,
             #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
             _ => unreachable!("invariant: {} is available", self.as_str()),
         }

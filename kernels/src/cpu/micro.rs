@@ -338,6 +338,10 @@ pub(crate) static AVX512_BF16: Micro = Micro { pairs: Some(pairs::PAIRS), quant:
 #[cfg(target_arch = "x86_64")]
 pub(crate) static AVX512_VNNI: Micro = Micro { quant: quant::vnni::TABLE, ..avx512::MICRO };
 
+/// NEON with its integer dot product.
+#[cfg(target_arch = "aarch64")]
+pub(crate) static NEON_DOT: Micro = Micro { quant: quant::neon_dot::TABLE, ..neon::MICRO };
+
 // After the macro, which it uses.
 #[cfg(target_arch = "x86_64")]
 mod pairs;

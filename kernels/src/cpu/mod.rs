@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `lanes.rs`, `x86.rs`, `neon.rs` | 16 lanes of `f32` in each instruction set |
-//! | `bytes.rs`, `x86_bytes.rs` | 16 sums of products of bytes in each instruction set |
+//! | `bytes.rs`, `x86_bytes.rs`, `neon_bytes.rs` | 16 sums of products of bytes in each instruction set |
 //! | `micro.rs`, `micro/` | micro-kernels, written once over lanes, one table per set |
 //! | `pool.rs` | threads |
 //! | `linear.rs`, `lora.rs`, `attention.rs`, `rows.rs` | the operations: shapes, cutting into units, calls through the table |
@@ -17,6 +17,8 @@ mod lora;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_bytes;
 mod pool;
 mod rows;
 #[cfg(target_arch = "x86_64")]

@@ -1,5 +1,6 @@
 //! What a worker computes on, and in which formats: settings in words become the engine's.
 
+use weft_base_model::BaseModel;
 use weft_engine::device::{Format, KvFormat, Precision, WeightFormat};
 use weft_engine::{AdapterDtype, Dtype};
 use weft_kernels::Isa;
@@ -63,6 +64,19 @@ impl Compute {
         })
     }
 
+    /// What `dtype = auto` is beside this base: where its linears are `Q4_1` in the file, `q4` gives them back exactly and is
+    /// at least as fast as `int8`. Costs nothing.
+    pub(crate) fn beside(&self, base: &BaseModel, settings: &Settings) -> Self {
+        match self {
+            &Self::Processor { isa, dtype: Dtype::Int8, adapters }
+                if settings.dtype == "auto" && linears_are(base, "Q4_1") =>
+            {
+                Self::Processor { isa, dtype: Dtype::Q4, adapters }
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// Of the base, as it is written in settings and on the wire.
     pub(crate) fn dtype(&self) -> &'static str {
         match self {
@@ -91,6 +105,14 @@ impl Compute {
             Self::Device { formats, .. } => formats.adapters.value_bytes() as u32,
         }
     }
+}
+
+/// Whether the file stores all matrices of all layers so.
+fn linears_are(base: &BaseModel, stored: &str) -> bool {
+    let is_linear =
+        |name: &str| name.contains(".layers.") && base.weights.shape(name).is_some_and(|shape| shape.len() == 2);
+    let mut linears = base.weights.names().filter(|name| is_linear(name)).peekable();
+    linears.peek().is_some() && linears.all(|name| base.weights.stored_as(name) == Some(stored))
 }
 
 /// None: the processor.
@@ -197,11 +219,11 @@ fn one(problem: String) -> Vec<String> {
     vec![problem]
 }
 
-/// The fastest that the set's kernels have for decode and prefill together (docs/performance.md has the figures): integers where there
-/// are dot products for them or no better ones for bf16; f32 where everything is slow.
+/// The fastest that the set's kernels have for decode and prefill together of any base (docs/performance.md has the figures): integers
+/// where there are dot products for them or no better ones for bf16; f32 where everything is slow. See also [`Compute::beside`].
 fn auto(isa: Isa) -> Dtype {
     match isa {
-        Isa::Avx2 | Isa::Avx512Vnni | Isa::Avx512Bf16 => Dtype::Int8,
+        Isa::Avx2 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::NeonDot => Dtype::Int8,
         Isa::Avx512 | Isa::Neon => Dtype::Bf16,
         Isa::Portable => Dtype::F32,
     }

@@ -85,7 +85,8 @@ pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
     let started = Instant::now();
     let base = weft_base_model::open(&checked.model, &options).map_err(|error| checked.failed(&error))?;
     let opened = Instant::now();
-    let (engine, isa, slot_bytes, block_bytes, kv_blocks) = match &checked.compute {
+    let compute = checked.compute.beside(&base, &checked.settings);
+    let (engine, isa, slot_bytes, block_bytes, kv_blocks) = match &compute {
         &Compute::Processor { isa, dtype, adapters } => {
             let (engine, isa, slot_bytes) = on_processor(&base, checked, isa, (dtype, adapters))?;
             let kv_blocks = engine.kv_blocks();
@@ -102,7 +103,7 @@ pub(crate) fn open(checked: &Checked) -> Result<Opened, Error> {
         pack_ms = opened.elapsed().as_millis() as u64,
         "read the base model"
     );
-    let model = facts(base, checked, &engine, isa, kv_blocks)?;
+    let model = facts(base, checked, &compute, &engine, isa, kv_blocks)?;
     give_back_free_memory();
     Ok(Opened { model, engine, slot_bytes, block_bytes })
 }
@@ -144,7 +145,14 @@ fn give_back_free_memory() {
     }
 }
 
-fn facts(base: BaseModel, checked: &Checked, engine: &Engine, isa: String, kv_blocks: usize) -> Result<Model, Error> {
+fn facts(
+    base: BaseModel,
+    checked: &Checked,
+    compute: &Compute,
+    engine: &Engine,
+    isa: String,
+    kv_blocks: usize,
+) -> Result<Model, Error> {
     let (context_tokens_max, prompt_tokens_max) = token_limits(&base.config, &checked.settings, kv_blocks)?;
     let mut eos_ids = base.config.eos_ids.clone();
     eos_ids.extend_from_slice(base.tokenizer.eos_ids());
@@ -159,14 +167,14 @@ fn facts(base: BaseModel, checked: &Checked, engine: &Engine, isa: String, kv_bl
         digest: base.digest,
         served_name: base.served_name,
         model_id: checked.settings.model.clone(),
-        dtype: checked.compute.dtype(),
-        kv_dtype: checked.compute.kv_dtype(),
+        dtype: compute.dtype(),
+        kv_dtype: compute.kv_dtype(),
         isa,
         context_tokens_max,
         prompt_tokens_max,
         kv_blocks,
         weight_bytes: engine.weight_bytes(),
-        adapter_element_bytes: checked.compute.adapter_element_bytes(),
+        adapter_element_bytes: compute.adapter_element_bytes(),
         eos_ids,
     })
 }

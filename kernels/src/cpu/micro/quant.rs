@@ -298,7 +298,13 @@ compile!(
 );
 #[cfg(target_arch = "aarch64")]
 compile!(
-    neon, crate::cpu::bytes::Plain<crate::cpu::neon::Neon>, enable("neon"), rows(1 2), panels(1), eight(2, 1, 2), four(2, 1, 2)
+    neon, crate::cpu::neon_bytes::NeonBytes, enable("neon"),
+    rows(1 2 3 4), panels(1), eight(4, 1, 4), four(4, 1, 4)
+);
+#[cfg(target_arch = "aarch64")]
+compile!(
+    neon_dot, crate::cpu::neon_bytes::NeonDot, enable("neon,dotprod"),
+    rows(1 2 3 4), panels(1), eight(4, 1, 4), four(4, 1, 4)
 );
 
 #[cfg(test)]
