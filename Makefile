@@ -49,6 +49,11 @@ asan: ## The kernels' tests under the address sanitizer: the CPU's (part of make
 	@scripts/setup.sh build test
 	scripts/asan.sh cpu cuda
 
+.PHONY: neon-check
+neon-check: ## The CPU kernels' tests for 64-bit Arm, cross-compiled and run by QEMU (installs Debian packages of arm64)
+	@scripts/setup.sh build
+	scripts/neon.sh
+
 .PHONY: gpu-check
 gpu-check: ## The CUDA kernels without a device: compiled for every architecture, run on this processor, their ceiling predicted (WEFT_GOLDEN=write: the table)
 	@scripts/setup.sh build test cuda

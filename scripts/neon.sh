@@ -8,7 +8,7 @@ target=aarch64-unknown-linux-gnu
 if [ "$(uname -m)" = aarch64 ]; then
     exec cargo nextest run --release -p weft-kernels
 fi
-if ! [ -x /usr/bin/rustc ] || ! [ -d "/usr/lib/rustlib/$target" ] || ! command -v qemu-aarch64 aarch64-linux-gnu-gcc >/dev/null; then
+if ! [ -x /usr/bin/rustc ] || ! [ -d "/usr/lib/rustlib/$target" ] || ! command -v qemu-aarch64 >/dev/null || ! command -v aarch64-linux-gnu-gcc >/dev/null; then
     echo "neon: installing Debian's rustc, its library for arm64, a linker and QEMU" >&2
     sudo=()
     [ "$(id -u)" = 0 ] || sudo=(sudo)

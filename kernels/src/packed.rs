@@ -118,7 +118,8 @@ impl Matrix {
         Self { rows, cols, layout, data }
     }
 
-    /// Packs half an adapter. Integers get a scale per rank, so that they need exactly one byte each.
+    /// Packs half an adapter. Integers get a scale per rank, so that they need one byte each; ranks are filled up to 8 in
+    /// `CodeOctets`, to 4 in `CodePanels`.
     pub(crate) fn pack_half(
         op: &str,
         source: &[f32],
@@ -136,7 +137,7 @@ impl Matrix {
             source.len()
         );
         // A maximum that keeps NaN.
-        let larger = |most: f32, value: f32| if value.abs() <= most { most } else { value.abs() };
+        let larger = |most: f32, value: f32| if most >= value.abs() || most.is_nan() { most } else { value.abs() };
         let code = |value: f32, scale: f32| if scale > 0.0 { value / scale } else { 0.0 };
         let each_row = || source.chunks_exact(cols.max(1));
         let mut codes = Vec::with_capacity(source.len());
@@ -162,7 +163,7 @@ impl Matrix {
             }
         }
         let high = if matches!(layout, Layout::CodeOctets | Layout::CodePanels) { i8::MIN } else { 0 };
-        let data = fill(&codes, rows, cols, layout, ALONE, |code| nearest(code) as i8 ^ high);
+        let data = fill(&codes, rows, cols, layout, ALONE, |code| nearest(code).clamp(-127, 127) as i8 ^ high);
         Self { rows, cols, layout, data: Data::Codes(data, scales) }
     }
 
@@ -255,7 +256,8 @@ impl Matrix {
     }
 }
 
-/// Stores a matrix block of rows by block of rows; places without a value stay zero and add nothing.
+/// Stores a matrix block of rows by block of rows; places without a value stay zero and add nothing. (In codes that lie 128 too high
+/// zero is -128: there activations are zero, or the sums are dropped.)
 fn fill<T: Zeroable + Copy + Send>(
     source: &[f32],
     rows: usize,

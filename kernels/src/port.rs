@@ -64,7 +64,8 @@ pub trait Kernels: Send + Sync + 'static {
         format: WeightFormat,
     ) -> PackedLinear;
 
-    /// Packs the shrinking half of an adapter, `[rank, in]`. `Int8` and `Q4` both mean 8 bits and a scale per rank here.
+    /// Packs the shrinking half of an adapter, `[rank, in]`. `Int8` and `Q4` both mean 8 bits and a scale per rank here;
+    /// an implementation may make codes of what meets them ([`crate::conformance::BesideCodes`]).
     fn pack_lora_a(&self, a: &[f32], rank: usize, in_features: usize, format: WeightFormat) -> LoraMatrix;
 
     /// Packs the growing half of an adapter, `[out, rank]`; formats as in [`Self::pack_lora_a`].

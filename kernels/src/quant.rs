@@ -121,7 +121,7 @@ impl Group for Group4 {
         self.min[output] = f16::from_f32(min.to_f32() + bad).to_bits();
         let code = |input: usize| {
             let weight = weights.get(input).copied().unwrap_or(min.to_f32());
-            nearest((weight - min.to_f32()) * inverse).clamp(0, 15) as u8
+            nearest(((weight - min.to_f32()) * inverse).clamp(0.0, 15.0)) as u8
         };
         for step in 0..GROUP / 8 {
             for lane in 0..4 {

@@ -1,5 +1,6 @@
 //! The suite, over the reference and every instruction set this machine has, with and without threads.
 
+use weft_kernels::conformance::BesideCodes;
 use weft_kernels::{CpuOptions, Isa, conformance, cpu, reference};
 
 fn run(isa: Isa, threads: usize) {
@@ -11,12 +12,12 @@ fn run(isa: Isa, threads: usize) {
     }
     let kernels = cpu(CpuOptions { threads, isa: Some(isa) });
     assert_eq!(kernels.isa(), isa.as_str());
-    conformance::all(&*kernels, threads as u64);
+    conformance::all(&*kernels, BesideCodes::Codes, threads as u64);
 }
 
 #[test]
 fn the_reference_conforms() {
-    conformance::all(&*reference(), 0);
+    conformance::all(&*reference(), BesideCodes::Floats, 0);
 }
 
 #[test]
@@ -47,6 +48,16 @@ fn avx512_conforms() {
 #[test]
 fn avx512_conforms_with_threads() {
     run(Isa::Avx512, 3);
+}
+
+#[test]
+fn avx512_vnni_conforms() {
+    run(Isa::Avx512Vnni, 1);
+}
+
+#[test]
+fn avx512_vnni_conforms_with_threads() {
+    run(Isa::Avx512Vnni, 3);
 }
 
 #[test]

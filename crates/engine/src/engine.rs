@@ -95,7 +95,8 @@ pub enum AdapterDtype {
     F32,
     /// Half of that; exact for adapters published in bf16.
     Bf16,
-    /// 8 bits with a scale per rank: half the bytes that a step reads for each adapter; about 0.7 % off per weight.
+    /// 8 bits with a scale per rank: half the bytes that a step reads for each adapter; about 0.7 % off per weight. Activations meet
+    /// them as codes of 8 bits, and so does what is between the halves. Ranks are filled up to 8 in A, to 4 in B.
     Int8,
 }
 

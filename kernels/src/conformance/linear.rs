@@ -41,7 +41,7 @@ pub fn linear_matches_the_reference(kernels: &dyn Kernels, format: WeightFormat,
 
 /// For each weight the largest absolute value of its group: where weights have a minimum, a small one is the difference of two
 /// terms of that size.
-pub(super) fn largest_of_groups(w: &[f32], inputs: usize) -> Vec<f32> {
+fn largest_of_groups(w: &[f32], inputs: usize) -> Vec<f32> {
     let groups = w.chunks(inputs.max(1)).flat_map(|row| row.chunks(GROUP));
     let largest = |group: &[f32]| group.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
     groups.flat_map(|group| vec![largest(group); group.len()]).collect()

@@ -1,8 +1,9 @@
 //! Promises about `lora`.
 
-use super::linear::largest_of_groups;
 use super::{BesideCodes, Random, abs, assert_bits, assert_close, tolerance};
+use crate::quant::{GROUP, GroupX, groups, quantise_row};
 use crate::{Kernels, LoraSegment, LoraTarget, WeightFormat, reference};
+use bytemuck::Zeroable;
 use std::ops::Range;
 
 /// An adapter for one linear, not packed yet.
@@ -40,6 +41,25 @@ impl Plain {
             out_offset: self.out_offset,
             out_features: self.out_features,
         }
+    }
+}
+
+/// Values as codes in groups.
+struct Coded(Vec<GroupX>);
+
+impl Coded {
+    fn new(values: &[f32]) -> Self {
+        let mut groups = vec![GroupX::zeroed(); groups(values.len())];
+        quantise_row(values, &mut groups);
+        Self(groups)
+    }
+
+    fn step(&self, index: usize) -> f64 {
+        f64::from(self.0[index / GROUP].scale)
+    }
+
+    fn at(&self, index: usize) -> f64 {
+        self.step(index) * f64::from(self.0[index / GROUP].codes[index % GROUP])
     }
 }
 
@@ -108,13 +128,59 @@ impl Case {
         kernels.lora(x, self.inputs, &segments, out, self.stride);
     }
 
-    /// Activations whose products are the magnitude, and the share of it that may be off.
-    fn bound(&self, format: WeightFormat, beside: BesideCodes, x: &[f32]) -> (Vec<f32>, f32) {
-        let share = tolerance(format, self.inputs + 64, 2);
-        match (format, beside) {
-            (WeightFormat::Int8, BesideCodes::Codes) => (largest_of_groups(x, self.inputs), share + 4.0 / 254.0),
-            _ => (abs(x), share),
+    /// Checks `got`, which was `base` before, against the reference, or, where activations become codes, against that definition.
+    fn check(&self, format: WeightFormat, beside: BesideCodes, seed: u64, x: &[f32], [base, got]: [&[f32]; 2]) {
+        let name = self.name(format, seed);
+        if (format, beside) == (WeightFormat::Int8, BesideCodes::Codes) {
+            let (want, bounds) = self.through_codes(x, base);
+            return assert_close(&name, got, &want, &bounds, 1.0);
         }
+        let (mut want, mut magnitude) = (base.to_vec(), abs(base));
+        let reference = reference();
+        self.run(&*reference, format, x, &mut want);
+        self.run_with(&*reference, format, &abs(x), &mut magnitude, |plain| {
+            plain.abs().pack(&*reference, self.inputs, format)
+        });
+        assert_close(&name, got, &want, &magnitude, tolerance(format, self.inputs + 64, 2));
+    }
+
+    /// What adapters in 8 bits make of `base` where activations, and what is between the halves, become codes; and how far off
+    /// that may be: as in `F32`, and by a step of the codes between the halves where a value lies between two of them.
+    fn through_codes(&self, x: &[f32], base: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        /// Of a step: how close to the middle of two codes a value may become either.
+        const UNDECIDED: f64 = 0.02;
+        let share = f64::from(tolerance(WeightFormat::F32, self.inputs + 64, 2));
+        let mut want: Vec<f64> = base.iter().map(|value| f64::from(*value)).collect();
+        let mut bounds: Vec<f64> = base.iter().map(|value| share * f64::from(value.abs())).collect();
+        let reference = reference();
+        let all = self.segments.iter().flat_map(|(rows, targets)| targets.iter().map(move |plain| (rows, plain)));
+        for (rows, plain) in all {
+            let target = plain.pack(&*reference, self.inputs, WeightFormat::Int8);
+            let [(a, a_scales), (b, b_scales)] = [&target.a, &target.b].map(|half| half.to_codes().expect("codes"));
+            for row in rows.clone() {
+                let x = Coded::new(&x[row * self.inputs..][..self.inputs]);
+                let scale = |r: usize| f64::from(plain.scale * a_scales[r] * b_scales[r]);
+                let products = |r: usize| (0..self.inputs).map(move |i| (r, i));
+                let product = |(r, i): (usize, usize)| f64::from(a[r * self.inputs + i]) * x.at(i);
+                let between: Vec<f64> =
+                    (0..plain.rank).map(|r| scale(r) * products(r).map(product).sum::<f64>()).collect();
+                let largest = (0..plain.rank)
+                    .map(|r| scale(r).abs() * products(r).map(|at| product(at).abs()).sum::<f64>())
+                    .fold(0.0, f64::max);
+                let t = Coded::new(&between.iter().map(|t| *t as f32).collect::<Vec<_>>());
+                for o in 0..plain.out_features {
+                    let at = row * self.stride + plain.out_offset + o;
+                    for (r, between) in between.iter().enumerate() {
+                        let (b, step) = (f64::from(b[o * plain.rank + r]), t.step(r));
+                        want[at] += b * t.at(r);
+                        let is_between = step > 0.0 && ((between / step).rem_euclid(1.0) - 0.5).abs() < UNDECIDED;
+                        bounds[at] += b.abs() * (2.0 * share * largest + if is_between { step } else { 0.0 });
+                    }
+                }
+            }
+        }
+        let narrow = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+        (narrow(want), narrow(bounds))
     }
 
     fn name(&self, format: WeightFormat, seed: u64) -> String {
@@ -131,18 +197,12 @@ impl Case {
 /// Mixed ranks, several targets per segment, segments without rows and rows without segment come out right.
 pub fn lora_matches_the_reference(kernels: &dyn Kernels, format: WeightFormat, beside: BesideCodes, seed: u64) {
     let random = &mut Random::new(seed);
-    let reference = reference();
     for _ in 0..120 {
         let case = Case::draw(random);
         let (x, base) = (random.normals(case.rows * case.inputs), random.normals(case.rows * case.stride));
-        let (mut got, mut want, mut magnitude) = (base.clone(), base.clone(), abs(&base));
+        let mut got = base.clone();
         case.run(kernels, format, &x, &mut got);
-        case.run(&*reference, format, &x, &mut want);
-        let (largest, share) = case.bound(format, beside, &x);
-        case.run_with(&*reference, format, &largest, &mut magnitude, |plain| {
-            plain.abs().pack(&*reference, case.inputs, format)
-        });
-        assert_close(&case.name(format, seed), &got, &want, &magnitude, share);
+        case.check(format, beside, seed, &x, [&base, &got]);
     }
 }
 
@@ -203,7 +263,6 @@ pub fn lora_with_overlapping_targets_adds_both(
     seed: u64,
 ) {
     let random = &mut Random::new(seed);
-    let reference = reference();
     let (inputs, stride) = (576, 300);
     let targets = vec![
         Plain::draw(random, inputs, 16, 0..200),
@@ -211,12 +270,8 @@ pub fn lora_with_overlapping_targets_adds_both(
         Plain::draw(random, inputs, 8, 0..300),
     ];
     let case = Case { rows: 2, inputs, stride, segments: vec![(0..2, targets)] };
-    let x = random.normals(2 * inputs);
-    let (mut got, mut want) = (vec![0.0; 2 * stride], vec![0.0; 2 * stride]);
-    let mut magnitude = vec![0.0; 2 * stride];
+    let (x, base) = (random.normals(2 * inputs), vec![0.0; 2 * stride]);
+    let mut got = base.clone();
     case.run(kernels, format, &x, &mut got);
-    case.run(&*reference, format, &x, &mut want);
-    let (largest, share) = case.bound(format, beside, &x);
-    case.run_with(&*reference, format, &largest, &mut magnitude, |plain| plain.abs().pack(&*reference, inputs, format));
-    assert_close(&case.name(format, seed), &got, &want, &magnitude, share);
+    case.check(format, beside, seed, &x, [&base, &got]);
 }

@@ -13,7 +13,7 @@
 //! | `F32` | `2^-24 (8 + 4 √depth)` of the magnitude | half a unit in the last place per addition, errors of a chain add up like a random walk |
 //! | `Bf16` | `2^-8` of the magnitude per rounding, plus the above | weights are rounded alike on both sides; activations may be rounded (half a unit of 8 bits: `2^-8`) once in a linear, twice in an adapter |
 //! | `Int8` | as `F32` | both sides round activations to the same codes and add their products exactly |
-//! | `Int8`, adapters | as `F32`; `4/254` more of the largest activations of each group of 32 where activations are [`BesideCodes::Codes`] | a code is off by `1/254` of the largest of its group; so is one between the halves, of a largest that may be three times the others |
+//! | `Int8`, adapters | as `F32`; where activations are [`BesideCodes::Codes`] besides a step of what is between the halves, for each value in the middle of two codes | codes of activations and their products are exact; a value between the halves is rounded twice and may tip |
 //! | `Q4` | 4 times that, of the largest weights of each group | besides, a weight is a sum of two terms that may be larger than itself: a minimum and up to 15 steps |
 //! | element-wise | `1e-6` relative | a few roundings and `exp` within 2.5e-7 |
 
@@ -53,16 +53,16 @@ pub enum BesideCodes {
 /// # Panics
 ///
 /// When a promise does not hold.
-pub fn all(kernels: &dyn Kernels, seed: u64) {
+pub fn all(kernels: &dyn Kernels, beside: BesideCodes, seed: u64) {
     for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Q4] {
         linear_matches_the_reference(kernels, format, seed);
         linear_row_alone_and_in_a_batch_is_bit_equal(kernels, format, seed);
     }
     for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
-        lora_matches_the_reference(kernels, format, BesideCodes::Codes, seed);
+        lora_matches_the_reference(kernels, format, beside, seed);
         lora_row_alone_and_in_a_batch_is_bit_equal(kernels, format, seed);
         lora_leaves_everything_else_alone(kernels, format, seed);
-        lora_with_overlapping_targets_adds_both(kernels, format, BesideCodes::Codes, seed);
+        lora_with_overlapping_targets_adds_both(kernels, format, beside, seed);
     }
     for format in [crate::KvFormat::F32, crate::KvFormat::Bf16] {
         attention_matches_the_reference(kernels, format, seed);

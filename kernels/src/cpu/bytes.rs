@@ -35,13 +35,13 @@ pub(crate) trait Bytes: Copy {
     unsafe fn start4() -> Self::Sum4;
     /// Adds four products to each sum; `x` holds four activation codes.
     unsafe fn dot8(sum: Self::Sum, weights: Self::Weights8, x: u32) -> Self::Sum;
+    /// The same for 4-bit weights; at most [`GROUP`] products in all.
+    unsafe fn dot4(sum: Self::Sum4, weights: Self::Weights4, x: u32) -> Self::Sum4;
     /// What sums begin with to which [`Self::dot_octets`] adds a group: `codes` are its 32 activations.
     unsafe fn start_octets(codes: *const i8) -> Self::Sum;
     /// Adds four products to each sum, of weights that lie `[8 ranks][8 inputs]`; `x` holds eight activation codes, of which even
     /// sums take the first four and odd ones the others.
     unsafe fn dot_octets(sum: Self::Sum, weights: Self::Weights8, x: u64) -> Self::Sum;
-    /// The same for 4-bit weights; at most [`GROUP`] products in all.
-    unsafe fn dot4(sum: Self::Sum4, weights: Self::Weights4, x: u32) -> Self::Sum4;
     /// The sums over 4-bit weights as those over 8-bit ones.
     unsafe fn widen4(sum: Self::Sum4) -> Self::Sum;
     /// The sums as `f32`; exact below 2^24.
@@ -55,15 +55,12 @@ pub(crate) trait Bytes: Copy {
     unsafe fn encode(values: [<Self::L as Lanes>::V; 2], to: *mut i8) -> i32;
 }
 
-/// Plain arrays over any lanes: what the compiler makes of them.
+/// Plain arrays: what the compiler makes of them on the oldest processor of the architecture.
 #[derive(Clone, Copy)]
-pub(crate) struct Plain<L>(std::marker::PhantomData<L>);
+pub(crate) struct PortableBytes;
 
-/// The bytes of the oldest processor of the architecture.
-pub(crate) type PortableBytes = Plain<Portable>;
-
-impl<L: Lanes> Bytes for Plain<L> {
-    type L = L;
+impl Bytes for PortableBytes {
+    type L = Portable;
     type Sum = [i32; PANEL];
     type Sum4 = [i32; PANEL];
     type Weights8 = [[i8; 4]; PANEL];
@@ -123,37 +120,37 @@ impl<L: Lanes> Bytes for Plain<L> {
         sum
     }
     #[inline(always)]
-    unsafe fn float(sum: Self::Sum) -> L::V {
+    unsafe fn float(sum: Self::Sum) -> <Portable as Lanes>::V {
         let lanes = sum.map(|sum| sum as f32);
         // SAFETY: an array of 16; the instruction set is the caller's duty.
-        unsafe { L::load(lanes.as_ptr()) }
+        unsafe { Portable::load(lanes.as_ptr()) }
     }
     #[inline(always)]
-    unsafe fn load_f16(from: *const u16) -> L::V {
+    unsafe fn load_f16(from: *const u16) -> <Portable as Lanes>::V {
         // SAFETY: valid for 16 values of 2 bytes.
         let halves: [u16; PANEL] = unsafe { *from.cast() };
         let lanes = halves.map(|bits| half::f16::from_bits(bits).to_f32());
         // SAFETY: an array of 16; the instruction set is the caller's duty.
-        unsafe { L::load(lanes.as_ptr()) }
+        unsafe { Portable::load(lanes.as_ptr()) }
     }
     #[inline(always)]
-    unsafe fn most(values: [L::V; 2]) -> f32 {
+    unsafe fn most(values: [<Portable as Lanes>::V; 2]) -> f32 {
         let mut lanes = [0.0f32; 2 * PANEL];
         // SAFETY: an array of 32; the instruction set is the caller's duty.
         unsafe {
-            L::store(lanes.as_mut_ptr(), values[0]);
-            L::store(lanes.as_mut_ptr().add(PANEL), values[1]);
+            Portable::store(lanes.as_mut_ptr(), values[0]);
+            Portable::store(lanes.as_mut_ptr().add(PANEL), values[1]);
         }
         lanes.into_iter().fold(0.0, |most, value| most.max(value.abs()))
     }
     #[inline(always)]
-    unsafe fn encode(values: [L::V; 2], to: *mut i8) -> i32 {
+    unsafe fn encode(values: [<Portable as Lanes>::V; 2], to: *mut i8) -> i32 {
         let mut lanes = [0.0f32; 2 * PANEL];
         // SAFETY: arrays of 32; `to` is valid for 32 bytes; the instruction set is the caller's duty.
         unsafe {
             // Adding MAGIC rounds to an integer, ties to even, and leaves it in the low bits.
-            L::store(lanes.as_mut_ptr(), L::add(values[0], L::splat(MAGIC)));
-            L::store(lanes.as_mut_ptr().add(PANEL), L::add(values[1], L::splat(MAGIC)));
+            Portable::store(lanes.as_mut_ptr(), Portable::add(values[0], Portable::splat(MAGIC)));
+            Portable::store(lanes.as_mut_ptr().add(PANEL), Portable::add(values[1], Portable::splat(MAGIC)));
             let codes = lanes.map(|lane| lane.to_bits() as i8);
             *to.cast() = codes;
             codes.into_iter().map(i32::from).sum()

@@ -148,12 +148,18 @@ impl Call<'_> {
         });
     }
 
+    /// Passes of rows over codes: as many at a time as a tile has, then one by one.
+    fn passes(&self, rows: usize) -> usize {
+        let each = self.cpu.micro.quant.eight.largest.rows;
+        rows / each + rows % each
+    }
+
     /// `t [rows, rank rounded up to 32] = x Aᵀ` in codes, zero beyond the rank; the scales of ranks are not applied.
     fn shrink_codes(&self, a: &LoraMatrix, rows: Range<usize>, rank: usize, t: &mut [f32], next: Option<&LoraMatrix>) {
         a.0.expect_layout("lora", Layout::CodeOctets);
         let (groups, stride) = (quant::groups(self.in_features), t.len() / rows.len());
         let Data::Codes(a, _) = &a.0.data else { unreachable!("invariant: adapters in integers are codes") };
-        let ahead = ahead(next, rows.len() * rank.div_ceil(OCTET) * groups);
+        let ahead = ahead(next, self.passes(rows.len()) * rank.div_ceil(OCTET) * groups);
         let x = &self.codes[rows.start * groups..rows.end * groups];
         t.chunks_exact_mut(stride).for_each(|t| t[rank..].fill(0.0));
         // SAFETY: the table fits this processor.
@@ -275,7 +281,7 @@ impl Place<'_> {
             unreachable!("invariant: adapters in integers are codes")
         };
         let (groups, depth, panels) = (stride / GROUP, rank.div_ceil(4), columns / PANEL);
-        let ahead = ahead(self.next, self.rows.len() * columns.div_ceil(PANEL) * groups);
+        let ahead = ahead(self.next, self.call.passes(self.rows.len()) * columns.div_ceil(PANEL) * groups);
         with_scratch::<GroupX, _>(self.rows.len() * groups, |codes| {
             for (t, codes) in t.chunks_exact(stride).zip(codes.chunks_exact_mut(groups)) {
                 // SAFETY: the table fits this processor.

@@ -83,7 +83,7 @@ unsafe fn widen_f16(from: *const u16) -> float32x4_t {
     unsafe {
         let (halves, wide): (uint16x4_t, float32x4_t);
         halves = vld1_u16(from);
-        asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) halves, options(pure, nomem, nostack, preserves_flags));
+        asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) halves, options(pure, nomem, nostack));
         wide
     }
 }

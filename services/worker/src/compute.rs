@@ -64,12 +64,12 @@ impl Compute {
         })
     }
 
-    /// What `dtype = auto` is beside this base: where its linears are `Q4_1` in the file, `q4` gives them back exactly and is
-    /// at least as fast as `int8`. Costs nothing.
+    /// What `dtype = auto` is beside this base: where its linears are `Q4_1` in the file and `q4` gives those of the first layer
+    /// back exactly, `q4`, which is at least as fast as `int8`. Costs a pass over that layer.
     pub(crate) fn beside(&self, base: &BaseModel, settings: &Settings) -> Self {
         match self {
             &Self::Processor { isa, dtype: Dtype::Int8, adapters }
-                if settings.dtype == "auto" && linears_are(base, "Q4_1") =>
+                if settings.dtype == "auto" && four_bits_lose_nothing(base) =>
             {
                 Self::Processor { isa, dtype: Dtype::Q4, adapters }
             }
@@ -107,12 +107,22 @@ impl Compute {
     }
 }
 
-/// Whether the file stores all matrices of all layers so.
-fn linears_are(base: &BaseModel, stored: &str) -> bool {
-    let is_linear =
-        |name: &str| name.contains(".layers.") && base.weights.shape(name).is_some_and(|shape| shape.len() == 2);
-    let mut linears = base.weights.names().filter(|name| is_linear(name)).peekable();
-    linears.peek().is_some() && linears.all(|name| base.weights.stored_as(name) == Some(stored))
+/// Whether the file stores all matrices of all layers as `Q4_1`, and those of the first layer come back from 4 bits as they are: minima and
+/// scales are found again where a block of the file uses its first and its last code, which depends on who quantised it.
+fn four_bits_lose_nothing(base: &BaseModel) -> bool {
+    let weights = &base.weights;
+    let matrix = |name: &str| weights.shape(name).filter(|shape| name.contains(".layers.") && shape.len() == 2);
+    let mut linears = weights.names().filter(|name| matrix(name).is_some()).peekable();
+    let comes_back = |name: &str| {
+        let (Some(&[outputs, inputs]), Ok(values)) = (matrix(name), weights.load_f32(name)) else { return false };
+        let packed = weft_kernels::reference().pack_linear(&values, outputs, inputs, weft_kernels::WeightFormat::Q4);
+        let mut row = vec![0.0; inputs];
+        let is_row = |(index, values): (usize, &[f32])| packed.read_row(index, 0, &mut row) && row == values;
+        values.chunks_exact(inputs.max(1)).enumerate().all(is_row)
+    };
+    linears.peek().is_some()
+        && linears
+            .all(|name| weights.stored_as(name) == Some("Q4_1") && (!name.contains(".layers.0.") || comes_back(name)))
 }
 
 /// None: the processor.

@@ -43,8 +43,8 @@ weft_bus::mesh_settings! {
         /// Whether a device's decoding steps are replayed as graphs.
         pub device_graphs: bool = true,
         /// What the base is stored and computed in: auto, f32, bf16, int8 or q4. See docs/performance.md for what each costs
-        /// in accuracy. auto: the fastest whose greedy answers keep to those of f32: with AVX2 or AVX-512 VNNI q4 where the
-        /// file has Q4_1 and int8 elsewhere, else bf16, f32 on plain processors. On a device: auto (bf16), f32, bf16, int8, q4
+        /// in accuracy. auto: the fastest whose greedy answers keep to those of f32: with AVX2, AVX-512 VNNI or
+        /// NEON's dot product q4 where the file has Q4_1 and int8 elsewhere, else bf16, f32 on plain processors. On a device: auto (bf16), f32, bf16, int8, q4
         /// or fp8.
         pub dtype: String = "auto".to_owned(),
         /// What keys and values are stored in: auto (beside a base in f32 f32, else bf16), or, on a device whose dtype is not f32, fp8.
@@ -58,7 +58,7 @@ weft_bus::mesh_settings! {
         pub batch_invariant: bool = false,
         /// Threads that compute, up to 1024. 0: one for each core.
         pub threads: usize = 0,
-        /// Instruction set: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or neon.
+        /// Instruction set: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16, neon or neon-dot.
         pub isa: String = "auto".to_owned(),
         /// Where the cache daemon is reached.
         pub cache: String = "127.0.0.1:7002".to_owned(),

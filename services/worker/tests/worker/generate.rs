@@ -474,6 +474,27 @@ async fn tokenize_and_describe_answer_without_the_loop() {
     assert!(facts.has_chat_template && facts.base_digest.len() == 32 && facts.model_id.ends_with("tiny"));
 }
 
+/// What `auto` is beside a base whose file has `Q4_1`, and beside one whose file has floats.
+#[tokio::test]
+async fn the_fastest_format_that_loses_nothing_of_the_file_is_chosen() {
+    let demo = std::env::var("WEFT_DEMO_MODEL").unwrap_or_else(|_| {
+        let cache = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/models");
+        let path = weft_base_model::fetch::demo_model(&cache).expect("the demo model can be fetched");
+        path.into_os_string().into_string().unwrap()
+    });
+    let choice = async |model: String| {
+        let settings = Settings { model, dtype: "auto".into(), kv_memory_bytes: 64 << 20, ..settings() };
+        TestWorker::start(settings).await.client.describe(pb::DescribeRequest {}).await.unwrap().into_inner().dtype
+    };
+    let choices = [choice(demo).await, choice(settings().model).await];
+    let expected = match weft_kernels::Isa::detect().as_str() {
+        "portable" => ["f32", "f32"],
+        "avx512" | "neon" => ["bf16", "bf16"],
+        _ => ["q4", "int8"],
+    };
+    assert_eq!(choices, expected);
+}
+
 #[tokio::test]
 async fn every_token_carries_its_own_bytes_whatever_is_delivered_of_it() {
     let worker = TestWorker::start(settings()).await;
