@@ -9,7 +9,7 @@ use candle_core::{Device, Module, Tensor};
 use gemm::Parallelism;
 use std::time::Instant;
 use weft_kernels::conformance::Random;
-use weft_kernels::{CpuOptions, Kernels, PackedLinear, WeightFormat, cpu};
+use weft_kernels::{CpuOptions, PackedLinear, WeightFormat, cpu};
 
 const LAYERS: usize = 30;
 /// Outputs and inputs: fused q/k/v, o, fused gate/up, down.
@@ -35,7 +35,8 @@ fn main() {
     let kernels = cpu(CpuOptions { threads, isa: None });
     for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Q4] {
         let name = format!("weft {} {format:?}", kernels.isa());
-        let layers: Layers<PackedLinear> = layers(|w, [outputs, inputs]| kernels.pack_linear(w, outputs, inputs, format));
+        let layers: Layers<PackedLinear> =
+            layers(|w, [outputs, inputs]| kernels.pack_linear(w, outputs, inputs, format));
         report(&name, repeats, &layers, |w, _, x, _, out| kernels.linear(x, w, out));
     }
     let floats: Layers<Vec<f32>> = layers(|w, _| w.to_vec());
