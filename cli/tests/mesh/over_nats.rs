@@ -104,8 +104,7 @@ async fn workers_come_drain_and_die_under_load_and_the_gateway_follows() {
     gateway.until_asking_is(&secret, "base", 200).await;
 
     let running = Arc::new(AtomicBool::new(true));
-    // Enough that a worker which has nothing to do is the better choice.
-    let load: Vec<_> = (0..12)
+    let load: Vec<_> = (0..4)
         .map(|_| {
             let (gateway, secret, running) = (gateway.clone(), secret.clone(), Arc::clone(&running));
             tokio::spawn(async move {
@@ -142,8 +141,7 @@ async fn workers_come_drain_and_die_under_load_and_the_gateway_follows() {
         }
     }
     assert!(all.keys().all(|(status, _)| *status == 200), "{all:?}");
-    // The first one answered before the others came.
-    assert!(["two", "three"].iter().all(|name| all.contains_key(&(200, (*name).to_owned()))), "{all:?}");
+    assert!(["one", "two", "three"].iter().all(|name| all.contains_key(&(200, (*name).to_owned()))), "{all:?}");
 
     // Killed: others answer what met it before the first token, and nothing goes there once that is seen.
     mesh.kill("two");

@@ -39,7 +39,7 @@ pub struct WorkerHeartbeat {
     /// Mean time of the last steps.
     #[prost(uint64, tag = "17")]
     pub step_us: u64,
-    /// Prompt tokens computed a second since the last heartbeat, over the time in which steps ran. 0: none were.
+    /// As in GetLoadResponse.
     #[prost(double, tag = "18")]
     pub prefill_tokens_per_s: f64,
     /// The changes since the last heartbeat, and from time to time the whole list. A heartbeat with many is followed by more pieces as

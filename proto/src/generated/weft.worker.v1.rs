@@ -418,6 +418,9 @@ pub struct GetLoadResponse {
     /// Mean time of the last steps, microseconds.
     #[prost(uint64, tag = "14")]
     pub step_us: u64,
+    /// Tokens a second of the last steps that had prompts, older ones counting less. 0: there was none for a while.
+    #[prost(double, tag = "15")]
+    pub prefill_tokens_per_s: f64,
     /// KV blocks that nobody holds, kept for the prefix cache; they are free for whoever needs them.
     #[prost(uint64, tag = "20")]
     pub kv_blocks_idle: u64,

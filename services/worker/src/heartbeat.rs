@@ -37,7 +37,7 @@ pub(crate) async fn beat(
     told: oneshot::Sender<()>,
 ) {
     let mut told = Some(told);
-    let mut pulse = Pulse { facts, teller: Teller::default(), sequence: 0, last: pb::GetLoadResponse::default() };
+    let mut pulse = Pulse { facts, teller: Teller::default(), sequence: 0 };
     loop {
         let load = view.load();
         // One whose loop is stuck falls silent.
@@ -73,7 +73,6 @@ struct Pulse {
     facts: Facts,
     teller: Teller,
     sequence: u64,
-    last: pb::GetLoadResponse,
 }
 
 impl Pulse {
@@ -101,14 +100,13 @@ impl Pulse {
             slot_bytes_used: load.slot_bytes_used,
             slot_bytes_max: load.slot_bytes_max,
             step_us: load.step_us,
-            prefill_tokens_per_s: prefill_rate(&self.last, &load),
+            prefill_tokens_per_s: load.prefill_tokens_per_s,
             residency: pieces.next(),
             prepared_bytes_max: residency.prepared_bytes_max,
             memory_bytes_per_s: load.memory_bytes_per_s,
             disk_bytes_per_s: load.disk_bytes_per_s,
             remote_bytes_per_s: load.remote_bytes_per_s,
         };
-        self.last = load;
         let mut messages = vec![(subjects::WORKER_HEARTBEAT, heartbeat.encode_to_vec().into())];
         messages.extend(pieces.map(|piece| {
             let (address, incarnation) = (facts.address.clone(), facts.incarnation.clone());
@@ -125,14 +123,6 @@ fn held(residency: &pb::ListResidencyResponse) -> Held {
         rows.iter().filter_map(|row| Some((Digest::try_from(row.digest.as_ref()).ok()?, tier))).collect()
     };
     of(&residency.prepared, Tier::Memory).into_iter().chain(of(&residency.adapters, Tier::Slot)).collect()
-}
-
-/// Prompt tokens over the time of the steps between two looks; 0 without any.
-fn prefill_rate(before: &pb::GetLoadResponse, now: &pb::GetLoadResponse) -> f64 {
-    let tokens = now.prompt_tokens_total.saturating_sub(before.prompt_tokens_total);
-    let steps = now.steps_total.saturating_sub(before.steps_total);
-    let seconds = steps as f64 * now.step_us as f64 / 1e6;
-    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -156,7 +146,7 @@ mod tests {
             base: Digest::of(b"base"),
             interval: Duration::from_secs(1),
         };
-        Pulse { facts, teller: Teller::default(), sequence: 0, last: pb::GetLoadResponse::default() }
+        Pulse { facts, teller: Teller::default(), sequence: 0 }
     }
 
     fn decoded(messages: &[(Subject, Bytes)]) -> mesh::WorkerHeartbeat {
@@ -174,9 +164,7 @@ mod tests {
             draining: true,
             kv_blocks_used: 3,
             kv_blocks_max: 10,
-            prompt_tokens_total: 500,
-            steps_total: 10,
-            step_us: 50_000,
+            prefill_tokens_per_s: 1000.0,
             ..Default::default()
         };
         let second = decoded(&pulse.next(load, &residency(7, 2)));
@@ -184,7 +172,7 @@ mod tests {
         assert_eq!((second.sequence, delta.since, delta.generation, delta.changes.len()), (2, 7, 7, 0));
         assert_eq!((second.draining, second.kv_blocks_free, second.prefill_tokens_per_s), (true, 7, 1000.0));
         let third = decoded(&pulse.next(load, &residency(9, 1)));
-        assert_eq!((third.residency.unwrap().changes.len(), third.prefill_tokens_per_s), (1, 0.0));
+        assert_eq!(third.residency.unwrap().changes.len(), 1);
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod masks;
 mod metrics;
 mod model;
 mod occupancy;
+mod prefill_rate;
 mod prefix;
 mod request;
 mod settings;

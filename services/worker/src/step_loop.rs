@@ -34,6 +34,7 @@ use crate::error::chain;
 use crate::masks::MaskThreads;
 use crate::metrics::Metrics;
 use crate::model::{BLOCK_SIZE, Model};
+use crate::prefill_rate::PrefillRate;
 use crate::request::{Active, Ending, Events, Progress, StepFacts};
 use crate::settings::Settings;
 use crate::view::View;
@@ -89,6 +90,7 @@ pub(crate) struct StepLoop {
     output: StepOutput,
     born: Instant,
     load: pb::GetLoadResponse,
+    prefill: PrefillRate,
     generation_shown: Option<(u64, u64)>,
     /// Grows whenever a slot gets or loses a user.
     users_changed: u64,
@@ -123,6 +125,7 @@ impl StepLoop {
             output: StepOutput::default(),
             born: Instant::now(),
             load: pb::GetLoadResponse::default(),
+            prefill: PrefillRate::default(),
             generation_shown: None,
             users_changed: 0,
             fatal: None,
@@ -471,6 +474,10 @@ impl StepLoop {
         self.load.mixed_steps_total += u64::from(mixed);
         self.load.prompt_tokens_total += prompt as u64;
         self.load.output_tokens_total += sampled;
+        if prompt > 0 {
+            let tokens = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+            self.prefill.note(tokens, took, Instant::now());
+        }
         // A mean in which a step counts half after about eleven more.
         let micros = took.as_micros() as u64;
         self.load.step_us = if self.load.step_us == 0 { micros } else { (self.load.step_us * 15 + micros) / 16 };
@@ -532,7 +539,7 @@ impl StepLoop {
         self.load.disk_bytes_per_s = measured.disk;
         self.load.remote_bytes_per_s = measured.remote;
         self.count_prefixes();
-        self.parts.view.set_load(self.load);
+        self.parts.view.set_load(self.load, self.prefill);
         let metrics = &self.parts.metrics;
         metrics.running_requests.set(load.running as i64);
         metrics.queued_requests.set((load.waiting + load.beside) as i64);

@@ -8,6 +8,7 @@ use weft_proto::worker::v1 as pb;
 use weft_types::Digest;
 
 use crate::occupancy::{Occupancy, Taken};
+use crate::prefill_rate::PrefillRate;
 
 /// The loop writes it once an iteration; `GetLoad` and `ListResidency` read it. The lock is held for a copy only.
 pub(crate) struct View {
@@ -24,6 +25,7 @@ const RESTING: u64 = u64::MAX;
 #[derive(Default)]
 struct Seen {
     load: pb::GetLoadResponse,
+    prefill: PrefillRate,
     residency: pb::ListResidencyResponse,
     /// While somebody tells of it.
     occupancy: Option<Occupancy>,
@@ -56,15 +58,19 @@ impl View {
     }
 
     pub(crate) fn load(&self) -> pb::GetLoadResponse {
-        pb::GetLoadResponse { draining: self.is_draining(), ..self.lock().load }
+        let seen = self.lock();
+        let prefill_tokens_per_s = seen.prefill.tokens_per_s(Instant::now());
+        pb::GetLoadResponse { draining: self.is_draining(), prefill_tokens_per_s, ..seen.load }
     }
 
     pub(crate) fn residency(&self) -> pb::ListResidencyResponse {
         self.lock().residency.clone()
     }
 
-    pub(crate) fn set_load(&self, load: pb::GetLoadResponse) {
-        self.lock().load = load;
+    pub(crate) fn set_load(&self, load: pb::GetLoadResponse, prefill: PrefillRate) {
+        let mut seen = self.lock();
+        seen.load = load;
+        seen.prefill = prefill;
     }
 
     pub(crate) fn set_residency(&self, residency: pb::ListResidencyResponse) {

@@ -89,6 +89,7 @@ fn hear(pool: &Pool, message: &Bytes, dial: &Dial, workers_max: usize, warnings:
     if worker.is_heard_at(&canonical(&beat.address)) {
         pool.renew();
     }
+    pool.prefill.hear(beat.prefill_tokens_per_s);
     if worker.write(|view| view.hear(&beat, base, Instant::now())) {
         worker.wake.notify_one();
     }

@@ -37,10 +37,34 @@ pub(crate) struct Pool {
     changing: Mutex<()>,
     next_id: AtomicU64,
     pub(crate) pace: Pace,
+    /// What workers say of how fast prompts are computed.
+    prefill: Typical,
     /// Something about some worker changed.
     changed: Notify,
     /// A worker was added.
     added: Notify,
+}
+
+/// The mean of what many workers say about themselves, the last ones counting more. Taken for those who have not said.
+#[derive(Default)]
+struct Typical(Mutex<Option<f64>>);
+
+impl Typical {
+    /// How much one word moves it.
+    const WEIGHT: f64 = 1.0 / 16.0;
+
+    /// Somebody says so; what is not positive and finite says nothing.
+    fn hear(&self, said: f64) {
+        if said.is_finite() && said > 0.0 {
+            let mut mean = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *mean = Some(mean.map_or(said, |mean| mean + (said - mean) * Self::WEIGHT));
+        }
+    }
+
+    /// None: nobody has said anything.
+    fn value(&self) -> Option<f64> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One spelling for one address, so that a setting and a heartbeat mean the same worker.
@@ -60,6 +84,7 @@ impl Pool {
             changing: Mutex::default(),
             next_id: AtomicU64::new(0),
             pace,
+            prefill: Typical::default(),
             changed: Notify::new(),
             added: Notify::new(),
         };
@@ -168,7 +193,8 @@ impl Pool {
     /// anybody with this base.
     pub(crate) fn choose(&self, asked: &Asked<'_>) -> Option<InFlight> {
         let places = self.places();
-        let now = Now { at: Instant::now(), pace: &self.pace };
+        let prefill_tokens_per_s = self.prefill.value();
+        let now = Now { at: Instant::now(), pace: &self.pace, prefill_tokens_per_s };
         let routed = places.route(asked, now, rand::random());
         let permitted = routed.and_then(|worker| InFlight::permitted(worker, now.at));
         permitted.or_else(|| places.last_resort(asked).map(InFlight::unasked))

@@ -98,3 +98,14 @@ async fn a_trial_without_a_word_on_the_worker_leaves_room_for_the_next_and_one_a
     let both = [(); 2].map(|()| InFlight::permitted(&worker, later));
     assert!(both.iter().all(Option::is_some), "closed after two");
 }
+
+#[test]
+fn what_is_typical_follows_what_is_said_and_nonsense_says_nothing() {
+    let typical = Typical::default();
+    assert_eq!(typical.value(), None);
+    [f64::NAN, f64::INFINITY, -1.0, 0.0].into_iter().for_each(|said| typical.hear(said));
+    assert_eq!(typical.value(), None);
+    typical.hear(1600.0);
+    typical.hear(3200.0);
+    assert_eq!(typical.value(), Some(1700.0));
+}

@@ -19,8 +19,8 @@ use weft_types::Digest;
 /// What adapters are taken to come at, in bytes a millisecond, from where a worker has measured nothing. From its own memory they come
 /// by moving a pointer, which nobody measures.
 const BANDWIDTH: Bandwidth = Bandwidth { memory: 5e6, disk: 2e5, remote: 5e4 };
-/// Prompt tokens a millisecond of a worker that has not said.
-const PREFILL_UNKNOWN: f64 = 1.0;
+/// Prompt tokens a second of a worker that has not said, where none has.
+const PREFILL_UNKNOWN: f64 = 1000.0;
 /// Steps that somebody is taken to go on for when KV memory is full.
 const STEPS_TO_AN_END: f64 = 64.0;
 
@@ -103,11 +103,13 @@ fn has_base(worker: &Worker, base: &Digest) -> bool {
     worker.read(|view| view.base.as_ref().is_some_and(|known| known.digest == *base))
 }
 
-/// The time, and how views age in it.
+/// The time, how views age in it, and what is taken for granted in it.
 #[derive(Clone, Copy)]
 pub(crate) struct Now<'a> {
     pub(crate) at: Instant,
     pub(crate) pace: &'a Pace,
+    /// Of workers that have not said, if others have.
+    pub(crate) prefill_tokens_per_s: Option<f64>,
 }
 
 /// All of it, for one request.
@@ -131,7 +133,7 @@ impl View for Seen<'_> {
                     () if is_broken => Availability::Broken,
                     () => Availability::Serving,
                 };
-                worker_load(availability, &view.load, worker.in_flight(), self.asked)
+                worker_load(availability, &view.load, worker.in_flight(), self.asked, self.now)
             })
         })
     }
@@ -156,22 +158,29 @@ impl View for Seen<'_> {
 }
 
 /// What a worker said, and what we sent there since, as times.
-fn worker_load(availability: Availability, load: &Load, in_flight: usize, asked: &Asked<'_>) -> WorkerLoad {
+fn worker_load(
+    availability: Availability,
+    load: &Load,
+    in_flight: usize,
+    asked: &Asked<'_>,
+    now: Now<'_>,
+) -> WorkerLoad {
     let step_ms = load.step.as_secs_f64() * 1e3;
-    let prefill_tokens_per_ms = match load.prefill_tokens_per_s / 1e3 {
-        rate if rate > 0.0 => rate,
-        _ => PREFILL_UNKNOWN,
-    };
+    // One without prompts lately is taken to be like the others: if it is not, the next request shows it.
+    let measured = Some(load.prefill_tokens_per_s).filter(|rate| *rate > 0.0);
+    let prefill_tokens_per_ms = measured.or(now.prefill_tokens_per_s).unwrap_or(PREFILL_UNKNOWN) / 1e3;
     let unheard = in_flight.saturating_sub(load.requests());
     let waiting = load.queued_requests as usize + load.loading_requests as usize + unheard;
     // Those before it are taken to have prompts like this one.
     let prefills_ms = waiting as f64 * f64::from(asked.prompt_tokens) / prefill_tokens_per_ms;
     let bandwidth = bandwidth(&load.loads);
     let is_full = load.kv_blocks_max > 0 && load.kv_blocks_free == 0;
+    // Where nobody is, no step has to end first, however long the last one took.
+    let until_a_step_ms = if load.requests().max(in_flight) > 0 { step_ms } else { 0.0 };
     let until_an_end_ms = if is_full { STEPS_TO_AN_END * step_ms } else { 0.0 };
     WorkerLoad {
         availability,
-        queue_ms: step_ms + prefills_ms + until_an_end_ms,
+        queue_ms: until_a_step_ms + prefills_ms + until_an_end_ms,
         loading_ms: f64::from(load.loading_requests) * asked.adapter_bytes as f64 / bandwidth.disk,
         prefill_tokens_per_ms,
         bandwidth,

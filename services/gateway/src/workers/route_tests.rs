@@ -11,6 +11,10 @@ fn pace() -> Pace {
     Pace { poll: second, relist: second, intervals_max: 3, forget: second }
 }
 
+fn now(pace: &Pace) -> Now<'_> {
+    Now { at: Instant::now(), pace, prefill_tokens_per_s: None }
+}
+
 fn workers(count: u64) -> Vec<Arc<Worker>> {
     let channel = || Endpoint::from_static("http://nowhere").connect_lazy();
     (0..count).map(|id| Arc::new(Worker::new(WorkerId(id), format!("worker-{id}:1"), channel(), true))).collect()
@@ -37,7 +41,8 @@ fn spread(places: &Places, adapter: Option<&Digest>, count: u64) -> BTreeMap<u64
     let asked = Asked { base: &base, adapter, adapter_bytes: 2_000_000, prompt_tokens: 70, tried: &[], hits: &[] };
     let mut to = BTreeMap::new();
     for draw in 0..count {
-        let now = Now { at: Instant::now(), pace: &pace() };
+        let pace = pace();
+        let now = now(&pace);
         let worker = places.route(&asked, now, draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)).expect("somebody serves");
         std::mem::forget(InFlight::unasked(worker));
         *to.entry(worker.id.0).or_default() += 1;
@@ -97,7 +102,8 @@ async fn who_drains_has_failed_often_or_was_tried_gets_nothing_and_full_memory_c
     for _ in 0..5 {
         workers[1].failed(Instant::now());
     }
-    let now = Now { at: Instant::now(), pace: &pace() };
+    let pace = pace();
+    let now = now(&pace);
     for draw in 0..50 {
         let asked = Asked::of_base(&base);
         assert_eq!(places.route(&asked, now, draw).map(|worker| worker.id.0), Some(2));
@@ -129,7 +135,8 @@ async fn a_worker_that_has_the_beginning_of_the_prompt_is_taken_unless_it_is_bus
     let hits = [Hit { worker: WorkerId(6), tokens: 3000 }];
     let asked = Asked { prompt_tokens: 4000, hits: &hits, ..Asked::of_base(&base) };
     let route = |draw: u64| {
-        let now = Now { at: Instant::now(), pace: &pace() };
+        let pace = pace();
+        let now = now(&pace);
         places.route(&asked, now, draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)).expect("somebody serves").id
     };
     assert!((0..100).all(|draw| route(draw) == WorkerId(6)), "whatever chance says");
@@ -138,6 +145,24 @@ async fn a_worker_that_has_the_beginning_of_the_prompt_is_taken_unless_it_is_bus
     drop(busy);
     // One that is gone is nobody's hit.
     let hits = [Hit { worker: WorkerId(77), tokens: 3000 }];
-    let now = Now { at: Instant::now(), pace: &pace() };
+    let pace = pace();
+    let now = now(&pace);
     assert!(places.route(&Asked { hits: &hits, ..asked }, now, 1).is_some());
+}
+
+#[tokio::test]
+async fn a_worker_that_was_slow_while_it_began_or_has_said_nothing_lately_is_tried_when_others_are_busy() {
+    let workers = workers(2);
+    let busy = pb::GetLoadResponse { running_requests: 12, prefill_tokens_per_s: 20_000.0, ..idle() };
+    see(&workers[0], busy, &[]);
+    // Its first step took two seconds; what its prompts cost is not known any more.
+    see(&workers[1], pb::GetLoadResponse { step_us: 2_000_000, ..idle() }, &[]);
+    let places = Places::new(workers.clone(), None);
+    let base = Digest::of(b"base");
+    let asked = Asked { prompt_tokens: 2000, ..Asked::of_base(&base) };
+    let pace = pace();
+    for draw in 0..50 {
+        let now = Now { prefill_tokens_per_s: Some(20_000.0), ..now(&pace) };
+        assert_eq!(places.route(&asked, now, draw).map(|worker| worker.id.0), Some(1));
+    }
 }

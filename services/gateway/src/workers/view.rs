@@ -48,7 +48,7 @@ pub(crate) struct Load {
     pub(crate) slot_bytes_max: u64,
     /// Mean time of the last steps.
     pub(crate) step: Duration,
-    /// 0: not known.
+    /// 0: not known, because it had no prompts lately.
     pub(crate) prefill_tokens_per_s: f64,
     pub(crate) loads: LoadRates,
     pub(crate) draining: bool,
@@ -220,7 +220,7 @@ impl Load {
             slot_bytes_used: beat.slot_bytes_used,
             slot_bytes_max: beat.slot_bytes_max,
             step: Duration::from_micros(beat.step_us),
-            prefill_tokens_per_s: rate(beat.prefill_tokens_per_s, before.prefill_tokens_per_s),
+            prefill_tokens_per_s: rate(beat.prefill_tokens_per_s, 0.0),
             loads: before.loads.measured(beat.disk_bytes_per_s, beat.remote_bytes_per_s),
             draining: beat.draining,
         }
@@ -236,7 +236,7 @@ impl Load {
             slot_bytes_used: load.slot_bytes_used,
             slot_bytes_max: load.slot_bytes_max,
             step: Duration::from_micros(load.step_us),
-            prefill_tokens_per_s: before.prefill_tokens_per_s,
+            prefill_tokens_per_s: rate(load.prefill_tokens_per_s, 0.0),
             loads: before.loads.measured(load.disk_bytes_per_s, load.remote_bytes_per_s),
             draining: load.draining,
         }
@@ -254,7 +254,7 @@ impl LoadRates {
     }
 }
 
-/// An interval without prompts, and a tier from which nothing came, say nothing about how fast they are.
+/// A tier from which nothing came says nothing about how fast it is.
 fn rate(heard: f64, before: f64) -> f64 {
     if heard.is_finite() && heard > 0.0 { heard } else { before }
 }

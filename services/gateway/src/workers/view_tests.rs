@@ -199,11 +199,15 @@ fn what_is_claimed_is_bounded() {
 }
 
 #[test]
-fn a_rate_outlasts_an_interval_without_prompts() {
+fn a_speed_is_known_for_as_long_as_the_worker_says_so() {
     let now = Instant::now();
     let mut view = known(now);
     view.hear(&mesh::WorkerHeartbeat { prefill_tokens_per_s: 900.0, ..beat("a", 2, 5, 5) }, digest(1), now);
+    assert_eq!(view.load.prefill_tokens_per_s, 900.0);
     view.hear(&beat("a", 3, 5, 5), digest(1), now);
-    view.see(look("a", None, 5, &[], &[]), now);
-    assert_eq!((view.load.prefill_tokens_per_s, view.load.kv_blocks_free), (900.0, 7));
+    assert_eq!(view.load.prefill_tokens_per_s, 0.0);
+    let mut seen = look("a", None, 5, &[], &[]);
+    seen.load.prefill_tokens_per_s = 700.0;
+    view.see(seen, now);
+    assert_eq!((view.load.prefill_tokens_per_s, view.load.kv_blocks_free), (700.0, 7));
 }

@@ -86,6 +86,7 @@ fn take_in(pool: &Pool, worker: &Worker, look: Look) {
             is_twin && !other.is_static && Some(other.id) != kept
         });
     }
+    pool.prefill.hear(look.load.prefill_tokens_per_s);
     worker.write(|view| view.see(look, Instant::now()));
 }
 
