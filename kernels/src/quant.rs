@@ -115,18 +115,18 @@ impl Group for Group4 {
         let most = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let bad: f32 = weights.iter().map(|w| w * 0.0).sum();
         let (scale, min) = (f16::from_f32((most - least) / 15.0), f16::from_f32(least));
-        let step_size = scale.to_f32();
+        // A call of another function each, where the oldest processor of the architecture has no f16.
+        let (step_size, least) = (scale.to_f32(), min.to_f32());
         let inverse = if step_size < LEAST { 0.0 } else { 1.0 / step_size };
         self.scale[output] = scale.to_bits();
-        self.min[output] = f16::from_f32(min.to_f32() + bad).to_bits();
-        let code = |input: usize| {
-            let weight = weights.get(input).copied().unwrap_or(min.to_f32());
-            nearest(((weight - min.to_f32()) * inverse).clamp(0.0, 15.0)) as u8
-        };
-        for step in 0..GROUP / 8 {
+        self.min[output] = f16::from_f32(least + bad).to_bits();
+        let mut codes = [0; GROUP];
+        for (code, weight) in codes.iter_mut().zip(weights) {
+            *code = nearest(((weight - least) * inverse).clamp(0.0, 15.0)) as u8;
+        }
+        for (step, eight) in codes.as_chunks::<8>().0.iter().enumerate() {
             for lane in 0..4 {
-                let input = 8 * step + lane;
-                self.codes[step][output][lane] = code(input) | code(input + 4) << 4;
+                self.codes[step][output][lane] = eight[lane] | eight[lane + 4] << 4;
             }
         }
     }
@@ -188,6 +188,27 @@ pub(crate) fn quantise_row(x: &[f32], to: &mut [GroupX]) {
             *code = (x * inverse).round_ties_even() as i8;
         }
         to.set(scale + bad, to.codes.iter().map(|code| i32::from(*code)).sum());
+    }
+}
+
+/// A row of activations as integer weights see it.
+pub(crate) struct CodedRow(Vec<GroupX>);
+
+impl CodedRow {
+    pub(crate) fn new(x: &[f32]) -> Self {
+        let mut groups = vec![GroupX::zeroed(); groups(x.len())];
+        quantise_row(x, &mut groups);
+        Self(groups)
+    }
+
+    /// Between two codes of the group of this input.
+    pub(crate) fn step(&self, input: usize) -> f64 {
+        f64::from(self.0[input / GROUP].scale)
+    }
+
+    /// Exact.
+    pub(crate) fn at(&self, input: usize) -> f64 {
+        self.step(input) * f64::from(self.0[input / GROUP].codes[input % GROUP])
     }
 }
 

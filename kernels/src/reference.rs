@@ -5,9 +5,8 @@
 
 use crate::packed::{ALONE, Half, Layout, Matrix};
 use crate::port::{AttentionSeq, Kernels, LoraSegment};
-use crate::quant::{self, GROUP, GroupX};
+use crate::quant::CodedRow;
 use crate::{KvFormat, KvLayer, LoraMatrix, PackedLinear, WeightFormat, shapes};
-use bytemuck::Zeroable;
 use std::sync::Arc;
 
 /// The implementation that defines what the others must compute.
@@ -193,9 +192,8 @@ impl Kernels for Reference {
 
 /// A row of activations as integer weights see it.
 fn through_codes(x: &[f32]) -> Vec<f32> {
-    let mut groups = vec![GroupX::zeroed(); quant::groups(x.len())];
-    quant::quantise_row(x, &mut groups);
-    (0..x.len()).map(|i| groups[i / GROUP].scale * f32::from(groups[i / GROUP].codes[i % GROUP])).collect()
+    let codes = CodedRow::new(x);
+    (0..x.len()).map(|input| codes.at(input) as f32).collect()
 }
 
 /// `Σ x[i] * other(i)` in `f64`.

@@ -1,9 +1,8 @@
 //! Promises about `lora`.
 
 use super::{BesideCodes, Random, abs, assert_bits, assert_close, tolerance};
-use crate::quant::{GROUP, GroupX, groups, quantise_row};
+use crate::quant::CodedRow;
 use crate::{Kernels, LoraSegment, LoraTarget, WeightFormat, reference};
-use bytemuck::Zeroable;
 use std::ops::Range;
 
 /// An adapter for one linear, not packed yet.
@@ -41,25 +40,6 @@ impl Plain {
             out_offset: self.out_offset,
             out_features: self.out_features,
         }
-    }
-}
-
-/// Values as codes in groups.
-struct Coded(Vec<GroupX>);
-
-impl Coded {
-    fn new(values: &[f32]) -> Self {
-        let mut groups = vec![GroupX::zeroed(); groups(values.len())];
-        quantise_row(values, &mut groups);
-        Self(groups)
-    }
-
-    fn step(&self, index: usize) -> f64 {
-        f64::from(self.0[index / GROUP].scale)
-    }
-
-    fn at(&self, index: usize) -> f64 {
-        self.step(index) * f64::from(self.0[index / GROUP].codes[index % GROUP])
     }
 }
 
@@ -158,7 +138,7 @@ impl Case {
             let target = plain.pack(&*reference, self.inputs, WeightFormat::Int8);
             let [(a, a_scales), (b, b_scales)] = [&target.a, &target.b].map(|half| half.to_codes().expect("codes"));
             for row in rows.clone() {
-                let x = Coded::new(&x[row * self.inputs..][..self.inputs]);
+                let x = CodedRow::new(&x[row * self.inputs..][..self.inputs]);
                 let scale = |r: usize| f64::from(plain.scale * a_scales[r] * b_scales[r]);
                 let products = |r: usize| (0..self.inputs).map(move |i| (r, i));
                 let product = |(r, i): (usize, usize)| f64::from(a[r * self.inputs + i]) * x.at(i);
@@ -167,7 +147,7 @@ impl Case {
                 let largest = (0..plain.rank)
                     .map(|r| scale(r).abs() * products(r).map(|at| product(at).abs()).sum::<f64>())
                     .fold(0.0, f64::max);
-                let t = Coded::new(&between.iter().map(|t| *t as f32).collect::<Vec<_>>());
+                let t = CodedRow::new(&between.iter().map(|t| *t as f32).collect::<Vec<_>>());
                 for o in 0..plain.out_features {
                     let at = row * self.stride + plain.out_offset + o;
                     for (r, between) in between.iter().enumerate() {

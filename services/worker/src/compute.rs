@@ -65,7 +65,7 @@ impl Compute {
     }
 
     /// What `dtype = auto` is beside this base: where its linears are `Q4_1` in the file and `q4` gives those of the first layer
-    /// back exactly, `q4`, which is at least as fast as `int8`. Costs a pass over that layer.
+    /// back exactly, as far as its first rows show, `q4`, which is at least as fast as `int8`. Costs a read of that layer.
     pub(crate) fn beside(&self, base: &BaseModel, settings: &Settings) -> Self {
         match self {
             &Self::Processor { isa, dtype: Dtype::Int8, adapters }
@@ -107,15 +107,21 @@ impl Compute {
     }
 }
 
-/// Whether the file stores all matrices of all layers as `Q4_1`, and those of the first layer come back from 4 bits as they are: minima and
-/// scales are found again where a block of the file uses its first and its last code, which depends on who quantised it.
+/// Rows of a matrix that tell how it was quantised: some hundred to some thousand blocks.
+const ROWS_LOOKED_AT: usize = 64;
+
+/// Whether the file stores all matrices of all layers as `Q4_1`, and the first rows of those of the first layer come back from 4 bits as
+/// they are: minima and scales are found again where a block of the file uses its first and its last code, which depends on who
+/// quantised it.
 fn four_bits_lose_nothing(base: &BaseModel) -> bool {
     let weights = &base.weights;
     let matrix = |name: &str| weights.shape(name).filter(|shape| name.contains(".layers.") && shape.len() == 2);
     let mut linears = weights.names().filter(|name| matrix(name).is_some()).peekable();
     let comes_back = |name: &str| {
         let (Some(&[outputs, inputs]), Ok(values)) = (matrix(name), weights.load_f32(name)) else { return false };
-        let packed = weft_kernels::reference().pack_linear(&values, outputs, inputs, weft_kernels::WeightFormat::Q4);
+        let rows = outputs.min(ROWS_LOOKED_AT);
+        let values = &values[..rows * inputs];
+        let packed = weft_kernels::reference().pack_linear(values, rows, inputs, weft_kernels::WeightFormat::Q4);
         let mut row = vec![0.0; inputs];
         let is_row = |(index, values): (usize, &[f32])| packed.read_row(index, 0, &mut row) && row == values;
         values.chunks_exact(inputs.max(1)).enumerate().all(is_row)
