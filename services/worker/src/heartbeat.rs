@@ -171,8 +171,8 @@ mod tests {
         let delta = second.residency.unwrap();
         assert_eq!((second.sequence, delta.since, delta.generation, delta.changes.len()), (2, 7, 7, 0));
         assert_eq!((second.draining, second.kv_blocks_free, second.prefill_tokens_per_s), (true, 7, 1000.0));
-        let third = decoded(&pulse.next(load, &residency(9, 1)));
-        assert_eq!(third.residency.unwrap().changes.len(), 1);
+        let third = decoded(&pulse.next(pb::GetLoadResponse { prefill_tokens_per_s: 0.0, ..load }, &residency(9, 1)));
+        assert_eq!((third.residency.unwrap().changes.len(), third.prefill_tokens_per_s), (1, 0.0));
     }
 
     #[test]

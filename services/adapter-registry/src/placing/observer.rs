@@ -126,7 +126,7 @@ impl Observer {
         seen.is_draining = beat.draining;
         seen.slot_bytes = beat.slot_bytes_max.saturating_add(beat.prepared_bytes_max);
         seen.step_ms = beat.step_us as f64 / 1e3;
-        // An interval without prompts says nothing about how fast they are.
+        // A worker without prompts for a while says nothing about how fast they are.
         if beat.prefill_tokens_per_s > 0.0 {
             seen.prefill_tokens_per_ms = beat.prefill_tokens_per_s / 1e3;
         }
